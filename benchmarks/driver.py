@@ -33,7 +33,7 @@ from orchestrator.execution.controller import TrialController
 from orchestrator.execution.messages import AttemptReport, AttemptResult, AttemptStatus, AttemptTask
 from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.folders import SweepFolder, create_sweep_folder
-from orchestrator.interfaces import SWEEP
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -215,7 +215,7 @@ def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dic
     with Study.create(folder, spec, slots=slots, train_pairs=10_000) as study, SignalHandler(lambda: "") as signals:
         sink = open_sink(study, root, DashboardReporter())
         study.start_driving(0.0)
-        sink.start_run(SWEEP, name=spec.name, params={}, tags={}, at=time.time())
+        sink.start_run(SWEEP_RUN, name=spec.name, params={}, tags={}, at=time.time())
         after = AfterTrial(study, sink, DashboardReporter())
         controller = TrialController(
             study, sink, view, signals, finish_config=lambda config: config, on_trial_end=after

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from dashboards.analysis.sweep_frame import state_counts
-from dashboards.diagnosis.findings import Finding
+from dashboards.diagnosis.findings import DiagnosisFinding
 from dashboards.formatting import format_counts, format_params, format_value, short_names
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
 from orchestrator.tracking.run_metadata import view_key
+from trainer.metrics import CHOSEN, MARGIN, REJECTED
 
 _ROWS, _STOPPED, _FINDINGS, _MORE_IN_REPORT, _TITLES = 10, 8, 3, 4, 2
 """Numbers of rows and findings that keep the description within MLflow's limit of 8000 characters."""
@@ -31,7 +32,7 @@ def run_description(
     records: Sequence[TrialRecord],
     state: str,
     *,
-    findings: Sequence[Finding] = (),
+    findings: Sequence[DiagnosisFinding] = (),
     report: bool = False,
     judgements: tuple[int, str] | None = None,
 ) -> str:
@@ -100,7 +101,7 @@ def _links(spec: SweepSpec, report: bool) -> str:
     return " · ".join([*links, f"`orchestrate report {spec.name}`", f"`orchestrate best {spec.name} --export DIR`"])
 
 
-def _finding_line(finding: Finding) -> str:
+def _finding_line(finding: DiagnosisFinding) -> str:
     text = f"- **{finding.level}: {_one_line(finding.title)}** {_one_line(finding.evidence, _MAX_EVIDENCE_LENGTH)}"
     return f"{text} *Next: {_one_line(finding.next_step, _MAX_EVIDENCE_LENGTH)}*"
 
@@ -128,11 +129,10 @@ def _one_line(text: str, longest: int = _MAX_REASON_LENGTH) -> str:
 
 
 _OUTCOME, _SEARCH, _TRAINING, _REWARDS = "held out", "search", "training", "rewards, scaled by beta"
-_CHOSEN, _REJECTED = "eval_logps_per_token/chosen", "eval_logps_per_token/rejected"
 _LINES = (
-    (_OUTCOME, "margin per token, held out", ("eval_margins/logp",)),
+    (_OUTCOME, "margin per token, held out", (MARGIN,)),
     (_OUTCOME, "accuracy, held out", ("eval_accuracies/logp",)),
-    (_OUTCOME, "log-probs per token, chosen and rejected", (_CHOSEN, _REJECTED)),
+    (_OUTCOME, "log-probs per token, chosen and rejected", (CHOSEN, REJECTED)),
     (_TRAINING, "loss", ("loss",)),
     (_TRAINING, "gradient norm", ("grad_norm",)),
     (_TRAINING, "tokens per second", ("tokens_per_second",)),

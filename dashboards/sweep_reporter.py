@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from dashboards.diagnosis.findings import Finding
+from dashboards.diagnosis.findings import DiagnosisFinding
 from dashboards.mlflow_pages import run_description, saved_view
 from orchestrator.interfaces import ReportFiles, UpdatesOf
 from orchestrator.judge.judgements import best_judged_trial, parse_judgements
@@ -46,7 +46,7 @@ class DashboardReporter:
         return ReportFiles(page, figures, _description(study, state, analysis.findings, report=True))
 
 
-def _findings(study: Study, state: str, steps: UpdatesOf | None) -> Sequence[Finding]:
+def _findings(study: Study, state: str, steps: UpdatesOf | None) -> Sequence[DiagnosisFinding]:
     from dashboards.analysis.load_frame import load_frame
     from dashboards.diagnosis import diagnose
 
@@ -56,6 +56,6 @@ def _findings(study: Study, state: str, steps: UpdatesOf | None) -> Sequence[Fin
     return diagnose.diagnose(load_frame(study, state=state, steps=steps))
 
 
-def _description(study: Study, state: str, findings: Sequence[Finding], *, report: bool = False) -> str:
+def _description(study: Study, state: str, findings: Sequence[DiagnosisFinding], *, report: bool = False) -> str:
     judgements = best_judged_trial(study, parse_judgements(study.judgements()))
     return run_description(study.spec, study.trials(), state, findings=findings, report=report, judgements=judgements)

@@ -90,8 +90,8 @@ class Presentation:
     reporter: SweepReporter
 
 
-SWEEP = "sweep"
-SFT = "sft"
+SWEEP_RUN = "sweep"
+SFT_RUN = "sft"
 """Names of runs inside a sweep; the name of a trial's run is its number as text."""
 
 

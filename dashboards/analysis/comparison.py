@@ -22,13 +22,13 @@ from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import Choice
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.study.importance import importance
-from trainer.metrics import COMPARISON_METRIC, EVAL
+from trainer.metrics import CHOSEN, COMPARISON_METRIC, EXACT_ANSWERS, MARGIN
 
 _TOKEN_RATIO = 1.05
 """Largest ratio of training tokens that counts as matched: the lengths of sampled pairs vary."""
 _EFFORT_RATIO = 1.5
 """Largest ratio of complete trials that counts as matched."""
-_INITIAL_METRIC = f"{EVAL}logps_per_token/chosen"
+_INITIAL_METRIC = CHOSEN
 
 Entry = tuple[SweepFrame, TrialFrame | None]
 
@@ -179,11 +179,6 @@ def _differing_fixed_paths(frames: Sequence[SweepFrame]) -> list[str]:
 
 def _scalar(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-MARGIN = f"{EVAL}margins/logp"
-CHOSEN = f"{EVAL}logps_per_token/chosen"
-EXACT_ANSWERS = f"{EVAL}exact_answers"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,11 +16,12 @@ from rich.text import Text
 
 from dashboards.analysis.sweep_frame import TrialCurves, state_counts
 from dashboards.formatting import format_duration, format_params, format_value, progress_bar
-from dashboards.terminal.trial_tables import ACCURACIES, MARGINS, trial_table
+from dashboards.terminal.trial_tables import trial_table
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
+from trainer.metrics import COMPARISON_METRIC, MARGIN
 from trainer.results import StepMetrics
 
 Clock = Callable[[], float]
@@ -250,7 +251,7 @@ class PlainLogView:
         curves = self._progress.trials[number]
         curves.add(metrics)
         for step_metrics in metrics:
-            names = dict.fromkeys((self._progress.spec.first_objective.metric, ACCURACIES, MARGINS))
+            names = dict.fromkeys((self._progress.spec.first_objective.metric, COMPARISON_METRIC, MARGIN))
             texts = [f"{n}={format_value(step_metrics.metrics[n])}" for n in names if n in step_metrics.metrics]
             if texts:
                 steps = self._progress.total_updates(curves)

@@ -11,12 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from dashboards.analysis.sweep_frame import TrialCurves
-from dashboards.diagnosis.findings import Finding, FindingLevel
+from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
 from dashboards.formatting import format_params, format_value, progress_bar, short_names, sparkline, table_width
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, pareto_front, rank_trials
+from trainer.metrics import COMPARISON_METRIC, MARGIN
 
 _STYLE = {
     TrialState.RUNNING: "cyan",
@@ -25,8 +26,6 @@ _STYLE = {
     TrialState.PRUNED: "yellow",
     TrialState.FAILED: "red",
 }
-MARGINS = "eval_margins/logp"
-ACCURACIES = "eval_accuracies/logp"
 _REASON_WIDTH = 30
 """Characters. Smallest readable width of the reason column."""
 
@@ -60,12 +59,20 @@ def trial_table(
         most_reasons: number of reasons below the table, the newest; None for all, wrapped.
     """
     reason = max((len(_remark(curves, False)) for curves in all_curves), default=0)
-    wide = _table(all_curves, paths, objective, steps, roomy=True, spark=12)
+    wide = _table(all_curves, paths, objective, steps, is_wide=True, sparkline_width=12)
     if table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
         return wide
     candidates = (
-        _table(all_curves, paths, objective, steps, roomy=False, spark=spark, tight=spark < 6)
-        for spark in (10, 6, 3, 0)
+        _table(
+            all_curves,
+            paths,
+            objective,
+            steps,
+            is_wide=False,
+            sparkline_width=sparkline_width,
+            is_narrow=sparkline_width < 6,
+        )
+        for sparkline_width in (10, 6, 3, 0)
     )
     table = next((made for made in candidates if table_width(made).maximum <= width), None)
     if table is None:
@@ -86,36 +93,36 @@ def _table(
     objective: Objective,
     steps: UpdatesOf | None,
     *,
-    roomy: bool,
-    spark: int,
-    tight: bool = False,
+    is_wide: bool,
+    sparkline_width: int,
+    is_narrow: bool = False,
 ) -> Table:
-    """Return the table. `tight`: wrapped column names and no padding; values are never cut."""
+    """Return the table. `is_narrow`: wrapped column names and no padding; values are never cut."""
     short = short_names(paths)
     best = next(iter(rank_trials([v.record for v in all_curves], objective)), None)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0) if tight else (0, 1))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0) if is_narrow else (0, 1))
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for path in paths:
-        table.add_column(_break_name(short[path]) if tight else short[path], justify="right", no_wrap=True)
-    table.add_column("step" if not roomy else "progress", no_wrap=True)
-    metric = objective.metric if roomy else objective.metric.removeprefix("eval_")
-    table.add_column(_break_name(metric) if tight else metric, justify="right", no_wrap=True)
-    if spark:
-        table.add_column("margin" if roomy else "marg.", no_wrap=True)
-        table.add_column("accuracy" if roomy else "acc.", no_wrap=True)
-    if roomy:
+        table.add_column(_break_name(short[path]) if is_narrow else short[path], justify="right", no_wrap=True)
+    table.add_column("step" if not is_wide else "progress", no_wrap=True)
+    metric = objective.metric if is_wide else objective.metric.removeprefix("eval_")
+    table.add_column(_break_name(metric) if is_narrow else metric, justify="right", no_wrap=True)
+    if sparkline_width:
+        table.add_column("margin" if is_wide else "marg.", no_wrap=True)
+        table.add_column("accuracy" if is_wide else "acc.", no_wrap=True)
+    if is_wide:
         table.add_column("", overflow="fold")
     for curves in all_curves:
         first = best is not None and best is curves.record
         row = [Text(f"★ {curves.record.number}" if first else str(curves.record.number)), state_text(curves)]
         row += [Text(format_value(curves.record.params.get(path))) for path in paths]
-        of = None if steps is None else steps(curves.record.params)
-        row += [_progress(curves, of, roomy), _objective_cell(curves, objective, first)]
-        if spark:
-            row += [Text(sparkline(curves.values(MARGINS), spark), style="blue")]
-            row += [Text(sparkline(curves.values(ACCURACIES), spark), style="green")]
-        if roomy:
+        total = None if steps is None else steps(curves.record.params)
+        row += [_progress(curves, total, is_wide), _objective_cell(curves, objective, first)]
+        if sparkline_width:
+            row += [Text(sparkline(curves.values(MARGIN), sparkline_width), style="blue")]
+            row += [Text(sparkline(curves.values(COMPARISON_METRIC), sparkline_width), style="green")]
+        if is_wide:
             row += [Text(_remark(curves, first))]
         table.add_row(*row)
     return table
@@ -142,21 +149,21 @@ def _folded_table(
         table.add_column(name, no_wrap=name != "configuration", overflow="fold")
     for curves in all_curves:
         first = best is not None and best is curves.record
-        of = None if steps is None else steps(curves.record.params)
+        total = None if steps is None else steps(curves.record.params)
         table.add_row(
             Text(f"★ {curves.record.number}" if first else str(curves.record.number)),
             state_text(curves),
             Text(format_params(curves.record.params, paths)),
-            *([_progress(curves, of, roomy=False)] if progress else []),
+            *([_progress(curves, total, is_wide=False)] if progress else []),
             _objective_cell(curves, objective, first),
         )
     return table
 
 
-def _progress(curves: TrialCurves, steps: int | None, roomy: bool) -> Text:
+def _progress(curves: TrialCurves, steps: int | None, is_wide: bool) -> Text:
     if steps is None:
         return Text(str(curves.step))
-    if not roomy:
+    if not is_wide:
         return Text(f"{curves.step}/{steps}")
     return Text(
         f"{progress_bar(curves.step / steps, 8)} {curves.step}/{steps}",
@@ -221,7 +228,9 @@ _FINDING_STYLE = {FindingLevel.SERIOUS: "bold red", FindingLevel.WARNING: "yello
 _MAX_FINDINGS = 4
 
 
-def print_findings(findings: Sequence[Finding], name: str, console: Console, *, most: int = _MAX_FINDINGS) -> None:
+def print_findings(
+    findings: Sequence[DiagnosisFinding], name: str, console: Console, *, most: int = _MAX_FINDINGS
+) -> None:
     """Print at most `most` findings with their next steps, and the command for a follow-up sweep."""
     for finding in findings[:most]:
         head = Text(f"{finding.level}: ", style=_FINDING_STYLE[finding.level]).append(

@@ -109,7 +109,7 @@ def as_json(analysis: SweepAnalysis) -> dict[str, Any]:
             "params": dict(significance.winner.record.params),
             "gain": None if against is None else {"mean": against.mean, "low": against.low, "high": against.high},
             "held_out_pairs": significance.pairs,
-            "would_win": significance.wins.get(significance.winner.number),
+            "would_win": significance.first_place_shares.get(significance.winner.number),
             "cannot_be_told_apart": [trial.number for trial in significance.not_distinguishable],
         }
     return found

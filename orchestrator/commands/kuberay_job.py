@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import Finding, SpecError
+from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 
@@ -81,7 +81,7 @@ def job_name(sweep: str) -> str:
     name = re.sub(r"[^a-z0-9-]+", "-", sweep.lower()).strip("-")[:_MAX_NAME_LENGTH].strip("-")
     if not name or not name[0].isalpha():
         problem = f"{sweep!r} is not a valid Kubernetes name, which must start with a letter"
-        raise SpecError([Finding("--name", "", problem, "give another --name")])
+        raise SpecError([SpecProblem("--name", "", problem, "give another --name")])
     return name
 
 

@@ -60,7 +60,7 @@ def plan_locally(
         if probe:
             raise
         slots = None
-        all_notices += [finding.problem for finding in error.findings]
+        all_notices += [finding.problem for finding in error.problems]
     if spec.warm_start is not None:
         from orchestrator.study.sampling.warm_start import (
             warm_start,  # imports the study's libraries, which other plans do not need

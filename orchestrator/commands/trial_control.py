@@ -12,17 +12,17 @@ import shutil
 import socket
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from orchestrator import folders
 from orchestrator.driver.checkpoint_retention import fork_lock
-from orchestrator.errors import Finding, OrchestrateError, SpecError
+from orchestrator.errors import OrchestrateError, SpecError, SpecProblem
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.spec.loading.validation_errors import parse_document
 from orchestrator.spec.search.manual_trials import (
-    Problem,
     allowed_values,
     check_fork,
     check_manual_trial,
@@ -35,7 +35,7 @@ from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, a
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database.driver_lease import PAUSE, PRUNE, STOP, UNPAUSE
 from orchestrator.study.reader import StudyReader
-from orchestrator.study.trial_records import Fork, TrialRecord, TrialState
+from orchestrator.study.trial_records import REQUESTED_EVENT, Fork, TrialRecord, TrialState
 from trainer.config.trial import TrialConfig
 from trainer.storage.atomic_files import write_text
 from trainer.storage.checkpoint_manifest import pin_checkpoint
@@ -71,7 +71,7 @@ def request_control(name: str, root: Path, kind: str, trial: int | None, reason:
             notices = _trial_request(record_of(study, trial), kind, has_driver, name)
         text = f"{reason} (by {current_user()})" if reason else f"by {current_user()}"
         study.add_request(kind, text, trial)
-        study.add_event("asked", f"{kind}: {text}", trial)
+        study.add_event(REQUESTED_EVENT, f"{kind}: {text}", trial)
     return notices
 
 
@@ -273,18 +273,18 @@ def _clone_params(parent: Mapping[str, Any], changed: Mapping[str, Any]) -> dict
 def _parse_sets(sets: Sequence[str]) -> dict[str, Any]:
     """Parse the `--set` options into path -> value."""
     params: dict[str, Any] = {}
-    findings: list[Finding] = []
+    problems: list[SpecProblem] = []
     for one in sets:
         path, equals, text = one.partition("=")
         if not equals or not path.strip():
-            findings.append(Finding(f"--set {one}", "", "must be PATH=VALUE, such as loss.beta=2.5"))
+            problems.append(SpecProblem(f"--set {one}", "", "must be PATH=VALUE, such as loss.beta=2.5"))
             continue
         try:
             params[path.strip().removeprefix("base.")] = parse_document(text, one).value if text.strip() else None
         except SpecError as error:
-            findings += [Finding(f"--set {one}", path, f.problem, f.hint) for f in error.findings]
-    if findings:
-        raise SpecError(findings)
+            problems += [SpecProblem(f"--set {one}", path, f.problem, f.hint) for f in error.problems]
+    if problems:
+        raise SpecError(problems)
     return params
 
 
@@ -292,17 +292,17 @@ def _check(spec: SweepSpec, sets: Sequence[str], params: Mapping[str, Any]) -> N
     _raise_problems(sets, check_manual_trial(spec.base, spec.search, spec.first_objective, params), spec.search)
 
 
-def _raise_problems(sets: Sequence[str], found: Iterable[Problem], search: SearchSpace | None = None) -> None:
+def _raise_problems(sets: Sequence[str], found: Iterable[SpecProblem], search: SearchSpace | None = None) -> None:
     """Raise SpecError with all problems, each at its `--set` option, if there are any."""
     flags = {one.partition("=")[0].strip().removeprefix("base."): one for one in sets}
-    findings: list[Finding] = []
-    for path, problem, hint in found:
-        sampled = "" if search is None else allowed_values(search, path)
-        hints = [h for h in (hint, f"the search has {sampled}" if sampled else "") if h]
-        where = f"--set {flags[path]}" if path in flags else "--set"
-        findings.append(Finding(where, path, problem, "; ".join(hints)))
-    if findings:
-        raise SpecError(findings)
+    problems: list[SpecProblem] = []
+    for problem in found:
+        sampled = "" if search is None else allowed_values(search, problem.path)
+        hints = [h for h in (problem.hint, f"the search has {sampled}" if sampled else "") if h]
+        where = f"--set {flags[problem.path]}" if problem.path in flags else "--set"
+        problems.append(replace(problem, where=where, hint="; ".join(hints)))
+    if problems:
+        raise SpecError(problems)
 
 
 def _out_of_space_notice(spec: SweepSpec, params: Mapping[str, Any]) -> list[str]:

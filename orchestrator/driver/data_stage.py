@@ -13,8 +13,8 @@ from orchestrator.interfaces import ProgressView, UpdatesOf
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import TrialConfig, flatten
+from trainer.data.data_findings import UnreadableData
 from trainer.data.data_report import DataReport
-from trainer.data.validation import UnreadableData
 from trainer.evaluation.prompt_files import load_judge_prompts
 from trainer.results import TrialError
 from trainer.storage.atomic_files import write_text

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from urllib.parse import urlsplit
 
-from orchestrator.errors import Finding, SpecError, first_line
+from orchestrator.errors import SpecError, SpecProblem, first_line
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import ProgressView, UpdatesOf
@@ -151,7 +151,7 @@ def webhook_url(spec: SweepSpec) -> str | None:
         return url
     problem = f"the environment variable {name} " + ("has no http(s) URL" if url else "is not set")
     hint = "export it before the sweep, or set notify to null"
-    raise SpecError([Finding(spec.name, "notify.webhook_env", problem, hint)])
+    raise SpecError([SpecProblem(spec.name, "notify.webhook_env", problem, hint)])
 
 
 class NotifyingView:

@@ -18,7 +18,7 @@ from orchestrator.driver.data_stage import known_steps, load_report
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.execution.trainer_warnings import WARNINGS_TAG, recorded_warnings
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, RUNS_FILE, SweepFolder
-from orchestrator.interfaces import SWEEP, ProgressView, SweepReporter, TrackingSink
+from orchestrator.interfaces import SWEEP_RUN, ProgressView, SweepReporter, TrackingSink
 from orchestrator.redaction import redact
 from orchestrator.spec.loading.serialization import spec_hash
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -78,9 +78,9 @@ def start_parent_run(
         tags["lora.adapts"] = "\n".join(adapters)
     if warned := recorded_warnings(study):  # by earlier drivers
         tags[WARNINGS_TAG] = "\n".join(warned)
-    sink.start_run(SWEEP, name=spec.name, params=_params(spec), tags=tags | environment_tags(found), at=time.time())
+    sink.start_run(SWEEP_RUN, name=spec.name, params=_params(spec), tags=tags | environment_tags(found), at=time.time())
     for file in (folder.spec, path, folder.path / DATA_FILE):
-        sink.log_artifact(SWEEP, file)
+        sink.log_artifact(SWEEP_RUN, file)
 
 
 def end_parent_run(study: Study, sink: TrackingSink, state: str, status: str, reason: str) -> None:
@@ -90,7 +90,7 @@ def end_parent_run(study: Study, sink: TrackingSink, state: str, status: str, re
     if best is not None:
         tags |= {"best.trial": str(best.number), "best.value": f"{best.value}"}
         tags |= {f"best.{path}": str(value) for path, value in best.params.items()}
-    sink.end_run(SWEEP, status=status, tags=tags, at=time.time())
+    sink.end_run(SWEEP_RUN, status=status, tags=tags, at=time.time())
 
 
 def _record_run_id(folder: SweepFolder, run: str, run_id: str) -> None:
@@ -119,7 +119,7 @@ def update_description(study: Study, sink: TrackingSink, reporter: SweepReporter
     except Exception as error:  # noqa: BLE001 - a bug in a diagnosis rule must not stop the sweep; it is recorded
         record_page_failure(study, "diagnosis", error)
         text = reporter.describe(study, state, steps=steps, diagnose=False)
-    sink.set_tags(SWEEP, {NOTE: text})
+    sink.set_tags(SWEEP_RUN, {NOTE: text})
 
 
 def record_page_failure(study: Study, what: str, reason: Exception) -> str:
@@ -161,6 +161,6 @@ def attach_report(
         log(f"the report could not be written ({failure}); try orchestrate report {study.spec.name}")
         update_description(study, sink, reporter, state)
         return
-    sink.log_artifact(SWEEP, files.page)
-    sink.log_artifact(SWEEP, files.figures, "figures")
-    sink.set_tags(SWEEP, {NOTE: files.description})
+    sink.log_artifact(SWEEP_RUN, files.page)
+    sink.log_artifact(SWEEP_RUN, files.figures, "figures")
+    sink.set_tags(SWEEP_RUN, {NOTE: files.description})

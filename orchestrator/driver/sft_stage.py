@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from orchestrator.errors import Finding, SpecError, StorageRefused
+from orchestrator.errors import SpecError, SpecProblem, StorageRefused
 from orchestrator.execution import retry_policy
 from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
 from orchestrator.execution.retry_policy import MAX_LOST_WORKERS
@@ -19,7 +19,7 @@ from orchestrator.execution.user_requests import StopConditions
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, StageWorker
 from orchestrator.folders import SweepFolder
-from orchestrator.interfaces import SFT, ProgressView, TrackingSink
+from orchestrator.interfaces import SFT_RUN, ProgressView, TrackingSink
 from orchestrator.mirror import Mirror, sft_mirror
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
@@ -67,7 +67,7 @@ def sft_config(spec: SweepSpec) -> TrialConfig | None:
     searched = [path for path in spec.search.paths if path.startswith(_MODEL_SOURCE_PATHS)]
     if searched:
         problem = "the sft stage trains one initial model for all trials, so the initial model cannot be searched"
-        raise SpecError([Finding(spec.name, searched[0], problem, "remove it from search, or remove sft")])
+        raise SpecError([SpecProblem(spec.name, searched[0], problem, "remove it from search, or remove sft")])
     base = spec.base
     return TrialConfig(
         model=base.model,
@@ -172,7 +172,7 @@ def run_sft_stage(
     end = stage.train()
     tags = {"state": "COMPLETE" if end.status is AttemptStatus.FINISHED else "FAILED", "reason": end.reason}
     status = "FINISHED" if end.status is AttemptStatus.FINISHED else "FAILED"
-    sink.end_run(SFT, status=status, tags=tags, at=time.time())
+    sink.end_run(SFT_RUN, status=status, tags=tags, at=time.time())
     if end.status is AttemptStatus.NO_DISK:
         raise StorageRefused(f"the sft stage could not write: {end.reason}")
     if end.status is not AttemptStatus.FINISHED:
@@ -242,10 +242,10 @@ class _Stage:
         tags = {"state": "RUNNING", "sft.key": self._key}
         if config is not self._config:  # the logged params stay as configured
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
-        self._sink.start_run(SFT, name=SFT, params=self._config.flat_params(), tags=tags, at=time.time())
+        self._sink.start_run(SFT_RUN, name=SFT_RUN, params=self._config.flat_params(), tags=tags, at=time.time())
         self._view.set_stage(f"sft: 0 of {self._steps} updates")
         mirror = None if self._mirror is None else self._mirror.url
-        task = AttemptTask(SFT, 1, config.model_dump_json(), self.folder, mirror=mirror)
+        task = AttemptTask(SFT_RUN, 1, config.model_dump_json(), self.folder, mirror=mirror)
         return self._worker.train(task, self._on_report, lambda: self._stop_conditions.poll() is not None)
 
     def _on_report(self, report: AttemptReport) -> None:
@@ -253,7 +253,7 @@ class _Stage:
             self._study.add_event(MIRROR_EVENT, f"sft: {message}")
             self._view.log(f"sft: {message}")
         self._warnings.report(report.warnings, None)
-        self._sink.log_metrics(SFT, report.metrics, at=time.time())
+        self._sink.log_metrics(SFT_RUN, report.metrics, at=time.time())
         for step_metrics in report.metrics:
             metrics_text = [
                 f"{name}={step_metrics.metrics[name]:.4g}" for name in _SHOWN_METRICS if name in step_metrics.metrics

@@ -17,7 +17,7 @@ from orchestrator.errors import first_line
 from orchestrator.folders import FAILURE_FILE
 from orchestrator.redaction import redact
 from orchestrator.study.trial_records import FailureKind
-from trainer.data.validation import BadData
+from trainer.data.data_findings import BadData
 from trainer.results import StepMetrics
 
 RELEASE_REQUEST_FILE = "stop-asked"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import Finding, SpecError
+from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.nvidia_smi import smallest_memory
 from orchestrator.spec.estimates.cost_estimate import trials_per_process
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -124,7 +124,7 @@ def slots_on(
     processes = resources.processes
     if processes > 1 and spec.base.engine == "trl":
         problem = f"a trial has {processes} processes, but engine trl supports only one"
-        raise SpecError([Finding("resources", "base.engine", problem, "use engine packed, or one GPU per trial")])
+        raise SpecError([SpecProblem("resources", "base.engine", problem, "use engine packed, or one GPU per trial")])
     has_gpus = any(machine.gpus for machine in machines)
     sharing = trials_per_process(spec, gpu_memory if has_gpus else None)
     gpus_per_trial = resources.gpus_per_trial
@@ -137,7 +137,7 @@ def slots_on(
         where = f"no machine of the cluster has them ({has})" if shared else f"this machine has {has}"
         label = "a trial needs" if sharing == 1 else f"{sharing} trials in one process need"
         problem = f"{label} {cores:g} CPUs and {sharing * gpus_per_trial:g} GPUs; {where}"
-        raise SpecError([Finding("resources", "resources", problem)])
+        raise SpecError([SpecProblem("resources", "resources", problem)])
     count = min(fitting, spec.budget.concurrency or fitting)
     sharing = min(sharing, count)
     return Slots(

@@ -16,7 +16,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database.driver_lease import PAUSE, PRUNE, STOP, UNPAUSE
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import budget_exceeded, target_reached
-from orchestrator.study.trial_records import Outcome, Request, TrialRecord, TrialState
+from orchestrator.study.trial_records import ANSWERED_EVENT, Outcome, Request, TrialRecord, TrialState
 
 PAUSED_STATUS = "KILLED"
 """MLflow has no status for paused runs; their tag `state` is PAUSED."""
@@ -115,7 +115,7 @@ class TrialRequests:
     def _complete(self, request: Request, message: str = "") -> None:
         self._study.complete_request(request.seq)
         if message:
-            self._study.add_event("answered", message, request.trial)
+            self._study.add_event(ANSWERED_EVENT, message, request.trial)
             self._view.log(message)
 
 

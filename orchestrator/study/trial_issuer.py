@@ -30,7 +30,7 @@ from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.pruning.pruner import TrialPruner
 from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPolicy
 from orchestrator.study.sweep_terms import SweepTerms, Usage, budget_exceeded, target_reached
-from orchestrator.study.trial_records import Trial, TrialState
+from orchestrator.study.trial_records import DUPLICATE_EVENT, SKIPPED_EVENT, Trial, TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot, visible_trials
 from trainer.config.trial import TrialConfig, config_fingerprint
 from trainer.training.schedule import total_updates
@@ -100,11 +100,11 @@ class TrialIssuer:
         inside = {path: value for path, value in sampled.params.items() if path not in not_searched}
         issued = self._create(connection, number, sampled, inside, extra_attrs)
         for text in sampled.skipped_combinations:
-            self._repository.add_event(connection, "left out", text, number)
+            self._repository.add_event(connection, SKIPPED_EVENT, text, number)
         duplicate = next((trial.number for trial in reversed(trials) if trial.fingerprint == sampled.fingerprint), None)
         if duplicate is not None:
             self._repository.add_event(
-                connection, "twin", f"equal to trial {duplicate}: no new configuration was drawn", number
+                connection, DUPLICATE_EVENT, f"equal to trial {duplicate}: no new configuration was drawn", number
             )
         return issued
 

@@ -121,8 +121,18 @@ class TrialRecord:
     """The parent's checkpoint that it continues from; None: it started from the initial model."""
 
 
-# Kinds of events that this program reads.
+# Kinds of events.
 DRIVER_EVENT = "driver"
+REQUESTED_EVENT = "asked"
+"""A user left a request."""
+ANSWERED_EVENT = "answered"
+"""The driver acted on a user's request, or refused it."""
+LAPSED_EVENT = "lapsed"
+"""A request to the previous driver expired: no driver acts on it."""
+SKIPPED_EVENT = "left out"
+"""An invalid combination that the sampler skipped."""
+DUPLICATE_EVENT = "twin"
+"""A sampled configuration that equals an earlier trial's."""
 STOPPING = "stopping"
 PAUSED = "paused"
 UNPAUSED = "unpaused"

@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from dashboards.diagnosis.findings import Finding, FindingLevel
+from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
 from dashboards.mlflow_pages import run_description, saved_view
 from orchestrator.study.trial_records import FailureKind, Outcome, TrialRecord, TrialState
 from orchestrator.tracking.mlflow_sink import MAX_TAG_LENGTH, MlflowSink
@@ -66,7 +66,7 @@ def test_the_description_says_what_ended_how_and_stays_short_enough() -> None:
     records += [record(200, TrialState.PRUNED, reason="in | the <b>lower</b> half\nof all")]
     records += [record(201, TrialState.PRUNED, reason="diverged: loss is nan", diverged=True)]
     records += [record(202, TrialState.FAILED, reason="x" * 5000, failure=FailureKind.BUG)]
-    findings = [Finding(f"r{n}", FindingLevel.WARNING, "t" * 300, "e" * 900, "n" * 900) for n in range(9)]
+    findings = [DiagnosisFinding(f"r{n}", FindingLevel.WARNING, "t" * 300, "e" * 900, "n" * 900) for n in range(9)]
     text = run_description(spec, records, "finished", findings=findings, report=True)
     complete = with_links(text, "1", "mine", lambda run: f"{run:0>32}")
     assert len(complete) < MAX_TAG_LENGTH

@@ -145,12 +145,12 @@ def test_what_a_checkpoint_cannot_go_on_under_is_refused_by_name(root: Path) -> 
     with pytest.raises(SpecError) as refused:
         ask(root, "training.seed=1", "training.pairs_per_update=4", "loss.loss_type=hinge", RATE)
     cannot = "cannot change when training continues from a checkpoint"
-    assert [(f.path, f.problem) for f in refused.value.findings] == [
+    assert [(f.path, f.problem) for f in refused.value.problems] == [
         ("training.seed", f"{cannot}: the order of the pairs depends on this seed"),
         ("training.pairs_per_update", f"{cannot}: the position in the data is counted in updates of this size"),
         ("loss.loss_type", f"{cannot}: the metrics so far are of this loss"),
     ]
-    assert "what may change: loss.beta, " in refused.value.findings[0].hint
+    assert "what may change: loss.beta, " in refused.value.problems[0].hint
     with pytest.raises(SpecError, match="is the same for all trials of this sweep"):
         ask(root, "model.attention=separate")
     with pytest.raises(

@@ -17,7 +17,7 @@ from orchestrator.execution.messages import AttemptReport
 from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session
 from orchestrator.folders import SweepFolder, create_sweep_folder, sweep_lock
-from orchestrator.interfaces import SWEEP
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
@@ -79,7 +79,7 @@ def drive(root: Path, spec: SweepSpec | None = None) -> None:
         uri = f"sqlite:///{root / 'mlflow.db'}"
         sink = Outbox(folder.outbox, MlflowSink(root, uri=uri, experiment="e", sweep_id=study.id, sweep="s"))
         study.start_driving()
-        sink.start_run(SWEEP, name="s", params={}, tags={"state": "RUNNING"}, at=1.0)
+        sink.start_run(SWEEP_RUN, name="s", params={}, tags={"state": "RUNNING"}, at=1.0)
 
         def closed(_: Any) -> None:
             CheckpointRetention(study.folder, study.spec, study.trials())
@@ -88,7 +88,7 @@ def drive(root: Path, spec: SweepSpec | None = None) -> None:
         controller = make_controller(study, sink, on_trial_end=closed)
         closed(None)
         run_here(controller, CheckpointingSession, lock_timeout=0.5)
-        sink.end_run(SWEEP, status="FINISHED", tags={"state": "FINISHED"}, at=2.0)
+        sink.end_run(SWEEP_RUN, status="FINISHED", tags={"state": "FINISHED"}, at=2.0)
         assert sink.close(60.0) == 0
 
 

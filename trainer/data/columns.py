@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from trainer.data.validation import Notice, UnreadableData
+from trainer.data.data_findings import Notice, UnreadableData
 
 FIELDS = (
     "prompt",

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config.base import FrozenModel
+from trainer.data.data_findings import DataFinding
 from trainer.data.pair_dataset import PairDataset, TokenizedPair
-from trainer.data.validation import DataFinding
 
 _PERCENTILES = (50, 90, 99, 100)
 

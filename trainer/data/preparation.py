@@ -17,12 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from trainer.config.trial import DataConfig, GeneratedSource, ModelConfig, Source
+from trainer.data.data_findings import BadData, Severity, raise_if_refused, severity_of
 from trainer.data.data_report import DataReport, SourceRows, length_table
 from trainer.data.pair_dataset import PairDataset, TokenizedPair, get_or_create, write_pairs
 from trainer.data.row_selection import EVAL, TRAIN, PreferenceRow, RowAddress, Selection, Split, select_rows, sources_of
 from trainer.data.sources import source_digest, source_name
 from trainer.data.tokenization import EncodedPair, PairTokenizer, load_tokenizer, tokenizer_digest
-from trainer.data.validation import BadData, Severity, raise_if_refused, severity_of
 from trainer.storage.atomic_files import digest_of
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.trial import DataConfig, ModelConfig
+from trainer.data.data_findings import BadData, Severity, describe_finding, severity_of
 from trainer.data.data_report import DataReport
 from trainer.data.preparation import CheckedData, data_fingerprint, examine
 from trainer.data.row_selection import EVAL, TRAIN, RowAddress, Split
 from trainer.data.tokenization import load_tokenizer
-from trainer.data.validation import BadData, Severity, describe_finding, severity_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

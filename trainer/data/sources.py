@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from trainer.config.trial import FileSource, GeneratedSource, HubSource, Source
 from trainer.data.columns import find_columns
+from trainer.data.data_findings import Notice, UnreadableData
 from trainer.data.public_formats import conversion
-from trainer.data.validation import Notice, UnreadableData
 from trainer.storage.atomic_files import digest_of
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.chat_messages import Dialogue, content_text
 from trainer.data.chat_template import ChatTemplate, TemplateRefused, altered_messages, rendered_mark
+from trainer.data.data_findings import FindingKind, Notice
 from trainer.data.formats import Preference
-from trainer.data.validation import FindingKind, Notice
 from trainer.results import TrialError, cannot_load_message
 from trainer.storage.atomic_files import digest_of
 

@@ -262,7 +262,7 @@ def _lines(frame: SweepFrame, level: int, rows: list[tuple[TrialFrame, list[floa
     return go.Scatter(x=x, y=y, text=texts, mode="lines", line=line, hovertemplate="%{text}<extra></extra>")
 
 
-def front_panel(analysis: SweepAnalysis) -> Panel | None:
+def pareto_front_panel(analysis: SweepAnalysis) -> Panel | None:
     """Return the Pareto front as a table, and a scatter plot of each further objective against the first."""
     frame = analysis.frame
     if not frame.further_objectives or not frame.pareto_front:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.errors import Finding, SpecError
+from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.spec.estimates.gpu_memory import (
     GB,
     Memory,
@@ -287,9 +287,9 @@ def check_share(spec: SweepSpec, gpu_memory: float | None) -> None:
     message = too_large_message(largest_config(configs, shape, assumptions), shape, assumptions)
     if assumptions.trials > 1:
         where, problem = "trials_per_process", f"{assumptions.trials} is too many: {message}"
-        raise SpecError([Finding("resources", f"resources.{where}", problem, "or set fewer trials per process")])
+        raise SpecError([SpecProblem("resources", f"resources.{where}", problem, "or set fewer trials per process")])
     problem = f"{share:g} is too little: {message}"
-    raise SpecError([Finding("resources", "resources.gpus_per_trial", problem, "or set a larger share, at most 1")])
+    raise SpecError([SpecProblem("resources", "resources.gpus_per_trial", problem, "or set a larger share, at most 1")])
 
 
 def _fits(configs: list[TrialConfig], shape: ModelShape, assumptions: GpuAssumptions) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
 
-from orchestrator.errors import Finding, SpecError, closest_match
+from orchestrator.errors import SpecError, SpecProblem, closest_match
 from orchestrator.folders import SWEEP_NAME_PATTERN
 from orchestrator.spec.estimates.cost_estimate import cannot_share_base
 from orchestrator.spec.guard_config import GuardConfig
@@ -238,6 +238,6 @@ def _load_document(document: Document, folder: Path, sets: Sequence[str], name: 
     return LoadedSpec(spec, tuple(notices), document)
 
 
-def _line_of(finding: Finding) -> tuple[str, int]:
+def _line_of(finding: SpecProblem) -> tuple[str, int]:
     source, _, line = finding.where.rpartition(":")
     return (source, int(line)) if line.isdigit() else (finding.where, 0)

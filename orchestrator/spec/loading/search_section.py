@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from orchestrator.errors import closest_match
+from orchestrator.errors import SpecProblem, closest_match
 from orchestrator.spec.loading.validation_errors import ErrorCollector, format_value
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Dimension, Scalar
@@ -152,7 +152,7 @@ def load_enqueue(
             continue
         params = cast(dict[str, Any], one)
         wrong = [
-            (path, f"one trial has one value, not {format_value(value)}", "")
+            SpecProblem("", path, f"one trial has one value, not {format_value(value)}")
             for path, value in params.items()
             if _is_collection(value)
         ]
@@ -160,8 +160,8 @@ def load_enqueue(
             wrong += [
                 problem for problem in check_manual_trial(base, search, objective, params) if problem not in wrong
             ]
-        for path, problem, hint in wrong:
-            findings.add((*loc, path), problem, hint)
+        for found in wrong:
+            findings.add((*loc, found.path), found.problem, found.hint)
         if wrong:
             continue
         identity = apply_params(base, params).canonical_params()

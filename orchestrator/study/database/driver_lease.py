@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 
 from orchestrator.errors import StorageRefused, SweepHeld
 from orchestrator.study.database.repository import SweepRepository
-from orchestrator.study.trial_records import DRIVER_EVENT
+from orchestrator.study.trial_records import DRIVER_EVENT, LAPSED_EVENT
 
 HEARTBEAT_SECONDS = 10.0
 """Seconds between a driver's heartbeats."""
@@ -152,7 +152,9 @@ class DriverLease:
         for request in repository.requests(connection):
             if request.trial is None and request.kind in EXPIRING_REQUESTS:
                 repository.complete_request(connection, request.seq)
-                repository.add_event(connection, "lapsed", f"a request to {request.kind} lapsed: {request.text}", None)
+                repository.add_event(
+                    connection, LAPSED_EVENT, f"a request to {request.kind} lapsed: {request.text}", None
+                )
         return driver
 
     @staticmethod

@@ -74,7 +74,7 @@ def test_the_disk_holds_one_checkpoint_more_that_is_on_its_way() -> None:
 def test_urls_that_cannot_be_meant(key: str, url: str, said: str) -> None:
     with pytest.raises(SpecError) as error:
         load_spec(QUICKSTART, [f"{key}={url}"])
-    (finding,) = error.value.findings
+    (finding,) = error.value.problems
     assert finding.path == key
     assert said in finding.problem
     assert "secret" not in finding.problem

@@ -34,7 +34,7 @@ def test_adapters_on_8b_take_half_of_80_gb_but_not_a_quarter(load_text: Callable
     alone = "resources.trials_per_process=1"
     with pytest.raises(SpecError) as caught:
         check_share(load_text(TEXT, "resources.gpus_per_trial=0.25", alone), 80 * GB)
-    (finding,) = caught.value.findings
+    (finding,) = caught.value.problems
     assert finding.path == "resources.gpus_per_trial"
     assert "0.25 of a GPU of 80 GB" in finding.problem
     assert "it fits with base.model.load_in_4bit: true" in finding.problem
@@ -139,7 +139,7 @@ resources: {trials_per_process: 4}
 """
     with pytest.raises(SpecError) as caught:
         load_text(text)
-    found = {finding.problem: finding for finding in caught.value.findings}
+    found = {finding.problem: finding for finding in caught.value.problems}
     assert list(found) == [
         f"4 trials cannot train over one frozen model: {reason}"
         for reason in (

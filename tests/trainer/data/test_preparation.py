@@ -11,7 +11,7 @@ import pytest
 from tests.support.data_cases import CHATML, LLAMA, chat, data, good_rows, plain, saved, tokenizer, write_rows
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data import BadData, DataReport, Prepared, TokenizerError, preparation, prepare
-from trainer.data.validation import MAX_ROWS_SHOWN
+from trainer.data.data_findings import MAX_ROWS_SHOWN
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from orchestrator.judge.judgements import headline
 from orchestrator.spec.loading.serialization import spec_hash
 from trainer.config.trial import TrialConfig
 from trainer.data.data_report import DataReport
-from trainer.metrics import EVAL
+from trainer.metrics import CHOSEN, EVAL, EXACT_ANSWERS, MARGIN
 
 MAX_LISTED = 10
 
@@ -85,9 +85,9 @@ def interval_text(difference: Difference) -> str:
 
 
 _FURTHER_METRICS = {
-    f"{EVAL}margins/logp": "margin",
-    f"{EVAL}logps_per_token/chosen": "chosen log-prob",
-    f"{EVAL}exact_answers": "right answers",
+    MARGIN: "margin",
+    CHOSEN: "chosen log-prob",
+    EXACT_ANSWERS: "right answers",
 }
 """Metric -> column that shows its newest value and the change since step 0."""
 
@@ -170,8 +170,8 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
                 interval_text(significance.against_initial),
             )
         )
-    if significance.wins:
-        share = significance.wins[winner.number]
+    if significance.first_place_shares:
+        share = significance.first_place_shares[winner.number]
         few = " (few)" if significance.pairs <= SMALL_SAMPLE_PAIRS else ""
         found.append(
             KeyFigure(
@@ -203,7 +203,7 @@ def _judgement_figure(frame: SweepFrame) -> list[Block]:
         text += "The initial model's answers are better: the gain on the held-out pairs does not show in the answers."
     else:
         text += "Its answers are clearly better than the initial model's."
-    same = [(c, v, r) for c, v, r in with_rates[1:] if (v.key, v.by) == (judgement.key, judgement.by)]
+    same = [(c, v, r) for c, v, r in with_rates[1:] if (v.key, v.judge_name) == (judgement.key, judgement.judge_name)]
     better, _, by = max(same, key=lambda row: row[2].value, default=(trial, judgement, rate))
     if by.value > rate.value:
         text += f" Of the judged trials, trial {better.label} has the highest win rate by this judge: {by.value:.0%}."
@@ -235,7 +235,11 @@ def _table(frame: SweepFrame, significance: Significance) -> Table:
             if row_difference is None
             else ("≈ " if trial.number in indistinguishable else "") + _behind(frame, row_difference)
         ]
-        row += [f"{significance.wins[trial.number]:.0%}" if trial.number in significance.wins else "–"]
+        row += [
+            f"{significance.first_place_shares[trial.number]:.0%}"
+            if trial.number in significance.first_place_shares
+            else "–"
+        ]
         row += [_with_change(trial, metric) for metric in further]
         rows.append(tuple(row))
     return Table(tuple(head), tuple(rows), numeric=frozenset(range(1, len(head))), marked=frozenset({0}))
