@@ -62,7 +62,7 @@ def prune(name: str, trial: int, why: str) -> None:
 def clone(name: str, trial: int, sets: Sequence[str], why: str, from_checkpoint: bool) -> None:
     """Enqueue a copy of TRIAL with some settings changed; runs next, in addition to budget.trials."""
     existing_sweep(runs_folder(), name)
-    from orchestrator.commands.trial_control import clone as queue
+    from orchestrator.commands.request_commands import clone as queue
 
     _print(queue(name, runs_folder(), trial, sets, why, from_checkpoint=from_checkpoint))
 
@@ -73,14 +73,14 @@ def clone(name: str, trial: int, sets: Sequence[str], why: str, from_checkpoint:
 def enqueue(name: str, sets: Sequence[str]) -> None:
     """Enqueue a trial with these settings, the others as in base; runs next, in addition to budget.trials."""
     existing_sweep(runs_folder(), name)
-    from orchestrator.commands.trial_control import enqueue as queue
+    from orchestrator.commands.request_commands import enqueue as queue
 
     _print(queue(name, runs_folder(), sets))
 
 
 def _request(kind: str, name: str, trial: int | None, reason: str) -> None:
     existing_sweep(runs_folder(), name)
-    from orchestrator.commands.trial_control import request_control
+    from orchestrator.commands.request_commands import request_control
 
     _print(request_control(name, runs_folder(), kind, trial, reason))
 

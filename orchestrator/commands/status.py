@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import folders
-from orchestrator.commands.trial_control import open_study
+from orchestrator.commands.request_commands import open_study
 from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.crash_report import crashed_at, last_crash
 from orchestrator.driver.data_stage import known_steps

@@ -10,11 +10,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from orchestrator.errors import Finding, SpecError, StorageRefused
-from orchestrator.execution import retry_policy
+from orchestrator.execution import trial_retries
 from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
-from orchestrator.execution.retry_policy import MAX_LOST_WORKERS
 from orchestrator.execution.sft_cache_key import stage_key
 from orchestrator.execution.trainer_warnings import WarningLog
+from orchestrator.execution.trial_retries import MAX_LOST_WORKERS
 from orchestrator.execution.user_requests import StopConditions
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, StageWorker
@@ -214,9 +214,9 @@ class _Stage:
 
     def train(self) -> AttemptResult:
         """Train until the run finishes, or fails for a reason that a retry or a smaller micro-batch cannot fix."""
-        losses, kills = 0, retry_policy.KernelKills()
+        losses, kills = 0, trial_retries.KernelKills()
         while True:
-            before = retry_policy.kernel_kills()
+            before = trial_retries.kernel_kills()
             try:
                 end = self._attempt()
             except StageDied as died:
@@ -238,7 +238,7 @@ class _Stage:
 
     def _attempt(self) -> AttemptResult:
         limit = self._study.micro_batch_limit()
-        config = retry_policy.with_micro_batch_limit(self._config, limit)
+        config = trial_retries.with_micro_batch_limit(self._config, limit)
         tags = {"state": "RUNNING", "sft.key": self._key}
         if config is not self._config:  # the logged params stay as configured
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
@@ -264,12 +264,12 @@ class _Stage:
     def _halve_micro_batch(self, reason: str) -> AttemptResult | None:
         """Halve the micro-batch, also for the trials; return the failed result if it is already at its minimum."""
         limit = self._study.micro_batch_limit()
-        tokens = retry_policy.halved_micro_batch(
-            retry_policy.effective_micro_batch(self._config, limit), self._longest_row
+        tokens = trial_retries.halved_micro_batch(
+            trial_retries.effective_micro_batch(self._config, limit), self._longest_row
         )
         if tokens is None:
             self._study.set_micro_batch_limit(None, "")  # a limit that did not help is not used for trials
-            message = retry_policy.out_of_memory_message(self._config, limit, reason)
+            message = trial_retries.out_of_memory_message(self._config, limit, reason)
             return AttemptResult(AttemptStatus.FAILED, message, failure=FailureKind.OUT_OF_MEMORY)
         self._study.set_micro_batch_limit(tokens, reason)
         self._view.log(

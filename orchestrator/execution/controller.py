@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from orchestrator.execution import retry_policy
+from orchestrator.execution import trial_retries
 from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
-from orchestrator.execution.retry_policy import RepeatedBug, RetryPolicy
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.execution.trainer_warnings import WarningLog
 from orchestrator.execution.trial_lifecycle import ActiveAttempt, AttemptLauncher, finish_attempt, release_attempt
+from orchestrator.execution.trial_retries import RepeatedBug, RetryPolicy
 from orchestrator.execution.user_requests import StopConditions, TrialRequests, remaining_reason
 from orchestrator.interfaces import ProgressView, TrackingSink
 from orchestrator.study.study import Study
@@ -47,7 +47,7 @@ class TrialController:
         self._stop_conditions = StopConditions(study)
         self._trial_requests = TrialRequests(study, sink, view, on_trial_end)
         self._repeated_bug = RepeatedBug(study)
-        self._kills = retry_policy.KernelKills()
+        self._kills = trial_retries.KernelKills()
         self._warnings = WarningLog(study, sink, view)
         self._exhausted = False
         self._is_waiting = False
@@ -107,7 +107,7 @@ class TrialController:
         trial, run = active.trial, str(active.trial.number)
         self._study.mark_started(trial)
         # This worker just reported, so kernel kills counted so far were others.
-        active.kills_at_start = retry_policy.kernel_kills()
+        active.kills_at_start = trial_retries.kernel_kills()
         if tags := active.new_tags(report.pid, report.counters):
             self._sink.set_tags(run, tags)
         for notice in report.notices:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.execution import retry_policy
+from orchestrator.execution import trial_retries
 from orchestrator.execution.messages import AttemptTask
 from orchestrator.folders import FAILURE_FILE
 from orchestrator.interfaces import ProgressView, TrackingSink
@@ -61,7 +61,7 @@ class AttemptLauncher:
         sweep_folder = self._study.folder
         run, folder = str(trial.number), sweep_folder.attempt(trial.number, trial.attempt)
         configured = self._finish_config(trial.config)
-        config = retry_policy.with_micro_batch_limit(configured, trial.micro_batch)
+        config = trial_retries.with_micro_batch_limit(configured, trial.micro_batch)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "trial.yaml").write_text(
             yaml.dump(config.model_dump(mode="json"), Dumper=_DUMPER, sort_keys=False, allow_unicode=True),
@@ -85,7 +85,7 @@ class AttemptLauncher:
             run, name=f"trial {trial.number}", params=configured.flat_params(), tags=tags, at=time.time()
         )
         self._view.update_trial(record)
-        return ActiveAttempt(trial, task, retry_policy.kernel_kills())
+        return ActiveAttempt(trial, task, trial_retries.kernel_kills())
 
 
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}

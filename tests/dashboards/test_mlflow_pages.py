@@ -9,7 +9,7 @@ from typing import Any
 from dashboards.diagnosis.findings import Finding, FindingLevel
 from dashboards.mlflow_pages import run_description, saved_view
 from orchestrator.study.trial_records import FailureKind, Outcome, TrialRecord, TrialState
-from orchestrator.tracking.mlflow_sink import MAX_TAG_LENGTH, MlflowSink
+from orchestrator.tracking.mlflow_receiver import MAX_TAG_LENGTH, MlflowSink
 from orchestrator.tracking.run_metadata import NOTE, RUN, end_tags, run_page, trials_filter, with_links
 from tests.support.scripted_sweep import METRIC, make_spec
 from trainer.metrics import lookup

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.commands.trial_control import RequestRefused, clone
+from orchestrator.commands.request_commands import RequestRefused, clone
 from orchestrator.driver.checkpoint_retention import fork_lock, remove_unused_forks
 from orchestrator.errors import SpecError
 from orchestrator.folders import SweepFolder

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.tracking.mlflow_client import connect, ensure_experiment
-from orchestrator.tracking.mlflow_sink import MlflowSink
+from orchestrator.tracking.mlflow_receiver import MlflowSink
 from orchestrator.tracking.outbox import Outbox
 from tests.support.local_driver import forked, forked_together
 from trainer.results import StepMetrics

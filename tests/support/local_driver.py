@@ -21,7 +21,7 @@ from orchestrator.interfaces import SWEEP
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow_sink import MlflowSink
+from orchestrator.tracking.mlflow_receiver import MlflowSink
 from orchestrator.tracking.outbox import Outbox
 from tests.support.fake_session import CheckpointingSession
 from tests.support.recorders import SilentView

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 from orchestrator import cli
 from orchestrator.commands.init_file import DEFAULT_DATA, DEFAULT_MODEL, OBJECTIVES
 from orchestrator.commands.local_plan import plan_locally
+from orchestrator.commands.request_commands import enqueue
 from orchestrator.commands.status import status
-from orchestrator.commands.trial_control import enqueue
 from orchestrator.driver import run_sweep as sweep_module
 from orchestrator.driver import sweep_driver
 from orchestrator.execution.slots import Slots

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.execution import retry_policy
+from orchestrator.execution import trial_retries
 from orchestrator.execution.messages import WORKER_FILE, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
 from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.study.database import driver_lease
@@ -113,8 +113,8 @@ def test_the_bound_holds_over_a_resume(study: Study) -> None:
 @pytest.fixture
 def kills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The kernel's counter is what is in here."""
-    found = [retry_policy.kernel_kills()]
-    monkeypatch.setattr(retry_policy, "kernel_kills", lambda: sum(found))
+    found = [trial_retries.kernel_kills()]
+    monkeypatch.setattr(trial_retries, "kernel_kills", lambda: sum(found))
     return found
 
 
@@ -182,16 +182,16 @@ def test_an_attempt_says_which_process_has_it(tmp_path: Path) -> None:
     task = make_task(tmp_path)
     write_script(tmp_path)
     attempt = AttemptRunner(task, lambda: FakeSession(tmp_path / "cache"))
-    assert not retry_policy.is_on_this_machine(task.folder)
+    assert not trial_retries.is_on_this_machine(task.folder)
     attempt.next_report()
-    assert retry_policy.is_on_this_machine(task.folder)
+    assert trial_retries.is_on_this_machine(task.folder)
 
 
 def test_kernel_kills_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert retry_policy.kernel_kills() >= 0
+    assert trial_retries.kernel_kills() >= 0
     (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 3\noom 2\noom_kill 2\n")
-    monkeypatch.setattr(retry_policy, "_COUNTERS", (tmp_path / "none", tmp_path / "memory.events"))
-    assert retry_policy.kernel_kills() == 2
+    monkeypatch.setattr(trial_retries, "_COUNTERS", (tmp_path / "none", tmp_path / "memory.events"))
+    assert trial_retries.kernel_kills() == 2
 
 
 def test_a_real_trial_ends_as_if_it_had_had_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

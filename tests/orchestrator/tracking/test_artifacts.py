@@ -11,7 +11,7 @@ from orchestrator.interfaces import SWEEP
 from orchestrator.mirror import MirrorError
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.tracking.mlflow_client import connect, fixed_artifact_location
-from orchestrator.tracking.mlflow_sink import MlflowSink
+from orchestrator.tracking.mlflow_receiver import MlflowSink
 
 QUICKSTART = Path(sweeps.__file__).parent / "quickstart.yaml"
 

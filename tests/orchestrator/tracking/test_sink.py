@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.interfaces import MessageRejected, TrackingReceiver
-from orchestrator.tracking.mlflow_sink import RUN, SWEEP_ID, MlflowSink, param_text
+from orchestrator.tracking.mlflow_receiver import RUN, SWEEP_ID, MlflowSink, param_text
 from orchestrator.tracking.outbox import Outbox
 from trainer.results import StepMetrics
 
