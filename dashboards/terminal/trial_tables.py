@@ -43,7 +43,7 @@ def trial_table(
     paths: Sequence[str],
     objective: Objective,
     *,
-    steps: UpdatesOf | None,
+    updates_of: UpdatesOf | None,
     width: int,
     most_reasons: int | None = None,
 ) -> RenderableType:
@@ -55,23 +55,23 @@ def trial_table(
         all_curves: trials to show.
         paths: searched settings.
         objective: objective to show and to mark the best trial by.
-        steps: total updates of a trial by its params; None where unknown.
+        updates_of: total updates of a trial by its params; None where unknown.
         width: terminal width in characters.
         most_reasons: number of reasons below the table, the newest; None for all, wrapped.
     """
     reason = max((len(_remark(curves, False)) for curves in all_curves), default=0)
-    wide = _table(all_curves, paths, objective, steps, roomy=True, spark=12)
+    wide = _table(all_curves, paths, objective, updates_of, roomy=True, spark=12)
     if table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
         return wide
     candidates = (
-        _table(all_curves, paths, objective, steps, roomy=False, spark=spark, tight=spark < 6)
+        _table(all_curves, paths, objective, updates_of, roomy=False, spark=spark, tight=spark < 6)
         for spark in (10, 6, 3, 0)
     )
     table = next((made for made in candidates if table_width(made).maximum <= width), None)
     if table is None:
-        table = _folded_table(all_curves, paths, objective, steps, progress=True)
+        table = _folded_table(all_curves, paths, objective, updates_of, progress=True)
         if table_width(table).minimum > width:
-            table = _folded_table(all_curves, paths, objective, steps, progress=False)
+            table = _folded_table(all_curves, paths, objective, updates_of, progress=False)
     reasons = [v.record for v in all_curves if v.record.reason]
     if most_reasons is not None:
         reasons = reasons[max(0, len(reasons) - most_reasons) :] if most_reasons > 0 else []
@@ -84,7 +84,7 @@ def _table(
     all_curves: Sequence[TrialCurves],
     paths: Sequence[str],
     objective: Objective,
-    steps: UpdatesOf | None,
+    updates_of: UpdatesOf | None,
     *,
     roomy: bool,
     spark: int,
@@ -110,7 +110,7 @@ def _table(
         first = best is not None and best is curves.record
         row = [Text(f"★ {curves.record.number}" if first else str(curves.record.number)), state_text(curves)]
         row += [Text(format_value(curves.record.params.get(path))) for path in paths]
-        of = None if steps is None else steps(curves.record.params)
+        of = None if updates_of is None else updates_of(curves.record.params)
         row += [_progress(curves, of, roomy), _objective_cell(curves, objective, first)]
         if spark:
             row += [Text(sparkline(curves.values(MARGINS), spark), style="blue")]
@@ -130,7 +130,7 @@ def _folded_table(
     all_curves: Sequence[TrialCurves],
     paths: Sequence[str],
     objective: Objective,
-    steps: UpdatesOf | None,
+    updates_of: UpdatesOf | None,
     *,
     progress: bool,
 ) -> Table:
@@ -142,7 +142,7 @@ def _folded_table(
         table.add_column(name, no_wrap=name != "configuration", overflow="fold")
     for curves in all_curves:
         first = best is not None and best is curves.record
-        of = None if steps is None else steps(curves.record.params)
+        of = None if updates_of is None else updates_of(curves.record.params)
         table.add_row(
             Text(f"★ {curves.record.number}" if first else str(curves.record.number)),
             state_text(curves),
@@ -153,13 +153,13 @@ def _folded_table(
     return table
 
 
-def _progress(curves: TrialCurves, steps: int | None, roomy: bool) -> Text:
-    if steps is None:
-        return Text(str(curves.step))
+def _progress(curves: TrialCurves, planned_updates: int | None, roomy: bool) -> Text:
+    if planned_updates is None:
+        return Text(str(curves.last_update))
     if not roomy:
-        return Text(f"{curves.step}/{steps}")
+        return Text(f"{curves.last_update}/{planned_updates}")
     return Text(
-        f"{progress_bar(curves.step / steps, 8)} {curves.step}/{steps}",
+        f"{progress_bar(curves.last_update / planned_updates, 8)} {curves.last_update}/{planned_updates}",
         style="dim" if curves.record.state.finished else "",
     )
 
@@ -178,11 +178,11 @@ def _remark(curves: TrialCurves, best: bool) -> str:
 
 
 def print_final_summary(
-    spec: SweepSpec, all_curves: Sequence[TrialCurves], console: Console, *, steps: UpdatesOf | None
+    spec: SweepSpec, all_curves: Sequence[TrialCurves], console: Console, *, updates_of: UpdatesOf | None
 ) -> None:
     """Print the table of trials and the best configuration, or the Pareto front."""
     ordered = sorted(all_curves, key=lambda v: v.record.number)
-    console.print(trial_table(ordered, spec.search.paths, spec.goal, steps=steps, width=console.size.width))
+    console.print(trial_table(ordered, spec.search.paths, spec.goal, updates_of=updates_of, width=console.size.width))
     ranked = rank_trials([v.record for v in ordered], *spec.objectives)
     if not ranked:
         over = bool(ordered) and all(v.record.state.finished for v in ordered)

@@ -38,7 +38,7 @@ _MODEL_SOURCE_PATHS = ("model.name_or_path", "model.generated", "model.revision"
 
 
 @dataclass(frozen=True, slots=True)
-class InitialState:
+class TrialInputs:
     """Start of all trials: the data report, and the folder of the SFT stage's model if there is one."""
 
     data: DataReport
@@ -177,7 +177,7 @@ def run_sft_stage(
         raise StorageRefused(f"the sft stage could not write: {end.reason}")
     if end.status is not AttemptStatus.FINISHED:
         raise StageFailed(f"the sft stage ended as {end.status}: {end.reason} (see {stage.folder})")
-    view.log(f"sft: {end.steps} updates done; every trial starts from {stage.folder / 'model'}")
+    view.log(f"sft: {end.updates} updates done; every trial starts from {stage.folder / 'model'}")
     return stage.folder / "model"
 
 
@@ -203,7 +203,7 @@ class _Stage:
         )
         self._warnings = WarningLog(study, sink, view)
         self._longest_row = report.lengths["row"]["p100"]
-        self._steps = total_updates(config.training, report.train_rows)
+        self._planned_updates = total_updates(config.training, report.train_rows)
         self._key = worker.key(config, report.fingerprint)
         self.folder = _folder(study.folder.cache, self._key, config)
         spec = study.spec
@@ -214,13 +214,13 @@ class _Stage:
 
     def train(self) -> AttemptResult:
         """Train until the run finishes, or fails for a reason that a retry or a smaller micro-batch cannot fix."""
-        losses, kills = 0, trial_retries.KernelKills()
+        losses, kills = 0, trial_retries.OomKillCounter()
         while True:
-            before = trial_retries.kernel_kills()
+            before = trial_retries.kernel_oom_kills()
             try:
                 end = self._attempt()
             except StageDied as died:
-                cause = kills.answer(self.folder, str(died), before)
+                cause = kills.out_of_memory_cause(self.folder, str(died), before)
                 if not cause:
                     losses += 1
                     if losses == MAX_LOST_WORKERS:
@@ -243,7 +243,7 @@ class _Stage:
         if config is not self._config:  # the logged params stay as configured
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
         self._sink.start_run(SFT, name=SFT, params=self._config.flat_params(), tags=tags, at=time.time())
-        self._view.set_stage(f"sft: 0 of {self._steps} updates")
+        self._view.set_stage(f"sft: 0 of {self._planned_updates} updates")
         mirror = None if self._mirror is None else self._mirror.url
         task = AttemptTask(SFT, 1, config.model_dump_json(), self.folder, mirror=mirror)
         return self._worker.train(task, self._on_report, lambda: self._stop_conditions.poll() is not None)
@@ -259,7 +259,9 @@ class _Stage:
                 f"{name}={step_metrics.metrics[name]:.4g}" for name in _SHOWN_METRICS if name in step_metrics.metrics
             ]
             if metrics_text:
-                self._view.set_stage(f"sft: {step_metrics.step} of {self._steps} updates  {'  '.join(metrics_text)}")
+                self._view.set_stage(
+                    f"sft: {step_metrics.step} of {self._planned_updates} updates  {'  '.join(metrics_text)}"
+                )
 
     def _halve_micro_batch(self, reason: str) -> AttemptResult | None:
         """Halve the micro-batch, also for the trials; return the failed result if it is already at its minimum."""

@@ -112,6 +112,15 @@ class TrialRecord:
     """The parent's checkpoint that it continues from; None: it started from the initial model."""
 
 
+class RequestKind(StrEnum):
+    """Kind of a user's request to the driver, for the whole sweep or for one trial."""
+
+    STOP = "stop"
+    PAUSE = "pause"
+    UNPAUSE = "unpause"
+    PRUNE = "prune"
+
+
 # Kinds of events that this program reads.
 DRIVER_EVENT = "driver"
 STOPPING = "stopping"
@@ -138,6 +147,7 @@ class Request:
     at: float
     trial: int | None
     kind: str
+    """A `RequestKind`."""
     text: str
 
 

@@ -139,7 +139,7 @@ class SweepPlan:
     """The figures of a sweep that are known before it starts; None for those that are not."""
 
     name: str
-    identity: str
+    spec_hash: str
     goal: str
     sampler: str
     searched: dict[str, str]
@@ -163,8 +163,8 @@ class SweepPlan:
     """One measured update, with `plan --probe`."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the plan as JSON values."""
-        return asdict(self)
+        """Return the plan as JSON values; `spec_hash` has the key `identity`."""
+        return {"identity" if name == "spec_hash" else name: value for name, value in asdict(self).items()}
 
 
 def make_plan(
@@ -209,7 +209,7 @@ def make_plan(
         notices_out += by_formula.warnings
     return SweepPlan(
         name=spec.name,
-        identity=spec_hash(spec),
+        spec_hash=spec_hash(spec),
         goal=f"{spec.goal.direction} {spec.goal.metric}",
         sampler=spec.sampler.kind,
         searched=_searched(spec),
