@@ -147,8 +147,8 @@ def _run_trials(
 ) -> StopReason:
     spec = study.spec
     view.set_total_updates(updates_by_params(spec, trial_inputs.data))
-    each = f", {slots.trials_per_process} trials in each" if slots.trials_per_process > 1 else ""
-    view.set_stage(f"starting {slots.shared_processes} worker{'s' if slots.shared_processes > 1 else ''}{each}")
+    sharing = f", {slots.trials_per_process} trials in each" if slots.trials_per_process > 1 else ""
+    view.set_stage(f"starting {slots.shared_processes} worker{'s' if slots.shared_processes > 1 else ''}{sharing}")
     for record in study.trials():
         view.update_trial(record)
         view.add_metrics(record.number, study.metric_history(record.number))

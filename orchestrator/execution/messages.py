@@ -22,7 +22,8 @@ from trainer.memory_limits import is_out_of_memory
 from trainer.results import StepMetrics
 
 RELEASE_REQUEST_FILE = "stop-asked"
-"""File in an attempt's folder that requests the worker to checkpoint and release the trial."""
+"""Release request: a file in an attempt's folder by which the driver asks the worker to checkpoint and give the trial
+back."""
 
 WORKER_FILE = "worker"
 """File in an attempt's folder with the worker's `process_identity.process_id()`."""
@@ -63,13 +64,13 @@ class AttemptTask:
         return self.folder.parent / "worker.lock"
 
     def request_release(self) -> None:
-        """Request the worker to checkpoint and release the trial."""
+        """Write a release request: ask the worker to checkpoint and give the trial back."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / RELEASE_REQUEST_FILE).touch()
 
     @property
     def release_requested(self) -> bool:
-        """Whether the driver requested to release this trial."""
+        """Whether the driver wrote a release request."""
         return (self.folder / RELEASE_REQUEST_FILE).exists()
 
 

@@ -1,4 +1,4 @@
-"""`StopReason`: why a run ended; `SignalHandler`: SIGINT and SIGTERM."""
+"""`StopReason`: why a run ended; `SignalHandler`: the stop signals, SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def sigterm_blocked() -> Generator[None]:
 
 
 class SignalHandler:
-    """Handles SIGINT and SIGTERM in the context: the first sets `received`, a second one ends the process.
+    """Handles stop signals (SIGINT, SIGTERM) in the context: the first sets `received`, a second one ends the process.
 
     Signals within SAME_SIGNAL_SECONDS count as one, as `timeout` and `kill` of a group send two. Must be entered in the
     main thread.

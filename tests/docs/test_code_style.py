@@ -130,6 +130,8 @@ STRANGERS_GREP = {
     "win rate": "orchestrator/judge/win_rates.py",
     "learning curve": "orchestrator/study/pruning/pruning_rules.py",
     "stop request": "orchestrator/execution/user_requests.py",
+    "release request": "orchestrator/execution/messages.py",
+    "stop signal": "orchestrator/execution/stop_reasons.py",
 }
 
 _PROSE = re.compile("|".join(rf"(?<![\w.-])(?:{word})(?![\w-]|\.\w)" for word in OLD_WORDS), re.IGNORECASE)
