@@ -196,12 +196,12 @@ class ScriptedTune:
 
 
 def _report(job: AttemptTask, step: int) -> AttemptReport:
-    number = int(job.run)
+    number = int(job.run_name)
     metrics = {name: 1.0 / (1 + step + path) for path, name in enumerate(_TRAINING)}
     if step % EVERY == 0 or step == REPORTS:
         metrics |= {name: 0.1 * path for path, name in enumerate(_EVALUATION)}
         metrics[OBJECTIVE] = 0.5 + (0.2 + 0.1 * math.sin(number)) * step / REPORTS
-    end = AttemptResult(AttemptStatus.FINISHED, "", steps=step) if step == REPORTS else None
+    end = AttemptResult(AttemptStatus.FINISHED, "", updates=step) if step == REPORTS else None
     return AttemptReport((StepMetrics(step, metrics),), end, pid=1000 + number % 64, counters={"imports": 1})
 
 
@@ -218,7 +218,7 @@ def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dic
         sink.start_run(SWEEP_RUN, name=spec.name, params={}, tags={}, at=time.time())
         after = AfterTrial(study, sink, DashboardReporter())
         controller = TrialController(
-            study, sink, view, signals, finish_config=lambda config: config, on_trial_end=after
+            study, sink, view, signals, complete_config=lambda config: config, on_trial_end=after
         )
         tune = ScriptedTune(controller, slots)
 

@@ -41,7 +41,7 @@ def find_mismatches(entries: Sequence[Entry]) -> list[str]:
         _differ("the initial models differ", entries, lambda f, _: _model(f)),
         _initial_mismatch(entries),
         _differ("pairs per update differ", entries, lambda _, c: None if c is None else str(_pairs_per_update(c))),
-        _differ("updates differ", entries, lambda _, c: None if c is None else f"{c.curves.step:,}"),
+        _differ("updates differ", entries, lambda _, c: None if c is None else f"{c.curves.last_update:,}"),
         _token_mismatch(entries),
         _differ("precision differs", entries, lambda f, _: _precision(f)),
         _differ("the trained weights differ", entries, lambda f, _: "LoRA" if f.spec.base.lora else "all weights"),
@@ -276,7 +276,7 @@ def as_json(found: SweepComparison) -> dict[str, Any]:
                 else {"mean": c.behind.mean, "low": c.behind.low, "high": c.behind.high, "clear": c.behind.is_clear},
                 "complete": len(c.frame.ranked),
                 "trials": len(c.frame.trials),
-                "updates": None if c.trial is None else c.trial.curves.step,
+                "updates": None if c.trial is None else c.trial.curves.last_update,
                 "tokens": None if c.trial is None else c.trial.tokens,
                 "slot_hours": usage.seconds / 3600,
             }

@@ -37,14 +37,14 @@ class SweepProgress:
         self,
         spec: SweepSpec,
         total: int | None,
-        steps: UpdatesOf | None,
+        updates_of: UpdatesOf | None,
         clock: Clock = time.monotonic,
         *,
         before: float = 0.0,
     ) -> None:
         """`before`: seconds that earlier drivers of the sweep ran."""
         self._before = before
-        self.spec, self.total, self.updates_of = spec, total, steps
+        self.spec, self.total, self.updates_of = spec, total, updates_of
         self.trials: dict[int, TrialCurves] = {}
         self._clock, self._began = clock, clock()
         self._first_at: float | None = None
@@ -88,8 +88,8 @@ class SweepProgress:
     def _share_of(self, curves: TrialCurves) -> float:
         if curves.record.state.is_final:
             return 1.0
-        steps = self.total_updates(curves)
-        return min(1.0, curves.step / steps) if steps else 0.0
+        planned_updates = self.total_updates(curves)
+        return min(1.0, curves.last_update / planned_updates) if planned_updates else 0.0
 
     def _seconds_left(self, total: int) -> float | None:
         done = self._done()
@@ -120,11 +120,11 @@ class LiveTableView:
         console: Console,
         *,
         total: int | None = None,
-        steps: UpdatesOf | None = None,
+        updates_of: UpdatesOf | None = None,
         before: float = 0.0,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._progress = SweepProgress(spec, total, steps, clock, before=before)
+        self._progress = SweepProgress(spec, total, updates_of, clock, before=before)
         self._console, self._clock = console, clock
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._drawn_at: float | None = None
@@ -184,7 +184,7 @@ class LiveTableView:
             shown,
             progress.spec.search.paths,
             progress.spec.first_objective,
-            steps=progress.updates_of,
+            updates_of=progress.updates_of,
             width=size.width,
             most_reasons=max_rows - len(shown),
         )
@@ -214,10 +214,10 @@ class PlainLogView:
         console: Console,
         *,
         total: int | None = None,
-        steps: UpdatesOf | None = None,
+        updates_of: UpdatesOf | None = None,
         before: float = 0.0,
     ) -> None:
-        self._progress = SweepProgress(spec, total, steps, before=before)
+        self._progress = SweepProgress(spec, total, updates_of, before=before)
         self._console = console
 
     def set_stage(self, text: str) -> None:
@@ -254,8 +254,8 @@ class PlainLogView:
             names = dict.fromkeys((self._progress.spec.first_objective.metric, COMPARISON_METRIC, MARGIN))
             texts = [f"{n}={format_value(step_metrics.metrics[n])}" for n in names if n in step_metrics.metrics]
             if texts:
-                steps = self._progress.total_updates(curves)
-                of = f"/{steps}" if steps else ""
+                planned_updates = self._progress.total_updates(curves)
+                of = f"/{planned_updates}" if planned_updates else ""
                 self.log(f"trial {number} step {step_metrics.step}{of}  " + "  ".join(texts))
 
     def refresh(self) -> None:
@@ -266,8 +266,13 @@ class PlainLogView:
 
 
 def open_view(
-    spec: SweepSpec, console: Console, *, total: int | None = None, steps: UpdatesOf | None = None, before: float = 0.0
+    spec: SweepSpec,
+    console: Console,
+    *,
+    total: int | None = None,
+    updates_of: UpdatesOf | None = None,
+    before: float = 0.0,
 ) -> LiveTableView | PlainLogView:
     """Return a live table on a terminal, else plain lines. `before`: seconds that earlier drivers ran."""
     kind = LiveTableView if console.is_terminal and not console.is_dumb_terminal else PlainLogView
-    return kind(spec, console, total=total, steps=steps, before=before)
+    return kind(spec, console, total=total, updates_of=updates_of, before=before)

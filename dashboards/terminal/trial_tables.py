@@ -42,7 +42,7 @@ def trial_table(
     paths: Sequence[str],
     objective: Objective,
     *,
-    steps: UpdatesOf | None,
+    updates_of: UpdatesOf | None,
     width: int,
     most_reasons: int | None = None,
 ) -> RenderableType:
@@ -54,12 +54,12 @@ def trial_table(
         all_curves: trials to show.
         paths: searched settings.
         objective: objective to show and to mark the best trial by.
-        steps: total updates of a trial by its params; None where unknown.
+        updates_of: total updates of a trial by its params; None where unknown.
         width: terminal width in characters.
         most_reasons: number of reasons below the table, the newest; None for all, wrapped.
     """
     reason = max((len(_remark(curves, False)) for curves in all_curves), default=0)
-    wide = _table(all_curves, paths, objective, steps, is_wide=True, sparkline_width=12)
+    wide = _table(all_curves, paths, objective, updates_of, is_wide=True, sparkline_width=12)
     if table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
         return wide
     candidates = (
@@ -67,7 +67,7 @@ def trial_table(
             all_curves,
             paths,
             objective,
-            steps,
+            updates_of,
             is_wide=False,
             sparkline_width=sparkline_width,
             is_narrow=sparkline_width < 6,
@@ -76,9 +76,9 @@ def trial_table(
     )
     table = next((made for made in candidates if table_width(made).maximum <= width), None)
     if table is None:
-        table = _folded_table(all_curves, paths, objective, steps, progress=True)
+        table = _folded_table(all_curves, paths, objective, updates_of, progress=True)
         if table_width(table).minimum > width:
-            table = _folded_table(all_curves, paths, objective, steps, progress=False)
+            table = _folded_table(all_curves, paths, objective, updates_of, progress=False)
     reasons = [v.record for v in all_curves if v.record.reason]
     if most_reasons is not None:
         reasons = reasons[max(0, len(reasons) - most_reasons) :] if most_reasons > 0 else []
@@ -91,7 +91,7 @@ def _table(
     all_curves: Sequence[TrialCurves],
     paths: Sequence[str],
     objective: Objective,
-    steps: UpdatesOf | None,
+    updates_of: UpdatesOf | None,
     *,
     is_wide: bool,
     sparkline_width: int,
@@ -117,7 +117,7 @@ def _table(
         first = best is not None and best is curves.record
         row = [Text(f"★ {curves.record.number}" if first else str(curves.record.number)), state_text(curves)]
         row += [Text(format_value(curves.record.params.get(path))) for path in paths]
-        total = None if steps is None else steps(curves.record.params)
+        total = None if updates_of is None else updates_of(curves.record.params)
         row += [_progress(curves, total, is_wide), _objective_cell(curves, objective, first)]
         if sparkline_width:
             row += [Text(sparkline(curves.values(MARGIN), sparkline_width), style="blue")]
@@ -137,7 +137,7 @@ def _folded_table(
     all_curves: Sequence[TrialCurves],
     paths: Sequence[str],
     objective: Objective,
-    steps: UpdatesOf | None,
+    updates_of: UpdatesOf | None,
     *,
     progress: bool,
 ) -> Table:
@@ -149,7 +149,7 @@ def _folded_table(
         table.add_column(name, no_wrap=name != "configuration", overflow="fold")
     for curves in all_curves:
         first = best is not None and best is curves.record
-        total = None if steps is None else steps(curves.record.params)
+        total = None if updates_of is None else updates_of(curves.record.params)
         table.add_row(
             Text(f"★ {curves.record.number}" if first else str(curves.record.number)),
             state_text(curves),
@@ -160,13 +160,13 @@ def _folded_table(
     return table
 
 
-def _progress(curves: TrialCurves, steps: int | None, is_wide: bool) -> Text:
-    if steps is None:
-        return Text(str(curves.step))
+def _progress(curves: TrialCurves, planned_updates: int | None, is_wide: bool) -> Text:
+    if planned_updates is None:
+        return Text(str(curves.last_update))
     if not is_wide:
-        return Text(f"{curves.step}/{steps}")
+        return Text(f"{curves.last_update}/{planned_updates}")
     return Text(
-        f"{progress_bar(curves.step / steps, 8)} {curves.step}/{steps}",
+        f"{progress_bar(curves.last_update / planned_updates, 8)} {curves.last_update}/{planned_updates}",
         style="dim" if curves.record.state.is_final else "",
     )
 
@@ -185,11 +185,13 @@ def _remark(curves: TrialCurves, best: bool) -> str:
 
 
 def print_final_summary(
-    spec: SweepSpec, all_curves: Sequence[TrialCurves], console: Console, *, steps: UpdatesOf | None
+    spec: SweepSpec, all_curves: Sequence[TrialCurves], console: Console, *, updates_of: UpdatesOf | None
 ) -> None:
     """Print the table of trials and the best configuration, or the Pareto front."""
     ordered = sorted(all_curves, key=lambda v: v.record.number)
-    console.print(trial_table(ordered, spec.search.paths, spec.first_objective, steps=steps, width=console.size.width))
+    console.print(
+        trial_table(ordered, spec.search.paths, spec.first_objective, updates_of=updates_of, width=console.size.width)
+    )
     ranked = rank_trials([v.record for v in ordered], *spec.objectives)
     if not ranked:
         over = bool(ordered) and all(v.record.state.is_final for v in ordered)

@@ -46,8 +46,8 @@ def load_sweep_frame(folder: SweepFolder) -> SweepFrame:
         raise NothingToReport(folder.name)
     with Study.open(folder) as study:
         report = load_report(folder)
-        steps = None if report is None else updates_by_params(study.spec, report)
-        return load_frame(study, state=sweep_state(study), steps=steps)
+        updates_of = None if report is None else updates_by_params(study.spec, report)
+        return load_frame(study, state=sweep_state(study), updates_of=updates_of)
 
 
 def report(name: str, root: Path, to: Path | None) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.trial_records import TrialRecord, rank_trials
 from trainer.storage import checkpoint_manifest
-from trainer.storage.atomic_files import FileLock, failpoint
+from trainer.storage.failpoints import failpoint
+from trainer.storage.file_lock import FileLock
 
 
 class CheckpointRetention:

@@ -93,7 +93,7 @@ class JudgeContext:
 
     def check_cancelled(self) -> None:
         """Raise Interrupted after a stop signal; called between batches."""
-        if self.signals.stop_requested:
+        if self.signals.received:
             raise Interrupted
 
 
@@ -237,7 +237,7 @@ def _ask_endpoint(
             def show_progress(done: int, count: int) -> None:
                 context.set_stage(f"judge: {endpoint.model} has answered {done} of {count} questions")
 
-            batch.ask_all(questions, show_progress, lambda: context.signals.stop_requested)
+            batch.ask_all(questions, show_progress, lambda: context.signals.received)
             known = dict(store.values)
     finally:
         client.close()
@@ -298,7 +298,7 @@ def judge_and_publish(study: Study, config: JudgeConfig, context: JudgeContext, 
 
 def judge_after_sweep(
     folder: SweepFolder,
-    ended: StopReason,
+    stop_reason: StopReason,
     view: ProgressView,
     signals: SignalHandler,
     reporter: SweepReporter,
@@ -306,7 +306,7 @@ def judge_after_sweep(
     trust_remote_code: bool,
 ) -> None:
     """Run the `judge:` section at the end of a sweep. Errors are logged only, as the sweep itself is complete."""
-    if ended.kind not in FINAL_STOPS:
+    if stop_reason.kind not in FINAL_STOPS:
         return
     with Study.open(folder) as study:
         config = study.spec.judge
@@ -324,7 +324,7 @@ def judge_after_sweep(
         hint = f"to continue: orchestrate judge {study.spec.name}"
         try:
             result = judge_and_publish(
-                study, config, context, "finished" if ended.kind is StopKind.FINISHED else "interrupted"
+                study, config, context, "finished" if stop_reason.kind is StopKind.FINISHED else "interrupted"
             )
         except Interrupted:
             view.log(f"judge: interrupted, results so far are saved; {hint}")

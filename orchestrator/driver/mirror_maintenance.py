@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
+from orchestrator.call_retries import retrying
 from orchestrator.driver.checkpoint_retention import model_folder, models_to_keep
 from orchestrator.errors import StorageRefused, SweepHeld
 from orchestrator.execution.messages import MIRROR_EVENT
@@ -23,7 +24,6 @@ from orchestrator.folders import DATA_FILE, SweepFolder
 from orchestrator.interfaces import ProgressView
 from orchestrator.mirror import CHECKPOINTS, MODEL, RESULT, SPEC, STUDY, TRIALS, Mirror, MirrorError, sweep_mirror
 from orchestrator.redaction import redact
-from orchestrator.retrying import retrying
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState

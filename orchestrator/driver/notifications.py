@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from urllib.parse import urlsplit
 
+from orchestrator.call_retries import retrying
 from orchestrator.errors import SpecError, SpecProblem, first_line
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import ProgressView, UpdatesOf
 from orchestrator.redaction import redact
-from orchestrator.retrying import retrying
 from orchestrator.spec.sweep_spec import NotificationKind, Notify, SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState

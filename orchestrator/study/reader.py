@@ -45,26 +45,26 @@ class StudyReader:
         self._repository = SweepRepository(folder.name)
         self._queue = TrialQueue(folder.name)
         with database.snapshot() as connection:
-            identity = self._repository.identity(connection)
+            row = self._repository.sweep_row(connection)
             versions = self._repository.spec_versions(connection)
-            attrs = {} if identity is None else database.storage.get_study_user_attrs(identity.study_id)
-        if identity is None:
+            attrs = {} if row is None else database.storage.get_study_user_attrs(row.study_id)
+        if row is None:
             raise StudyMissing(database.url)
-        if identity.schema > SCHEMA:
+        if row.schema > SCHEMA:
             raise StorageRefused(
                 f"{database.url}: the study was written by a later version of this program; use that one"
             )
-        if identity.schema < OLDEST_SCHEMA:
+        if row.schema < OLDEST_SCHEMA:
             raise StorageRefused(
                 f"{database.url}: the study was written by an earlier version of this program with other "
                 "fingerprints of trials; read it and finish it with that version"
             )
-        if identity.schema < SCHEMA:
+        if row.schema < SCHEMA:
             database.upgrade()
-        self.id: str = identity.id
+        self.id: str = row.id
         """Unique to this sweep, also if another sweep gets the same name."""
-        self._study_id = identity.study_id
-        self._optuna_trials = OptunaTrials(database.storage, identity.study_id)
+        self._study_id = row.study_id
+        self._optuna_trials = OptunaTrials(database.storage, row.study_id)
         database.on_rollback = self._optuna_trials.invalidate
         self.terms = SweepTerms.from_json(attrs[TERMS_KEY]) if TERMS_KEY in attrs else SweepTerms()
         self.spec = SweepSpec.from_stored(versions[-1].text)
@@ -211,9 +211,9 @@ class StudyReader:
             self._repository.save_judgement(connection, trial, key, judgement)
 
     def add_request(self, kind: str, text: str = "", trial: int | None = None) -> int:
-        """Add a request to the driver, such as "stop" or "pause"; return its number."""
+        """Add a request to the driver; return its number. `kind`: a `RequestKind`."""
         with self._transaction() as connection:
-            return self._repository.add_request(connection, kind, text, trial)
+            return self._repository.add_request(connection, str(kind), text, trial)
 
     def requests(self) -> list[Request]:
         """Return the pending requests, oldest first."""
@@ -230,7 +230,7 @@ class StudyReader:
     @contextmanager
     def _transaction(self) -> Generator[Connection]:
         with self._database.transaction() as connection:
-            self._repository.identity(connection, lock=True)
+            self._repository.sweep_row(connection, lock=True)
             yield connection
 
     def _frozen(self) -> list[FrozenTrial]:

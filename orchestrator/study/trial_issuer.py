@@ -18,7 +18,7 @@ from orchestrator.study.database.enqueued_trials import EnqueuedTrial, TrialQueu
 from orchestrator.study.database.optuna_trials import (
     ATTEMPTS,
     ENQUEUED,
-    IDENTITY,
+    FINGERPRINT,
     PARAMS,
     SAMPLER_NOTE,
     STARTED,
@@ -118,9 +118,9 @@ class TrialIssuer:
         extra_attrs |= {"fork": None if enqueued.fork is None else enqueued.fork.as_json()}
         inside = {path: value for path, value in params.items() if path not in not_searched}
         # A fork differs from a trial with the same settings that starts from the initial model and may still be drawn.
-        name = config_fingerprint(config) if enqueued.fork is None else f"fork {enqueued.seq}"
+        fingerprint = config_fingerprint(config) if enqueued.fork is None else f"fork {enqueued.seq}"
         trial, trial_id = self._create(
-            connection, number, SampledTrial(params, config, name), inside, {ENQUEUED: extra_attrs}
+            connection, number, SampledTrial(params, config, fingerprint), inside, {ENQUEUED: extra_attrs}
         )
         self._queue.mark_issued(connection, enqueued, number)
         return replace(trial, fork=enqueued.fork), trial_id
@@ -133,7 +133,7 @@ class TrialIssuer:
         optuna_params: Mapping[str, Any],
         extra_attrs: Mapping[str, Any],
     ) -> IssuedTrial:
-        attrs: dict[str, Any] = {IDENTITY: sampled.fingerprint, ATTEMPTS: 1, STARTED: time.time()}
+        attrs: dict[str, Any] = {FINGERPRINT: sampled.fingerprint, ATTEMPTS: 1, STARTED: time.time()}
         if (updates := self._updates(sampled.config)) is not None:
             attrs[UPDATES] = updates
         template = create_trial(

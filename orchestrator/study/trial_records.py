@@ -121,6 +121,15 @@ class TrialRecord:
     """The parent's checkpoint that it continues from; None: it started from the initial model."""
 
 
+class RequestKind(StrEnum):
+    """Kind of a user's request to the driver, for the whole sweep or for one trial."""
+
+    STOP = "stop"
+    PAUSE = "pause"
+    UNPAUSE = "unpause"
+    PRUNE = "prune"
+
+
 # Kinds of events.
 DRIVER_EVENT = "driver"
 REQUESTED_EVENT = "asked"
@@ -157,6 +166,7 @@ class Request:
     at: float
     trial: int | None
     kind: str
+    """A `RequestKind`."""
     text: str
 
 

@@ -32,7 +32,8 @@ from orchestrator.tracking.message_journal import (
     encode,
 )
 from trainer.results import StepMetrics
-from trainer.storage.atomic_files import FileLock, failpoint
+from trainer.storage.failpoints import failpoint
+from trainer.storage.file_lock import FileLock
 
 
 def group_messages(messages: Sequence[Message]) -> list[list[int]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.commands.trial_control import RequestRefused, clone
+from orchestrator.commands.request_commands import RequestRefused, enqueue_clone
 from orchestrator.driver.checkpoint_retention import fork_lock, remove_unused_forks
 from orchestrator.errors import SpecError
 from orchestrator.folders import SweepFolder
@@ -46,7 +46,7 @@ def root(begun: Path, fast_tmp_path: Path) -> Path:
 
 
 def ask(root: Path, *sets: str) -> list[str]:
-    return clone("s", root, 0, list(sets) or [RATE], "try a smaller rate", from_checkpoint=True)
+    return enqueue_clone("s", root, 0, list(sets) or [RATE], "try a smaller rate", from_checkpoint=True)
 
 
 def trial_facts(root: Path) -> list[Any]:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trainer.storage.atomic_files import FileLock, sha256_of, write_folder
+from trainer.storage.atomic_files import sha256_of, write_folder
+from trainer.storage.file_lock import FileLock
 
 TokenIds = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]

@@ -28,7 +28,8 @@ from trainer.evaluation.completions import Completion
 from trainer.evaluation.evaluator import Evaluator
 from trainer.objectives.losses import required_stats
 from trainer.objectives.pair_logps import PairLogps
-from trainer.storage.atomic_files import FileLock, digest_of, write_file, write_json
+from trainer.storage.atomic_files import digest_of, write_file, write_json
+from trainer.storage.file_lock import FileLock
 
 log = logging.getLogger(__name__)
 

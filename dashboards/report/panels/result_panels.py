@@ -294,9 +294,9 @@ def setup_panel(analysis: SweepAnalysis) -> Panel | None:
         rows.append(("data fingerprint", frame.data.fingerprint))
         left = f"{frame.data.bad_rows:,} bad, {frame.data.dropped_rows:,} for other reasons"
         rows.append(("rows left out", f"{left} (see below)" if frame.data.findings else left))
-    steps = {trial.steps for trial in frame.trials if trial.steps is not None}
+    planned = {trial.planned_updates for trial in frame.trials if trial.planned_updates is not None}
     rows += [
-        ("updates per trial", ", ".join(map(str, sorted(steps))) or "not known yet"),
+        ("updates per trial", ", ".join(map(str, sorted(planned))) or "not known yet"),
         ("pairs per update", str(base.training.pairs_per_update)),
         ("loss", base.loss.kind),
         ("objective", f"{frame.objective.direction} {frame.objective.metric}"),

@@ -36,7 +36,7 @@ def trials_panel(analysis: SweepAnalysis) -> Panel | None:
                 trial.label,
                 trial.state_label.lower(),
                 frame.describe_params(trial),
-                str(trial.curves.step),
+                str(trial.curves.last_update),
                 _truncate(trial.record.reason),
             )
             for trial in stopped
@@ -70,7 +70,7 @@ def _all_trials_table(frame: SweepFrame) -> Table:
             trial.label,
             trial.state_label.lower(),
             *(format_value(trial.record.params.get(p)) for p in frame.paths),
-            f"{trial.curves.step}" + (f"/{trial.steps}" if trial.steps else ""),
+            f"{trial.curves.last_update}" + (f"/{trial.planned_updates}" if trial.planned_updates else ""),
             str(trial.record.attempts),
             *(format_value(trial.last(name)) for name in names),
         )

@@ -131,7 +131,7 @@ class DataProcess:
         source = self._process.stdout.fileno()
         while b"\n" not in self._received:
             self._on_poll()
-            if self._signals.stop_requested:
+            if self._signals.received:
                 raise Interrupted
             if select.select([source], [], [], _POLL_SECONDS)[0]:
                 piece = os.read(source, 1 << 16)

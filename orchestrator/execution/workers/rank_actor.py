@@ -14,7 +14,7 @@ import ray
 
 from orchestrator.execution.messages import AttemptResult, result_of_exception
 from orchestrator.execution.trainer_warnings import captured_warnings
-from orchestrator.execution.workers.attempt_runner import STOP_POLL_SECONDS, Session, SessionFactory
+from orchestrator.execution.workers.attempt_runner import RELEASE_POLL_SECONDS, Session, SessionFactory
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 
@@ -114,6 +114,6 @@ class RankActor:
 
 def _exit_with_raylet(raylet: int) -> None:
     wait = threading.Event()
-    while not wait.wait(STOP_POLL_SECONDS):
+    while not wait.wait(RELEASE_POLL_SECONDS):
         if os.getppid() != raylet:
             os._exit(1)

@@ -141,7 +141,7 @@ class SweepPlan:
     """The figures of a sweep that are known before it starts; None for those that are not."""
 
     name: str
-    identity: str
+    spec_hash: str
     goal: str
     sampler: str
     searched: dict[str, str]
@@ -165,8 +165,13 @@ class SweepPlan:
     """One measured update, with `plan --probe`."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the plan as JSON values."""
-        return asdict(self, dict_factory=lambda items: {_JSON_NAMES.get(name, name): value for name, value in items})
+        """Return the plan as JSON values; `spec_hash` has the key `identity`."""
+        return {
+            "identity" if name == "spec_hash" else name: value
+            for name, value in asdict(
+                self, dict_factory=lambda items: {_JSON_NAMES.get(name, name): value for name, value in items}
+            ).items()
+        }
 
 
 def make_plan(
@@ -211,7 +216,7 @@ def make_plan(
         notices_out += by_formula.warnings
     return SweepPlan(
         name=spec.name,
-        identity=spec_hash(spec),
+        spec_hash=spec_hash(spec),
         goal=f"{spec.first_objective.direction} {spec.first_objective.metric}",
         sampler=spec.sampler.kind,
         searched=_searched(spec),

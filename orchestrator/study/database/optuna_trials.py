@@ -25,7 +25,7 @@ TO_OPTUNA = {
 FROM_OPTUNA = {optuna_state: state for state, optuna_state in TO_OPTUNA.items()}
 
 # Keys of a trial's user attributes.
-IDENTITY = "identity"
+FINGERPRINT = "identity"
 ATTEMPTS = "attempts"
 STARTED = "started_at"
 PAUSE_REASON = "paused"
@@ -121,7 +121,7 @@ def to_snapshot(trial: FrozenTrial) -> TrialSnapshot:
         sampler_note=attrs.get(SAMPLER_NOTE, {}),
         is_enqueued=ENQUEUED in attrs,
         is_beyond_budget=bool(attrs.get(ENQUEUED, {}).get("by_hand")),
-        fingerprint=attrs[IDENTITY],
+        fingerprint=attrs[FINGERPRINT],
         is_fork=trial_fork(trial) is not None,
     )
 

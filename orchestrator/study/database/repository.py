@@ -31,7 +31,7 @@ from trainer.results import StepMetrics
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class SweepRow:
     """The sweep's own row: its unique id, Optuna's study id, the tables' version and the driver's fencing token."""
 
     id: str
@@ -48,12 +48,12 @@ class SweepRepository:
 
     # --- the sweep -----------------------------------------------------------------------------------------------
 
-    def identity(self, connection: Connection, *, lock: bool = False) -> Identity | None:
+    def sweep_row(self, connection: Connection, *, lock: bool = False) -> SweepRow | None:
         """Return the sweep's row, None if there is none; `lock`: other writers wait (in SQLite they do already)."""
         row = connection.execute(
-            tables.IDENTITY_LOCKED if lock else tables.IDENTITY, {"of_sweep": self.sweep}
+            tables.SWEEP_ROW_LOCKED if lock else tables.SWEEP_ROW, {"of_sweep": self.sweep}
         ).one_or_none()
-        return None if row is None else Identity(row.id, row.study_id, row.schema, row.driver)
+        return None if row is None else SweepRow(row.id, row.study_id, row.schema, row.driver)
 
     def spec_versions(self, connection: Connection) -> list[SpecVersion]:
         """Return every spec the sweep ran with, oldest first."""

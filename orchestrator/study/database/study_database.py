@@ -29,7 +29,8 @@ from orchestrator.study.database.enqueued_trials import TrialQueue
 from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.database.tables import METADATA, SCHEMA, SWEEP
 from orchestrator.study.sweep_terms import TERMS_KEY, SweepTerms
-from trainer.storage.atomic_files import failpoint, write_text
+from trainer.storage.atomic_files import write_text
+from trainer.storage.failpoints import failpoint
 
 _BUSY_SECONDS = 60.0
 
@@ -212,7 +213,7 @@ def create_study(folder: SweepFolder, spec: SweepSpec, terms: SweepTerms, storag
     directions = [StudyDirection[objective.direction.upper()] for objective in spec.objectives]
     try:
         with database.transaction() as connection:
-            if repository.identity(connection) is not None:
+            if repository.sweep_row(connection) is not None:
                 raise NameTaken(folder.name, folder.path)
             study_id = database.storage.create_new_study(directions, folder.name)
             database.storage.set_study_user_attr(study_id, TERMS_KEY, terms.as_json())

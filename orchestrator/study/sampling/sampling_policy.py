@@ -109,7 +109,7 @@ class SamplingPolicy:
                 return (
                     None
                     if point is None
-                    else SampledTrial(point.params, point.config, point.identity, {}, step.skipped_combinations)
+                    else SampledTrial(point.params, point.config, point.fingerprint, {}, step.skipped_combinations)
                 )
             case RandomSampler():
                 return self._first_untried(position, 0, tried)
@@ -156,15 +156,15 @@ class _GridWalk:
 
     def __init__(self, spec: SweepSpec) -> None:
         self._spec, self._grid = spec, Grid(spec.search, spec.base)
-        self._names: list[str] = []
+        self._fingerprints: list[str] = []
 
     def next(self, tried: Collection[str]) -> dict[str, Any] | None:
         """Return the first point that was not tried; None if all were."""
         index = 0
         while (point := self._grid.params_at(index)) is not None:
-            if index == len(self._names):
-                self._names.append(config_fingerprint(self._spec.search.apply(self._spec.base, point)))
-            if self._names[index] not in tried:
+            if index == len(self._fingerprints):
+                self._fingerprints.append(config_fingerprint(self._spec.search.apply(self._spec.base, point)))
+            if self._fingerprints[index] not in tried:
                 return point
             index += 1
         return None

@@ -30,7 +30,7 @@ class Point:
 
     params: dict[str, Any]
     config: TrialConfig
-    identity: str
+    fingerprint: str
 
 
 @dataclass(slots=True)
@@ -69,14 +69,14 @@ class StagedReplay:
         for number, stage in enumerate(self.stages):
             fixed = manual_params(self._base, self._space, {} if winner is None else winner.params)
             combined = self._combined(stage, fixed)
-            points = [point for point in combined.points if point.identity not in tried]
+            points = [point for point in combined.points if point.fingerprint not in tried]
             invalid += combined.invalid
             if remaining < len(points):
                 return StagedStep(points[remaining], skipped_combinations=() if remaining else tuple(invalid))
             if points:
                 invalid = []
             remaining -= len(points)
-            tried |= {point.identity for point in points}
+            tried |= {point.fingerprint for point in points}
             if number + 1 == len(self.stages):
                 break
             ended = sampled[: len(sampled) - remaining]
@@ -102,8 +102,8 @@ class StagedReplay:
                 found.invalid.append(f"not a valid trial: {text}: {'.'.join(map(str, loc))} {sentence}")
                 continue
             point = Point(params, config, config_fingerprint(config))
-            if point.identity not in seen:
-                seen.add(point.identity)
+            if point.fingerprint not in seen:
+                seen.add(point.fingerprint)
                 found.points.append(point)
         return found
 

@@ -28,7 +28,7 @@ from tests.support.judge_endpoint import HANG, FakeJudge, longer, serve
 from tests.support.processes import orchestrate, wait_until
 from tests.support.recorders import SilentView
 from trainer.config.trial import GeneratedModel
-from trainer.storage.atomic_files import FAILPOINT_VARIABLE
+from trainer.storage.failpoints import FAILPOINT_VARIABLE
 from trainer.synthetic import generate_model, is_correct
 
 KEY = "sk-very-secret-0123456789"

@@ -179,7 +179,7 @@ def test_the_slots_of_processes_that_are_shared(load_text: Callable[..., SweepSp
         1.0,
     )
     assert on_gpus.bundles == [{"CPU": 0.0, "slot": 1.0}]
-    joined = slots_on(four, [Machine(8, 1), Machine(3, 1)], shared=True)
+    joined = slots_on(four, [Machine(8, 1), Machine(3, 1)], is_shared_cluster=True)
     assert (joined.count, joined.process_resources) == (4, {"CPU": 3.96, "GPU": 1.0})
     assert joined.bundles == [{"CPU": 0.0001}]
     few = slots_on(load_text(TEXT, "resources.trials_per_process=4", "budget.concurrency=1"), [Machine(8, 0)])

@@ -33,9 +33,8 @@ from orchestrator.spec.search.manual_trials import (
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.database.driver_lease import PAUSE, PRUNE, STOP, UNPAUSE
 from orchestrator.study.reader import StudyReader
-from orchestrator.study.trial_records import REQUESTED_EVENT, Fork, TrialRecord, TrialState
+from orchestrator.study.trial_records import REQUESTED_EVENT, Fork, RequestKind, TrialRecord, TrialState
 from trainer.config.trial import TrialConfig
 from trainer.storage.atomic_files import write_text
 from trainer.storage.checkpoint_manifest import pin_checkpoint
@@ -52,7 +51,7 @@ def request_control(name: str, root: Path, kind: str, trial: int | None, reason:
     Args:
         name: the sweep.
         root: the runs folder.
-        kind: stop, pause, unpause or prune.
+        kind: a `RequestKind`.
         trial: number of the trial; None for the whole sweep.
         reason: reason of the user, stored with the request.
 
@@ -80,16 +79,16 @@ def _sweep_request(study: StudyReader, kind: str, has_driver: bool) -> list[str]
     if not has_driver:
         raise RequestRefused(f"{name} is not running: there is nothing to {kind}; `orchestrate resume {name}` runs it")
     is_paused = bool(study.pause_reason())
-    if is_paused == (kind == PAUSE) and kind in (PAUSE, UNPAUSE):
+    if is_paused == (kind == RequestKind.PAUSE) and kind in (RequestKind.PAUSE, RequestKind.UNPAUSE):
         raise RequestRefused(f"{name} is {'paused already' if is_paused else 'not paused'}")
     match kind:
-        case "pause":
+        case RequestKind.PAUSE:
             running = sum(r.state is TrialState.RUNNING for r in study.trials())
             return [
                 f"requested a pause of {name}: {running} running trials are checkpointed, no new ones start; "
                 f"`orchestrate unpause {name}` continues it"
             ]
-        case "unpause":
+        case RequestKind.UNPAUSE:
             return [f"requested to continue {name}"]
         case _:
             return [f"requested a stop of {name}; `orchestrate resume {name}` resumes it"]
@@ -99,16 +98,16 @@ def _trial_request(record: TrialRecord, kind: str, has_driver: bool, name: str) 
     number, state = record.number, record.state
     if state.is_final:
         raise RequestRefused(f"trial {number} of {name} is {state}, which is final: there is nothing to {kind}")
-    if kind == PAUSE and state is TrialState.PAUSED:
+    if kind == RequestKind.PAUSE and state is TrialState.PAUSED:
         raise RequestRefused(f"trial {number} of {name} is paused already: {record.reason}")
-    if kind == UNPAUSE and state is not TrialState.PAUSED and has_driver:
+    if kind == RequestKind.UNPAUSE and state is not TrialState.PAUSED and has_driver:
         raise RequestRefused(f"trial {number} of {name} is not paused")
     effect = {
-        STOP: "it ends as PRUNED",
-        PRUNE: "it ends as PRUNED",
-        PAUSE: f"it is checkpointed and frees its slot; `orchestrate unpause {name} {number}` continues it",
-        UNPAUSE: "it continues before any new trial",
-    }[kind]
+        RequestKind.STOP: "it ends as PRUNED",
+        RequestKind.PRUNE: "it ends as PRUNED",
+        RequestKind.PAUSE: f"it is checkpointed and frees its slot; `orchestrate unpause {name} {number}` continues it",
+        RequestKind.UNPAUSE: "it continues before any new trial",
+    }[RequestKind(kind)]
     return [f"requested to {kind} trial {number} of {name}: {effect}", *when_applied(name, has_driver)]
 
 
@@ -199,7 +198,7 @@ def _check_length(study: StudyReader, parent: TrialRecord, config: TrialConfig, 
         )
 
 
-def enqueue(name: str, root: Path, sets: Sequence[str]) -> list[str]:
+def enqueue_trial(name: str, root: Path, sets: Sequence[str]) -> list[str]:
     """Enqueue a trial with these settings, the others as in `base`; return notices about it.
 
     Raises:
@@ -221,7 +220,7 @@ def enqueue(name: str, root: Path, sets: Sequence[str]) -> list[str]:
         ]
 
 
-def clone(
+def enqueue_clone(
     name: str, root: Path, trial: int, sets: Sequence[str], reason: str = "", *, from_checkpoint: bool = False
 ) -> list[str]:
     """Enqueue a copy of a trial with these settings changed; return notices about it.

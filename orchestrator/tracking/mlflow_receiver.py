@@ -1,4 +1,4 @@
-"""`MlflowSink`: runs, metrics, tags and artifacts in MLflow. A repeated message changes nothing."""
+"""`MlflowReceiver`: runs, metrics, tags and artifacts in MLflow. A repeated message changes nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _KnownRun:
     last_step: int | None
 
 
-class MlflowSink:
+class MlflowReceiver:
     """A TrackingReceiver that writes a sweep to MLflow: a parent run, with a child run per trial and for sft."""
 
     def __init__(
