@@ -9,11 +9,13 @@ from textwrap import wrap
 from typing import Any
 
 from dashboards.analysis.next_ranges import NextRange, next_range
-from dashboards.analysis.param_effects import SEED, boundary_optimum, diverged_from, round_value
+from dashboards.analysis.param_effects import SEED, round_value
 from dashboards.analysis.significance import Significance
 from dashboards.analysis.sweep_frame import SweepFrame
+from dashboards.diagnosis.conflicts import serious_harm
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.diagnosis.findings import Finding, FindingLevel
+from dashboards.diagnosis.findings import LEARNING_RATE, Finding, FindingLevel, decided_steps
+from dashboards.diagnosis.setting_steps import DIVERGED_SHARES, lower_rate, lowest_rate
 from dashboards.formatting import format_brief, format_value
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.spec.loading.serialization import dump_spec
@@ -25,8 +27,6 @@ from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from trainer.config.loss_config import SftLoss, SimpoLoss
 from trainer.config.trial import ZERO3_REMOVED, TrialConfig, is_removed_distributed
 
-LEARNING_RATE = "training.learning_rate"
-_MARGIN_PATHS = ("loss.gamma", "loss.gamma_beta_ratio")
 _SEEDS = (1, 2, 3)
 _MAX_GRID_POINTS = 36
 _TRIALS = 24
@@ -109,13 +109,14 @@ def _next_ranges(analysis: SweepAnalysis) -> dict[str, NextRange]:
     frame = analysis.frame
     assert analysis.significance is not None
     winner = analysis.significance.winner
-    out: dict[str, NextRange] = {}
-    for path in frame.paths:
-        if path == SEED or path not in winner.record.params:
-            continue
-        out[path] = _learning_rate_range(analysis, path) or _margin_range(analysis, path) or next_range(frame, path)
-    if LEARNING_RATE not in frame.paths and (found := _learning_rate_range(analysis, LEARNING_RATE)) is not None:
-        out[LEARNING_RATE] = found  # not searched before, but the diagnosis asks to change it
+    decided, harm = decided_steps(analysis.findings), serious_harm(analysis.findings)
+    out = {
+        path: next_range(frame, path, decided.get(path), harm)
+        for path in frame.paths
+        if path != SEED and path in winner.record.params
+    }
+    if LEARNING_RATE in decided and LEARNING_RATE not in out:  # not searched, but the diagnosis asks to change it
+        out[LEARNING_RATE] = next_range(frame, LEARNING_RATE, decided[LEARNING_RATE])
     return out
 
 
@@ -140,60 +141,6 @@ def _conditional(frame: SweepFrame, chosen: Mapping[str, Dimension]) -> dict[str
         elif possible:
             out[path] = before.model_copy(update={"when": still})
     return out
-
-
-def _learning_rate_range(analysis: SweepAnalysis, path: str) -> NextRange | None:
-    """Return lower learning rates after degeneration or overfitting, higher ones after a flat loss, else None."""
-    if path != LEARNING_RATE or analysis.significance is None:
-        return None
-    at = analysis.significance.winner.config.training.learning_rate
-    rules: dict[str, Finding] = {f.rule: f for f in analysis.findings if f.level is not FindingLevel.NOTE}
-    for rule in ("chosen_falling", "degenerate_text", "unlikely_text", "answers_lost"):
-        found = rules.get(rule)
-        if found is not None and found.level is FindingLevel.SERIOUS:
-            values = tuple(round_value(at * share) for share in (0.25, 0.5))
-            return NextRange(
-                Choice(choice=(*values, at)), f"downwards from {format_value(at)}: {_lower_first(found.title)}"
-            )
-    if (found := rules.get("worse_than_start")) is not None:
-        moved = analysis.significance.winner.record.value != analysis.frame.initial_value(
-            analysis.frame.objective.metric
-        )
-        factors = (0.1, 0.3) if moved else (3.0, 10.0)
-        values = tuple(round_value(at * factor) for factor in factors)
-        return NextRange(Choice(choice=values), f"far from {format_value(at)}: {_lower_first(found.title)}")
-    if (found := rules.get("overfitting")) is not None:
-        values = tuple(round_value(at * share) for share in (0.1, 0.3))
-        return NextRange(
-            Choice(choice=(*values, at)), f"downwards from {format_value(at)}: {_lower_first(found.title)}"
-        )
-    if "coin_toss" in rules or "loss_plateau" in rules:
-        rule = "coin_toss" if "coin_toss" in rules else "loss_plateau"
-        limit = diverged_from(analysis.frame, path)
-        values = tuple(v for v in (round_value(at * 3), round_value(at * 10)) if limit is None or v < limit)
-        if values:
-            return NextRange(
-                Choice(choice=(at, *values)), f"upwards from {format_value(at)}: {_lower_first(rules[rule].title)}"
-            )
-    return None
-
-
-def _margin_range(analysis: SweepAnalysis, path: str) -> NextRange | None:
-    """Do not extend gamma upwards where the winner's margin came at the cost of its answers."""
-    if path not in _MARGIN_PATHS or not _is_hollow(analysis.findings):
-        return None
-    found = boundary_optimum(analysis.frame, path)
-    if found is None or found.is_low_end or found.inner is None:
-        return None
-    values = (found.inner, found.value)
-    return NextRange(
-        Choice(choice=values),
-        f"not above {format_value(found.value)}: its margin was already gained at the cost of the answers",
-    )
-
-
-def _lower_first(title: str) -> str:
-    return title[:1].lower() + title[1:]
 
 
 def _sft_term(findings: tuple[Finding, ...], base: TrialConfig, frame: SweepFrame) -> dict[str, tuple[Dimension, str]]:
@@ -251,8 +198,8 @@ def _after_failures(frame: SweepFrame, name: str) -> FollowUpSweep:
             "no trial completed and none diverged, so no search range can be derived; "
             "`orchestrate report` lists why they stopped"
         )
-    lowest = min(trial.config.training.learning_rate for trial in diverged)
-    values = tuple(round_value(lowest * share) for share in (0.03, 0.1, 0.3))
+    lowest = lowest_rate(frame)
+    values = lower_rate(lowest, *DIVERGED_SHARES).values
     dimensions = dict(frame.space.dimensions) | {LEARNING_RATE: Choice(choice=values)}
     zipped = tuple(
         remaining

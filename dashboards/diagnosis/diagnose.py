@@ -15,6 +15,7 @@ from dashboards.diagnosis.collapse_rules import (
     margin_below_gamma,
     unlikely_text,
 )
+from dashboards.diagnosis.conflicts import resolve_conflicts
 from dashboards.diagnosis.findings import Finding, by_level
 from dashboards.diagnosis.search_rules import (
     confounded,
@@ -50,11 +51,11 @@ def diagnose(frame: SweepFrame, significance: Significance | None = None) -> lis
             *chosen_logps_falling(frame, winner),
             *exact_answers_lost(frame, winner),
             *unlikely_text(frame, winner),
-            *degenerate_text(winner),
-            *margin_below_gamma(winner),
+            *degenerate_text(frame, winner),
+            *margin_below_gamma(frame, winner),
             *accuracy_at_chance(frame, winner),
             *ties(winner),
-            *loss_plateau(winner),
+            *loss_plateau(frame, significance),
             *overfitting(frame, winner),
             *optimum_at_boundary(frame),
             *no_clear_effect(frame),
@@ -62,7 +63,7 @@ def diagnose(frame: SweepFrame, significance: Significance | None = None) -> lis
             *too_few_pairs(significance),
             *length_bias(winner),
         ]
-    return by_level(found)
+    return by_level(resolve_conflicts(found))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
