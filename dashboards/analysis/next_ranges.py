@@ -48,7 +48,7 @@ def next_range(
         advised: the diagnosis's step for this setting, with its finding.
         harm: the serious finding that the winner's objective does not show; no range is extended then.
     """
-    if advised is None:
+    if advised is None or advised[1].direction is Direction.EXCLUDE:
         return _inside(frame, path, harm)
     finding, step = advised
     if step.direction is Direction.FIX:
@@ -200,6 +200,13 @@ def _range(frame: SweepFrame, path: str, dimension: Uniform | LogUniform | IntUn
     if limit is not None and high >= limit:
         high = midpoint(frame, path, max(values), limit)
         reason += f"; all trials from {format_value(limit)} upwards diverged"
+    match dimension:
+        case LogUniform():
+            low, high = round_value(low), _round_up(high)
+        case Uniform():
+            low, high = _round_down(low), _round_up(high)
+        case IntUniform():
+            pass
     return NextRange(_with_ends(dimension, low, high), reason)
 
 
@@ -208,9 +215,9 @@ def _with_ends(dimension: Uniform | LogUniform | IntUniform, low: float, high: f
         case IntUniform():
             return IntUniform(int_uniform=(math.floor(low), math.ceil(high)), log=dimension.log)
         case LogUniform():
-            return LogUniform(log_uniform=(round_value(low), _round_up(high)))
+            return LogUniform(log_uniform=(low, high))
         case Uniform():
-            return Uniform(uniform=(_round_down(low), _round_up(high)))
+            return Uniform(uniform=(low, high))
 
 
 def _round_up(value: float) -> float:

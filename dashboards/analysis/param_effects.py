@@ -183,7 +183,9 @@ def boundary_optimum(frame: SweepFrame, path: str) -> BoundaryOptimum | None:
             is_low_end, end = best == tested[0], best
             next_in = tested[1] if is_low_end else tested[-2]
             step = abs(math.log(best / next_in)) if log else abs(best - next_in)
-    if _is_tie(frame, [c for c in ranked[1:] if not _at_end(frame, path, c, is_low_end, end, log)]):
+    others = [c for c in ranked[1:] if c.record.params.get(path) != ranked[0].record.params[path]]
+    inside = [c for c in others if not _at_end(frame, path, c, is_low_end, end, log)]
+    if any(_ties_with_best(frame, c) for c in others) or _is_noise(frame, inside):
         return None
     step = min(step, _MAX_EXTENSION) if log else step
     inner = [v for v in tested if (v > best if is_low_end else v < best)]
@@ -218,18 +220,18 @@ def _at_end(frame: SweepFrame, path: str, trial: TrialFrame, is_low_end: bool, e
             return float(value) == end
 
 
-def _is_tie(frame: SweepFrame, others: Sequence[TrialFrame]) -> bool:
-    """Return whether one of these trials equals the best one, or none is clearly worse."""
+def _ties_with_best(frame: SweepFrame, trial: TrialFrame) -> bool:
+    value, best = trial.record.value, frame.comparable_trials[0].record.value
+    if value is None or best is None:
+        return False
+    return math.isclose(value, best, rel_tol=1e-9, abs_tol=ROUNDING_TOLERANCE)
+
+
+def _is_noise(frame: SweepFrame, inside: Sequence[TrialFrame]) -> bool:
+    """Return whether the best trial is clearly better than none of these, as far as that can be computed."""
     best = frame.comparable_trials[0]
-    value = best.record.value
-    if value is None or any(c.record.value is not None and _equal(c.record.value, value) for c in others):
-        return True
-    found = [difference for c in others if (difference := difference_of_trials(frame, best, c)) is not None]
+    found = [difference for c in inside if (difference := difference_of_trials(frame, best, c)) is not None]
     return bool(found) and not any(difference.is_clear for difference in found)
-
-
-def _equal(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=1e-9, abs_tol=ROUNDING_TOLERANCE)
 
 
 def known_values(frame: SweepFrame, path: str) -> list[float]:

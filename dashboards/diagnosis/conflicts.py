@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dashboards.diagnosis.findings import LEVELS, Finding, FindingLevel, Step, lower_first, reasons_not_to_use
+from dashboards.diagnosis.findings import LEVELS, Finding, FindingLevel, Step, lower_first
 
 _BY_STRENGTH = (
     "unlikely_text",
@@ -57,6 +57,9 @@ def resolve_conflicts(found: Sequence[Finding]) -> list[Finding]:
             dropped.add(k)
             evidence = f"{out[holder].evidence} Also weighed: {lower_first(finding.title)}."
             out[holder] = replace(out[holder], evidence=evidence)
+    for k, finding in enumerate(out):
+        if finding.leaf in holders and holders[finding.leaf] != k:
+            out[k] = replace(finding, leaf="")
     return [finding for k, finding in enumerate(out) if k not in dropped]
 
 
@@ -75,7 +78,11 @@ def _is_harm(finding: Finding) -> bool:
 
 
 def _unused(finding: Finding, found: Sequence[Finding]) -> Finding:
-    if not any(step.uses_model and reasons_not_to_use(found, finding.trials[0]) for step in finding.steps):
+    """Return the finding without steps that use the model of a trial that another finding warns of."""
+    if not any(step.uses_model for step in finding.steps):
+        return finding
+    warned = [f for f in found if f.level is FindingLevel.SERIOUS or f.rule in HARM]
+    if not any(not f.trials or set(f.trials) & set(finding.trials) for f in warned):
         return finding
     return replace(finding, steps=tuple(step for step in finding.steps if not step.uses_model))
 

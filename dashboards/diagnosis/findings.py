@@ -24,11 +24,12 @@ LEVELS = tuple(FindingLevel)
 
 
 class Direction(StrEnum):
-    """Where a step moves its setting. fix: stop searching it."""
+    """Where a step moves its setting. fix: stop searching it; exclude: not the values with which trials diverged."""
 
     RAISE = "raise"
     LOWER = "lower"
     FIX = "fix"
+    EXCLUDE = "exclude"
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,9 +202,9 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
             f"{len(in_region)} of {len(in_region)} trials, against {len(diverged) - len(in_region)} of "
             f"{len(frame.trials) - len(in_region)} with smaller values. First: trial {in_region[0].label}, "
             f"{in_region[0].record.reason}.",
-            f"Exclude {path} >= {format_value(limit)} from the next search.",
-            tuple(c.label for c in in_region),
-            path,
+            trials=tuple(c.label for c in in_region),
+            leaf=path,
+            steps=(Step(f"exclude {path} >= {format_value(limit)} from the next search", path, Direction.EXCLUDE),),
         )
         return
     if (found := _diverging_values(frame, diverged)) is not None:
@@ -241,9 +241,9 @@ def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> Finding 
             f"Every trial with {frame.short_names.get(path, path)} {values} diverged",
             f"{len(diverged)} of {len(diverged)} trials, against none with another value. First: trial "
             f"{diverged[0].label}, {diverged[0].record.reason}.",
-            f"Exclude {path} = {values} from the next search.",
-            tuple(c.label for c in diverged),
-            path,
+            trials=tuple(c.label for c in diverged),
+            leaf=path,
+            steps=(Step(f"exclude {path} = {values} from the next search", path, Direction.EXCLUDE),),
         )
     return None
 

@@ -30,8 +30,18 @@ _LISTED: tuple[Mapping[str, Sequence[Any]], ...] = (
 )
 _ZIPPED = {_RATE: _RATES, _BETA: _BETAS}
 _RANGED = {_RATE: {"log_uniform": [1e-7, 1e-5]}, _BETA: {"uniform": [1.0, 10.0]}}
-_GOALS = ({}, {"goal": {"metric": "eval_margins/logp", "direction": "maximize"}})
-_LOSSES = ({}, {"loss": {"kind": "dpo", "beta": 0.1}}, {"loss": {"kind": "simpo", "beta": 2.0, "gamma": 4.0}})
+_GOALS: tuple[dict[str, Any], ...] = (
+    {},
+    {},
+    {"goal": {"metric": "eval_margins/logp", "direction": "maximize"}},
+    {"goal": {"metric": "eval_loss", "direction": "minimize"}},
+)
+_LOSSES: tuple[dict[str, Any], ...] = (
+    {},
+    {"loss": {"kind": "simpo", "beta": 2.0, "gamma": 4.0}},
+    {"loss": {"kind": "dpo", "beta": 0.1}},
+    {"loss": {"kind": "orpo", "beta": 0.1}},
+)
 
 
 def _line(start: float, end: float) -> Any:
@@ -88,7 +98,7 @@ def sweeps(draw: st.DrawFn) -> SweepFrame:
         chosen = [dict(zip(_ZIPPED, values, strict=True)) for values in zip(*_ZIPPED.values(), strict=True)]
     else:
         listed = draw(st.sampled_from(_LISTED))
-        if base.get("loss", {}).get("kind") == "dpo":
+        if base.get("loss", {"kind": "simpo"})["kind"] != "simpo":
             listed = {path: values for path, values in listed.items() if path != _GAMMA}
         search = {path: {"choice": list(values)} for path, values in listed.items()}
         spec = make_spec(search=search, base=base, **more)
