@@ -36,7 +36,7 @@ _REPORTED_RULES = frozenset({"too_few_pairs", "answers_lost", "gain_not_clear", 
 
 
 class NothingLearned(OrchestrateError):
-    """No trial completed and none diverged, so that no search range can be derived."""
+    """No search range can be derived: no trial completed and none diverged, or the sweep is a rehearsal."""
 
     code = ExitCode.NO_TRIAL_COMPLETED
 
@@ -58,9 +58,11 @@ def follow_up(analysis: SweepAnalysis, taken: Container[str] = ()) -> FollowUpSw
         taken: names of existing sweeps, which the new name must avoid.
 
     Raises:
-        NothingLearned: no trial completed and none diverged.
+        NothingLearned: no trial completed and none diverged, or the sweep is a rehearsal.
     """
     frame = analysis.frame
+    if analysis.is_rehearsal:
+        raise NothingLearned(f"{frame.name} is a rehearsal: its figures say nothing about the settings")
     name = next_name(frame.name, taken)
     if analysis.significance is None:
         return _after_failures(frame, name)
@@ -77,7 +79,6 @@ def follow_up(analysis: SweepAnalysis, taken: Container[str] = ()) -> FollowUpSw
         head.append(
             f"{frame.name} is {frame.state}: {len(frame.ranked)}{planned} trials are complete; wait for the rest."
         )
-    head += [f"{p} is fixed: {n.reason}" for p, n in found.items() if n.dimension is None]
     for path, extra in _sft_term(analysis.findings, base, frame).items():
         dimensions[path], reasons[path] = extra
     zipped: tuple[dict[str, tuple[Any, ...]], ...] = ()
@@ -87,6 +88,8 @@ def follow_up(analysis: SweepAnalysis, taken: Container[str] = ()) -> FollowUpSw
         reasons[SEED] = "repeated with other seeds: the variance between seeds has not been measured yet"
         if zipped:
             reasons["zip"] = reason
+    repeated = {path for group in zipped for path in group}
+    head += [f"{p} is fixed: {n.reason}" for p, n in found.items() if n.dimension is None and p not in repeated]
     head += _replacement_note(frame, base)
     head += [f"note: {f.title}. {f.next_step}" for f in analysis.findings if f.rule in _REPORTED_RULES]
     return FollowUpSweep(

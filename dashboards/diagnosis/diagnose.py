@@ -33,14 +33,17 @@ from dashboards.diagnosis.training_rules import (
     ties,
     worse_than_initial,
 )
+from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.study.importance import importance
 
 
 def diagnose(frame: SweepFrame, significance: Significance | None = None) -> list[Finding]:
-    """Return the findings about a sweep, the most serious first.
+    """Return the findings about a sweep, the most serious first; none about a rehearsal, whose figures mean nothing.
 
     `significance`: the sweep's significance analysis; computed here where None.
     """
+    if is_rehearsal(frame.spec):
+        return []
     significance = significance or analyze_significance(frame)
     found = [*failures(frame), *diverging_region(frame), *impossible_logps(frame)]
     if significance is not None:
@@ -74,6 +77,11 @@ class SweepAnalysis:
     significance: Significance | None
     findings: tuple[Finding, ...]
     importances: dict[str, float]
+
+    @property
+    def is_rehearsal(self) -> bool:
+        """Whether the sweep is a rehearsal, of which nothing is concluded."""
+        return is_rehearsal(self.frame.spec)
 
 
 def analyze(frame: SweepFrame) -> SweepAnalysis:

@@ -222,11 +222,7 @@ def loss_plateau(frame: SweepFrame, significance: Significance) -> Iterator[Find
             "The loss hardly changed",
             f"Trial {winner.label}: held-out loss {format_value(start)} at step 0, {format_value(end)} after {last} "
             f"updates; the lowest was {format_value(lowest)}.",
-            f"{frame.objective.metric} improved nevertheless."
-            if gained
-            else "If the loss then oscillates, change the learning rate by less."
-            if steps
-            else "",
+            f"{frame.objective.metric} improved nevertheless." if gained else "",
             (winner.label,),
             LEARNING_RATE if any(step.path == LEARNING_RATE for step in steps) else "",
             steps,
