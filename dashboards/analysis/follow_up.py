@@ -15,7 +15,7 @@ from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.conflicts import serious_harm
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.diagnosis.findings import LEARNING_RATE, Finding, FindingLevel, decided_steps
-from dashboards.diagnosis.setting_steps import DIVERGED_SHARES, lower_rate, lowest_rate
+from dashboards.diagnosis.setting_steps import DIVERGED_SHARES, FIRST_SFT_WEIGHT, lower_rate, lowest_rate
 from dashboards.formatting import format_brief, format_value
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.spec.loading.serialization import dump_spec
@@ -153,12 +153,16 @@ def _sft_term(findings: tuple[Finding, ...], base: TrialConfig, frame: SweepFram
         return {}
     reason = "an SFT term keeps the chosen responses likely"
     if isinstance(loss, SimpoLoss):
-        cited = f"{reason} (0.1 is the SimPO authors' value)"
-        return {} if loss.cross_entropy_weight > 0 else {"loss.sft_weight": (Choice(choice=(0.0, 0.1)), cited)}
+        cited = f"{reason} ({FIRST_SFT_WEIGHT} is the SimPO authors' value)"
+        return (
+            {}
+            if loss.cross_entropy_weight > 0
+            else {"loss.sft_weight": (Choice(choice=(0.0, FIRST_SFT_WEIGHT)), cited)}
+        )
     if isinstance(loss, SftLoss):
         return {}
     at = loss.nll_scale
-    return {"loss.nll_scale": (Choice(choice=(at, 0.1 if at == 0 else round_value(2 * at))), reason)}
+    return {"loss.nll_scale": (Choice(choice=(at, FIRST_SFT_WEIGHT if at == 0 else round_value(2 * at))), reason)}
 
 
 def _is_hollow(findings: tuple[Finding, ...]) -> bool:

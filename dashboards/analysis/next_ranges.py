@@ -88,7 +88,7 @@ def _one_sided(frame: SweepFrame, path: str, finding: Finding, step: Step) -> Ne
     reason = f"{'downwards' if lower else 'upwards'} from {format_value(at)}: {lower_first(finding.title)}"
     if step.values:
         kept = [] if finding.rule == "worse_than_start" else [at]
-        return NextRange(Choice(choice=tuple(sorted([*step.values, *kept]))), reason)
+        return NextRange(_choice(frame, path, sorted([*step.values, *kept])), reason)
     tested = known_values(frame, path)
     inner = next((v for v in (reversed(tested) if lower else tested) if (v < at if lower else v > at)), None)
     limit = None if lower else diverged_from(frame, path)
@@ -152,9 +152,8 @@ def _refined(frame: SweepFrame, path: str) -> NextRange:
 
 
 def _choice(frame: SweepFrame, path: str, values: list[float]) -> Choice:
-    is_integer = all(
-        isinstance(trial.record.params[path], int) for trial in frame.trials if path in trial.record.params
-    )
+    known = [trial.record.params.get(path, trial.config.flat_params().get(path)) for trial in frame.trials]
+    is_integer = all(isinstance(value, int) for value in known if value is not None)
     choices: list[Any] = [round(v) if is_integer else v for v in values]
     return Choice(choice=tuple(dict.fromkeys(choices)))
 

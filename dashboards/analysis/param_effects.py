@@ -209,7 +209,7 @@ def stable_extension(frame: SweepFrame, found: BoundaryOptimum) -> tuple[float, 
 
 def _at_end(frame: SweepFrame, path: str, trial: TrialFrame, is_low_end: bool, end: float, log: bool) -> bool:
     """Return whether a trial's value lies at the same end of the searched values as the best one's."""
-    value = trial.record.params.get(path)
+    value: Any = trial.record.params.get(path)
     if not is_number(value):
         return False
     match frame.space.dimensions.get(path):
@@ -290,7 +290,7 @@ def _shifted(value: float, by: float, log: bool) -> float:
     return value * math.exp(by) if log else value + by
 
 
-def is_valid(frame: SweepFrame, path: str, value: float) -> bool:
+def is_valid(frame: SweepFrame, path: str, value: Any) -> bool:
     """Return whether the winner's configuration with this value passes validation."""
     params = dict(frame.ranked[0].record.params) | {path: value}
     try:

@@ -19,6 +19,7 @@ from dashboards.diagnosis.setting_steps import (
     lower_rate,
     present,
     raise_beta,
+    raise_sft_weight,
     train_longer,
 )
 from dashboards.formatting import format_value
@@ -54,6 +55,7 @@ def margin_below_gamma(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
         reached = f" {share:.0%} of the {len(winner.pairs):,} held-out pairs reach the target."
     begun = winner.first(REWARD_MARGIN)
     since = "" if begun is None else f", from {format_value(begun)} at step 0"
+    smaller = lower_gamma(frame)
     yield Finding(
         "margin_below_gamma",
         FindingLevel.NOTE,
@@ -62,8 +64,8 @@ def margin_below_gamma(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
         f"{format_value(loss.gamma_value)}; per token that is {format_value(margin / loss.beta)}, with a "
         f"target of gamma / beta = {format_value(loss.gamma_over_beta)}.{reached}",
         trials=(winner.label,),
-        leaf="loss.gamma",
-        steps=present(lower_gamma(frame), train_longer(frame, "train longer if the chosen log-probs do not fall")),
+        leaf="" if smaller is None else smaller.path,
+        steps=present(smaller, train_longer(frame, "train longer if the chosen log-probs do not fall")),
         lead="Most pairs still have nearly the full gradient, so gamma has little effect:",
     )
 
@@ -79,9 +81,10 @@ def chosen_logps_falling(frame: SweepFrame, winner: TrialFrame) -> Iterator[Find
     assert margin is not None
     assert drop is not None
     assert start is not None
-    weight = "add loss.sft_weight: 0.1" if isinstance(trial.config.loss, SimpoLoss) else "raise loss.nll_scale"
     steps = present(
-        lower_rate(winner.config.training.learning_rate, *LOWER_SHARES), raise_beta(frame, winner), Step(weight)
+        lower_rate(winner.config.training.learning_rate, *LOWER_SHARES),
+        raise_beta(frame, winner),
+        raise_sft_weight(winner),
     )
     yield Finding(
         "chosen_falling",
@@ -185,9 +188,9 @@ def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
         "Raise evaluation.prompts for a narrower interval.",
         (winner.label,),
         LEARNING_RATE,
-        (
+        present(
             lower_rate(winner.config.training.learning_rate, *LOWER_SHARES),
-            Step("add loss.sft_weight" if isinstance(winner.config.loss, SimpoLoss) else "raise loss.nll_scale"),
+            raise_sft_weight(winner),
             Step(f"rank by {EXACT_ANSWERS}"),
         ),
         "The objective improves at the cost of the task.",

@@ -9,8 +9,6 @@ from typing import Any
 
 LEARNING_RATE = "training.learning_rate"
 NO_DIAGNOSIS = "A rehearsal shows that the sweep runs; its figures say nothing about the settings."
-UPDATES = "training.max_steps"
-"""Setting that "train longer" and "train for fewer updates" move, also where `num_train_epochs` sets the length."""
 
 
 class FindingLevel(StrEnum):

@@ -125,6 +125,7 @@ def too_few_pairs(significance: Significance) -> Iterator[Finding]:
     )
 
 
+_LONGER_WARMUP = Step("lengthen the warmup", "training.warmup_ratio", Direction.RAISE)
 _MIN_TRIALS = 3
 _FEWEST_RANKED = 5
 """Trials. With fewer, a perfect rank correlation has a p-value above 5 % (2 / 4! = 8 %)."""
@@ -219,7 +220,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
         f"{len(diverged)} of {len(finished)} finished trials diverged",
         f"Trial {diverged[0].label} ({frame.describe_params(diverged[0])}): {diverged[0].record.reason}.",
         trials=tuple(c.label for c in diverged),
-        steps=(*([lower] if many or not frame.ranked else []), Step("lengthen the warmup")),
+        steps=(*([lower] if many or not frame.ranked else []), _LONGER_WARMUP),
         lead="No single searched setting explains it:",
     )
 

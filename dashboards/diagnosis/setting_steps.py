@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from dashboards.analysis.param_effects import (
     difference_to_winner,
@@ -13,14 +14,16 @@ from dashboards.analysis.param_effects import (
     round_value,
 )
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.diagnosis.findings import LEARNING_RATE, UPDATES, Direction, Step
+from dashboards.diagnosis.findings import LEARNING_RATE, Direction, Step
 from dashboards.formatting import format_value
-from trainer.config.loss_config import CpoLoss, DpoLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, SftLoss, SimpoLoss
 
 LOWER_SHARES = (0.25, 0.5)
 """Shares of the winner's learning rate to try where it harms the model."""
 DIVERGED_SHARES = (0.03, 0.1, 0.3)
 """Shares of the lowest diverged learning rate to try where no trial completed."""
+FIRST_SFT_WEIGHT = 0.1
+"""Weight of the cross-entropy to try first, the SimPO authors' value."""
 _BETTER_BETA = 10.0
 """SimPO's beta that its authors often found better than their first ones."""
 
@@ -78,13 +81,38 @@ def lower_gamma(frame: SweepFrame) -> Step | None:
 
 def train_longer(frame: SweepFrame, text: str = "train longer") -> Step | None:
     """Return the step to more updates; None where trials with more updates are clearly worse."""
-    return None if is_ruled_out(frame, UPDATES, Direction.RAISE) else Step(text, UPDATES, Direction.RAISE)
+    path = length_path(frame)
+    return None if is_ruled_out(frame, path, Direction.RAISE) else Step(text, path, Direction.RAISE)
+
+
+def fewer_updates(frame: SweepFrame, text: str) -> Step:
+    """Return the step to fewer updates."""
+    return Step(text, length_path(frame), Direction.LOWER)
+
+
+def length_path(frame: SweepFrame) -> str:
+    """Return the setting of the number of updates: the searched one, else `training.max_steps`."""
+    return next((path for path in ("training.num_train_epochs",) if path in frame.paths), "training.max_steps")
+
+
+def raise_sft_weight(winner: TrialFrame) -> Step | None:
+    """Return the step to a higher weight of the cross-entropy on the chosen responses; None for SFT itself."""
+    loss = winner.config.loss
+    if isinstance(loss, SftLoss):
+        return None
+    simpo = isinstance(loss, SimpoLoss)
+    weight = loss.cross_entropy_weight if simpo else loss.nll_scale
+    path = "loss.sft_weight" if simpo and loss.nll_scale == 0 else "loss.nll_scale"
+    if weight == 0:
+        return Step(f"add {path}: {FIRST_SFT_WEIGHT}", path, Direction.RAISE, (FIRST_SFT_WEIGHT,))
+    return Step(f"raise {path} (now {format_value(weight)})", path, Direction.RAISE)
 
 
 def is_ruled_out(frame: SweepFrame, path: str, direction: Direction) -> bool:
     """Return whether a value tried on this side of the winner's is clearly worse than it."""
     ranked = frame.comparable_trials
-    if path not in frame.paths or not ranked or not is_number(at := ranked[0].record.params.get(path)):
+    at: Any = ranked[0].record.params.get(path) if ranked else None
+    if path not in frame.paths or not is_number(at):
         return False
     for level in levels(frame, path):
         if not is_number(level.value) or (level.value > at) != (direction is Direction.RAISE) or level.value == at:

@@ -14,14 +14,20 @@ from dashboards.analysis.small_samples import MIN_RECOMMENDED_PAIRS, SMALL_SAMPL
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.findings import (
     LEARNING_RATE,
-    UPDATES,
     Direction,
     Finding,
     FindingLevel,
     Step,
     round_count,
 )
-from dashboards.diagnosis.setting_steps import higher_rate, lower_rate, lowest_rate, present, train_longer
+from dashboards.diagnosis.setting_steps import (
+    fewer_updates,
+    higher_rate,
+    lower_rate,
+    lowest_rate,
+    present,
+    train_longer,
+)
 from dashboards.formatting import format_value
 from trainer.metrics import EVAL
 
@@ -165,8 +171,9 @@ def ties(winner: TrialFrame) -> Iterator[Finding]:
         "Some held-out pairs are ties, which count as wrong",
         f"Trial {winner.label}: {tied} of {len(winner.pairs)} pairs have exactly the same log-prob per token for "
         f"both responses, so no trial can reach an accuracy above {1 - tied / len(winner.pairs):.3f}.",
-        "Both responses are probably equal after truncation: raise data.max_length, or remove those rows.",
-        (winner.label,),
+        trials=(winner.label,),
+        steps=(Step("raise data.max_length", "data.max_length", Direction.RAISE), Step("remove those rows")),
+        lead="Both responses are probably equal after truncation:",
     )
 
 
@@ -233,6 +240,7 @@ def loss_plateau(frame: SweepFrame, significance: Significance) -> Iterator[Find
     middle = min(value for step, value in curve if step <= last / 2)
     if middle - lowest < PLATEAU_FRACTION * (start - lowest):
         at = next(step for step, value in curve if value <= middle)
+        fewer = fewer_updates(frame, f"compare configurations with about {at} updates, which is enough")
         yield Finding(
             "loss_plateau",
             FindingLevel.NOTE,
@@ -240,8 +248,8 @@ def loss_plateau(frame: SweepFrame, significance: Significance) -> Iterator[Find
             f"Trial {winner.label}: held-out loss {format_value(start)} at step 0, {format_value(middle)} by update "
             f"{at}, {format_value(end)} at the end. A learning rate that decays to 0 also flattens the last updates.",
             trials=(winner.label,),
-            leaf=UPDATES,
-            steps=(Step(f"compare configurations with about {at} updates, which is enough", UPDATES, Direction.LOWER),),
+            leaf=fewer.path,
+            steps=(fewer,),
         )
 
 
@@ -264,7 +272,7 @@ def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
         else ""
     )
     lower = lower_rate(winner.config.training.learning_rate, *_OVERFITTING_SHARES)
-    fewer = Step(f"train for about {at} updates", UPDATES, Direction.LOWER)
+    fewer = fewer_updates(frame, f"train for about {at} updates")
     steps = ((lower,) if fell else ()) if rose else (fewer, lower) if fell else (fewer,)
     yield Finding(
         "overfitting",

@@ -1,6 +1,6 @@
 """Frames of many scripted sweeps, built in memory: hypothesis draws what each trial does, ties included."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -15,7 +15,6 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord
 from tests.support.metrics import COMPLETE
 from tests.support.scripted_sweep import DIVERGED, FAILED, Script, held_out, make_spec, points
-from tests.support.specs import METRIC
 
 _RATES, _BETAS, _GAMMAS = (1e-7, 3e-7, 1e-6), (2.0, 5.0, 10.0), (0.5, 1.0, 1.5)
 _RATE, _BETA, _GAMMA = "training.learning_rate", "loss.beta", "loss.gamma"
@@ -27,6 +26,9 @@ _LISTED: tuple[Mapping[str, Sequence[Any]], ...] = (
     {_BETA: _BETAS, _GAMMA: _GAMMAS},
     {_RATE: _RATES, "training.seed": (1, 2)},
     {_RATE: _RATES, "training.max_steps": (40, 80)},
+    {"training.num_train_epochs": (1.0, 2.0, 4.0)},
+    {"loss.sft_weight": (0.0, 0.1, 0.3)},
+    {"training.warmup_ratio": (0.0, 0.1, 0.2), _RATE: _RATES},
 )
 _ZIPPED = {_RATE: _RATES, _BETA: _BETAS}
 _RANGED = {_RATE: {"log_uniform": [1e-7, 1e-5]}, _BETA: {"uniform": [1.0, 10.0]}}
@@ -44,18 +46,25 @@ _LOSSES: tuple[dict[str, Any], ...] = (
 )
 
 
-def _line(start: float, end: float) -> Any:
-    return lambda step: start + (end - start) * step / 40
+def _through(start: float, middle: float, end: float, at: int = 20) -> Callable[[int], float]:
+    """Return a loss of 40 updates, linear from `start` to `middle` at update `at`, then to `end`."""
+
+    def loss(step: int) -> float:
+        if step <= at:
+            return start + (middle - start) * step / at
+        return middle + (end - middle) * (step - at) / (40 - at)
+
+    return loss
 
 
-CURVES: Mapping[str, Any] = {
+CURVES: Mapping[str, Callable[[int], float] | None] = {
     "falls": None,
-    "flat": lambda _: 0.6931,
-    "rises a little": _line(0.6931, 0.7061),
-    "falls a little": _line(0.6931, 0.69),
-    "only rises": _line(0.7, 2.7),
-    "rises again": lambda step: 1 - 0.02 * step if step <= 20 else 0.6 + 0.015 * (step - 20),
-    "flat later": lambda step: 1 - 0.05 * min(step, 10),
+    "flat": _through(0.6931, 0.6931, 0.6931),
+    "rises a little": _through(0.6931, 0.6996, 0.7061),
+    "falls a little": _through(0.6931, 0.6916, 0.69),
+    "only rises": _through(0.7, 1.7, 2.7),
+    "rises again": _through(1.0, 0.6, 0.9),
+    "flat later": _through(1.0, 0.5, 0.5, at=10),
 }
 _TEXTS: tuple[Mapping[str, float], ...] = (
     {},
@@ -99,7 +108,7 @@ def sweeps(draw: st.DrawFn) -> SweepFrame:
     else:
         listed = draw(st.sampled_from(_LISTED))
         if base.get("loss", {"kind": "simpo"})["kind"] != "simpo":
-            listed = {path: values for path, values in listed.items() if path != _GAMMA}
+            listed = {path: values for path, values in listed.items() if path not in (_GAMMA, "loss.sft_weight")}
         search = {path: {"choice": list(values)} for path, values in listed.items()}
         spec = make_spec(search=search, base=base, **more)
         chosen = [dict(zip(listed, values, strict=True)) for values in product(*listed.values())]
@@ -153,6 +162,3 @@ def _pairs(columns: Mapping[str, np.ndarray]) -> HeldOutPairs:
     return HeldOutPairs(
         chosen, rejected, chosen_tokens, rejected_tokens, rows, columns["start_chosen"], columns["start_rejected"]
     )
-
-
-__all__ = ["CURVES", "METRIC", "frame_of_scripts", "scripts", "sweeps"]

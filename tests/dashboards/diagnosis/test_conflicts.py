@@ -16,9 +16,10 @@ from tests.support.random_sweeps import CURVES, frame_of_scripts, sweeps
 from tests.support.scripted_sweep import Script, make_spec
 
 RATE, BETA = "training.learning_rate", "loss.beta"
-NAMES = {"learning rate": RATE, "beta": BETA, "gamma": "loss.gamma"}
+NAMES = {"learning rate": RATE, "beta": BETA, "gamma": "loss.gamma", "sft_weight": "loss.sft_weight"}
+LENGTHS = ("training.max_steps", "training.num_train_epochs")
 CLAUSE = r"\b[^.;,(]{0,30}?\b"
-UP, DOWN, FIX, SPARED = "up", "down", "fix", "spared"
+UP, DOWN, FIX = "up", "down", "fix"
 
 
 def read(finding: Finding) -> set[tuple[str, str]]:
@@ -26,7 +27,7 @@ def read(finding: Finding) -> set[tuple[str, str]]:
     text, found = finding.next_step.lower(), set[tuple[str, str]]()
     for clause in re.split(r",| or | and check|[.;:]", text):
         for name, path in NAMES.items():
-            if re.search(rf"\b(raise|higher|larger|increase){CLAUSE}{name}\b", clause):
+            if re.search(rf"\b(raise|higher|larger|increase|add){CLAUSE}{name}\b", clause):
                 found.add((path, UP))
             if re.search(rf"\b(lower|smaller|reduce|decrease){CLAUSE}{name}\b", clause):
                 found.add((path, DOWN))
@@ -35,9 +36,12 @@ def read(finding: Finding) -> set[tuple[str, str]]:
     if re.search(r"train for about|with about \d+ updates", text):
         found.add(("training.max_steps", DOWN))
     if "fix it at" in text:
-        found.add((finding.leaf, FIX))
+        found.add((LENGTHS[0] if finding.leaf in LENGTHS else finding.leaf, FIX))
     if finding.rule == "at_the_edge" and "add" in text:
-        found.add((finding.leaf, UP if "highest" in finding.title else DOWN))
+        path = LENGTHS[0] if finding.leaf in LENGTHS else finding.leaf
+        found.add((path, UP if "highest" in finding.title else DOWN))
+    if "lengthen the warmup" in text:
+        found.add(("training.warmup_ratio", UP))
     if "do not use" in text:
         found |= {(f"trial {label}", "do not use") for label in finding.trials}
     if "use the cheapest" in text:
