@@ -252,11 +252,11 @@ def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
 
 def _findings(frame: SweepFrame) -> list[Finding]:
     """Return the findings about a sweep ranked by the comparison metric, with its name in titles and trials."""
-    by_ruler = merge_frames([frame])
-    listed = tuple(trial.label for trial in by_ruler.trials)
+    ranked = merge_frames([frame])
+    listed = tuple(trial.label for trial in ranked.trials)
     return [
         dataclasses.replace(f, title=f"{frame.name}: {lower_first(f.title)}", trials=f.trials or listed)
-        for f in diagnose(by_ruler)
+        for f in diagnose(ranked)
     ]
 
 

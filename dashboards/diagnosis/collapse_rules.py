@@ -64,7 +64,7 @@ def margin_below_gamma(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
         f"{format_value(loss.gamma_value)}; per token that is {format_value(margin / loss.beta)}, with a "
         f"target of gamma / beta = {format_value(loss.gamma_over_beta)}.{reached}",
         trials=(winner.label,),
-        leaf="" if smaller is None else smaller.path,
+        path="" if smaller is None else smaller.path,
         steps=present(smaller, train_longer(frame, "train longer if the chosen log-probs do not fall")),
         lead="Most pairs still have nearly the full gradient, so gamma has little effect:",
     )

@@ -33,7 +33,7 @@ def resolve_conflicts(found: Sequence[Finding]) -> list[Finding]:
     """Return the findings such that no setting is moved by two of them.
 
     The strongest finding about a setting keeps its step, with the others' titles among its evidence. The others lose
-    that step; those that only said where to search next are left out. No finding advises to use a trial that another
+    that step; those that only advise where to search next are left out. No finding advises to use a trial that another
     one advises not to use.
     """
     out = [_unused(finding, found) for finding in found]
@@ -58,8 +58,8 @@ def resolve_conflicts(found: Sequence[Finding]) -> list[Finding]:
             evidence = f"{out[holder].evidence} Also weighed: {lower_first(finding.title)}."
             out[holder] = replace(out[holder], evidence=evidence)
     for k, finding in enumerate(out):
-        if finding.leaf in holders and holders[finding.leaf] != k:
-            out[k] = replace(finding, leaf="")
+        if finding.path in holders and holders[finding.path] != k:
+            out[k] = replace(finding, path="")
     return [finding for k, finding in enumerate(out) if k not in dropped]
 
 
@@ -97,5 +97,5 @@ def _without(finding: Finding, kept: Sequence[Step], holder: Finding, lost: Step
     remark = finding.remark
     if not kept and not remark:
         remark = f"For {lost.path} see: {lower_first(holder.title)}."
-    leaf = next((step.path for step in kept if step.path), "")
-    return replace(finding, steps=tuple(kept), remark=remark, leaf=leaf)
+    path = next((step.path for step in kept if step.path), "")
+    return replace(finding, steps=tuple(kept), remark=remark, path=path)

@@ -57,7 +57,7 @@ class Finding:
     """Advice that moves no setting, after the steps."""
     trials: tuple[str, ...] = ()
     """Labels of the trials concerned."""
-    leaf: str = ""
+    path: str = ""
     """Dotted path of the setting that the finding is about."""
     steps: tuple[Step, ...] = ()
     """Alternatives, the best first."""
@@ -83,7 +83,7 @@ class Finding:
             "evidence": self.evidence,
             "next_step": self.next_step,
             "trials": self.trials,
-            "leaf": self.leaf,
+            "leaf": self.path,
             "moves": [
                 {"setting": step.path, "direction": step.direction, "values": step.values}
                 for step in self.steps

@@ -84,7 +84,7 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[Finding]:
             f"({count} pair{'s' if count > 1 else ''} of trials): {frame.objective.metric} differs by "
             f"{format_value(widest.mean)}, 95 % interval {format_value(widest.low)} to "
             f"{format_value(widest.high)} over {widest.pairs} held-out pairs.",
-            leaf=path,
+            path=path,
             steps=(
                 Step(f"fix it at {at} and search other settings", path, Direction.FIX),
                 *([Step(more)] if more else []),
@@ -204,7 +204,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
             f"{len(frame.trials) - len(in_region)} with smaller values. First: trial {in_region[0].label}, "
             f"{in_region[0].record.reason}.",
             trials=tuple(c.label for c in in_region),
-            leaf=path,
+            path=path,
             steps=(Step(f"exclude {path} >= {format_value(limit)} from the next search", path, Direction.EXCLUDE),),
         )
         return
@@ -243,7 +243,7 @@ def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> Finding 
             f"{len(diverged)} of {len(diverged)} trials, against none with another value. First: trial "
             f"{diverged[0].label}, {diverged[0].record.reason}.",
             trials=tuple(c.label for c in diverged),
-            leaf=path,
+            path=path,
             steps=(Step(f"exclude {path} = {values} from the next search", path, Direction.EXCLUDE),),
         )
     return None

@@ -248,7 +248,7 @@ def loss_plateau(frame: SweepFrame, significance: Significance) -> Iterator[Find
             f"Trial {winner.label}: held-out loss {format_value(start)} at step 0, {format_value(middle)} by update "
             f"{at}, {format_value(end)} at the end. A learning rate that decays to 0 also flattens the last updates.",
             trials=(winner.label,),
-            leaf=fewer.path,
+            path=fewer.path,
             steps=(fewer,),
         )
 

@@ -36,9 +36,9 @@ def read(finding: Finding) -> set[tuple[str, str]]:
     if re.search(r"train for about|with about \d+ updates", text):
         found.add(("training.max_steps", DOWN))
     if "fix it at" in text:
-        found.add((LENGTHS[0] if finding.leaf in LENGTHS else finding.leaf, FIX))
+        found.add((LENGTHS[0] if finding.path in LENGTHS else finding.path, FIX))
     if finding.rule == "at_the_edge" and "add" in text:
-        path = LENGTHS[0] if finding.leaf in LENGTHS else finding.leaf
+        path = LENGTHS[0] if finding.path in LENGTHS else finding.path
         found.add((path, UP if "highest" in finding.title else DOWN))
     if "lengthen the warmup" in text:
         found.add(("training.warmup_ratio", UP))
@@ -58,7 +58,7 @@ def test_no_two_findings_advise_opposite_moves_of_one_setting(frame: SweepFrame)
             assert not against, (path, one.title, one.next_step, other.title, other.next_step)
     moved = [step.path for finding in findings for step in finding.steps if step.path]
     assert len(moved) == len(set(moved)), "one finding for each setting"
-    about = [finding.leaf for finding in findings if finding.leaf]
+    about = [finding.path for finding in findings if finding.path]
     assert len(about) == len(set(about)), "one finding for each setting"
     for finding in findings:
         assert {p for p, _ in read(finding)} & {*NAMES.values()} <= {step.path for step in finding.steps}
@@ -70,7 +70,7 @@ def test_no_advice_on_the_edge_rests_on_a_tie(frame: SweepFrame) -> None:
         if finding.rule == "at_the_edge":
             best = frame.comparable_trials[0].record
             others = [
-                c.record for c in frame.comparable_trials if c.record.params[finding.leaf] != best.params[finding.leaf]
+                c.record for c in frame.comparable_trials if c.record.params[finding.path] != best.params[finding.path]
             ]
             assert others
             assert all(other.value != best.value for other in others), finding.evidence

@@ -150,7 +150,7 @@ def test_divergence_is_laid_to_the_leaf_that_explains_most(tmp_path: Path) -> No
         return Script(outcome=DIVERGED if rate(trial) > 1e-7 or alone else COMPLETE)
 
     found = rules(swept(tmp_path, ends, BETAS))["diverging_region"]
-    assert found.leaf == "training.learning_rate"
+    assert found.path == "training.learning_rate"
     assert "6 of 6 trials, against 1 of 3 with smaller values" in found.evidence
 
 
@@ -186,7 +186,7 @@ def test_a_coin_and_ties(tmp_path: Path) -> None:
 
 def test_the_edge_names_points_to_add(tmp_path: Path) -> None:
     found = rules(swept(tmp_path, lambda t: Script(quality=0.2 + 0.3 * math.log10(rate(t) / 1e-7))))["at_the_edge"]
-    assert found.leaf == "training.learning_rate"
+    assert found.path == "training.learning_rate"
     assert found.level is FindingLevel.WARNING
     assert "add 2e-6 and 4e-6" in found.next_step
     low = rules(swept(tmp_path / "low", lambda t: Script(quality=0.2 - 0.3 * math.log10(rate(t) / 1e-6))))
@@ -213,7 +213,7 @@ def test_the_edge_of_a_range(tmp_path: Path) -> None:
 def test_values_that_made_no_difference(tmp_path: Path) -> None:
     frame = swept(tmp_path, lambda t: Script(quality={1e-7: 0.1, 3e-7: 0.9, 1e-6: 0.5}[rate(t)]), BETAS)
     findings = [f for f in diagnose(frame) if f.rule == "not_told_apart"]
-    assert [f.leaf for f in findings] == ["loss.beta"]
+    assert [f.path for f in findings] == ["loss.beta"]
     assert "all else equal (3 pairs of trials)" in findings[0].evidence
     assert "Fix it at" in findings[0].next_step
 
