@@ -17,20 +17,20 @@ from dashboards.analysis.run_costs import costs
 from dashboards.analysis.significance import Difference, Significance, analyze_significance, paired_difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis, diagnose
-from dashboards.diagnosis.findings import Finding, FindingLevel, by_level, lower_first
+from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel, by_level, lower_first
 from dashboards.formatting import format_value, short_names
 from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import Choice
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.study.importance import importance
-from trainer.metrics import COMPARISON_METRIC, EVAL
+from trainer.metrics import CHOSEN, COMPARISON_METRIC, EXACT_ANSWERS, MARGIN
 
 _TOKEN_RATIO = 1.05
 """Largest ratio of training tokens that counts as matched: the lengths of sampled pairs vary."""
 _EFFORT_RATIO = 1.5
 """Largest ratio of complete trials that counts as matched."""
-_INITIAL_METRIC = f"{EVAL}logps_per_token/chosen"
+_INITIAL_METRIC = CHOSEN
 
 Entry = tuple[SweepFrame, TrialFrame | None]
 
@@ -43,7 +43,7 @@ def find_mismatches(entries: Sequence[Entry]) -> list[str]:
         _differ("the initial models differ", entries, lambda f, _: _model(f)),
         _initial_mismatch(entries),
         _differ("pairs per update differ", entries, lambda _, c: None if c is None else str(_pairs_per_update(c))),
-        _differ("updates differ", entries, lambda _, c: None if c is None else f"{c.curves.step:,}"),
+        _differ("updates differ", entries, lambda _, c: None if c is None else f"{c.curves.last_update:,}"),
         _token_mismatch(entries),
         _differ("precision differs", entries, lambda f, _: _precision(f)),
         _differ("the trained weights differ", entries, lambda f, _: "LoRA" if f.spec.base.lora else "all weights"),
@@ -125,7 +125,7 @@ def _effort_mismatch(entries: Sequence[Entry]) -> str:
 
 
 COMPARISON_OBJECTIVE = Objective(metric=COMPARISON_METRIC, direction="maximize")
-_WITHOUT_EFFECT = frozenset(
+_NOT_COMPARED = frozenset(
     f"training.{key}" for key in ("eval_steps", "save_steps", "logging_steps", "tokens_per_micro_batch", "max_steps")
 )
 """Settings that only affect evaluation and logging, or that the comparison of updates covers."""
@@ -183,18 +183,13 @@ def _differing_fixed_paths(frames: Sequence[SweepFrame]) -> list[str]:
         path
         for path in shared
         if path.startswith(("loss.", "training."))
-        and path not in _WITHOUT_EFFECT
+        and path not in _NOT_COMPARED
         and len({repr(base[path]) for base in bases}) > 1
     )
 
 
 def _scalar(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-MARGIN = f"{EVAL}margins/logp"
-CHOSEN = f"{EVAL}logps_per_token/chosen"
-EXACT_ANSWERS = f"{EVAL}exact_answers"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -230,7 +225,7 @@ class SweepComparison:
     analysis: SweepAnalysis
 
     @property
-    def serious(self) -> tuple[Finding, ...]:
+    def serious(self) -> tuple[DiagnosisFinding, ...]:
         """Serious findings about the sweeps, each with its sweep's name in the title."""
         return tuple(f for f in self.analysis.findings if f.level is FindingLevel.SERIOUS)
 
@@ -250,7 +245,7 @@ def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
     return SweepComparison(tuple(compared), tuple(warnings), analysis)
 
 
-def _findings(frame: SweepFrame) -> list[Finding]:
+def _findings(frame: SweepFrame) -> list[DiagnosisFinding]:
     """Return the findings about a sweep ranked by the comparison metric, with its name in titles and trials."""
     ranked = merge_frames([frame])
     listed = tuple(trial.label for trial in ranked.trials)
@@ -309,7 +304,7 @@ def as_json(found: SweepComparison) -> dict[str, Any]:
                 else {"mean": c.behind.mean, "low": c.behind.low, "high": c.behind.high, "clear": c.behind.is_clear},
                 "complete": len(c.frame.ranked),
                 "trials": len(c.frame.trials),
-                "updates": None if c.trial is None else c.trial.curves.step,
+                "updates": None if c.trial is None else c.trial.curves.last_update,
                 "tokens": None if c.trial is None else c.trial.tokens,
                 "slot_hours": usage.seconds / 3600,
             }

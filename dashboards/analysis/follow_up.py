@@ -14,7 +14,7 @@ from dashboards.analysis.significance import Significance
 from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.conflicts import serious_harm
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.diagnosis.findings import LEARNING_RATE, Finding, FindingLevel, decided_steps
+from dashboards.diagnosis.findings import LEARNING_RATE, DiagnosisFinding, FindingLevel, decided_steps
 from dashboards.diagnosis.setting_steps import DIVERGED_SHARES, FIRST_SFT_WEIGHT, lower_rate, lowest_rate
 from dashboards.formatting import format_brief, format_value
 from orchestrator.errors import ExitCode, OrchestrateError
@@ -146,10 +146,12 @@ def _conditional(frame: SweepFrame, chosen: Mapping[str, Dimension]) -> dict[str
     return out
 
 
-def _sft_term(findings: tuple[Finding, ...], base: TrialConfig, frame: SweepFrame) -> dict[str, tuple[Dimension, str]]:
+def _sft_term(
+    findings: tuple[DiagnosisFinding, ...], base: TrialConfig, frame: SweepFrame
+) -> dict[str, tuple[Dimension, str]]:
     """Return an SFT term to search: it keeps the chosen log-probs up at the cost of some margin."""
     loss = base.loss
-    if not _is_hollow(findings) or {"loss.sft_weight", "loss.nll_scale"} & set(frame.paths):
+    if not _margin_gained_by_collapse(findings) or {"loss.sft_weight", "loss.nll_scale"} & set(frame.paths):
         return {}
     reason = "an SFT term keeps the chosen responses likely"
     if isinstance(loss, SimpoLoss):
@@ -161,11 +163,16 @@ def _sft_term(findings: tuple[Finding, ...], base: TrialConfig, frame: SweepFram
         )
     if isinstance(loss, SftLoss):
         return {}
-    at = loss.nll_scale
-    return {"loss.nll_scale": (Choice(choice=(at, FIRST_SFT_WEIGHT if at == 0 else round_value(2 * at))), reason)}
+    nll_scale = loss.nll_scale
+    return {
+        "loss.nll_scale": (
+            Choice(choice=(nll_scale, FIRST_SFT_WEIGHT if nll_scale == 0 else round_value(2 * nll_scale))),
+            reason,
+        )
+    }
 
 
-def _is_hollow(findings: tuple[Finding, ...]) -> bool:
+def _margin_gained_by_collapse(findings: tuple[DiagnosisFinding, ...]) -> bool:
     """Return whether the winner's chosen log-probs or right answers fell seriously while its margin rose."""
     return any(f.rule in ("chosen_falling", "answers_lost") and f.level is FindingLevel.SERIOUS for f in findings)
 

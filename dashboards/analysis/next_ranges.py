@@ -20,7 +20,7 @@ from dashboards.analysis.param_effects import (
     round_value,
 )
 from dashboards.analysis.sweep_frame import SweepFrame
-from dashboards.diagnosis.findings import Direction, Finding, Step, lower_first
+from dashboards.diagnosis.findings import DiagnosisFinding, Direction, Step, lower_first
 from dashboards.formatting import format_brief, format_value
 from orchestrator.spec.search.dimensions import Choice, Dimension, IntUniform, LogUniform, Uniform
 
@@ -38,7 +38,7 @@ class NextRange:
 
 
 def next_range(
-    frame: SweepFrame, path: str, advised: tuple[Finding, Step] | None, harm: Finding | None = None
+    frame: SweepFrame, path: str, advised: tuple[DiagnosisFinding, Step] | None, harm: DiagnosisFinding | None = None
 ) -> NextRange:
     """Return the next range of a setting that the winner has.
 
@@ -56,20 +56,20 @@ def next_range(
     dimension = frame.space.dimensions.get(path)
     if finding.rule == "at_the_edge":
         ranged = isinstance(dimension, (Uniform, LogUniform, IntUniform))
-        return _range(frame, path, dimension, step) if ranged else _extended(frame, path, step)
+        return _continuous_range(frame, path, dimension, step) if ranged else _extended_range(frame, path, step)
     return _one_sided(frame, path, finding, step)
 
 
-def _inside(frame: SweepFrame, path: str, harm: Finding | None) -> NextRange:
+def _inside(frame: SweepFrame, path: str, harm: DiagnosisFinding | None) -> NextRange:
     """Narrow the range, without a step past its ends."""
     dimension = frame.space.dimensions.get(path)
     if isinstance(dimension, (Uniform, LogUniform, IntUniform)):
-        return _range(frame, path, dimension, None)
+        return _continuous_range(frame, path, dimension, None)
     if not is_numeric(frame, path):
         return _best_choices(frame, path)
     found = boundary_optimum(frame, path)
     if found is None or not found.extension:
-        return _refined(frame, path)
+        return _refined_range(frame, path)
     value = format_value(found.value)
     if harm is not None and found.inner is not None:
         values = sorted([found.inner, found.value])
@@ -77,11 +77,11 @@ def _inside(frame: SweepFrame, path: str, harm: Finding | None) -> NextRange:
         return NextRange(_choice(frame, path, values), f"not {beyond} {value}: {lower_first(harm.title)}")
     unstable_from = mostly_diverged_from(frame, path)
     if not found.is_low_end and unstable_from is not None and unstable_from <= found.value:
-        return replace(_refined(frame, path), reason=f"not above {value}: {_most_of(unstable_from)}")
-    return _refined(frame, path)
+        return replace(_refined_range(frame, path), reason=f"not above {value}: {_most_of(unstable_from)}")
+    return _refined_range(frame, path)
 
 
-def _one_sided(frame: SweepFrame, path: str, finding: Finding, step: Step) -> NextRange:
+def _one_sided(frame: SweepFrame, path: str, finding: DiagnosisFinding, step: Step) -> NextRange:
     """Search from the winner's value in the direction of the step only."""
     at, dimension = _winner_value(frame, path), frame.space.dimensions.get(path)
     lower = step.direction is Direction.LOWER
@@ -119,7 +119,7 @@ def _without_effect(frame: SweepFrame, path: str) -> str:
     )
 
 
-def _extended(frame: SweepFrame, path: str, step: Step) -> NextRange:
+def _extended_range(frame: SweepFrame, path: str, step: Step) -> NextRange:
     at = _winner_value(frame, path)
     where = "lowest" if step.direction is Direction.LOWER else "highest"
     best = {level.value: level.best for level in levels(frame, path)}
@@ -136,19 +136,21 @@ def _most_of(value: float) -> str:
     return f"from {format_value(value)} upwards at least half of the trials diverged"
 
 
-def _refined(frame: SweepFrame, path: str) -> NextRange:
-    at = float(frame.ranked[0].record.params[path])
+def _refined_range(frame: SweepFrame, path: str) -> NextRange:
+    best_value = float(frame.ranked[0].record.params[path])
     tested = known_values(frame, path)
-    below, above = [v for v in tested if v < at], [v for v in tested if v > at]
+    below, above = [v for v in tested if v < best_value], [v for v in tested if v > best_value]
     values = [
-        *([midpoint(frame, path, below[-1], at)] if below else []),
-        at,
-        *([midpoint(frame, path, at, above[0])] if above else []),
+        *([midpoint(frame, path, below[-1], best_value)] if below else []),
+        best_value,
+        *([midpoint(frame, path, best_value, above[0])] if above else []),
     ]
     distinct = list(dict.fromkeys(values))
     if len(distinct) < 2:
         return NextRange(None, "only one value was tried")
-    return NextRange(_choice(frame, path, distinct), f"halfway to the neighbors of the best value, {format_value(at)}")
+    return NextRange(
+        _choice(frame, path, distinct), f"halfway to the neighbors of the best value, {format_value(best_value)}"
+    )
 
 
 def _choice(frame: SweepFrame, path: str, values: list[float]) -> Choice:
@@ -178,7 +180,9 @@ def _best_choices(frame: SweepFrame, path: str) -> NextRange:
     )
 
 
-def _range(frame: SweepFrame, path: str, dimension: Uniform | LogUniform | IntUniform, step: Step | None) -> NextRange:
+def _continuous_range(
+    frame: SweepFrame, path: str, dimension: Uniform | LogUniform | IntUniform, step: Step | None
+) -> NextRange:
     """Span the best trials' values; extend the range by the step past its end, if there is one."""
     ranked = [trial for trial in frame.ranked if path in trial.record.params]
     count = max(_MIN_TRIALS, math.ceil(_BEST_SHARE * len(ranked)))

@@ -12,7 +12,7 @@ import numpy as np
 from dashboards.analysis.held_out_pairs import spearman
 from dashboards.analysis.small_samples import MIN_TESTABLE_PAIRS, is_clear_correlation, share_difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.diagnosis.findings import LEARNING_RATE, Finding, FindingLevel, Step
+from dashboards.diagnosis.findings import LEARNING_RATE, DiagnosisFinding, FindingLevel, Step
 from dashboards.diagnosis.setting_steps import (
     LOWER_SHARES,
     lower_gamma,
@@ -24,12 +24,9 @@ from dashboards.diagnosis.setting_steps import (
 )
 from dashboards.formatting import format_value
 from trainer.config.loss_config import SimpoLoss
-from trainer.metrics import EVAL
+from trainer.metrics import CHOSEN, EVAL, EXACT_ANSWERS, MARGIN, REJECTED
 
-MARGIN = f"{EVAL}margins/logp"
 REWARD_MARGIN = f"{EVAL}rewards/margins"
-CHOSEN = f"{EVAL}logps_per_token/chosen"
-REJECTED = f"{EVAL}logps_per_token/rejected"
 
 GAMMA_SHARE = 0.5
 """Share of gamma. A mean reward margin below this share of the target counts as far below it."""
@@ -39,7 +36,7 @@ UNLIKELY_LOGP = -10.0
 """Nats per token. Below the log-prob of a uniform distribution over 22,000 tokens."""
 
 
-def margin_below_gamma(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
+def margin_below_gamma(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a mean reward margin, beta x (difference of log-probs per token), far below SimPO's target gamma."""
     loss, margin = winner.config.loss, winner.last(REWARD_MARGIN)
     if (
@@ -56,7 +53,7 @@ def margin_below_gamma(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
     begun = winner.first(REWARD_MARGIN)
     since = "" if begun is None else f", from {format_value(begun)} at step 0"
     smaller = lower_gamma(frame)
-    yield Finding(
+    yield DiagnosisFinding(
         "margin_below_gamma",
         FindingLevel.NOTE,
         "The winner's margin is far below its target gamma",
@@ -64,13 +61,13 @@ def margin_below_gamma(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
         f"{format_value(loss.gamma_value)}; per token that is {format_value(margin / loss.beta)}, with a "
         f"target of gamma / beta = {format_value(loss.gamma_over_beta)}.{reached}",
         trials=(winner.label,),
-        path="" if smaller is None else smaller.path,
+        setting="" if smaller is None else smaller.path,
         steps=present(smaller, train_longer(frame, "train longer if the chosen log-probs do not fall")),
         lead="Most pairs still have nearly the full gradient, so gamma has little effect:",
     )
 
 
-def chosen_logps_falling(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
+def chosen_logps_falling(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report margins that rise while the chosen log-probs fall, the typical collapse of SimPO."""
     falling = [trial for trial in frame.ranked if _falls(trial)]
     if not falling:
@@ -86,7 +83,7 @@ def chosen_logps_falling(frame: SweepFrame, winner: TrialFrame) -> Iterator[Find
         raise_beta(frame, winner),
         raise_sft_weight(winner),
     )
-    yield Finding(
+    yield DiagnosisFinding(
         "chosen_falling",
         (FindingLevel.SERIOUS if -drop > margin else FindingLevel.WARNING) if winner_falls else FindingLevel.NOTE,
         "Margins rise while the chosen responses become less likely"
@@ -107,7 +104,7 @@ def _falls(trial: TrialFrame) -> bool:
     return margin is not None and drop is not None and margin > 0 and drop < -CHOSEN_DROP
 
 
-def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
+def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report chosen log-probs below -10 nats per token, worse than a uniform distribution over 22,000 tokens."""
     low = [c for c in frame.ranked if (c.last(CHOSEN) or 0.0) < UNLIKELY_LOGP]
     if not low:
@@ -116,7 +113,7 @@ def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
     start = worst.first(CHOSEN)
     was_low = start is not None and start < UNLIKELY_LOGP
     trained = winner in low and not was_low
-    yield Finding(
+    yield DiagnosisFinding(
         "unlikely_text",
         FindingLevel.SERIOUS if winner in low else FindingLevel.NOTE,
         "Chosen responses have log-probs under -10 per token",
@@ -136,13 +133,13 @@ def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
     )
 
 
-def impossible_logps(frame: SweepFrame) -> Iterator[Finding]:
+def impossible_logps(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report log-probs above 0, which no probability distribution has."""
     wrong = [c for c in frame.trials if max(c.last(CHOSEN) or 0.0, c.last(REJECTED) or 0.0) > 0]
     if not wrong:
         return
     first = wrong[0]
-    yield Finding(
+    yield DiagnosisFinding(
         "impossible_logps",
         FindingLevel.SERIOUS,
         "Log-probs above 0, which are impossible",
@@ -154,7 +151,6 @@ def impossible_logps(frame: SweepFrame) -> Iterator[Finding]:
     )
 
 
-EXACT_ANSWERS = f"{EVAL}exact_answers"
 REPETITION = f"{EVAL}repetition"
 LENGTH = f"{EVAL}answer_length"
 
@@ -168,7 +164,7 @@ EXACT_DROP = 0.05
 """Drop of the share of right answers that is reported."""
 
 
-def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
+def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a drop of right answers while the objective improves."""
     drop, gain, start = winner.change(EXACT_ANSWERS), winner.change(frame.objective.metric), winner.first(EXACT_ANSWERS)
     prompts = winner.config.evaluation.prompts
@@ -178,7 +174,7 @@ def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
     changes = [change for trial in frame.ranked if (change := trial.change(EXACT_ANSWERS)) is not None]
     fewer = sum(change < 0 for change in changes)
     in_most_trials = prompts >= MIN_TESTABLE_PAIRS and len(changes) >= 5 and fewer >= 0.8 * len(changes)
-    yield Finding(
+    yield DiagnosisFinding(
         "answers_lost",
         FindingLevel.SERIOUS if high < 0 or in_most_trials else FindingLevel.WARNING,
         "Fewer right answers while the objective improves",
@@ -197,7 +193,7 @@ def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
     )
 
 
-def degenerate_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
+def degenerate_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report answers that became repetitive or much longer."""
     problems: list[str] = []
     repeated, before = winner.last(REPETITION), winner.first(REPETITION)
@@ -208,7 +204,7 @@ def degenerate_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
         problems.append(f"answers grew from {format_value(was)} to {format_value(length)} tokens")
     if problems:
         prompts = winner.config.evaluation.prompts
-        yield Finding(
+        yield DiagnosisFinding(
             "degenerate_text",
             FindingLevel.SERIOUS if prompts >= MIN_TESTABLE_PAIRS else FindingLevel.WARNING,
             "The winner's answers have become longer or repeat themselves",
@@ -220,7 +216,7 @@ def degenerate_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
         )
 
 
-def length_bias(winner: TrialFrame) -> Iterator[Finding]:
+def length_bias(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a winner whose margin correlates with length difference, more than the initial model's."""
     if winner.pairs is None:
         return
@@ -232,7 +228,7 @@ def length_bias(winner: TrialFrame) -> Iterator[Finding]:
     if before is not None and abs(rho) < abs(before) + 0.1:
         return
     since = "" if before is None else f", {before:+.2f} before training"
-    yield Finding(
+    yield DiagnosisFinding(
         "length_bias",
         FindingLevel.NOTE,
         f"The winner prefers {'longer' if rho > 0 else 'shorter'} responses",

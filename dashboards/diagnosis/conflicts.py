@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dashboards.diagnosis.findings import LEVELS, Finding, FindingLevel, Step, lower_first
+from dashboards.diagnosis.findings import LEVELS, DiagnosisFinding, FindingLevel, Step, lower_first
 
 _BY_STRENGTH = (
     "unlikely_text",
@@ -29,7 +29,7 @@ _ABOUT_THE_SEARCH = frozenset({"at_the_edge", "not_told_apart"})
 """Rules that say nothing but where to search next."""
 
 
-def resolve_conflicts(found: Sequence[Finding]) -> list[Finding]:
+def resolve_conflicts(found: Sequence[DiagnosisFinding]) -> list[DiagnosisFinding]:
     """Return the findings such that no setting is moved by two of them.
 
     The strongest finding about a setting keeps its step, with the others' titles among its evidence. The others lose
@@ -58,26 +58,26 @@ def resolve_conflicts(found: Sequence[Finding]) -> list[Finding]:
             evidence = f"{out[holder].evidence} Also weighed: {lower_first(finding.title)}."
             out[holder] = replace(out[holder], evidence=evidence)
     for k, finding in enumerate(out):
-        if finding.path in holders and holders[finding.path] != k:
-            out[k] = replace(finding, path="")
+        if finding.setting in holders and holders[finding.setting] != k:
+            out[k] = replace(finding, setting="")
     return [finding for k, finding in enumerate(out) if k not in dropped]
 
 
-def serious_harm(findings: Sequence[Finding]) -> Finding | None:
+def serious_harm(findings: Sequence[DiagnosisFinding]) -> DiagnosisFinding | None:
     """Return the strongest serious finding about damage that the objective does not show."""
     return min((f for f in findings if _is_harm(f)), key=_strength, default=None)
 
 
-def _strength(finding: Finding) -> tuple[int, int]:
+def _strength(finding: DiagnosisFinding) -> tuple[int, int]:
     known = finding.rule in _BY_STRENGTH
     return LEVELS.index(finding.level), _BY_STRENGTH.index(finding.rule) if known else len(_BY_STRENGTH)
 
 
-def _is_harm(finding: Finding) -> bool:
+def _is_harm(finding: DiagnosisFinding) -> bool:
     return finding.rule in HARM and finding.level is FindingLevel.SERIOUS
 
 
-def _unused(finding: Finding, found: Sequence[Finding]) -> Finding:
+def _unused(finding: DiagnosisFinding, found: Sequence[DiagnosisFinding]) -> DiagnosisFinding:
     """Return the finding without steps that use the model of a trial that another finding warns of."""
     if not any(step.uses_model for step in finding.steps):
         return finding
@@ -87,15 +87,15 @@ def _unused(finding: Finding, found: Sequence[Finding]) -> Finding:
     return replace(finding, steps=tuple(step for step in finding.steps if not step.uses_model))
 
 
-def _divide(finding: Finding, holders: dict[str, int]) -> tuple[list[Step], list[Step]]:
+def _divide(finding: DiagnosisFinding, holders: dict[str, int]) -> tuple[list[Step], list[Step]]:
     """Return the steps about settings that no stronger finding moves, and the others."""
     kept = [step for step in finding.steps if step.path not in holders]
     return kept, [step for step in finding.steps if step.path in holders]
 
 
-def _without(finding: Finding, kept: Sequence[Step], holder: Finding, lost: Step) -> Finding:
+def _without(finding: DiagnosisFinding, kept: Sequence[Step], holder: DiagnosisFinding, lost: Step) -> DiagnosisFinding:
     remark = finding.remark
     if not kept and not remark:
         remark = f"For {lost.path} see: {lower_first(holder.title)}."
-    path = next((step.path for step in kept if step.path), "")
-    return replace(finding, steps=tuple(kept), remark=remark, path=path)
+    setting = next((step.path for step in kept if step.path), "")
+    return replace(finding, steps=tuple(kept), remark=remark, setting=setting)

@@ -16,7 +16,7 @@ from dashboards.diagnosis.collapse_rules import (
     unlikely_text,
 )
 from dashboards.diagnosis.conflicts import resolve_conflicts
-from dashboards.diagnosis.findings import Finding, by_level
+from dashboards.diagnosis.findings import DiagnosisFinding, by_level
 from dashboards.diagnosis.search_rules import (
     confounded,
     diverging_region,
@@ -37,7 +37,7 @@ from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.study.importance import importance
 
 
-def diagnose(frame: SweepFrame, significance: Significance | None = None) -> list[Finding]:
+def diagnose(frame: SweepFrame, significance: Significance | None = None) -> list[DiagnosisFinding]:
     """Return the findings about a sweep, the most serious first; none about a rehearsal, whose figures mean nothing.
 
     `significance`: the sweep's significance analysis; computed here where None.
@@ -75,13 +75,13 @@ class SweepAnalysis:
 
     frame: SweepFrame
     significance: Significance | None
-    findings: tuple[Finding, ...]
+    findings: tuple[DiagnosisFinding, ...]
     importances: dict[str, float]
 
     @property
     def is_rehearsal(self) -> bool:
-        """Whether the sweep is a rehearsal, of which nothing is concluded."""
-        return is_rehearsal(self.frame.spec)
+        """Whether this one sweep is a rehearsal, of which nothing is concluded."""
+        return not self.frame.sweeps and is_rehearsal(self.frame.spec)
 
 
 def analyze(frame: SweepFrame) -> SweepAnalysis:

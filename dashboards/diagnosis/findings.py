@@ -1,4 +1,4 @@
-"""`Finding`, `Step` and `FindingLevel`: one statement of a diagnosis, what it advises, and its severity."""
+"""`DiagnosisFinding`, `Step` and `FindingLevel`: one statement of a diagnosis, what it advises, and its severity."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DiagnosisFinding:
     """One statement of the diagnosis: title, evidence with numbers, and next step."""
 
     rule: str
@@ -57,7 +57,7 @@ class Finding:
     """Advice that moves no setting, after the steps."""
     trials: tuple[str, ...] = ()
     """Labels of the trials concerned."""
-    path: str = ""
+    setting: str = ""
     """Dotted path of the setting that the finding is about."""
     steps: tuple[Step, ...] = ()
     """Alternatives, the best first."""
@@ -83,7 +83,7 @@ class Finding:
             "evidence": self.evidence,
             "next_step": self.next_step,
             "trials": self.trials,
-            "leaf": self.path,
+            "leaf": self.setting,
             "moves": [
                 {"setting": step.path, "direction": step.direction, "values": step.values}
                 for step in self.steps
@@ -92,17 +92,17 @@ class Finding:
         }
 
 
-def by_level(findings: Iterable[Finding]) -> list[Finding]:
+def by_level(findings: Iterable[DiagnosisFinding]) -> list[DiagnosisFinding]:
     """Return the findings sorted by level, most serious first."""
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
-def decided_steps(findings: Iterable[Finding]) -> dict[str, tuple[Finding, Step]]:
+def decided_steps(findings: Iterable[DiagnosisFinding]) -> dict[str, tuple[DiagnosisFinding, Step]]:
     """Return the step of each setting that findings without conflicts move, with its finding."""
     return {step.path: (finding, step) for finding in findings for step in finding.steps if step.path}
 
 
-def reasons_not_to_use(findings: Iterable[Finding], label: str) -> list[str]:
+def reasons_not_to_use(findings: Iterable[DiagnosisFinding], label: str) -> list[str]:
     """Return the titles of the serious findings about a trial or about the whole sweep, in lower case."""
     return [
         lower_first(finding.title)

@@ -26,7 +26,7 @@ from dashboards.analysis.param_effects import (
 )
 from dashboards.analysis.significance import Significance
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.diagnosis.findings import Direction, Finding, FindingLevel, Step, round_count
+from dashboards.diagnosis.findings import DiagnosisFinding, Direction, FindingLevel, Step, round_count
 from dashboards.diagnosis.setting_steps import DIVERGED_SHARES, lower_rate, lowest_rate
 from dashboards.formatting import format_value
 from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
@@ -35,7 +35,7 @@ from orchestrator.study.trial_records import FailureKind, TrialState
 _MAX_LISTED = 6
 
 
-def optimum_at_boundary(frame: SweepFrame) -> Iterator[Finding]:
+def optimum_at_boundary(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report a best trial at an end of a searched setting, so that the optimum may lie outside."""
     together = {path for pair in _confounded_pairs(frame) for path in pair[:2]}
     for path in frame.paths:
@@ -50,7 +50,7 @@ def optimum_at_boundary(frame: SweepFrame) -> Iterator[Finding]:
         where = "lowest" if found.is_low_end else "highest"
         added = f"add {' and '.join(format_value(v) for v in extension)}"
         direction = Direction.LOWER if found.is_low_end else Direction.RAISE
-        yield Finding(
+        yield DiagnosisFinding(
             "at_the_edge",
             FindingLevel.WARNING if extension else FindingLevel.NOTE,
             f"The best {frame.short_names.get(path, path)} is the {where} that was tried",
@@ -63,7 +63,7 @@ def optimum_at_boundary(frame: SweepFrame) -> Iterator[Finding]:
         )
 
 
-def no_clear_effect(frame: SweepFrame) -> Iterator[Finding]:
+def no_clear_effect(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report settings whose values do not differ significantly on these held-out pairs."""
     for path in frame.paths:
         values = [level.value for level in levels(frame, path)]
@@ -76,7 +76,7 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[Finding]:
         required = widest.pairs_needed
         at = format_value(frame.ranked[0].record.params.get(path, a))
         more = f"hold out about {round_count(required)} pairs to see a difference this small" if required else ""
-        yield Finding(
+        yield DiagnosisFinding(
             "not_told_apart",
             FindingLevel.NOTE,
             f"The values of {frame.short_names.get(path, path)} are not distinguishable with these trials",
@@ -84,7 +84,7 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[Finding]:
             f"({count} pair{'s' if count > 1 else ''} of trials): {frame.objective.metric} differs by "
             f"{format_value(widest.mean)}, 95 % interval {format_value(widest.low)} to "
             f"{format_value(widest.high)} over {widest.pairs} held-out pairs.",
-            path=path,
+            setting=path,
             steps=(
                 Step(f"fix it at {at} and search other settings", path, Direction.FIX),
                 *([Step(more)] if more else []),
@@ -92,7 +92,7 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[Finding]:
         )
 
 
-def too_few_pairs(significance: Significance) -> Iterator[Finding]:
+def too_few_pairs(significance: Significance) -> Iterator[DiagnosisFinding]:
     """Report differences to the runners-up that are not significant with this number of held-out pairs."""
     if not significance.runners_up or len(significance.not_distinguishable) < 2:
         return
@@ -104,10 +104,10 @@ def too_few_pairs(significance: Significance) -> Iterator[Finding]:
         else ""
     )
     wins_text = ""
-    if significance.wins:
-        share = significance.wins[significance.winner.number]
+    if significance.first_place_shares:
+        share = significance.first_place_shares[significance.winner.number]
         wins_text = f" The winner ranks first in {share:.0%} of bootstrap resamples of the pairs."
-    yield Finding(
+    yield DiagnosisFinding(
         "too_few_pairs",
         FindingLevel.WARNING,
         f"These {len(significance.not_distinguishable)} configurations are not distinguishable",
@@ -133,14 +133,14 @@ CONFOUNDED_CORRELATION = 0.95
 """Rank correlation from which two settings count as confounded."""
 
 
-def confounded(frame: SweepFrame) -> Iterator[Finding]:
+def confounded(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report pairs of settings that were only varied together, exactly or by rank correlation."""
     for a, b, evidence in _confounded_pairs(frame):
         trials = _with_both(frame, a, b)
         first, second = frame.short_names.get(a, a), frame.short_names.get(b, b)
         first_params = trials[0].record.params
         other_value = next(value for key, value in _values(trials, b).items() if key != repr(first_params[b]))
-        yield Finding(
+        yield DiagnosisFinding(
             "varied_together",
             FindingLevel.WARNING,
             f"{first} and {second} were only varied together",
@@ -185,7 +185,7 @@ def _confounding(frame: SweepFrame, trials: list[TrialFrame], a: str, b: str) ->
     return ""
 
 
-def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
+def diverging_region(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report a region of one setting in which every trial diverged, else the number of diverged trials."""
     diverged = [trial for trial in frame.trials if trial.record.diverged]
     if not diverged:
@@ -196,7 +196,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
     if explained:
         path = max(explained, key=lambda p: len(explained[p]))  # the setting that explains most diverged trials
         limit, in_region = limits[path], explained[path]
-        yield Finding(
+        yield DiagnosisFinding(
             "diverging_region",
             FindingLevel.WARNING,
             f"Every trial with {frame.short_names.get(path, path)} of {format_value(limit)} or more diverged",
@@ -204,7 +204,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
             f"{len(frame.trials) - len(in_region)} with smaller values. First: trial {in_region[0].label}, "
             f"{in_region[0].record.reason}.",
             trials=tuple(c.label for c in in_region),
-            path=path,
+            setting=path,
             steps=(Step(f"exclude {path} >= {format_value(limit)} from the next search", path, Direction.EXCLUDE),),
         )
         return
@@ -214,7 +214,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
     finished = frame.in_state(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
     many = 4 * len(diverged) >= len(finished)
     lower = lower_rate(lowest_rate(frame), *((0.3, 0.5) if frame.ranked else DIVERGED_SHARES))
-    yield Finding(
+    yield DiagnosisFinding(
         "diverging_region",
         FindingLevel.SERIOUS if not frame.ranked else FindingLevel.WARNING if many else FindingLevel.NOTE,
         f"{len(diverged)} of {len(finished)} finished trials diverged",
@@ -225,7 +225,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
     )
 
 
-def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> Finding | None:
+def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> DiagnosisFinding | None:
     """Return a finding for listed values of one setting with which all trials diverged and without which none did."""
     ended = frame.in_state(TrialState.COMPLETE, TrialState.PRUNED)
     for path in frame.paths:
@@ -236,14 +236,14 @@ def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> Finding 
         if not safe or safe & bad.keys() or any(path not in c.record.params for c in diverged):
             continue
         values = " or ".join(format_value(value) for value in bad.values())
-        return Finding(
+        return DiagnosisFinding(
             "diverging_region",
             FindingLevel.WARNING,
             f"Every trial with {frame.short_names.get(path, path)} {values} diverged",
             f"{len(diverged)} of {len(diverged)} trials, against none with another value. First: trial "
             f"{diverged[0].label}, {diverged[0].record.reason}.",
             trials=tuple(c.label for c in diverged),
-            path=path,
+            setting=path,
             steps=(Step(f"exclude {path} = {values} from the next search", path, Direction.EXCLUDE),),
         )
     return None
@@ -257,13 +257,13 @@ _FAILURE_ADVICE = {
 }
 
 
-def failures(frame: SweepFrame) -> Iterator[Finding]:
+def failures(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report failed trials, one finding per kind of failure."""
     failed = frame.in_state(TrialState.FAILED)
     for kind, count in Counter(trial.record.failure for trial in failed).most_common():
         of_kind = [trial for trial in failed if trial.record.failure is kind]
         reason, most_common = Counter(trial.record.reason for trial in of_kind).most_common(1)[0]
-        yield Finding(
+        yield DiagnosisFinding(
             "failures",
             FindingLevel.SERIOUS if not frame.ranked else FindingLevel.WARNING,
             f"{count} of {len(frame.trials)} trials failed"

@@ -14,8 +14,8 @@ from dashboards.analysis.small_samples import MIN_RECOMMENDED_PAIRS, SMALL_SAMPL
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.findings import (
     LEARNING_RATE,
+    DiagnosisFinding,
     Direction,
-    Finding,
     FindingLevel,
     Step,
     round_count,
@@ -36,7 +36,7 @@ NEAR_HALF = 0.6
 """Accuracy. Where the upper end of its 95 % interval is below this, the trial counts as no better than chance."""
 
 
-def worse_than_initial(frame: SweepFrame, significance: Significance) -> Iterator[Finding]:
+def worse_than_initial(frame: SweepFrame, significance: Significance) -> Iterator[DiagnosisFinding]:
     """Report that no complete trial improved the objective over the initial model."""
     start, best = frame.initial_value(frame.objective.metric), significance.winner.record.value
     if start is None or best is None or _improved(frame, significance.winner):
@@ -46,7 +46,7 @@ def worse_than_initial(frame: SweepFrame, significance: Significance) -> Iterato
     if against is not None:
         interval = f" (95 % interval of the difference {format_value(against.low)} to {format_value(against.high)})"
     steps, remark = _after_no_gain(frame, significance)
-    yield Finding(
+    yield DiagnosisFinding(
         "worse_than_start",
         FindingLevel.SERIOUS,
         "No trial is better than the initial model",
@@ -88,7 +88,7 @@ def _improved(frame: SweepFrame, winner: TrialFrame) -> bool:
     return start is None or best is None or frame.sign * (best - start) > 0
 
 
-def gain_not_clear(frame: SweepFrame, significance: Significance) -> Iterator[Finding]:
+def gain_not_clear(frame: SweepFrame, significance: Significance) -> Iterator[DiagnosisFinding]:
     """Report a gain over the initial model that is not significant on these held-out pairs."""
     against = significance.against_initial
     if against is None or against.is_clear or frame.sign * against.mean <= 0:
@@ -96,7 +96,7 @@ def gain_not_clear(frame: SweepFrame, significance: Significance) -> Iterator[Fi
     if not _improved(frame, significance.winner):
         return  # reported by `worse_than_initial`
     required = against.pairs_needed
-    yield Finding(
+    yield DiagnosisFinding(
         "gain_not_clear",
         FindingLevel.WARNING,
         "The winner is not clearly better than the initial model",
@@ -113,7 +113,7 @@ def gain_not_clear(frame: SweepFrame, significance: Significance) -> Iterator[Fi
     )
 
 
-def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
+def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report an accuracy that does not differ significantly from 0.5.
 
     Only for a winner that improved; otherwise `worse_than_initial` reports. With few pairs the finding is about the
@@ -133,7 +133,7 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
     at_chance = high < NEAR_HALF
     if not at_chance and count <= SMALL_SAMPLE_PAIRS:
         required = pairs_needed(accuracy - 0.5, 0.5, count)
-        yield Finding(
+        yield DiagnosisFinding(
             "few_pairs",
             FindingLevel.WARNING,
             "Too few held-out pairs to decide whether the winner's accuracy is above chance",
@@ -145,7 +145,7 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
         return
     rose = loss_trend(winner) is LossTrend.ROSE or _has_minimum_inside(_curve(winner, LOSS))
     steps = () if rose else present(higher_rate(frame, winner), train_longer(frame))
-    yield Finding(
+    yield DiagnosisFinding(
         "coin_toss",
         FindingLevel.SERIOUS if at_chance else FindingLevel.WARNING,
         f"The winner's accuracy {'is' if at_chance else 'may be'} no better than chance",
@@ -158,14 +158,14 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
     )
 
 
-def ties(winner: TrialFrame) -> Iterator[Finding]:
+def ties(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report held-out pairs whose responses have exactly the same log-prob per token; they count as wrong."""
     if winner.pairs is None:
         return
     tied = int(np.sum(winner.pairs.margins == 0))
     if tied < max(2, 0.01 * len(winner.pairs)):
         return
-    yield Finding(
+    yield DiagnosisFinding(
         "ties",
         FindingLevel.WARNING,
         "Some held-out pairs are ties, which count as wrong",
@@ -211,7 +211,7 @@ def loss_trend(trial: TrialFrame) -> LossTrend | None:
     return LossTrend.ROSE if end - start > MIN_LOSS_RISE * abs(start) else LossTrend.FLAT
 
 
-def loss_plateau(frame: SweepFrame, significance: Significance) -> Iterator[Finding]:
+def loss_plateau(frame: SweepFrame, significance: Significance) -> Iterator[DiagnosisFinding]:
     """Report a held-out loss that hardly changed, or that was flat in the second half."""
     winner = significance.winner
     curve, trend = _curve(winner, LOSS), loss_trend(winner)
@@ -223,7 +223,7 @@ def loss_plateau(frame: SweepFrame, significance: Significance) -> Iterator[Find
         against = significance.against_initial
         gained = against is not None and against.is_clear and _improved(frame, winner)
         steps = () if gained else present(higher_rate(frame, winner), train_longer(frame))
-        yield Finding(
+        yield DiagnosisFinding(
             "loss_plateau",
             FindingLevel.NOTE if gained else FindingLevel.WARNING,
             "The loss hardly changed",
@@ -241,19 +241,19 @@ def loss_plateau(frame: SweepFrame, significance: Significance) -> Iterator[Find
     if middle - lowest < PLATEAU_FRACTION * (start - lowest):
         at = next(step for step, value in curve if value <= middle)
         fewer = fewer_updates(frame, f"compare configurations with about {at} updates, which is enough")
-        yield Finding(
+        yield DiagnosisFinding(
             "loss_plateau",
             FindingLevel.NOTE,
             f"The loss was flat after about {at} of {last} updates",
             f"Trial {winner.label}: held-out loss {format_value(start)} at step 0, {format_value(middle)} by update "
             f"{at}, {format_value(end)} at the end. A learning rate that decays to 0 also flattens the last updates.",
             trials=(winner.label,),
-            path=fewer.path,
+            setting=fewer.path,
             steps=(fewer,),
         )
 
 
-def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
+def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a held-out loss that rose again after its minimum (overfitting), or that only rose."""
     curve = _curve(winner, LOSS)
     rose = loss_trend(winner) is LossTrend.ROSE
@@ -274,7 +274,7 @@ def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
     lower = lower_rate(winner.config.training.learning_rate, *_OVERFITTING_SHARES)
     fewer = fewer_updates(frame, f"train for about {at} updates")
     steps = ((lower,) if fell else ()) if rose else (fewer, lower) if fell else (fewer,)
-    yield Finding(
+    yield DiagnosisFinding(
         "overfitting",
         FindingLevel.WARNING if fell else FindingLevel.NOTE,
         "The held-out loss only rose" if rose else f"The held-out loss rose again after update {at}",

@@ -122,7 +122,7 @@ def frame_of_scripts(spec: SweepSpec, ran: Sequence[tuple[Mapping[str, Any], Scr
     return SweepFrame(
         name=spec.name,
         description="",
-        objective=spec.goal,
+        objective=spec.first_objective,
         paths=spec.search.paths,
         space=spec.search,
         trials=trials,
@@ -143,14 +143,14 @@ def _trial(spec: SweepSpec, number: int, params: Mapping[str, Any], plan: Script
     curves = TrialCurves(record)
     curves.add(points(plan, columns, config.loss.beta if config.loss.kind == "simpo" else 1.0))
     if done is COMPLETE:
-        value = curves.last(spec.goal.metric)
+        value = curves.last(spec.first_objective.metric)
         curves.record = TrialRecord(number, done.state, params, 1, step=plan.steps, value=value)
     return TrialFrame(
         curves=curves,
         config=config,
         label=str(number),
         sweep=spec.name,
-        steps=plan.steps,
+        planned_updates=plan.steps,
         pairs=_pairs(columns) if done is COMPLETE else None,
     )
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from dashboards.analysis.follow_up import NothingLearned, follow_up
 from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.diagnose import analyze, diagnose
-from dashboards.diagnosis.findings import Direction, Finding, FindingLevel
+from dashboards.diagnosis.findings import DiagnosisFinding, Direction, FindingLevel
 from orchestrator.spec.search.dimensions import Choice, IntUniform, LogUniform, Uniform
 from tests.support.random_sweeps import CURVES, frame_of_scripts, sweeps
 from tests.support.scripted_sweep import Script, make_spec
@@ -22,7 +22,7 @@ CLAUSE = r"\b[^.;,(]{0,30}?\b"
 UP, DOWN, FIX = "up", "down", "fix"
 
 
-def read(finding: Finding) -> set[tuple[str, str]]:
+def read(finding: DiagnosisFinding) -> set[tuple[str, str]]:
     """The moves that a person reads in the advice: (setting, direction), from its words and not from its steps."""
     text, found = finding.next_step.lower(), set[tuple[str, str]]()
     for clause in re.split(r",| or | and check|[.;:]", text):
@@ -36,9 +36,9 @@ def read(finding: Finding) -> set[tuple[str, str]]:
     if re.search(r"train for about|with about \d+ updates", text):
         found.add(("training.max_steps", DOWN))
     if "fix it at" in text:
-        found.add((LENGTHS[0] if finding.path in LENGTHS else finding.path, FIX))
+        found.add((LENGTHS[0] if finding.setting in LENGTHS else finding.setting, FIX))
     if finding.rule == "at_the_edge" and "add" in text:
-        path = LENGTHS[0] if finding.path in LENGTHS else finding.path
+        path = LENGTHS[0] if finding.setting in LENGTHS else finding.setting
         found.add((path, UP if "highest" in finding.title else DOWN))
     if "lengthen the warmup" in text:
         found.add(("training.warmup_ratio", UP))
@@ -58,7 +58,7 @@ def test_no_two_findings_advise_opposite_moves_of_one_setting(frame: SweepFrame)
             assert not against, (path, one.title, one.next_step, other.title, other.next_step)
     moved = [step.path for finding in findings for step in finding.steps if step.path]
     assert len(moved) == len(set(moved)), "one finding for each setting"
-    about = [finding.path for finding in findings if finding.path]
+    about = [finding.setting for finding in findings if finding.setting]
     assert len(about) == len(set(about)), "one finding for each setting"
     for finding in findings:
         assert {p for p, _ in read(finding)} & {*NAMES.values()} <= {step.path for step in finding.steps}
@@ -70,7 +70,9 @@ def test_no_advice_on_the_edge_rests_on_a_tie(frame: SweepFrame) -> None:
         if finding.rule == "at_the_edge":
             best = frame.comparable_trials[0].record
             others = [
-                c.record for c in frame.comparable_trials if c.record.params[finding.path] != best.params[finding.path]
+                c.record
+                for c in frame.comparable_trials
+                if c.record.params[finding.setting] != best.params[finding.setting]
             ]
             assert others
             assert all(other.value != best.value for other in others), finding.evidence
@@ -114,7 +116,7 @@ def rates(*scripts: Script, pairs: int = 300, **more: Any) -> SweepFrame:
     return frame_of_scripts(spec, [({RATE: v}, script) for v, script in zip(values, scripts, strict=True)], pairs)
 
 
-def rules(frame: SweepFrame) -> dict[str, Finding]:
+def rules(frame: SweepFrame) -> dict[str, DiagnosisFinding]:
     return {finding.rule: finding for finding in diagnose(frame)}
 
 

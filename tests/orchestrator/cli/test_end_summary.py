@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.cli.composition import print_summary
+from orchestrator.cli.sweep_summary import print_summary
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from tests.support.scripted_sweep import Script, make_spec, run_sweep
 
