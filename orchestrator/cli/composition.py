@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 from rich.console import Console
 
 from dashboards.analysis.load_frame import load_frame
@@ -19,6 +20,7 @@ from dashboards.terminal.progress_views import open_view
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from orchestrator import folders
 from orchestrator.commands.status import sweep_state
+from orchestrator.commands.trial_control import RequestRefused, current_user
 from orchestrator.driver import run_sweep
 from orchestrator.driver.data_stage import known_steps
 from orchestrator.errors import ExitCode
@@ -29,6 +31,7 @@ from orchestrator.interfaces import Presentation
 from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec, Tracking
+from orchestrator.study.retried_trials import never_trained, numbers_text
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
 from orchestrator.tracking.mlflow_client import tracking_uri
@@ -75,6 +78,7 @@ def resume(
     mirror: str | None = None,
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
+    retry_failed: bool = False,
 ) -> ExitCode:
     """Resume a sweep and print its summary; raises like `orchestrator.driver.run_sweep.resume`."""
     ended = run_sweep.resume(
@@ -85,9 +89,24 @@ def resume(
         mirror=mirror,
         cluster_at=cluster_at,
         trust_remote_code=trust_remote_code,
+        retry_failed=retry_failed,
     )
     folder = existing_sweep(root, name)
     return print_summary(folder, load_spec(folder.spec), ended)
+
+
+def abandon(name: str, root: Path, why: str) -> None:
+    """End a sweep that no driver runs for good and print what was ended."""
+    folder = existing_sweep(root, name)
+    if not Study.exists(folder):
+        raise RequestRefused(f"{name} has no trials: there is nothing to end; its folder is {folder.path}")
+
+    def log(text: str) -> None:
+        click.echo(text, err=True)
+
+    reason = f"{why} (by {current_user()})" if why else f"by {current_user()}"
+    ended = run_sweep.abandon(name, root, DashboardReporter(), reason, log)
+    log(f"{name} is abandoned: {ended} unfinished trials ended as PRUNED; results, report and MLflow's runs stay")
 
 
 def watch_sweep(name: str, root: Path) -> None:
@@ -173,7 +192,9 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, ended: StopReason) -> Ex
     any_complete = any(r.value is not None for r in records)
     if ended.text and ended.kind is not StopKind.FINISHED:
         progress.print(f"{ended.kind.value}: {ended.text}", markup=False, soft_wrap=True)
-    if ended.kind is not StopKind.FINISHED:
+    for line in _failed_lines(spec.name, records, ended.kind):
+        progress.print(line, markup=False, soft_wrap=True)
+    if ended.kind not in (StopKind.FINISHED, StopKind.ABANDONED):
         progress.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=True)
     if any_complete:
         progress.print(
@@ -182,7 +203,20 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, ended: StopReason) -> Ex
             markup=False,
             soft_wrap=True,
         )
-    return _exit_code(ended.kind, any_complete)
+    return _exit_code(ended.kind, any_complete, any_failed=bool(never_trained(records)))
+
+
+def _failed_lines(name: str, records: Sequence[TrialRecord], kind: StopKind) -> list[str]:
+    """Return how many configurations were never trained to their end, and how to try them again."""
+    failed = never_trained(records)
+    if not failed:
+        return []
+    lines = [
+        f"{len(failed)} of {len(records)} trials failed and were never trained to the end: {numbers_text(failed)}."
+    ]
+    if kind is StopKind.SAME_BUG:
+        return [*lines, "Mend the cause first; resumed, the sweep tries those that failed alike again."]
+    return [*lines, f"Once the cause is mended:\n  orchestrate resume {name} --retry-failed"]
 
 
 def _print_findings(folder: SweepFolder, console: Console) -> None:
@@ -198,9 +232,9 @@ def _trial_curves(study: Study, record: TrialRecord) -> TrialCurves:
     return curves
 
 
-def _exit_code(kind: StopKind, any_complete: bool) -> ExitCode:
+def _exit_code(kind: StopKind, any_complete: bool, *, any_failed: bool) -> ExitCode:
     match kind:
-        case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.PAUSED | StopKind.ONLY_PAUSED_LEFT:
+        case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.ABANDONED | StopKind.PAUSED | StopKind.ONLY_PAUSED_LEFT:
             return ExitCode.INTERRUPTED
         case StopKind.NO_DISK:
             return ExitCode.REFUSED
@@ -209,4 +243,6 @@ def _exit_code(kind: StopKind, any_complete: bool) -> ExitCode:
         case StopKind.SAME_BUG:
             return ExitCode.INTERNAL_ERROR if any_complete else ExitCode.NO_TRIAL_COMPLETED
         case StopKind.FINISHED | StopKind.OUT_OF_BUDGET | StopKind.TARGET:
-            return ExitCode.DONE if any_complete else ExitCode.NO_TRIAL_COMPLETED
+            if not any_complete:
+                return ExitCode.NO_TRIAL_COMPLETED
+            return ExitCode.TRIALS_FAILED if any_failed else ExitCode.DONE

@@ -181,6 +181,10 @@ class NotifyingView:
         """Forward a message."""
         self._view.log(text)
 
+    def change_spec(self, spec: SweepSpec, total: int | None) -> None:
+        """Pass the call to the view."""
+        self._view.change_spec(spec, total)
+
     def set_total_updates(self, updates_of: UpdatesOf) -> None:
         """Forward the function that returns a trial's total updates."""
         self._view.set_total_updates(updates_of)

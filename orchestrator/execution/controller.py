@@ -10,6 +10,7 @@ from types import TracebackType
 from orchestrator.execution import retry_policy
 from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
 from orchestrator.execution.retry_policy import RepeatedBug, RetryPolicy
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.execution.trainer_warnings import WarningLog
 from orchestrator.execution.trial_lifecycle import ActiveAttempt, AttemptLauncher, finish_attempt, release_attempt
@@ -44,7 +45,7 @@ class TrialController:
         self._on_trial_end = on_trial_end
         self._active: dict[str, ActiveAttempt] = {}
         self._retries = RetryPolicy(study, view, longest_row)
-        self._stop_conditions = StopConditions(study)
+        self._stop_conditions = StopConditions(study, view)
         self._trial_requests = TrialRequests(study, sink, view, on_trial_end)
         self._repeated_bug = RepeatedBug(study)
         self._kills = retry_policy.KernelKills()
@@ -91,6 +92,12 @@ class TrialController:
         active = self._launcher.start_attempt(trial)
         self._active[active.task.id] = active
         return active.task
+
+    def trials_at_a_time(self, slots: Slots) -> int:
+        """Return how many trials may run now: `budget.concurrency` can be changed while the sweep runs."""
+        most = slots.at_a_time(self._study.spec.budget.concurrency)
+        visible = self._study.terms.most_at_a_time(self._study.spec)
+        return most if visible is None else min(most, visible)
 
     def mark_started(self, task_id: str) -> None:
         """Record that a worker started this attempt, from which its GPU time counts; repeated calls have no effect."""

@@ -127,8 +127,9 @@ def _stat(pid: int) -> list[str]:
 
 
 STOP, PAUSE, UNPAUSE, PRUNE = "stop", "pause", "unpause", "prune"
+RETRY, SET, ABANDON = "retry", "set", "abandon"
 """Kinds of requests to the driver, for the whole sweep or for one trial."""
-EXPIRING_REQUESTS = (STOP, PAUSE, UNPAUSE)
+EXPIRING_REQUESTS = (STOP, PAUSE, UNPAUSE, ABANDON)
 """For the whole sweep these are for the driver that runs at that moment, not for one that resumes later."""
 
 

@@ -17,7 +17,7 @@ from orchestrator.spec.search.manual_trials import manual_params
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.study.trial_records import TrialState
-from orchestrator.study.trial_snapshots import TrialSnapshot
+from orchestrator.study.trial_snapshots import TrialSnapshot, as_seen_by
 from trainer.config.trial import TrialConfig, config_fingerprint
 
 
@@ -79,8 +79,10 @@ class StagedReplay:
             tried |= {point.identity for point in points}
             if k + 1 == len(self.stages):
                 break
-            ended = sampled[: len(sampled) - at]
+            ended, following = sampled[: len(sampled) - at], sampled[len(sampled) - at :]
+            first = following[0].number if following else len(trials)  # of the next stage
             before = [t for t in trials if not t.is_fork and (not ended or t.number <= ended[-1].number)]
+            before = [as_seen_by(trial, first) for trial in before]
             if (open_ := next((t for t in before if not t.state.finished), None)) is not None:
                 return StagedStep(blocking_trial=open_.number)
             winner = self._best(before)
