@@ -164,8 +164,8 @@ class SpecChanged(OrchestrateError):
             "a sweep that has begun cannot change what its trials have in common, else they could not be compared:\n"
             f"{listed}\n"
             f"Nothing was changed. What may change: {', '.join(may)}; lists and ranges of search may grow. For "
-            "anything else begin another sweep (`orchestrate sweep FILE --name OTHER --set ...`), or try single values in this "
-            f"one (`orchestrate enqueue {name} --set ...`)."
+            "anything else begin another sweep (`orchestrate sweep FILE --name OTHER --set ...`), or try single values "
+            f"in this one (`orchestrate enqueue {name} --set ...`)."
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.spec.samplers import StagedSampler
 from orchestrator.spec.search.dimensions import (
+    DIMENSION_KINDS,
     Choice,
     Dimension,
     IntUniform,
@@ -102,7 +103,8 @@ def _ends(dimension: Dimension) -> tuple[float, float]:
 
 
 def _kind(dimension: Dimension) -> str:
-    return "a list" if isinstance(dimension, Choice) else f"a range ({next(iter(type(dimension).model_fields))})"
+    kind = next(name for name, made in DIMENSION_KINDS.items() if isinstance(dimension, made))
+    return "a list" if kind == "choice" else f"a range ({kind})"
 
 
 def _rows(group: Mapping[str, Sequence[Scalar]]) -> Iterator[tuple[Scalar, ...]]:
