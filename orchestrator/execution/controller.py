@@ -16,6 +16,7 @@ from orchestrator.execution.trainer_warnings import WarningLog
 from orchestrator.execution.trial_lifecycle import ActiveAttempt, AttemptLauncher, finish_attempt, release_attempt
 from orchestrator.execution.user_requests import StopConditions, TrialRequests, remaining_reason
 from orchestrator.interfaces import ProgressView, TrackingSink
+from orchestrator.study.database.driver_lease import EXTENDING_REQUESTS
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, Outcome, TrialRecord, TrialState, WaitForTrial
 from trainer.config.trial import TrialConfig
@@ -87,7 +88,9 @@ class TrialController:
             self._exhausted = not self._active
             return None
         if trial is None:
-            self._exhausted = not self._active
+            # A request that arrived with the last trial's end may give more to do; `poll` answers it first.
+            pending = any(request.kind in EXTENDING_REQUESTS for request in self._study.requests())
+            self._exhausted = not self._active and not pending
             return None
         active = self._launcher.start_attempt(trial)
         self._active[active.task.id] = active

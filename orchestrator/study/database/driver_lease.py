@@ -129,6 +129,8 @@ def _stat(pid: int) -> list[str]:
 STOP, PAUSE, UNPAUSE, PRUNE = "stop", "pause", "unpause", "prune"
 RETRY, SET, ABANDON = "retry", "set", "abandon"
 """Kinds of requests to the driver, for the whole sweep or for one trial."""
+EXTENDING_REQUESTS = (RETRY, SET)
+"""Requests that may give a driver more to do, so that it answers them before it ends."""
 EXPIRING_REQUESTS = (STOP, PAUSE, UNPAUSE, ABANDON)
 """For the whole sweep these are for the driver that runs at that moment, not for one that resumes later."""
 
