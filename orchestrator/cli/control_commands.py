@@ -68,7 +68,7 @@ def prune(name: str, trial: int, why: str) -> None:
 @click.argument("trials", type=click.IntRange(min=0), nargs=-1, required=True, metavar="TRIAL...")
 @_WHY
 def retry(name: str, trials: Sequence[int], why: str) -> None:
-    """Try failed trials again, each with its number and configuration, once the cause is mended."""
+    """Try failed trials again, each with its number and configuration."""
     existing_sweep(runs_folder(), name)
     from orchestrator.commands.trial_control import request_retries
 
@@ -79,7 +79,10 @@ def retry(name: str, trials: Sequence[int], why: str) -> None:
 @_NAME
 @click.argument("settings", nargs=-1, required=True, metavar="budget.SETTING=VALUE...")
 def set_budget(name: str, settings: Sequence[str]) -> None:
-    """Change the budget while the sweep runs: trials, hours, gpu_hours, target or concurrency; null for no limit."""
+    """Change the budget of a running sweep, without a stop.
+
+    Settings: budget.trials, hours, gpu_hours, target and concurrency; null takes a limit away.
+    """
     existing_sweep(runs_folder(), name)
     from orchestrator.commands.budget_control import set_budget as request_budget
 

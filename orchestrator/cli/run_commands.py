@@ -144,7 +144,10 @@ def resume(
     machines: int,
     trust_remote_code: bool,
 ) -> ExitCode:
-    """Resume a sweep that was stopped or killed; after a stop because trials failed alike, they are tried again."""
+    """Resume a sweep that was stopped or killed.
+
+    If it stopped because trials failed alike, these are tried again.
+    """
     if mirror is None:
         existing_sweep(runs_folder(), name)
     from orchestrator.cli.composition import resume as resume_sweep

@@ -88,7 +88,7 @@ def end_parent_run(study: Study, sink: TrackingSink, state: str, status: str, re
     """End the parent run; a later resume restarts it."""
     best = study.best()
     failed = never_trained(study.trials())
-    tags = {"state": state, "reason": reason, "failed.trials": numbers_text(failed)}
+    tags = {"state": state, "reason": reason, "failed.trials": numbers_text(failed) or "none"}
     if best is not None:
         tags |= {"best.trial": str(best.number), "best.value": f"{best.value}"}
         tags |= {f"best.{path}": str(value) for path, value in best.params.items()}
