@@ -1,4 +1,4 @@
-"""Commands on a real sweep: failed trials once their model is mended, another budget while it runs, an abandoned one."""
+"""Commands on a real sweep: failed trials after their model is mended, a budget that changes, an abandoned sweep."""
 
 import json
 import shutil
