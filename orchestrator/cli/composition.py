@@ -120,9 +120,13 @@ def watch_sweep(name: str, root: Path) -> None:
         before = study.usage().hours * 3600
         view = open_view(spec, console, total=total_trials(spec), steps=steps, before=before)
         seen: dict[int, tuple[TrialState, int, int]] = {}
+        versions = len(study.spec_history())
         try:
             while True:
                 has_driver = folders.lock_holder(folder) is not None
+                if len(history := study.spec_history()) != versions:
+                    versions, spec = len(history), SweepSpec.from_stored(history[-1].text)
+                    view.change_spec(spec, total_trials(spec))
                 for record in study.trials():
                     current = (record.state, record.attempts, record.step)
                     previous = seen.get(record.number)

@@ -23,6 +23,7 @@ from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
+from orchestrator.study.retried_trials import never_trained
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import spec_differences
 from orchestrator.study.trial_records import ABANDONED, STOPPING, Request, TrialRecord
@@ -51,6 +52,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
             else ""
             if driver
             else study.stop_reason() or study.exhausted_reason(),
+            "never_trained": never_trained(trials),
             "gpu_hours": round(usage.gpu_hours, 6),
             "mirror": _mirror(study),
             "waiting": [f"enqueued: {g.origin}" for g in study.enqueued_trials() if g.trial is None]

@@ -134,7 +134,7 @@ def is_webhook_url(url: str) -> bool:
 
 
 _LAST_SECONDS = 15.0
-_STOPPED_BY_USER = frozenset({StopKind.INTERRUPTED, StopKind.STOPPED})
+_STOPPED_BY_USER = frozenset({StopKind.INTERRUPTED, StopKind.STOPPED, StopKind.ABANDONED})
 
 
 def webhook_url(spec: SweepSpec) -> str | None:

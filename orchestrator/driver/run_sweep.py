@@ -195,8 +195,9 @@ def _apply_changes(folder: SweepFolder, spec: SweepSpec, *, retry_failed: bool) 
 
 
 def _retry_failed(study: Study, *, retry_failed: bool) -> list[str]:
-    failed, alike = never_trained(study.trials()), study.failed_alike(StopKind.SAME_BUG.value)
-    wanted = failed if retry_failed else [record for record in failed if record.number in alike]
+    records = study.trials()
+    numbers = never_trained(records) if retry_failed else study.failed_alike(StopKind.SAME_BUG.value)
+    wanted = [records[number] for number in numbers]
     if not wanted:
         return [f"{study.folder.name} has no failed trial to retry"] if retry_failed else []
     lost = [record for record in wanted if not can_begin_again(record, study.folder)]
@@ -204,10 +205,10 @@ def _retry_failed(study: Study, *, retry_failed: bool) -> list[str]:
         f"trial {record.number} is not retried: the checkpoint that it began from was removed after its failure"
         for record in lost
     ]
-    again = [record for record in wanted if record not in lost]
+    again = [record.number for record in wanted if record not in lost]
     if again:
         reason = "resume --retry-failed" if retry_failed else "resumed after a stop for the same bug"
-        study.retry_failed([record.number for record in again], reason)
+        study.retry_failed(again, reason)
         why = "" if retry_failed else f" ({study.folder.name} had stopped as they failed alike)"
         many = "trial" if len(again) == 1 else "trials"
         notices.append(

@@ -72,12 +72,12 @@ def can_begin_again(record: TrialRecord, folder: SweepFolder) -> bool:
     return record.fork is None or (folder.forks / record.fork.place).is_dir()
 
 
-def never_trained(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Return the failed trials: their configurations were never trained to the last update."""
-    return [record for record in records if record.state is TrialState.FAILED]
+def never_trained(records: Iterable[TrialRecord]) -> list[int]:
+    """Return the numbers of the failed trials: their configurations were never trained to the last update."""
+    return [record.number for record in records if record.state is TrialState.FAILED]
 
 
-def numbers_text(records: Sequence[TrialRecord], most: int = 12) -> str:
+def numbers_text(numbers: Sequence[int], most: int = 12) -> str:
     """Return trial numbers as text, such as "0, 3, 4"; of many, the first ones."""
-    listed = ", ".join(str(record.number) for record in records[:most])
-    return listed if len(records) <= most else f"{listed} and {len(records) - most} more"
+    listed = ", ".join(map(str, numbers[:most]))
+    return listed if len(numbers) <= most else f"{listed} and {len(numbers) - most} more"
