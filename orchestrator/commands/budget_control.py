@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator import folders
-from orchestrator.commands.trial_control import current_user, open_study, when_applied
-from orchestrator.errors import Finding, SpecError, closest_match
+from orchestrator.commands.request_commands import current_user, open_study, when_applied
+from orchestrator.errors import SpecError, SpecProblem, closest_match
 from orchestrator.folders import existing_sweep
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import budget_changes
 from orchestrator.study.budget_changes import SETTABLE
-from orchestrator.study.database.driver_lease import SET
+from orchestrator.study.trial_records import REQUESTED_EVENT, RequestKind
 
 
 def set_budget(name: str, root: Path, settings: Sequence[str]) -> list[str]:
@@ -35,25 +35,25 @@ def set_budget(name: str, root: Path, settings: Sequence[str]) -> list[str]:
         if after == before:
             return [f"{name} has {', '.join(settings)} already: nothing changes"]
         text = budget_changes.request_text(before.budget, after.budget, f"by {current_user()}")
-        study.add_request(SET, text)
-        study.add_event("asked", f"{SET}: {text}")
+        study.add_request(RequestKind.SET, text)
+        study.add_event(REQUESTED_EVENT, f"{RequestKind.SET}: {text}")
     has_driver = folders.lock_holder(folder) is not None
     effect = ": its driver goes on with it" if has_driver else ""
     return [f"requested {text.partition(' (')[0]} of {name}{effect}", *when_applied(name, has_driver)]
 
 
 def _with_settings(spec: SweepSpec, folder: Path, settings: Sequence[str]) -> SweepSpec:
-    findings: list[Finding] = []
+    problems: list[SpecProblem] = []
     for one in settings:
         path = one.partition("=")[0].strip()
         if path not in SETTABLE:
             near = closest_match(path, SETTABLE) or next((s for s in SETTABLE if s.endswith(f".{path}")), None)
             problem = f"cannot be set while a sweep runs; what can: {', '.join(SETTABLE)}"
             hint = f"did you mean {near}?" if near else f"stop it, then orchestrate resume {spec.name} --set {one}"
-            findings.append(Finding(one, path, problem, hint))
-    if findings:
-        raise SpecError(findings)
+            problems.append(SpecProblem(one, path, problem, hint))
+    if problems:
+        raise SpecError(problems)
     try:
         return load_spec_text(dump_spec(spec), folder, settings, is_new=False)
     except SpecError as error:
-        raise SpecError([replace(f, where=f.where.removeprefix("--set ")) for f in error.findings]) from None
+        raise SpecError([replace(f, where=f.where.removeprefix("--set ")) for f in error.problems]) from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import folders
 from orchestrator.driver.checkpoint_retention import CheckpointRetention
-from orchestrator.driver.crash_report import free_folder, leave_trace, make_folder
+from orchestrator.driver.crash_report import free_folder, make_folder, record_crash
 from orchestrator.driver.parent_run import attach_report, end_parent_run, open_sink
 from orchestrator.driver.preflight import (
     DiskTooSmall,
@@ -36,11 +36,10 @@ from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, spec_hash
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import budget_changes, sweep_terms
-from orchestrator.study.database.driver_lease import SET
 from orchestrator.study.retried_trials import can_begin_again, never_trained, numbers_text
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import STOPPING
+from orchestrator.study.trial_records import STOPPING, RequestKind
 from trainer.storage.atomic_files import write_text
 
 if TYPE_CHECKING:
@@ -188,7 +187,7 @@ def _apply_changes(folder: SweepFolder, spec: SweepSpec, *, retry_failed: bool) 
         for change in study.amend(spec):
             sys.stderr.write(f"changed {change}\n")
         for request in study.requests():
-            if request.kind == SET:
+            if request.kind == RequestKind.SET:
                 study.complete_request(request.seq)
         if folder.spec.read_text(encoding="utf-8") != dump_spec(spec):
             write_text(folder.spec, dump_spec(spec))
@@ -264,7 +263,7 @@ def _drive(
     try:
         return _run_driver(folder, spec, presentation, cluster_at, trust_remote_code)
     except Exception as error:
-        to_raise = leave_trace(folder, error, presentation.reporter)
+        to_raise = record_crash(folder, error, presentation.reporter)
         if to_raise is error:
             raise
         raise to_raise from error
@@ -311,7 +310,7 @@ def _run_driver(
                 except Interrupted:
                     stop_reason = StopReason(StopKind.INTERRUPTED)
                 except RayDied as error:
-                    if signals.stop_requested:  # the signal to this process also stopped Ray
+                    if signals.received:  # the signal to this process also stopped Ray
                         stop_reason = StopReason(StopKind.INTERRUPTED)
                         continue
                     ray_deaths += 1

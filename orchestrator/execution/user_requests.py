@@ -16,10 +16,18 @@ from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import budget_changes
-from orchestrator.study.database.driver_lease import ABANDON, PAUSE, PRUNE, RETRY, SET, STOP, UNPAUSE
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import budget_exceeded, target_reached
-from orchestrator.study.trial_records import ABANDONED, Outcome, Request, TrialRecord, TrialState
+from orchestrator.study.trial_records import (
+    ABANDONED,
+    ANSWERED_EVENT,
+    LAPSED_EVENT,
+    Outcome,
+    Request,
+    RequestKind,
+    TrialRecord,
+    TrialState,
+)
 from trainer.storage.atomic_files import write_text
 
 PAUSED_STATUS = "KILLED"
@@ -52,14 +60,14 @@ class TrialRequests:
     def _forward_to_worker(self, number: int, request: Request, task: AttemptTask) -> None:
         """Store a request for a running trial until its next report."""
         match request.kind:
-            case "prune" | "stop":
+            case RequestKind.PRUNE | RequestKind.STOP:
                 self._end_requests[number] = request
-            case "pause":
+            case RequestKind.PAUSE:
                 self._pause_requests[number] = request
-                if not task.stop_requested:
+                if not task.release_requested:
                     self._view.log(f"trial {number} will checkpoint and pause: {request.text}")
-                    task.request_stop()
-            case "retry":
+                    task.request_release()
+            case RequestKind.RETRY:
                 self._complete(request, f"trial {number} is not retried: it runs")
             case _ if number not in self._pause_requests:
                 self._complete(request, f"trial {number} was not paused")
@@ -68,23 +76,23 @@ class TrialRequests:
 
     def _apply_now(self, number: int, request: Request) -> None:
         record = self._study.trial(number)
-        if request.kind == RETRY:
+        if request.kind == RequestKind.RETRY:
             self._retry(number, request, record)
-        elif record is None or record.state.finished:
+        elif record is None or record.state.is_final:
             state = "unknown" if record is None else f"{record.state} already"
             self._complete(request, f"too late to {request.kind}: trial {number} is {state}")
-        elif request.kind in (PRUNE, STOP):
+        elif request.kind in (RequestKind.PRUNE, RequestKind.STOP):
             outcome = outcome_of_request(request)
             tags = {"state": outcome.state.value, "reason": outcome.reason}
             self._sink.end_run(str(number), status=PAUSED_STATUS, tags=tags, at=time.time())
-            ended = self._study.tell_unassigned(number, outcome)
+            ended = self._study.end_without_worker(number, outcome)
             self.complete(number)
             self._complete(request)
             self._view.update_trial(ended)
             self._on_trial_end(ended)
-        elif request.kind == PAUSE:
+        elif request.kind == RequestKind.PAUSE:
             self.pause(number, request)
-        elif request.kind == UNPAUSE:
+        elif request.kind == RequestKind.UNPAUSE:
             self._study.unpause(number, request.text)
             self._complete(request)
             self._view.log(f"trial {number} continues: {request.text}")
@@ -132,7 +140,7 @@ class TrialRequests:
     def _complete(self, request: Request, message: str = "") -> None:
         self._study.complete_request(request.seq)
         if message:
-            self._study.add_event("answered", message, request.trial)
+            self._study.add_event(ANSWERED_EVENT, message, request.trial)
             self._view.log(message)
 
 
@@ -141,13 +149,13 @@ def end_unfinished_trials(study: Study, sink: TrackingSink, reason: str) -> list
     outcome = Outcome(TrialState.PRUNED, f"{ABANDONED}: {reason}")
     ended: list[TrialRecord] = []
     for record in study.trials():
-        if not record.state.finished:
+        if not record.state.is_final:
             tags = {"state": outcome.state.value, "reason": outcome.reason}
             sink.end_run(str(record.number), status=PAUSED_STATUS, tags=tags, at=time.time())
-            ended.append(study.tell_unassigned(record.number, outcome))
+            ended.append(study.end_without_worker(record.number, outcome))
     for request in study.requests():
         study.complete_request(request.seq)
-        study.add_event("lapsed", f"a request to {request.kind} lapsed: {request.text}", request.trial)
+        study.add_event(LAPSED_EVENT, f"a request to {request.kind} lapsed: {request.text}", request.trial)
     return ended
 
 
@@ -202,17 +210,21 @@ class StopConditions:
         return self.stop_reason
 
     def _apply_sweep_request(self, request: Request) -> None:
-        if request.kind == SET:
+        if request.kind == RequestKind.SET:
             apply_budget_request(self._study, self._view, request)
             self._target = _target_reached(self._study.spec, self._study.best())
             return
-        if request.kind == ABANDON:
+        if request.kind == RequestKind.ABANDON:
             self.stop_reason = StopReason(StopKind.ABANDONED, request.text)
-        elif request.kind == STOP:
+        elif request.kind == RequestKind.STOP:
             self.stop_reason = StopReason(StopKind.STOPPED, request.text or "stopped by `orchestrate stop`")
-        elif request.kind == PAUSE and self.stop_reason is None:
+        elif request.kind == RequestKind.PAUSE and self.stop_reason is None:
             self.stop_reason = StopReason(StopKind.PAUSED, request.text)
-        elif request.kind == UNPAUSE and self.stop_reason is not None and self.stop_reason.kind is StopKind.PAUSED:
+        elif (
+            request.kind == RequestKind.UNPAUSE
+            and self.stop_reason is not None
+            and self.stop_reason.kind is StopKind.PAUSED
+        ):
             self.stop_reason = None
         self._study.complete_request(request.seq)
 
@@ -233,9 +245,10 @@ class StopConditions:
 
 
 def _target_reached(spec: SweepSpec, record: TrialRecord | None) -> str:
-    if record is None or not target_reached(spec.budget, spec.goal, record.value):
+    objective, target = spec.first_objective, spec.budget.target
+    if record is None or not target_reached(spec.budget, objective, record.value):
         return ""
-    return f"trial {record.number} has {spec.goal.metric} {record.value:g}, the target is {spec.budget.target:g}"
+    return f"trial {record.number} has {objective.metric} {record.value:g}, the target is {target:g}"
 
 
 _PAUSED_POLL_SECONDS = 0.5
@@ -248,18 +261,18 @@ def wait_while_paused(study: Study, view: ProgressView, signals: SignalHandler, 
     while True:
         view.refresh()
         study.heartbeat()
-        if signals.stop_requested:
+        if signals.received:
             return StopReason(StopKind.INTERRUPTED)
         for request in study.requests():
-            if request.trial is None and request.kind == SET:
+            if request.trial is None and request.kind == RequestKind.SET:
                 apply_budget_request(study, view, request)
             elif request.trial is None:
                 study.complete_request(request.seq)
-                if request.kind == ABANDON:
+                if request.kind == RequestKind.ABANDON:
                     return StopReason(StopKind.ABANDONED, request.text)
-                if request.kind == STOP:
+                if request.kind == RequestKind.STOP:
                     return StopReason(StopKind.STOPPED, request.text)
-                if request.kind == UNPAUSE:
+                if request.kind == RequestKind.UNPAUSE:
                     study.resume_sweep(request.text)
                     view.log(f"continuing: {request.text}")
                     return None
@@ -272,7 +285,7 @@ def paused_notices(study: Study) -> list[str]:
     notices: list[str] = []
     if reason := study.pause_reason():
         notices.append(f"{name} was paused when its last driver ended ({reason}): it continues now")
-    continuing = {request.trial for request in study.requests() if request.kind == UNPAUSE}
+    continuing = {request.trial for request in study.requests() if request.kind == RequestKind.UNPAUSE}
     for record in study.trials():
         if record.state is TrialState.PAUSED and record.number not in continuing:
             hint = f"`orchestrate unpause {name} {record.number}` continues it"

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from orchestrator.errors import OrchestrateError
 from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.sweep_spec import Budget, SweepSpec
-from orchestrator.study.database.driver_lease import SET
 from orchestrator.study.sweep_terms import Usage, target_reached
-from orchestrator.study.trial_records import Request, TrialState
+from orchestrator.study.trial_records import Request, RequestKind, TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot
 
 SETTABLE = tuple(f"budget.{name}" for name in Budget.model_fields)
@@ -38,7 +37,7 @@ def with_budget(spec: SweepSpec, text: str) -> SweepSpec:
 def with_requests(spec: SweepSpec, requests: Sequence[Request]) -> SweepSpec:
     """Return the sweep with the budget changed by the pending requests, in their order."""
     for request in requests:
-        if request.kind == SET:
+        if request.kind == RequestKind.SET:
             spec = with_budget(spec, request.text)
     return spec
 
@@ -55,7 +54,7 @@ def check_not_used_up(old: SweepSpec, new: SweepSpec, trials: Sequence[TrialSnap
         if limit is not None and limit != getattr(before, name) and limit <= used:
             what = f"budget.{name}={limit:g}: {new.name} has used {used:.3g} {name} already and would end at once"
             raise BudgetUsedUp(f"{what}; {_enough(new, trials, used)}, null takes the limit away")
-    issued = sum(not trial.is_by_hand for trial in trials)
+    issued = sum(not trial.is_beyond_budget for trial in trials)
     if after.trials is not None and after.trials != before.trials and after.trials < issued:
         raise BudgetUsedUp(
             f"budget.trials={after.trials}: {new.name} has begun {issued} trials already; set {issued} or more "
@@ -74,7 +73,7 @@ def check_not_used_up(old: SweepSpec, new: SweepSpec, trials: Sequence[TrialSnap
 
 def _enough(spec: SweepSpec, trials: Sequence[TrialSnapshot], used: float) -> str:
     """Return a limit that suffices for the remaining trials at the mean time of the ended ones."""
-    total, ended = total_trials(spec), sum(trial.state.finished for trial in trials)
+    total, ended = total_trials(spec), sum(trial.state.is_final for trial in trials)
     if total is None or not ended or total <= ended:
         return f"set more than {_round_up(used):g}"
     each, left = used / ended, total - ended

@@ -28,21 +28,25 @@ RETRIED = "retried"
 """Kind of the event of a retry."""
 
 
-def reopen(c: Connection, trials: OptunaTrials, repository: SweepRepository, numbers: Iterable[int], why: str) -> None:
+def reopen(
+    connection: Connection, trials: OptunaTrials, repository: SweepRepository, numbers: Iterable[int], why: str
+) -> None:
     """Make these failed trials unfinished again, without their metrics: they are issued before any new trial."""
     frozen = trials.trials()
     for number in numbers:
         trial, trial_id = frozen[number], trials.optuna_id(number)
         attempt, reason = trial.user_attrs[ATTEMPTS], trial.user_attrs[OUTCOME]["reason"]
-        step = repository.progress_of(c, number)[0]
+        step = repository.progress_of(connection, number)[0]
         curve = {at: value for at, value in trial.intermediate_values.items() if at > 0}
         failure = {"attempt": attempt, "reason": reason, "step": step, "trials": len(frozen), "curve": curve}
-        trials.reopen(c, trial_id)
-        repository.remove_metrics(c, number)
+        trials.reopen(connection, trial_id)
+        repository.remove_metrics(connection, number)
         trials.set(trial_id, FAILURES, [*trial.user_attrs.get(FAILURES, ()), failure])
         for key, value in ((OUTCOME, {}), (REQUESTED_OUTCOME, None), (MICRO_BATCH, None)):
             trials.set(trial_id, key, value)
-        repository.add_event(c, RETRIED, f"attempt {attempt} failed after update {step}: {reason}; {why}", number)
+        repository.add_event(
+            connection, RETRIED, f"attempt {attempt} failed after update {step}: {reason}; {why}", number
+        )
 
 
 def failed_alike(frozen: Iterable[FrozenTrial], events: Sequence[Event], same_bug: str) -> list[int]:
@@ -69,7 +73,7 @@ def failed_alike(frozen: Iterable[FrozenTrial], events: Sequence[Event], same_bu
 
 def can_begin_again(record: TrialRecord, folder: SweepFolder) -> bool:
     """Return whether the trial's start is still there: a clone's checkpoint is removed once the clone has ended."""
-    return record.fork is None or (folder.forks / record.fork.place).is_dir()
+    return record.fork is None or (folder.forks / record.fork.folder_name).is_dir()
 
 
 def never_trained(records: Iterable[TrialRecord]) -> list[int]:

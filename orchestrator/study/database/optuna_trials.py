@@ -28,7 +28,7 @@ TO_OPTUNA = {
 FROM_OPTUNA = {optuna_state: state for state, optuna_state in TO_OPTUNA.items()}
 
 # Keys of a trial's user attributes.
-IDENTITY = "identity"
+FINGERPRINT = "identity"
 ATTEMPTS = "attempts"
 STARTED = "started_at"
 PAUSE_REASON = "paused"
@@ -91,7 +91,7 @@ def to_record(
 def trial_fork(trial: FrozenTrial) -> Fork | None:
     """Return the checkpoint of another trial that this one continues from; None if there is none."""
     stored = trial.user_attrs.get(ENQUEUED, {}).get("fork")
-    return None if stored is None else Fork(stored["step"], stored["place"])
+    return None if stored is None else Fork.from_json(stored)
 
 
 def first_attempt(trial: FrozenTrial) -> int:
@@ -134,10 +134,10 @@ def to_snapshot(trial: FrozenTrial) -> TrialSnapshot:
         curve={step: value for step, value in sorted(trial.intermediate_values.items()) if step > 0},
         diverged=attrs.get(OUTCOME, {}).get("diverged", False),
         updates=attrs.get(UPDATES),
-        note=attrs.get(SAMPLER_NOTE, {}),
+        sampler_note=attrs.get(SAMPLER_NOTE, {}),
         is_enqueued=ENQUEUED in attrs,
-        is_by_hand=bool(attrs.get(ENQUEUED, {}).get("by_hand")),
-        fingerprint=attrs[IDENTITY],
+        is_beyond_budget=bool(attrs.get(ENQUEUED, {}).get("by_hand")),
+        fingerprint=attrs[FINGERPRINT],
         is_fork=trial_fork(trial) is not None,
         failures=tuple(
             PastFailure(f["trials"], {int(step): value for step, value in f["curve"].items()})
@@ -151,7 +151,9 @@ def micro_batch_limit(trials: Iterable[FrozenTrial]) -> int | None:
 
     Limits of trials that ran out of memory anyway are ignored.
     """
-    found = [limit for t in trials if (limit := t.user_attrs.get(MICRO_BATCH)) and not _failed_for_memory(t)]
+    found = [
+        limit for trial in trials if (limit := trial.user_attrs.get(MICRO_BATCH)) and not _failed_for_memory(trial)
+    ]
     return min(found, default=None)
 
 
@@ -271,12 +273,12 @@ class OptunaTrials:
         self._storage.set_trial_state_values(trial_id, state, values)
         self._stale.add(trial_id)
 
-    def reopen(self, c: Connection, trial_id: int) -> None:
+    def reopen(self, connection: Connection, trial_id: int) -> None:
         """Make a failed trial RUNNING again, without its intermediate values. Optuna itself changes no ended trial."""
         trials, values = TrialModel.__table__, TrialIntermediateValueModel.__table__
-        c.execute(delete(values).where(values.c.trial_id == trial_id))
+        connection.execute(delete(values).where(values.c.trial_id == trial_id))
         row = {"state": OptunaState.RUNNING, "datetime_complete": None}
-        c.execute(update(trials).where(trials.c.trial_id == trial_id).values(row))
+        connection.execute(update(trials).where(trials.c.trial_id == trial_id).values(row))
         self._stale.add(trial_id)
 
     def set_study(self, key: str, value: Any) -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.commands.budget_control import set_budget
+from orchestrator.commands.request_commands import RequestRefused, enqueue_clone, request_retries
 from orchestrator.commands.status import status
-from orchestrator.commands.trial_control import RequestRefused, clone, request_retries
 from orchestrator.driver.parent_run import open_sink
 from orchestrator.errors import SpecError, TooManySlots
 from orchestrator.folders import SweepFolder
-from orchestrator.interfaces import SWEEP
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.samplers import Reproducible
 from orchestrator.spec.sweep_spec import Budget, SweepSpec
@@ -122,8 +122,8 @@ def test_only_failed_trials_are_retried_and_only_they_are_cloned_unchanged(tmp_p
     with Study.open(folder) as study:
         assert [(r.kind, r.trial) for r in study.requests()] == [("retry", 0)]
     with pytest.raises(RequestRefused, match="without changes repeats it"):
-        clone("s", tmp_path, 1, [])
-    assert clone("s", tmp_path, 0, [])[0] == (
+        enqueue_clone("s", tmp_path, 1, [])
+    assert enqueue_clone("s", tmp_path, 0, [])[0] == (
         "enqueued a clone of trial 0 without changes: it runs next, in addition to budget.trials"
     )
     with Study.open(folder) as study:
@@ -142,7 +142,7 @@ def test_an_abandoned_sweep_ends_with_all_its_trials_and_runs(tmp_path: Path) ->
         assert study.ask() is not None
         study.pause(2, "a debugger")
         sink = open_sink(study, root, DashboardReporter())
-        for run in (SWEEP, "0", "1", "2"):
+        for run in (SWEEP_RUN, "0", "1", "2"):
             sink.start_run(run, name=run, params={}, tags={"state": "RUNNING"}, at=1.0)
         sink.end_run("0", status="FINISHED", tags={"state": "COMPLETE"}, at=2.0)
         assert sink.close(60.0) == 0
@@ -161,7 +161,7 @@ def test_an_abandoned_sweep_ends_with_all_its_trials_and_runs(tmp_path: Path) ->
     runs = {r.data.tags["prefsweep.run"]: r for r in client.search_runs([experiment.experiment_id])}
     ended = {run: (r.info.status, r.data.tags["state"]) for run, r in runs.items()}
     assert ended == {
-        SWEEP: ("KILLED", "ABANDONED"),
+        SWEEP_RUN: ("KILLED", "ABANDONED"),
         "0": ("FINISHED", "COMPLETE"),
         "1": ("KILLED", "PRUNED"),
         "2": ("KILLED", "PRUNED"),

@@ -7,9 +7,8 @@ from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import StopKind
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import Budget
-from orchestrator.study.database.driver_lease import RETRY, SET
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import TrialRecord, TrialState
+from orchestrator.study.trial_records import RequestKind, TrialRecord, TrialState
 from tests.support.fake_session import run_study, write_script
 from tests.support.recorders import ListSink, SilentView
 from tests.support.specs import make_spec, sweep_folder
@@ -30,7 +29,7 @@ def test_concurrency_and_trials_change_without_a_stop(tmp_path: Path, ray_cluste
         def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None:
             if not self.asked:
                 self.asked = True
-                study.add_request(SET, "budget.concurrency=2 budget.trials=3 (by me)")
+                study.add_request(RequestKind.SET, "budget.concurrency=2 budget.trials=3 (by me)")
             running = [r for r in study.trials() if r.state is TrialState.RUNNING and r.step >= 2]
             self.together = max(self.together, len(running))
             if self.together == 2:
@@ -57,7 +56,7 @@ def test_a_failed_trial_is_tried_again_by_the_running_driver(tmp_path: Path, ray
             super().update_trial(record)
             if record.number == 0 and record.state is TrialState.FAILED:
                 write_script(tmp_path)
-                study.add_request(RETRY, "mended (by me)", 0)
+                study.add_request(RequestKind.RETRY, "mended (by me)", 0)
 
     sink = ListSink()
     with Study.create(sweep_folder(tmp_path), make_spec(2), slots=1) as study:
@@ -72,7 +71,7 @@ def test_a_failed_trial_is_tried_again_by_the_running_driver(tmp_path: Path, ray
         again = sink.of("start", "0")[-1][-1]
         assert again["prefsweep.first_attempt"] == "2"
         assert again["failed.attempt_1"] == failed.reason
-        study.add_request(RETRY, "by me", 1)
+        study.add_request(RequestKind.RETRY, "by me", 1)
         assert run_study(study, slots=CLUSTER_SLOTS).kind is StopKind.FINISHED
         answers = [e.text for e in study.events() if e.kind == "answered"]
         assert answers == ["trial 1 is not retried: it is COMPLETE, and only failed trials are"]

@@ -156,10 +156,10 @@ def _run(folder: SweepFolder, spec: SweepSpec, *, killed: bool, begun: int = 6) 
             study.dispose()
             study, held = Study.open(folder), []
         records = study.trials()
-        if not mended and len(records) == begun and all(r.state.finished for r in records):
+        if not mended and len(records) == begun and all(r.state.is_final for r in records):
             mended = True
             study.retry_failed([r.number for r in records if r.state is TrialState.FAILED], "mended")
-        left = sum(not r.state.finished for r in records)
+        left = sum(not r.state.is_final for r in records)
         while len(held) < 2 and (mended or len(study.trials()) < begun or len(held) < left):
             trial = study.ask()
             if not isinstance(trial, Trial):

@@ -39,7 +39,7 @@ def _run(folder: SweepFolder, spec: SweepSpec, wide: SweepSpec, *, killed: bool)
     """Six trials, then the wider search; the driver dies, if so wanted, after every ask of an odd turn."""
     study = Study.create(folder, spec)
     for turn in itertools.count():
-        if len(study.trials()) == 6 and study.spec != wide and all(t.state.finished for t in study.trials()):
+        if len(study.trials()) == 6 and study.spec != wide and all(t.state.is_final for t in study.trials()):
             assert study.amend(wide)
         trial = study.ask()
         if not isinstance(trial, Trial):

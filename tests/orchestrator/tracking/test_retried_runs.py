@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from orchestrator.interfaces import SWEEP
-from orchestrator.tracking.mlflow_sink import MlflowSink
+from orchestrator.interfaces import SWEEP_RUN
+from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import FIRST_ATTEMPT
 from tests.support.metrics import evaluated
@@ -16,10 +16,10 @@ def test_a_retried_trials_values_do_not_mix_with_the_failed_attempts(tmp_path: P
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
 
     def opened() -> Outbox:
-        return Outbox(tmp_path / "outbox", MlflowSink(tmp_path, uri=uri, experiment="e", sweep_id="x", sweep="s"))
+        return Outbox(tmp_path / "outbox", MlflowReceiver(tmp_path, uri=uri, experiment="e", sweep_id="x", sweep="s"))
 
     sink = opened()
-    sink.start_run(SWEEP, name="s", params={}, tags={}, at=1.0)
+    sink.start_run(SWEEP_RUN, name="s", params={}, tags={}, at=1.0)
     sink.start_run("3", name="trial 3", params={"seed": 1}, tags={"attempt": "1"}, at=1.0)
     sink.log_metrics("3", [evaluated(0, 0.1), evaluated(5, 0.2)], at=2.0)
     sink.end_run("3", status="FAILED", tags={"state": "FAILED"}, at=3.0)
@@ -41,7 +41,7 @@ def test_a_retried_trials_values_do_not_mix_with_the_failed_attempts(tmp_path: P
     curves = {
         name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, METRIC)]
         for name, run in runs.items()
-        if name != SWEEP
+        if name != SWEEP_RUN
     }
     assert curves == {"3": [(0, 0.6), (5, 0.7)], "3, attempt 1": [(0, 0.1), (5, 0.2)]}
     assert (runs["3"].info.status, runs["3, attempt 1"].info.status) == ("FINISHED", "FAILED")
