@@ -38,7 +38,7 @@ def set_budget(name: str, root: Path, settings: Sequence[str]) -> list[str]:
         study.add_request(RequestKind.SET, text)
         study.add_event(REQUESTED_EVENT, f"{RequestKind.SET}: {text}")
     has_driver = folders.lock_holder(folder) is not None
-    effect = ": its driver goes on with it" if has_driver else ""
+    effect = ": its driver takes it over" if has_driver else ""
     return [f"requested {text.partition(' (')[0]} of {name}{effect}", *when_applied(name, has_driver)]
 
 

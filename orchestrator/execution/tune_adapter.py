@@ -142,7 +142,9 @@ class ControllerScheduler(FIFOScheduler):
         """Keep as many warm workers as there are slots; Tune's own cache drops one when two trials end together."""
         if not self._cache_enlarged:
             tune_wrapper: Any = tune_controller  # Tune passes its controller in a wrapper
-            tune_wrapper._tune_controller._actor_cache.increase_max(trial.placement_group_factory, by=self._slots.room)
+            tune_wrapper._tune_controller._actor_cache.increase_max(
+                trial.placement_group_factory, by=self._slots.max_count
+            )
             self._cache_enlarged = True
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:

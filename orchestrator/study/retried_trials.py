@@ -1,6 +1,6 @@
 """Retries of failed trials: a retried trial keeps its number and configuration and begins from its initial model.
 
-The failed attempts stay in the history and in the trial's record. Trials that were issued before the retry go on seeing
+The failed attempts stay in the history and in the trial's record. Trials that were issued before the retry still see
 the trial as failed (`trial_snapshots.as_seen_by`), later ones wait for its result, so that a sweep stays reproducible.
 """
 

@@ -1,6 +1,6 @@
 """Checks that a changed search of a begun sweep only grew: lists with more values, ranges with lower or higher ends.
 
-What was tried stays in the search, so that samplers and pruners go on learning from it.
+What was tried stays in the search, so that samplers and pruners still learn from it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def widening_problems(old: SweepSpec, new: SweepSpec) -> list[str]:
         return []
     if isinstance(new.sampler, StagedSampler):
         return [
-            "search: sampler staged goes on from the best trial of stages that have ended, with the values they had"
+            "search: sampler staged continues from the best trial of stages that have ended, with the values they had"
         ]
     found = list(_path_problems(old, new))
     for path, dimension in old.search.dimensions.items():

@@ -210,7 +210,7 @@ class CmaEsReplay:
         return np.array(position), -value if self._objective.direction == "maximize" and not bad else value
 
     def _is_at(self, trial: TrialSnapshot, position: Sequence[float]) -> bool:
-        """Return whether the trial's settings are at this position: after a range was widened they are elsewhere."""
+        """Return whether the trial's settings are at this position: after a range was widened they may not be."""
         placed = zip(self._columns, position, strict=True)
         at = {path: value for column, x in placed for path, value in column.decode(column.value_at(x)).items()}
         return all(path in trial.params and math.isclose(trial.params[path], value) for path, value in at.items())
