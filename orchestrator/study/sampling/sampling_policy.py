@@ -153,7 +153,7 @@ class _GridWalk:
     """The grid's points in order, without those that enqueued trials had."""
 
     def __init__(self, spec: SweepSpec) -> None:
-        self._spec, self._grid = spec, Grid(spec.search, spec.base)
+        self._spec, self._grid = spec, _grid_of(spec)
         self._names: list[str] = []
 
     def next(self, tried: Collection[str]) -> dict[str, Any] | None:
@@ -166,6 +166,11 @@ class _GridWalk:
                 return point
             index += 1
         return None
+
+
+def _grid_of(spec: SweepSpec) -> Grid:
+    seed = spec.sampler.shuffle_seed if isinstance(spec.sampler, GridSampler) else None
+    return Grid(spec.search, spec.base, seed)
 
 
 def _adaptive_sampler(spec: SweepSpec) -> OptunaSampler | CmaEsReplay | None:
