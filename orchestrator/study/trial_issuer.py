@@ -10,6 +10,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy import Connection
 
+from orchestrator.errors import first_line
 from orchestrator.spec.search.manual_trials import manual_params, out_of_space
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -53,6 +54,8 @@ class TrialIssuer:
         self._trials, self._repository, self._queue = optuna_trials, repository, queue
         self._spec, self._terms = spec, terms
         self._policy = SamplingPolicy(spec, terms.lag, terms.earlier)
+        self.draw_error: Exception | None = None
+        """Why no new trial can be drawn: the first error, raised after the last trial that can run without a draw."""
 
     def limit_reason(self, c: Connection, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
         """Return why no trial follows `trials` at this usage; "" if one does."""
@@ -66,6 +69,8 @@ class TrialIssuer:
         issued, most = sum(not trial.is_by_hand for trial in trials), self._spec.budget.trials
         if most is not None and issued >= most:
             return f"{issued} of {most} trials issued"
+        if self.draw_error is not None and not waiting:
+            return f"no trial can be drawn: {first_line(self.draw_error)}"
         return "" if waiting else self._policy.exhausted_reason(trials)
 
     def _budget_reason(self, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
@@ -89,7 +94,11 @@ class TrialIssuer:
         waiting = self._queue.waiting(c)
         if waiting:
             return self._issue_enqueued(c, waiting[0], number)
-        sampled = self._policy.sample(trials)
+        try:
+            sampled = self._policy.sample(trials)
+        except Exception as error:  # noqa: BLE001 - raised by the driver once the running trials have ended
+            self.draw_error = error
+            return None
         if sampled is None:
             return None
         extra_attrs: dict[str, Any] = {SAMPLER_NOTE: sampled.note} if sampled.note else {}

@@ -45,7 +45,7 @@ from orchestrator.spec.loading.variables import expand_variables, keep_variables
 from orchestrator.spec.search import corners
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.search.trial_params import LOSS_KIND
+from orchestrator.spec.search.trial_params import LOSS_KIND, list_settings
 from orchestrator.spec.sweep_spec import SECTION_ORDER, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
 from trainer.config.loss_config import alias_hint
 from trainer.config.trial import TrialConfig
@@ -187,6 +187,9 @@ def _check_corners(findings: ErrorCollector, search: SearchSpace, base: TrialCon
         hint = problem.hint
         if problem.path == LOSS_KIND and (form := loss_form(problem.value)):
             hint = f"{form} under base, or search loss.loss_type"
+        elif problem.path in list_settings() and isinstance(problem.value, str):
+            values = [value for value in search.listed_values(problem.path) if isinstance(value, str)]
+            hint = f"for lists write [[{', '.join(values)}]]" if not problem.value.startswith("[") else hint
         elif problem.path.startswith("loss."):
             hint = alias_hint(problem.path.removeprefix("loss."), base.loss.kind) or hint
         findings.add(loc, problem.problem, hint)
