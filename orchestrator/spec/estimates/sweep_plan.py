@@ -18,7 +18,7 @@ from orchestrator.spec.estimates.gpu_memory import max_micro_batch_tokens, memor
 from orchestrator.spec.estimates.input_sizes import ModelShape, RowCounts, model_shape
 from orchestrator.spec.loading.serialization import spec_hash
 from orchestrator.spec.samplers import GridSampler, StagedSampler, max_trials
-from orchestrator.spec.search.corners import extreme_space, sample_corners
+from orchestrator.spec.search.corners import valid_corners
 from orchestrator.spec.search.dimensions import Params, values_equal
 from orchestrator.spec.search.manual_trials import short_value
 from orchestrator.spec.search.space import Grid
@@ -233,8 +233,13 @@ def make_plan(
     part = None if grid is None or trials is None or distinct is None else _grid_part(spec, grid, trials, distinct)
     if part is not None:
         notices_out.append(str(part))
-    corners = list(sample_corners(extreme_space(spec.search)))
-    configs = [spec.search.apply(spec.base, params) for params in corners]
+    if grid is not None and grid.invalid:
+        text = ", ".join(f"{path}={value}" for path, value in grid.invalid[0][0].items())
+        notices_out.append(
+            f"{len(grid.invalid)} of the grid's points are no valid trial and are left out, first {text}"
+        )
+    valid = valid_corners(spec.search, spec.base)
+    corners, configs = [params for params, _ in valid], [config for _, config in valid]
     updates = list(_updates(configs, rows.train))
     pairs = [u * c.training.pairs_per_update for u, c in zip(updates, configs, strict=False)]
     # Both responses at full length with their own prompt; packing computes a shared prompt once, so it needs less.

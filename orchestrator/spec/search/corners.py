@@ -6,6 +6,7 @@ A corner is a configuration at an extreme of the search space: an end of each ra
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from pydantic import ValidationError
 
@@ -43,7 +44,10 @@ def find_corner_problems(space: SearchSpace, base: TrialConfig, *, is_new: bool 
     found: dict[tuple[str, str], CornerProblem] = {}
     failures: list[tuple[Params, ValueError]] = []
     legal: list[Params] = []
-    for params in sample_corners(corners):
+    checked = [*sample_corners(corners)]
+    if len(corners) > MAX_CORNERS:
+        checked += sample_corners(extreme_space(space))
+    for params in checked:
         try:
             config = apply_params(base, params, is_new=is_new)
         except ValueError as error:
@@ -97,7 +101,19 @@ def extreme_space(space: SearchSpace) -> GridIndex:
 
 def corner_configs(space: SearchSpace, base: TrialConfig) -> list[TrialConfig]:
     """Return the trial configurations at the corners of `extreme_space`."""
-    return [space.apply(base, params) for params in sample_corners(extreme_space(space))]
+    return [config for _, config in valid_corners(space, base)]
+
+
+def valid_corners(space: SearchSpace, base: TrialConfig) -> list[tuple[Params, TrialConfig]]:
+    """Return the corners of `extreme_space` that are trials, each with its configuration.
+
+    All of them are, unless there are more corners than are checked when the file is loaded.
+    """
+    found: list[tuple[Params, TrialConfig]] = []
+    for params in sample_corners(extreme_space(space)):
+        with suppress(ValidationError):
+            found.append((params, space.apply(base, params)))
+    return found
 
 
 def extreme_values(listed: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
