@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, cast, get_args
+from typing import Any, TypeGuard, cast, get_args
 
 from orchestrator.spec.loading.right_forms import flow
 from orchestrator.spec.search.dimensions import Dimension, LogUniform, Uniform, all_values
@@ -129,7 +129,7 @@ def _no_such_distribution(kind: str) -> str:
     return "normal distributions are not offered; write uniform or log_uniform: [low, high]" if "norm" in kind else ""
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -169,8 +169,8 @@ def value_problem(fields: Sequence[FieldInfo], value: Any) -> tuple[str, str] | 
     found: tuple[str, str] | None = None
     for field in fields:
         try:
-            TypeAdapter(Annotated[field.annotation, *field.metadata, Field()]).validate_python(
-                value, strict=True, context=STORED
+            create_model("Setting", value=(cast(Any, field.annotation), field)).model_validate(
+                {"value": value}, strict=True, context=STORED
             )
         except ValidationError as error:
             found = found or _error_message(BaseModel, error.errors(include_url=False)[0])
