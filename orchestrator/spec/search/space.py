@@ -85,7 +85,13 @@ class SearchSpace(FrozenModel):
     def corners(self) -> GridIndex:
         """Return the combinations of the extremes: both ends of each range, every value of each list."""
         return GridIndex(
-            [*(GridAxis((p,), end_values(d), _conditions(d)) for p, d in self.dimensions.items()), *self._groups()]
+            [
+                *(
+                    GridAxis((path,), end_values(dimension), _conditions(dimension))
+                    for path, dimension in self.dimensions.items()
+                ),
+                *self._groups(),
+            ]
         )
 
     def grid_index(self, *, fastest: str = "") -> GridIndex:
@@ -93,7 +99,13 @@ class SearchSpace(FrozenModel):
 
         `fastest`: a setting that advances fastest wherever the file has it.
         """
-        axes = [*(GridAxis((p,), all_values(d), _conditions(d)) for p, d in self.dimensions.items()), *self._groups()]
+        axes = [
+                *(
+                    GridAxis((path,), all_values(dimension), _conditions(dimension))
+                    for path, dimension in self.dimensions.items()
+                ),
+                *self._groups(),
+            ]
         return GridIndex(sorted(axes, key=lambda axis: axis.paths == (fastest,)))
 
     def listed_values(self, path: str) -> tuple[Scalar, ...]:
