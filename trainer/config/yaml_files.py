@@ -37,7 +37,7 @@ class Document:
     value: Any = None
     lines: dict[Location, str] = field(default_factory=dict[Location, str])
     unquoted_none: list[Location] = field(default_factory=list[Location])
-    """Where the file has the word None without quotes: text in YAML, Python's null to whoever typed it."""
+    """Where the file has the word None without quotes: text in YAML, and null in Python."""
 
     def location(self, loc: Location) -> str:
         """Return `file:line` of this path, or of the nearest group around it."""

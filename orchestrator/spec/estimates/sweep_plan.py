@@ -296,7 +296,7 @@ def _grid(spec: SweepSpec) -> Grid | None:
 
 
 def _grid_part(spec: SweepSpec, grid: Grid, trials: int, distinct: int) -> GridPart | None:
-    """Return the points that the budget leaves of the grid; None if it is walked to its end."""
+    """Return the points that the budget lets the sweep try; None if it is walked to its end."""
     assert isinstance(spec.sampler, GridSampler)
     outside = _count_outside_grid(grid, spec) if distinct <= MAX_GRID_POINTS else 0
     points, distinct = trials // _repeats(spec) - outside, distinct - outside

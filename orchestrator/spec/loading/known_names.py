@@ -256,8 +256,9 @@ SENTENCES: Mapping[str, str] = {
             "write search: {PATH: [values]} or {PATH: {log_uniform: [low, high]}}, and what all trials share under "
             "base",
         ),
+        ("goal", "write maximize: METRIC or minimize: METRIC, such as maximize: eval_accuracies/logp"),
         (
-            "metric goal direction directions mode objective objectives",
+            "metric direction directions mode objective objectives",
             "write maximize: METRIC or minimize: METRIC, such as maximize: eval_accuracies/logp",
         ),
         (
@@ -283,8 +284,8 @@ SENTENCES: Mapping[str, str] = {
 
 FAMILIES: Mapping[str, str] = {
     "dataloader_": "rows are tokenized once and read from memory-mapped files; remove it",
-    "hub_": "`orchestrate best NAME --export FOLDER` writes the model; uploading is yours; remove it",
-    "push_to_hub": "`orchestrate best NAME --export FOLDER` writes the model; uploading is yours; remove it",
+    "hub_": "`orchestrate best NAME --export FOLDER` writes the model; upload it from there; remove it",
+    "push_to_hub": "`orchestrate best NAME --export FOLDER` writes the model; upload it from there; remove it",
     "trackio_": "tracking goes to MLflow: tracking: {uri: ..., experiment: ...}; remove it",
     "wandb": "tracking goes to MLflow: tracking: {uri: ..., experiment: ...}; remove it",
 }

@@ -46,7 +46,7 @@ _FORMS = "write ${NAME}, or ${NAME:-default}; $${ for the text itself"
 def expand_variables(findings: ErrorCollector, tree: dict[str, Any]) -> list[str]:
     """Expand the variables of the file's paths, URLs and names in place; return a notice for each variable.
 
-    Added to `findings`: variables that are not set, that look like secrets, or that stand elsewhere.
+    Added to `findings`: variables that are not set, that look like secrets, or that stand at any other place.
     """
     notices: list[str] = []
 

@@ -100,12 +100,12 @@ class SearchSpace(FrozenModel):
         `fastest`: a setting that advances fastest wherever the file has it.
         """
         axes = [
-                *(
-                    GridAxis((path,), all_values(dimension), _conditions(dimension))
-                    for path, dimension in self.dimensions.items()
-                ),
-                *self._groups(),
-            ]
+            *(
+                GridAxis((path,), all_values(dimension), _conditions(dimension))
+                for path, dimension in self.dimensions.items()
+            ),
+            *self._groups(),
+        ]
         return GridIndex(sorted(axes, key=lambda axis: axis.paths == (fastest,)))
 
     def listed_values(self, path: str) -> tuple[Scalar, ...]:
