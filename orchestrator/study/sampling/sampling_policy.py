@@ -108,7 +108,7 @@ class SamplingPolicy:
                 assert self._grid is not None
                 params = self._grid.next(tried)
                 left_out = self._grid.left_out(is_first=position == 0)
-                return None if params is None else replace(self.to_trial(params), left_out=left_out)
+                return None if params is None else replace(self.to_trial(params), skipped_combinations=left_out)
             case StagedSampler():
                 assert self._staged is not None
                 step = self._staged.next(trials)
@@ -159,7 +159,7 @@ class SamplingPolicy:
                 left_out.append(invalid_text(params, error))
                 continue
             problem = note.get(SAMPLER_ERROR)
-            return replace(sampled, left_out=(*left_out, *([] if problem is None else [problem])))
+            return replace(sampled, skipped_combinations=(*left_out, *([] if problem is None else [problem])))
         raise NoValidTrial(left_out[-1])
 
     def _propose(self, snapshots: Sequence[TrialSnapshot], seed: int) -> _Drawn:
