@@ -31,7 +31,7 @@ from orchestrator.spec.search.manual_trials import (
     short_value,
 )
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, apply_params
+from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, apply_params, list_as_text
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.retried_trials import can_begin_again
@@ -313,7 +313,8 @@ def _parse_sets(sets: Sequence[str]) -> dict[str, Any]:
             problems.append(SpecProblem(f"--set {one}", "", "must be PATH=VALUE, such as loss.beta=2.5"))
             continue
         try:
-            params[path.strip().removeprefix("base.")] = parse_document(text, one).value if text.strip() else None
+            path = path.strip().removeprefix("base.")
+            params[path] = list_as_text(path, parse_document(text, one).value if text.strip() else None)
         except SpecError as error:
             problems += [SpecProblem(f"--set {one}", path, f.problem, f.hint) for f in error.problems]
     if problems:

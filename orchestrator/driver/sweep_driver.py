@@ -155,7 +155,7 @@ def _run_trials(
         view.update_trial(record)
         view.add_metrics(record.number, study.metric_history(record.number))
 
-    return run_trials(
+    ended = run_trials(
         study,
         sink,
         view,
@@ -166,6 +166,9 @@ def _run_trials(
         longest_row=trial_inputs.data.lengths["row"]["p100"],
         open_session=open_session,
     )
+    if study.draw_error is not None and ended.kind is StopKind.FINISHED:
+        raise study.draw_error
+    return ended
 
 
 def _end_tracking(

@@ -159,6 +159,11 @@ class Study(StudyReader):
         """Raise TooManySlots if the visibility rule does not allow this many trials at a time."""
         self.terms.check_concurrency(self.spec, slots)
 
+    @property
+    def draw_error(self) -> Exception | None:
+        """The error for which no new trial can be drawn; None without one. Enqueued trials and retries still run."""
+        return self._issuer.draw_error
+
     def exhausted_reason(self) -> str:
         """Return why no new trial will be issued; "" if one will be."""
         with self._database.snapshot() as connection:

@@ -11,6 +11,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy import Connection
 
+from orchestrator.errors import first_line
 from orchestrator.spec.search.manual_trials import manual_params, out_of_space
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -54,6 +55,8 @@ class TrialIssuer:
         self._trials, self._repository, self._queue = optuna_trials, repository, queue
         self._spec, self._terms = spec, terms
         self._policy = SamplingPolicy(spec, terms.lag, terms.warm_start_trials)
+        self.draw_error: Exception | None = None
+        """Why no new trial can be drawn: the first error, raised after the last trial that can run without a draw."""
 
     def exhausted_reason(
         self, connection: Connection, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]
@@ -69,6 +72,8 @@ class TrialIssuer:
         issued, most = sum(not trial.is_beyond_budget for trial in trials), self._spec.budget.trials
         if most is not None and issued >= most:
             return f"{issued} of {most} trials issued"
+        if self.draw_error is not None and not waiting:
+            return f"no trial can be drawn: {first_line(self.draw_error)}"
         return "" if waiting else self._policy.exhausted_reason(trials)
 
     def _budget_reason(self, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
@@ -92,7 +97,11 @@ class TrialIssuer:
         waiting = self._queue.waiting(connection)
         if waiting:
             return self._issue_enqueued(connection, waiting[0], number)
-        sampled = self._policy.sample(trials)
+        try:
+            sampled = self._policy.sample(trials)
+        except Exception as error:  # noqa: BLE001 - raised by the driver once the running trials have ended
+            self.draw_error = error
+            return None
         if sampled is None:
             return None
         extra_attrs: dict[str, Any] = {SAMPLER_NOTE: sampled.sampler_note} if sampled.sampler_note else {}
