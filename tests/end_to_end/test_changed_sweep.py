@@ -95,7 +95,7 @@ def test_a_running_sweep_takes_another_budget_and_is_abandoned(tmp_path: Path, m
     wait_until(lambda: running() == 1)
     assert "would end at once" in finished(root, "set", "week", "budget.hours=1e-9", code=2)[1]
     told = finished(root, "set", "week", "budget.concurrency=2", "budget.hours=50")[1]
-    assert told == "requested budget.hours=50.0 budget.concurrency=2 of week: its driver goes on with it\n"
+    assert told == "requested budget.hours=50.0 budget.concurrency=2 of week: its driver takes it over\n"
     wait_until(lambda: running() == 2)
     assert [t["attempts"] for t in json_of(root, "status", "week")["trials"]] == [1, 1]
     events = json_of(root, "history", "week")["events"]
