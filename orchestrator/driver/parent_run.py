@@ -89,6 +89,8 @@ def end_parent_run(study: Study, sink: TrackingSink, state: str, status: str, re
     tags = {"state": state, "reason": reason}
     if best is not None:
         tags |= {"best.trial": str(best.number), "best.value": f"{best.value}"}
+        tags |= {"best.seeds": str(best.complete_seeds)} if best.seeds else {}
+        tags |= {"best.interval": f"{best.interval[0]} to {best.interval[1]}"} if best.interval is not None else {}
         tags |= {f"best.{path}": str(value) for path, value in best.params.items()}
     sink.end_run(SWEEP, status=status, tags=tags, at=time.time())
 

@@ -33,12 +33,14 @@ class SweepTerms:
     """Terms of one sweep.
 
     `lag`: trial n sees the results of trials up to n - lag, None in `order: asap`; `train_pairs`: None if unknown;
-    `earlier`: trials of the sweep named by `warm_start`.
+    `earlier`: trials of the sweep named by `warm_start`; `distinct`: see `SamplingPolicy`, false for sweeps of earlier
+    versions, which continue as they began.
     """
 
     lag: int | None = LAG_PER_SLOT
     train_pairs: int | None = None
     earlier: tuple[TrialSnapshot, ...] = ()
+    distinct: bool = True
 
     @classmethod
     def create(cls, spec: SweepSpec, slots: int, train_pairs: int | None, earlier: Sequence[TrialSnapshot]) -> Self:
@@ -67,7 +69,7 @@ class SweepTerms:
             }
             for t in self.earlier
         ]
-        return {"lag": self.lag, "train_pairs": self.train_pairs, "earlier": earlier}
+        return {"lag": self.lag, "train_pairs": self.train_pairs, "earlier": earlier, "distinct": self.distinct}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
@@ -83,7 +85,7 @@ class SweepTerms:
             )
             for t in stored["earlier"]
         ]
-        return cls(stored["lag"], stored["train_pairs"], tuple(earlier))
+        return cls(stored["lag"], stored["train_pairs"], tuple(earlier), stored.get("distinct", False))
 
 
 AMENDABLE = ("budget", "resources", "tracking", "notify", "judge", "keep_models", "description", "mirror")

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy import Connection
 
 from orchestrator.spec.search.manual_trials import manual_params, out_of_space
-from orchestrator.spec.search.trial_params import apply_params
+from orchestrator.spec.search.trial_params import SEED, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database import optuna_trials
 from orchestrator.study.database.enqueued_trials import EnqueuedTrial, TrialQueue
@@ -28,6 +28,7 @@ from orchestrator.study.database.optuna_trials import (
 )
 from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.pruning.pruner import TrialPruner
+from orchestrator.study.repeats import NextRepeat, configuration_key, merge_snapshots, next_repeat
 from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPolicy
 from orchestrator.study.sweep_terms import SweepTerms, Usage, budget_exceeded, target_reached
 from orchestrator.study.trial_records import Trial, TrialState
@@ -52,7 +53,7 @@ class TrialIssuer:
     ) -> None:
         self._trials, self._repository, self._queue = optuna_trials, repository, queue
         self._spec, self._terms = spec, terms
-        self._policy = SamplingPolicy(spec, terms.lag, terms.earlier)
+        self._policy = SamplingPolicy(spec, terms.lag, terms.earlier, distinct=terms.distinct)
 
     def limit_reason(self, c: Connection, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
         """Return why no trial follows `trials` at this usage; "" if one does."""
@@ -61,19 +62,25 @@ class TrialIssuer:
     def space_reason(self, c: Connection, trials: Sequence[TrialSnapshot]) -> str:
         """Return why the search is exhausted, apart from limits on time; "" if it is not."""
         waiting = self._queue.waiting(c)
-        if any(enqueued.by_hand for enqueued in waiting):
+        if any(enqueued.by_hand for enqueued in waiting) or self._next_repeat(trials, by_hand=True) is not None:
             return ""
         issued, most = sum(not trial.is_by_hand for trial in trials), self._spec.budget.trials
         if most is not None and issued >= most:
             return f"{issued} of {most} trials issued"
-        return "" if waiting else self._policy.exhausted_reason(trials)
+        if waiting or self._next_repeat(trials) is not None:
+            return ""
+        return self._policy.exhausted_reason(trials)
+
+    def _next_repeat(self, trials: Sequence[TrialSnapshot], *, by_hand: bool = False) -> NextRepeat | None:
+        visible = visible_trials(trials, len(trials), self._terms.lag)
+        return next_repeat(trials, visible, self._spec, by_hand=by_hand)
 
     def _budget_reason(self, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
         """Return the exceeded limit on time, or the trial that reached `budget.target`; "" if neither."""
         budget, objective = self._spec.budget, self._spec.goal
         if budget.has_time_limit and (over := budget_exceeded(budget, usage())):
             return over
-        for trial in trials if budget.target is not None else ():
+        for trial in merge_snapshots(trials, self._spec) if budget.target is not None else ():
             value = trial.values[0] if trial.values and trial.state is TrialState.COMPLETE else None
             if target_reached(budget, objective, value):
                 return f"trial {trial.number} reached the target {budget.target:g}: {objective.metric} is {value:g}"
@@ -81,12 +88,21 @@ class TrialIssuer:
 
     def blocking_trial(self, c: Connection, trials: Sequence[TrialSnapshot]) -> int | None:
         """Return the number of a trial that must end before the next one is issued; None if there is none."""
-        return self._policy.blocking_trial(trials, enqueued=bool(self._queue.waiting(c)))
+        unlearned = bool(self._queue.waiting(c)) or self._next_repeat(trials) is not None
+        return self._policy.blocking_trial(trials, enqueued=unlearned)
 
     def next(self, c: Connection, trials: Sequence[TrialSnapshot]) -> IssuedTrial | None:
-        """Issue the trial after these: an enqueued one if any waits, else a sampled one; None if exhausted."""
+        """Issue the trial after these: enqueued by hand, a repeat, enqueued by the file or sampled; None if exhausted.
+
+        Once the budget's trials are issued, only trials enqueued by hand and their repeats follow.
+        """
         number = len(trials)
         waiting = self._queue.waiting(c)
+        if waiting and waiting[0].by_hand:
+            return self._issue_enqueued(c, waiting[0], number)
+        by_hand = self._next_repeat(trials, by_hand=True)
+        if (repeat := by_hand or self._next_repeat(trials)) is not None:
+            return self._issue_repeat(c, repeat, number)
         if waiting:
             return self._issue_enqueued(c, waiting[0], number)
         sampled = self._policy.sample(trials)
@@ -118,6 +134,25 @@ class TrialIssuer:
         trial, trial_id = self._create(c, number, SampledTrial(params, config, name), inside, {ENQUEUED: extra_attrs})
         self._queue.mark_issued(c, enqueued, number)
         return replace(trial, fork=enqueued.fork), trial_id
+
+    def _issue_repeat(self, c: Connection, repeat: NextRepeat, number: int) -> IssuedTrial:
+        """Issue a configuration again with another seed; of an enqueued trial, as an enqueued one."""
+        first = self._trials.trials()[repeat.first.number]
+        seed = {SEED: repeat.seed}
+        params = {**optuna_trials.trial_params(first, self._spec.search.paths), **seed}
+        given = first.user_attrs.get(ENQUEUED)
+        leaves = params if given is None else {**given["leaves"], **seed}
+        config = apply_params(self._spec.base, leaves)
+        attrs: dict[str, Any] = {PARAMS: params}
+        if given is not None:
+            origin = f"{given['origin']}; repeat {repeat.place} of trial {first.number}"
+            attrs = {ENQUEUED: {**given, "leaves": leaves, "params": params, "origin": origin}}
+        inside = {path: value for path, value in first.params.items() if path != SEED}
+        sampled = SampledTrial(params, config, config_fingerprint(config))
+        issued = self._create(c, number, sampled, inside, attrs)
+        text = f"repeat {repeat.place} of trial {first.number}: training.seed {repeat.seed}"
+        self._repository.add_event(c, "repeat", text, number)
+        return issued
 
     def _create(
         self,
@@ -155,6 +190,11 @@ class TrialIssuer:
         """Return the pruner of trial `number` with the trials that are visible to it."""
         updates = next(trial.updates for trial in trials if trial.number == number)
         snapshots = visible_trials(trials, number, self._terms.lag)
+        if (
+            self._spec.repeats > 1
+        ):  # a training is compared with other configurations, never with another seed of its own
+            key = configuration_key(next(trial.params for trial in trials if trial.number == number))
+            snapshots = [trial for trial in snapshots if configuration_key(trial.params) != key]
         return TrialPruner.create(
             self._spec, number, updates, snapshots, lambda other: self._repository.pair_margins(c, other)
         )

@@ -84,8 +84,22 @@ class WaitForTrial:
 
 
 @dataclass(frozen=True, slots=True)
+class SeedResult:
+    """One of the trials of a configuration that is trained with several seeds."""
+
+    trial: int
+    seed: int
+    state: TrialState
+    value: float | None
+    """The first objective's value; None until complete."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrialRecord:
-    """The study's record of one trial. `metrics`: the last value of each metric; `step`: the last update reported."""
+    """The study's record of one trial, or of a configuration (`seeds`), whose values are means over its trials.
+
+    `metrics`: the last value of each metric; `step`: the last update reported.
+    """
 
     number: int
     state: TrialState
@@ -110,6 +124,37 @@ class TrialRecord:
     """The trial that it is a clone of."""
     fork: Fork | None = None
     """The parent's checkpoint that it continues from; None: it started from the initial model."""
+    seeds: tuple[SeedResult, ...] = ()
+    """Of a configuration: each of its trials, by number; empty for a trial."""
+    interval: tuple[float, float] | None = None
+    """Of a configuration: 95% t interval of `value` over its seeds; None with fewer than two complete ones."""
+
+    @property
+    def complete_seeds(self) -> int:
+        """How many trials `value` is the mean of."""
+        if not self.seeds:
+            return int(self.state is TrialState.COMPLETE)
+        return sum(seed.state is TrialState.COMPLETE for seed in self.seeds)
+
+    @property
+    def seeds_text(self) -> str:
+        """What `value` is, such as "mean of 3 seeds, 95% interval 0.71 to 0.75"; "" for a trial."""
+        if not self.seeds:
+            return ""
+        count = self.complete_seeds
+        of = f" of {len(self.seeds)}" if count < len(self.seeds) else ""
+        text = f"mean of {count}{of} seeds" if len(self.seeds) > 1 else "one seed"
+        if self.interval is None:
+            return text
+        return f"{text}, 95% interval {self.interval[0]:.4g} to {self.interval[1]:.4g}"
+
+    @property
+    def label(self) -> str:
+        """The trial's number; of a configuration the numbers of its trials, such as "3-5"."""
+        numbers = [seed.trial for seed in self.seeds] or [self.number]
+        if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+            return f"{numbers[0]}-{numbers[-1]}"
+        return ",".join(map(str, numbers))
 
 
 # Kinds of events that this program reads.

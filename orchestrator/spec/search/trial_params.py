@@ -16,6 +16,8 @@ from trainer.config.loss_config import LossConfig
 from trainer.config.trial import STORED, TrialConfig, flatten
 
 LOSS_KIND = "loss.kind"
+SEED = "training.seed"
+"""Of the data order and of the initialisation of adapters."""
 EQUIVALENT_PATHS = {"loss.gamma": "loss.gamma_beta_ratio", "loss.gamma_beta_ratio": "loss.gamma"}
 """Two names of one margin: setting one clears the other."""
 

@@ -61,9 +61,9 @@ class StagedReplay:
     def next(self, trials: Sequence[TrialSnapshot]) -> StagedStep:
         """Return the step after these trials."""
         sampled = [trial for trial in trials if not trial.is_enqueued]
-        begun = len(trials) - len(sampled) if not sampled else sampled[0].number
+        begun = sampled[0].number if sampled else math.inf
         at = len(sampled)
-        tried = {trial.fingerprint for trial in trials[:begun]}
+        tried = {trial.fingerprint for trial in trials if trial.number < begun}
         winner: TrialSnapshot | None = None
         illegal: list[str] = []
         for k, stage in enumerate(self.stages):

@@ -10,6 +10,7 @@ from orchestrator.folders import existing_sweep
 from orchestrator.spec.search.manual_trials import out_of_space
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
+from orchestrator.study.repeats import merge_snapshots
 from orchestrator.study.trial_records import TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.config.trial import flatten
@@ -42,7 +43,8 @@ def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
     if not StudyReader.exists(folder):
         raise WarmStartRefused(name, "has not begun its trials")
     with StudyReader.open(folder) as other:
-        other_spec, snapshots = other.spec, other.snapshots()
+        other_spec = other.spec
+        snapshots = merge_snapshots(other.snapshots(), other_spec)  # of several seeds the mean
     if other_spec.objectives != spec.objectives:
         objectives_text = [", ".join(f"{g.direction} {g.metric}" for g in s.objectives) for s in (other_spec, spec)]
         raise WarmStartRefused(name, f"is ranked by {objectives_text[0]}, and this sweep by {objectives_text[1]}")
