@@ -13,11 +13,13 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from dashboards.analysis.seed_means import compared_paths
 from dashboards.analysis.sweep_frame import state_counts
 from dashboards.diagnosis.findings import Finding
-from dashboards.formatting import format_counts, format_params, format_value, short_names
+from dashboards.formatting import format_counts, format_half_width, format_params, format_value, short_names
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
+from orchestrator.study.repeats import rank_configurations
+from orchestrator.study.trial_records import TrialRecord, TrialState
 from orchestrator.tracking.run_metadata import view_key
 
 _ROWS, _STOPPED, _FINDINGS, _MORE_IN_REPORT, _TITLES = 10, 8, 3, 4, 2
@@ -59,7 +61,7 @@ def run_description(
         parts += ["### Diagnosis", "\n".join(_finding_line(finding) for finding in findings[:_FINDINGS])]
         if rest := findings[_FINDINGS : _FINDINGS + _MORE_IN_REPORT]:
             parts.append("Also: " + "; ".join(_one_line(finding.title) for finding in rest) + ".")
-    ranked = rank_trials(records, spec.goal)
+    ranked = rank_configurations(records, spec, [spec.goal])
     if ranked:
         parts += [f"### Best trials by {spec.goal.metric}", _table(spec, ranked[:_ROWS], spec.goal.metric)]
     others = [r for r in records if r.state in (TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)]
@@ -82,11 +84,11 @@ def _urgency(record: TrialRecord) -> tuple[int, int]:
 
 def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
     head = f"**{state.capitalize()}**: {len(records)} trials ({format_counts(state_counts(records)) or 'none yet'})."
-    best = next(iter(rank_trials(records, spec.goal)), None)
+    best = next(iter(rank_configurations(records, spec, [spec.goal])), None)
     if best is None:
         return f"{head} No trial has completed{' yet' if state == 'running' else ''}."
-    chosen = format_params(best.params, spec.search.paths) or "the only configuration"
-    value = f"{spec.goal.metric} = **{format_value(best.value)}**"
+    chosen = format_params(best.params, compared_paths(spec)) or "the only configuration"
+    value = f"{spec.goal.metric} = **{format_value(best.value)}**" + (f" ({best.seeds_text})" if best.seeds else "")
     return f"{head} **Best: [trial {best.number}](mlflow:{best.number})** `{chosen}` {value}"
 
 
@@ -103,15 +105,22 @@ def _finding_line(finding: Finding) -> str:
 
 
 def _table(spec: SweepSpec, records: Sequence[TrialRecord], last: str) -> str:
-    paths = spec.search.paths
+    paths = compared_paths(spec) if any(record.seeds for record in records) else spec.search.paths
     short = short_names(paths)
     head = ["trial", "state", *(short[p] for p in paths), last]
     rule = ["---:", "---", *("---:" for _ in paths), "---" if last == "reason" else "---:"]
     rows = [head]
     for record in records:
-        cells = [f"[{record.number}](mlflow:{record.number})", state_label(record)]
+        cells = [f"[{record.label}](mlflow:{record.number})", state_label(record)]
         cells += [format_value(record.params.get(path)) for path in paths]
-        rows.append([*cells, _one_line(record.reason) if last == "reason" else format_value(record.value)])
+        rows.append(
+            [
+                *cells,
+                _one_line(record.reason)
+                if last == "reason"
+                else format_value(record.value) + format_half_width(record.interval),
+            ]
+        )
     padded = [
         [first, *(f"&nbsp;{cell}" for cell in others)] for first, *others in rows
     ]  # MLflow's cells have no padding

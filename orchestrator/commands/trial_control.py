@@ -17,6 +17,13 @@ from typing import Any
 from uuid import uuid4
 
 from orchestrator import folders
+from orchestrator.commands.enqueue_checks import (
+    check_like_plan,
+    equal_trial,
+    options_of,
+    waits_already,
+    with_another_seed,
+)
 from orchestrator.driver.checkpoint_retention import fork_lock
 from orchestrator.errors import Finding, OrchestrateError, SpecError
 from orchestrator.folders import SweepFolder, existing_sweep
@@ -31,7 +38,7 @@ from orchestrator.spec.search.manual_trials import (
     short_value,
 )
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, apply_params
+from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, SEED, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database.driver_lease import PAUSE, PRUNE, STOP, UNPAUSE
 from orchestrator.study.reader import StudyReader
@@ -199,12 +206,15 @@ def _check_length(study: StudyReader, parent: TrialRecord, config: TrialConfig, 
         )
 
 
-def enqueue(name: str, root: Path, sets: Sequence[str]) -> list[str]:
+def enqueue(name: str, root: Path, sets: Sequence[str], *, again: bool = False) -> list[str]:
     """Enqueue a trial with these settings, the others as in `base`; return notices about it.
+
+    It is checked as `plan` checks a file. `again`: a trial with these settings is trained once more, with another seed.
 
     Raises:
         SpecError: with all invalid settings.
-        RequestRefused: no setting is given.
+        DataError: there are fewer pairs than one update takes.
+        RequestRefused: no setting is given, or a trial has these settings already.
     """
     folder = existing_sweep(root, name)
     with open_study(folder) as study:
@@ -212,13 +222,38 @@ def enqueue(name: str, root: Path, sets: Sequence[str]) -> list[str]:
         _check(study.spec, sets, params)
         if not params:
             raise RequestRefused("name the settings of the trial: --set loss.beta=3 --set loss.gamma=1")
-        study.enqueue(params, f"enqueued by {current_user()}", kind="enqueued")
+        params, warnings = check_like_plan(study.spec, root, params, options_of(sets))
+        equal = equal_trial(study, params)
+        if again:
+            if equal is None:
+                raise RequestRefused(f"no trial of {name} has these settings: enqueue it without --again")
+            params = with_another_seed(study, equal)
+        else:
+            _refuse_repetition(study, params, equal)
+        origin = f"enqueued by {current_user()}" if equal is None or not again else _again_text(equal.number)
+        study.enqueue(params, origin, kind="enqueued")
         notices = [f"enqueued a trial with {_format_params(params)}: it runs next, in addition to budget.trials"]
+        if again and study.terms.distinct:  # the sampler learns from the mean of the seeds
+            params = {path: value for path, value in params.items() if path != SEED}
         return [
             *notices,
+            *warnings,
             *_out_of_space_notice(study.spec, params),
             *when_applied(name, folders.lock_holder(folder) is not None),
         ]
+
+
+def _again_text(number: int) -> str:
+    return f"trial {number} again with another seed, enqueued by {current_user()}"
+
+
+def _refuse_repetition(study: StudyReader, params: Mapping[str, Any], equal: TrialRecord | None) -> None:
+    """Raise RequestRefused if the trial would repeat one that was issued or waits, with the same seed."""
+    if equal is None and not waits_already(study, params):
+        return
+    what = "a waiting trial" if equal is None else f"trial {equal.number} ({equal.state})"
+    hint = "it is trained once" if equal is None else "`orchestrate enqueue` with --again trains it with another seed"
+    raise RequestRefused(f"{what} of {study.folder.name} has these settings and this seed already; {hint}")
 
 
 def clone(
@@ -241,6 +276,8 @@ def clone(
         before, after = apply_params(base, parent.params), apply_params(base, params)
         if before.canonical_params() == after.canonical_params():
             raise RequestRefused(f"a clone of trial {trial} without changes repeats it; change a setting with --set")
+        if not from_checkpoint:
+            _refuse_repetition(study, params, equal_trial(study, params))
         from_checkpoint_text = ""
         fork = None
         with ExitStack() as stack:

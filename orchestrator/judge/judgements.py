@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from orchestrator.study.study import Study
 from orchestrator.study.repeats import rank_configurations
+from orchestrator.study.study import Study
 from trainer.config.base import FrozenModel
 
 JudgeKind = Literal["checker", "reward", "endpoint"]

@@ -107,7 +107,9 @@ SECTION_ORDER = (
 class Budget(FrozenModel):
     """Limits on the whole sweep, all its drivers together."""
 
-    trials: PositiveInt | None = Field(default=None, description="Total trials. By default all points of the grid.")
+    trials: PositiveInt | None = Field(
+        default=None, description="Total trials, each repeat counted. By default all points."
+    )
     hours: PositiveFloat | None = Field(
         default=None, description="Wall-clock hours of the sweep's drivers, summed over them."
     )

@@ -63,7 +63,7 @@ def _is_fork(trial: TrialRecord | TrialSnapshot) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class NextRepeat:
-    """The next trial of a configuration that has fewer than `repeats`: its first trial, its place (from 1), its seed."""
+    """The next trial of a configuration with fewer than `repeats`: its first trial, its place (from 1), its seed."""
 
     first: TrialSnapshot
     place: int

@@ -139,7 +139,7 @@ class TrialRecord:
     @property
     def seeds_text(self) -> str:
         """What `value` is, such as "mean of 3 seeds, 95% interval 0.71 to 0.75"; "" for a trial."""
-        if not self.seeds:
+        if not self.seeds or not self.complete_seeds:
             return ""
         count = self.complete_seeds
         of = f" of {len(self.seeds)}" if count < len(self.seeds) else ""

@@ -222,6 +222,11 @@ def load_spec_text(
     return _load_document(parse_document(text, source), folder, sets, None, is_new).spec
 
 
+def load_document(document: Document, folder: Path) -> SweepSpec:
+    """Load a stored sweep from a parsed document; relative file names are resolved from `folder` first."""
+    return _load_document(document, folder, (), None, is_new=False).spec
+
+
 def _load_document(document: Document, folder: Path, sets: Sequence[str], name: str | None, is_new: bool) -> LoadedSpec:
     findings = ErrorCollector(document, is_new=is_new)
     if not isinstance(document.value, dict):

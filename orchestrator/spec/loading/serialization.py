@@ -74,6 +74,8 @@ def spec_hash(spec: SweepSpec) -> str:
     tree = spec.model_dump(
         mode="json", exclude={"notify": True, "judge": True, "mirror": True, "tracking": {"artifacts"}}
     )
+    if spec.repeats == 1:  # as before there were repeats
+        del tree["repeats"]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
@@ -167,6 +169,7 @@ def schema() -> Json:
             "anyOf": [{"type": "null"}, {"type": "array", "items": given}],
         },
         "sampler": _by_kind(SAMPLERS, definitions) | {"description": "Which settings are tried; grid by default."},
+        "repeats": spec["repeats"],
         "warm_start": spec["warm_start"] | {"description": "A finished sweep whose trials the sampler learns from."},
         "order": _by_kind(ORDERS, definitions)
         | {"description": "Which results a proposal or a pruning decision may depend on; reproducible by default."},

@@ -96,7 +96,7 @@ class SamplingPolicy:
         if self._grid is not None:
             if self._grid.next(tried) is not None:
                 return ""
-            return f"all points tried: {_sampled_count(self._merged(trials))} of the grid"
+            return f"all points tried: {self._grid.seen} of the grid"
         if self._staged is not None:
             step = self._staged.next(self._merged(trials))
             if step.point is None and step.blocking_trial is None:
@@ -222,6 +222,11 @@ class _GridWalk:
     def __init__(self, spec: SweepSpec) -> None:
         self._spec, self._grid = spec, Grid(spec.search, spec.base)
         self._names: list[str] = []
+
+    @property
+    def seen(self) -> int:
+        """How many points were looked at."""
+        return len(self._names)
 
     def next(self, tried: Collection[str]) -> dict[str, Any] | None:
         """Return the first point that was not tried; None if all were."""
