@@ -221,7 +221,9 @@ def print_final_summary(
         return
     best = ranked[0]
     console.print(
-        Text("Best: ", style="bold").append(f"trial {best.number}", style="bold green")
+        Text("Best: ", style="bold").append(
+            f"{'trials' if len(best.seeds) > 1 else 'trial'} {best.label}", style="bold green"
+        )
         + Text(f"  {format_params(best.params, paths)}  {spec.goal.metric}={format_value(best.value)}")
         + Text(f" ({best.seeds_text})" if best.seeds else "")
     )

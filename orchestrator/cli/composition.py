@@ -171,7 +171,8 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, ended: StopReason) -> Ex
         print_final_summary(spec, curves, console, steps=known_steps(folder, spec))
         _print_findings(folder, console)
     any_complete = any(r.value is not None for r in records)
-    if ended.text and ended.kind is not StopKind.FINISHED:
+    fewer = spec.budget.trials is not None and len(records) < spec.budget.trials
+    if ended.text and (ended.kind is not StopKind.FINISHED or fewer):
         progress.print(f"{ended.kind.value}: {ended.text}", markup=False, soft_wrap=True)
     if ended.kind is not StopKind.FINISHED:
         progress.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=True)

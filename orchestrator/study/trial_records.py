@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from orchestrator.spec.objectives import Objective
+from orchestrator.spec.search.trial_params import SEED
 from trainer.config.trial import TrialConfig
 
 
@@ -147,6 +148,12 @@ class TrialRecord:
         if self.interval is None:
             return text
         return f"{text}, 95% interval {self.interval[0]:.4g} to {self.interval[1]:.4g}"
+
+    @property
+    def trained_params(self) -> Mapping[str, Any]:
+        """The params of trial `number`: of a configuration, with that trial's seed."""
+        seed = next((seed.seed for seed in self.seeds if seed.trial == self.number), None)
+        return self.params if seed is None else {**self.params, SEED: seed}
 
     @property
     def label(self) -> str:
