@@ -18,7 +18,7 @@ from tests.support.specs import GRID, METRIC, make_spec
 from trainer.results import StepMetrics
 
 FAILED = Outcome(TrialState.FAILED, "a bug", FailureKind.BUG)
-DATA = {"train": [{"generated": "instructions", "rows": 64}], "max_length": 512}
+DATA = {"train": [{"generated": "instructions", "rows": 640}], "max_length": 512}
 
 
 def begun(root: Path, spec: SweepSpec, *outcomes: Outcome) -> SweepFolder:
