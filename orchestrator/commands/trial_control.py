@@ -273,6 +273,7 @@ def clone(
         changed = _parse_sets(sets)
         params = _clone_params(parent.params, changed)
         _check(study.spec, sets, params)
+        params, warnings = check_like_plan(study.spec, root, params, options_of(sets))
         before, after = apply_params(base, parent.params), apply_params(base, params)
         if before.canonical_params() == after.canonical_params():
             raise RequestRefused(f"a clone of trial {trial} without changes repeats it; change a setting with --set")
@@ -293,7 +294,7 @@ def clone(
             notices.append("the sampler ignores its result, which depends on two configurations")
         else:
             notices += _out_of_space_notice(study.spec, params)
-        return [*notices, *when_applied(name, folders.lock_holder(folder) is not None)]
+        return [*notices, *warnings, *when_applied(name, folders.lock_holder(folder) is not None)]
 
 
 def _clone_params(parent: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,10 +63,9 @@ def _is_fork(trial: TrialRecord | TrialSnapshot) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class NextRepeat:
-    """The next trial of a configuration with fewer than `repeats`: its first trial, its place (from 1), its seed."""
+    """The next trial of a configuration with fewer than `repeats`: its trials so far, and the seed."""
 
-    first: TrialSnapshot
-    place: int
+    group: tuple[TrialSnapshot, ...]
     seed: int
 
 
@@ -95,7 +94,7 @@ def next_repeat(
         begun = int(first.params.get(SEED, spec.base.training.seed))
         used = {int(trial.params.get(SEED, spec.base.training.seed)) for trial in group}
         seed = next(begun + k for k in range(len(used) + 1) if begun + k not in used)
-        return NextRepeat(first, len(group), seed)
+        return NextRepeat(tuple(group), seed)
     return None
 
 

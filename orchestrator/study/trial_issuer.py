@@ -32,7 +32,7 @@ from orchestrator.study.repeats import NextRepeat, configuration_key, merge_snap
 from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPolicy
 from orchestrator.study.sweep_terms import SweepTerms, Usage, budget_exceeded, target_reached
 from orchestrator.study.trial_records import Trial, TrialState
-from orchestrator.study.trial_snapshots import TrialSnapshot, visible_trials
+from orchestrator.study.trial_snapshots import TrialSnapshot, first_unfinished, visible_trials
 from trainer.config.trial import TrialConfig, config_fingerprint
 from trainer.training.schedule import total_updates
 
@@ -88,8 +88,13 @@ class TrialIssuer:
 
     def blocking_trial(self, c: Connection, trials: Sequence[TrialSnapshot]) -> int | None:
         """Return the number of a trial that must end before the next one is issued; None if there is none."""
-        unlearned = bool(self._queue.waiting(c)) or self._next_repeat(trials) is not None
-        return self._policy.blocking_trial(trials, enqueued=unlearned)
+        waiting, repeat = self._queue.waiting(c), self._next_repeat(trials)
+        if repeat is not None and self._terms.lag is not None and not (waiting and waiting[0].by_hand):
+            # Whether it is issued depends on the results of its configuration that trial `len(trials)` may know.
+            open_ = first_unfinished(repeat.group, len(trials) - self._terms.lag)
+            if open_ is not None:
+                return open_
+        return self._policy.blocking_trial(trials, enqueued=bool(waiting) or repeat is not None)
 
     def next(self, c: Connection, trials: Sequence[TrialSnapshot]) -> IssuedTrial | None:
         """Issue the trial after these: enqueued by hand, a repeat, enqueued by the file or sampled; None if exhausted.
@@ -137,7 +142,7 @@ class TrialIssuer:
 
     def _issue_repeat(self, c: Connection, repeat: NextRepeat, number: int) -> IssuedTrial:
         """Issue a configuration again with another seed; of an enqueued trial, as an enqueued one."""
-        first = self._trials.trials()[repeat.first.number]
+        first, place = self._trials.trials()[repeat.group[0].number], len(repeat.group)
         seed = {SEED: repeat.seed}
         params = {**optuna_trials.trial_params(first, self._spec.search.paths), **seed}
         given = first.user_attrs.get(ENQUEUED)
@@ -145,12 +150,12 @@ class TrialIssuer:
         config = apply_params(self._spec.base, leaves)
         attrs: dict[str, Any] = {PARAMS: params}
         if given is not None:
-            origin = f"{given['origin']}; repeat {repeat.place} of trial {first.number}"
+            origin = f"{given['origin']}; repeat {place} of trial {first.number}"
             attrs = {ENQUEUED: {**given, "leaves": leaves, "params": params, "origin": origin}}
         inside = {path: value for path, value in first.params.items() if path != SEED}
         sampled = SampledTrial(params, config, config_fingerprint(config))
         issued = self._create(c, number, sampled, inside, attrs)
-        text = f"repeat {repeat.place} of trial {first.number}: training.seed {repeat.seed}"
+        text = f"repeat {place} of trial {first.number}: training.seed {repeat.seed}"
         self._repository.add_event(c, "repeat", text, number)
         return issued
 

@@ -240,17 +240,21 @@ def total_trials(spec: SweepSpec) -> int | None:
 
 def _trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) -> tuple[int | None, int | None]:
     """Return the number of trials (trainings), and the number of distinct grid points."""
+    trials, distinct = _limited_trials(spec, grid, notices_out)
+    if trials is not None and trials % spec.repeats:
+        notices_out.append(
+            f"{trials} trials are no multiple of repeats {spec.repeats}: the last configuration gets fewer seeds"
+        )
+    return trials, distinct
+
+
+def _limited_trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) -> tuple[int | None, int | None]:
     budget, repeats = spec.budget.trials, spec.repeats
     if repeats > 1:
         notices_out.append(
             f"each configuration is trained with {repeats} seeds (training.seed {spec.base.training.seed} to "
             f"{spec.base.training.seed + repeats - 1}); budget.trials counts each training"
         )
-        if budget is not None and budget % repeats:
-            text = (
-                f"budget.trials {budget} is no multiple of repeats {repeats}: the last configuration gets fewer seeds"
-            )
-            notices_out.append(text)
     if isinstance(spec.sampler, StagedSampler):
         most = (max_trials(spec.sampler, spec.search) + len(spec.enqueue)) * repeats
         return min(budget or most, most), None

@@ -53,9 +53,10 @@ def test_repeats_are_counted_and_told(load_text: Load) -> None:
     assert (found.trials, found.concurrency) == (5, 4)
     told = " ".join(found.notices)
     assert "each configuration is trained with 3 seeds (training.seed 42 to 44); budget.trials counts each" in told
-    assert "budget.trials 5 is no multiple of repeats 3: the last configuration gets fewer seeds" in told
+    assert "5 trials are no multiple of repeats 3: the last configuration gets fewer seeds" in told
     found = planned(load_text("search: {loss.beta: [2, 2.5]}\nrepeats: 3\nbudget: {trials: 9}"))
     assert (found.trials, found.grid) == (6, 2)
+    assert not [note for note in found.notices if "no multiple" in note]
     assert [note for note in found.notices if "the grid's 2 points with 3 seeds each; 6 trials will run" in note]
 
 

@@ -14,7 +14,7 @@ from orchestrator.spec.samplers import Asap, TpeSampler
 from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from orchestrator.study.repeats import merge_records, merge_snapshots
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import FailureKind, Outcome, Trial, TrialState
+from orchestrator.study.trial_records import FailureKind, Outcome, Trial, TrialState, WaitForTrial
 from tests.support.specs import GRID, METRIC, RANGES, SAMPLERS, make_spec
 from trainer.results import StepMetrics
 
@@ -157,6 +157,20 @@ def test_a_pruned_seed_ends_its_configuration_where_the_next_trial_may_know(temp
             TrialState.PRUNED,
             TrialState.COMPLETE,
         ]
+
+
+def test_a_repeat_waits_for_what_decides_whether_it_is_issued(template: Template, tmp_path: Path) -> None:
+    """Also where the sampler waits for nothing: with a lag of 1, repeat 1 depends on the end of repeat 0."""
+    order = {"kind": "reproducible", "lag": 1}
+    spec = make_spec({"loss.beta": {"choice": [2.0, 3.0]}}, repeats=2, order=order)
+    with Study.open(template(tmp_path, spec)) as study:
+        first = study.ask()
+        assert isinstance(first, Trial)
+        assert study.ask() == WaitForTrial(0)
+        end(study, first, PRUNED)
+        following = study.ask()
+        assert isinstance(following, Trial)
+        assert following.params == {"loss.beta": 3.0}
 
 
 def test_a_seed_is_never_pruned_for_another_seed_of_its_configuration(template: Template, tmp_path: Path) -> None:
