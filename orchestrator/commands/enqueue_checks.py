@@ -52,7 +52,7 @@ def check_like_plan(
     memory = gpu_memory()
     check_share(loaded, memory)
     machine = gpu_share(loaded, memory, GpuAssumptions(gpu_memory=memory))
-    made = make_plan(loaded, root, count_rows(loaded.base.data), concurrency=1, tracking="", machine=machine)
+    made = make_plan(loaded, root, count_rows(loaded.base.data), concurrency=1, tracking="", assumptions=machine)
     if made.estimate is not None:
         warnings += made.estimate.warnings
     resolved = loaded.base.flat_params()

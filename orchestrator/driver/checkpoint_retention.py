@@ -18,7 +18,8 @@ from orchestrator.study.reader import StudyReader
 from orchestrator.study.repeats import group_by_configuration, is_decided, merge_record, rank_configurations
 from orchestrator.study.trial_records import TrialRecord
 from trainer.storage import checkpoint_manifest
-from trainer.storage.atomic_files import FileLock, failpoint
+from trainer.storage.failpoints import failpoint
+from trainer.storage.file_lock import FileLock
 
 
 class CheckpointRetention:
@@ -36,7 +37,7 @@ class CheckpointRetention:
         self._records = {record.number: record for record in records}
         self._kept = self._to_keep()
         for record in records:
-            if record.state.finished:
+            if record.state.is_final:
                 self._clear(record, model=record.number not in self._kept)
 
     def on_trial_end(self, record: TrialRecord) -> None:
@@ -127,9 +128,9 @@ def _used_forks(folder: SweepFolder, study: StudyReader) -> set[str]:
         if enqueued.fork is None:
             continue
         record = None if enqueued.trial is None else records.get(enqueued.trial)
-        if record is not None and (record.state.finished or _has_own_checkpoint(folder, record.number)):
+        if record is not None and (record.state.is_final or _has_own_checkpoint(folder, record.number)):
             continue
-        found.add(enqueued.fork.place)
+        found.add(enqueued.fork.folder_name)
     return found
 
 

@@ -249,6 +249,11 @@ class SweepSpec(FrozenModel):
         return len(set(listed))
 
     @property
+    def first_objective(self) -> Objective:
+        """The objective that chooses the best trial."""
+        return self.goal
+
+    @property
     def objectives(self) -> tuple[Objective, ...]:
-        """All objectives; the first one chooses the best trial."""
+        """All objectives, `first_objective` first."""
         return (self.goal, *self.also)

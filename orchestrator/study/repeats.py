@@ -87,7 +87,7 @@ def next_repeat(
     stopped = {trial.number for trial in visible if trial.diverged or trial.state is TrialState.PRUNED}
     for group in group_by_configuration(trials, spec.search):
         first = group[0]
-        if len(group) >= spec.repeats or first.is_fork or (by_hand and not first.is_by_hand):
+        if len(group) >= spec.repeats or first.is_fork or (by_hand and not first.is_beyond_budget):
             continue
         if any(trial.number in stopped for trial in group):
             continue
@@ -124,7 +124,7 @@ def _merge(group: Sequence[TrialSnapshot], repeats: int) -> TrialSnapshot:
     first = replace(group[0], is_enqueued=all(trial.is_enqueued for trial in group))
     stopped = any(trial.diverged or trial.state is TrialState.PRUNED for trial in group)
     waits = len(group) < repeats and not stopped and not first.is_fork
-    if waits or any(not trial.state.finished for trial in group):
+    if waits or any(not trial.state.is_final for trial in group):
         return replace(first, state=TrialState.RUNNING, values=None, curve={}, diverged=False)
     diverged = next((trial for trial in group if trial.diverged), None)
     pruned = [trial for trial in group if trial.state is TrialState.PRUNED]
@@ -157,7 +157,7 @@ def _is_repeated(spec: SweepSpec) -> bool:
 def merge_record(group: Sequence[TrialRecord], spec: SweepSpec) -> TrialRecord:
     """Return the record of one configuration; see `merge_records`."""
     complete = [record for record in group if record.state is TrialState.COMPLETE and record.value is not None]
-    sign = -1.0 if spec.goal.direction == "maximize" else 1.0
+    sign = -1.0 if spec.first_objective.direction == "maximize" else 1.0
     best = min(complete, key=lambda r: (sign * (r.value or 0.0), r.number)) if complete else group[0]
     seeds = tuple(
         SeedResult(r.number, int(r.params.get(SEED, spec.base.training.seed)), r.state, r.value) for r in group
@@ -235,7 +235,7 @@ def _tiers(records: Sequence[TrialRecord], spec: SweepSpec) -> list[list[TrialRe
 
 def is_decided(group: Sequence[TrialRecord], spec: SweepSpec) -> bool:
     """Return whether a configuration's trials have all ended and no more are to come, so that its mean is final."""
-    if not all(record.state.finished for record in group):
+    if not all(record.state.is_final for record in group):
         return False
     stopped = spec.repeats > 1 and any(record.state is TrialState.PRUNED for record in group)
     return stopped or group[0].fork is not None or len(group) >= spec.seeds_per_configuration

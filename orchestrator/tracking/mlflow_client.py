@@ -17,7 +17,9 @@ from uuid import uuid4
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.redaction import redact
 from orchestrator.tracking.run_metadata import TRAINING_EXPERIMENT
-from trainer.storage.atomic_files import FileLock, failpoint, fsync
+from trainer.storage.atomic_files import fsync
+from trainer.storage.failpoints import failpoint
+from trainer.storage.file_lock import FileLock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

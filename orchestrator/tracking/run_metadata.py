@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from orchestrator.interfaces import SFT, SWEEP
+from orchestrator.interfaces import SFT_RUN, SWEEP_RUN
 from orchestrator.nvidia_smi import NvidiaSmiHangs, output_of, query_gpus
 from orchestrator.study.trial_records import Outcome
 
@@ -76,7 +76,7 @@ def end_tags(number: int, outcome: Outcome) -> dict[str, str]:
 
 def trials_filter(sweep: str) -> str:
     """Return MLflow's search filter for the trials of one sweep, without its parent run and its SFT stage."""
-    return f"tags.`{SWEEP_NAME}` = '{sweep}' and tags.`{RUN}` != '{SWEEP}' and tags.`{RUN}` != '{SFT}'"
+    return f"tags.`{SWEEP_NAME}` = '{sweep}' and tags.`{RUN}` != '{SWEEP_RUN}' and tags.`{RUN}` != '{SFT_RUN}'"
 
 
 def view_key(sweep: str) -> str:

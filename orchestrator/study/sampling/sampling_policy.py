@@ -44,35 +44,36 @@ class SampledTrial:
     params: dict[str, Any]
     config: TrialConfig
     fingerprint: str
-    note: dict[str, Any] = field(default_factory=dict[str, Any])
-    left_out: tuple[str, ...] = ()
+    sampler_note: dict[str, Any] = field(default_factory=dict[str, Any])
+    skipped_combinations: tuple[str, ...] = ()
     """Invalid combinations that the sampler skipped before this one, each with the reason."""
 
 
 class SamplingPolicy:
     """The sampler of one sweep. Stateless: a proposal depends on the arguments only.
 
-    `lag`: trial n sees results of trials up to n - lag; None: all results. `earlier`: another sweep's trials, numbered
-    below 0. `distinct`: no configuration is proposed twice, and one with several seeds counts once, by its mean; a
-    sweep that began before this rule accepts a repeated configuration after the redraws.
+    `lag`: trial n sees results of trials up to n - lag; None: all results.
+    `warm_start_trials`: another sweep's trials, numbered below 0.
+    `distinct`: no configuration is proposed twice, and one with several seeds counts once, by its mean; a sweep that
+    began before this rule accepts a repeated configuration after the redraws.
     """
 
     def __init__(
         self,
         spec: SweepSpec,
         lag: int | None = None,
-        earlier: Sequence[TrialSnapshot] = (),
+        warm_start_trials: Sequence[TrialSnapshot] = (),
         *,
         distinct: bool = True,
     ) -> None:
         self._spec, self._sampler, self._space, self._base = spec, spec.sampler, spec.search, spec.base
-        self._lag, self._earlier, self._distinct = lag, tuple(earlier), distinct
+        self._lag, self._warm_start_trials, self._distinct = lag, tuple(warm_start_trials), distinct
         self._points = _FinitePoints(spec) if spec.search.size() is not None else None
         self._seed = sampler_seed(spec.sampler)
         self._grid = _GridWalk(spec) if isinstance(spec.sampler, GridSampler) else None
         self._adaptive = _adaptive_sampler(spec)
         self._staged = (
-            StagedReplay(spec.sampler, spec.search, spec.base, spec.goal)
+            StagedReplay(spec.sampler, spec.search, spec.base, spec.first_objective)
             if isinstance(spec.sampler, StagedSampler)
             else None
         )
@@ -100,7 +101,7 @@ class SamplingPolicy:
         if self._staged is not None:
             step = self._staged.next(self._merged(trials))
             if step.point is None and step.blocking_trial is None:
-                return "; ".join([f"all {len(self._staged.stages)} stages done", *step.left_out])
+                return "; ".join([f"all {len(self._staged.stages)} stages done", *step.skipped_combinations])
             return ""
         if not self._distinct or self._has_free_range or self._untried(_sampled_count(trials), tried) is not None:
             return ""
@@ -127,7 +128,7 @@ class SamplingPolicy:
                 return (
                     None
                     if point is None
-                    else SampledTrial(point.params, point.config, point.identity, {}, step.left_out)
+                    else SampledTrial(point.params, point.config, point.fingerprint, {}, step.skipped_combinations)
                 )
             case RandomSampler():
                 return self._first_untried(position, 0, tried)
@@ -139,10 +140,10 @@ class SamplingPolicy:
             case _:
                 assert_never(self._sampler)
 
-    def to_trial(self, params: dict[str, Any], note: dict[str, Any] | None = None) -> SampledTrial:
+    def to_trial(self, params: dict[str, Any], sampler_note: dict[str, Any] | None = None) -> SampledTrial:
         """Return the trial with these params over the base."""
         config = self._space.apply(self._base, params)
-        return SampledTrial(params, config, config_fingerprint(config), note or {})
+        return SampledTrial(params, config, config_fingerprint(config), sampler_note or {})
 
     def _merged(self, trials: Sequence[TrialSnapshot]) -> Sequence[TrialSnapshot]:
         return merge_snapshots(trials, self._spec) if self._distinct else trials
@@ -151,7 +152,7 @@ class SamplingPolicy:
         self, visible: Sequence[TrialSnapshot], position: int, tried: Collection[str]
     ) -> SampledTrial | None:
         assert self._adaptive is not None
-        snapshots = [*self._earlier, *self._merged(visible)]
+        snapshots = [*self._warm_start_trials, *self._merged(visible)]
         for again in range(1 + MAX_RESAMPLES):
             sampled = self.to_trial(*self._adaptive.propose(snapshots, stable_seed(self._seed, position, again)))
             if sampled.fingerprint not in tried:
@@ -221,20 +222,20 @@ class _GridWalk:
 
     def __init__(self, spec: SweepSpec) -> None:
         self._spec, self._grid = spec, Grid(spec.search, spec.base)
-        self._names: list[str] = []
+        self._fingerprints: list[str] = []
 
     @property
     def seen(self) -> int:
         """How many points were looked at."""
-        return len(self._names)
+        return len(self._fingerprints)
 
     def next(self, tried: Collection[str]) -> dict[str, Any] | None:
         """Return the first point that was not tried; None if all were."""
         index = 0
         while (point := self._grid.params_at(index)) is not None:
-            if index == len(self._names):
-                self._names.append(config_fingerprint(self._spec.search.apply(self._spec.base, point)))
-            if self._names[index] not in tried:
+            if index == len(self._fingerprints):
+                self._fingerprints.append(config_fingerprint(self._spec.search.apply(self._spec.base, point)))
+            if self._fingerprints[index] not in tried:
                 return point
             index += 1
         return None
@@ -245,7 +246,7 @@ def _adaptive_sampler(spec: SweepSpec) -> OptunaSampler | CmaEsReplay | None:
         case TpeSampler() | GpSampler() | NsgaIISampler():
             return OptunaSampler(spec.sampler, spec.search, spec.objectives)
         case CmaEsSampler():
-            return CmaEsReplay(spec.sampler, spec.search, spec.goal)
+            return CmaEsReplay(spec.sampler, spec.search, spec.first_objective)
         case GridSampler() | RandomSampler() | QmcSampler() | StagedSampler():
             return None
         case _:

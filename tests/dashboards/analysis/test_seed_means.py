@@ -72,7 +72,7 @@ def test_best_status_and_summary_show_one_row_a_configuration(
             each.add(study.metric_history(each.record.number))
         text = run_description(spec, study.trials(), "finished")
     console = Console(file=io.StringIO(), width=160, force_terminal=False)
-    print_final_summary(spec, curves, console, steps=lambda _: 40)
+    print_final_summary(spec, curves, console, updates_of=lambda _: 40)
     summary = console.file.getvalue()  # type: ignore[attr-defined]
     assert "Best: trials 3-5  beta=10" in summary
     assert " ± " in summary

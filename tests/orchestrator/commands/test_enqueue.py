@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.commands import enqueue_checks
-from orchestrator.commands.trial_control import RequestRefused, clone, enqueue
+from orchestrator.commands.request_commands import RequestRefused, enqueue_clone, enqueue_trial
 from orchestrator.errors import DataError, OrchestrateError, SpecError
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.serialization import dump_spec
@@ -51,7 +51,7 @@ def test_paths_lengths_rows_and_memory_are_checked_before_a_trial_is_queued(
 
     def refused(kind: type[OrchestrateError], *sets: str) -> str:
         with pytest.raises(kind) as error:
-            enqueue("s", tmp_path, sets)
+            enqueue_trial("s", tmp_path, sets)
         return str(error.value)
 
     wrong = refused(SpecError, "model.name_or_path=./nowhere")
@@ -64,7 +64,7 @@ def test_paths_lengths_rows_and_memory_are_checked_before_a_trial_is_queued(
     with Study.open(folder) as study:
         assert study.enqueued_trials() == []
     monkeypatch.chdir(tmp_path)
-    enqueue("s", tmp_path, ["model.name_or_path=./large", "training.learning_rate=1e-5"])
+    enqueue_trial("s", tmp_path, ["model.name_or_path=./large", "training.learning_rate=1e-5"])
     with Study.open(folder) as study:
         assert study.enqueued_trials()[0].leaves["model.name_or_path"] == large
 
@@ -72,7 +72,7 @@ def test_paths_lengths_rows_and_memory_are_checked_before_a_trial_is_queued(
 def test_what_does_not_fit_by_formula_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun(tmp_path, make_spec(GRID))
     monkeypatch.setattr(enqueue_checks, "gpu_memory", lambda: 0.2e9)
-    notices = enqueue("s", tmp_path, ["loss.beta=3", "loss.gamma=1", "training.tokens_per_micro_batch=10000000"])
+    notices = enqueue_trial("s", tmp_path, ["loss.beta=3", "loss.gamma=1", "training.tokens_per_micro_batch=10000000"])
     assert any("training.tokens_per_micro_batch 10,000,000 does not fit" in notice for notice in notices)
 
 
@@ -80,16 +80,16 @@ def test_a_point_is_repeated_with_again_only_and_with_a_seed_of_its_own(tmp_path
     folder = begun(tmp_path, make_spec(GRID), Outcome(TrialState.COMPLETE), FAILED)
     point = ["loss.beta=2", "loss.gamma=0.5"]
     with pytest.raises(RequestRefused, match=r"trial 0 \(COMPLETE\) of s has these settings and this seed already"):
-        enqueue("s", tmp_path, point)
+        enqueue_trial("s", tmp_path, point)
     with pytest.raises(RequestRefused, match="enqueue it without --again"):
-        enqueue("s", tmp_path, ["loss.beta=7"], again=True)
+        enqueue_trial("s", tmp_path, ["loss.beta=7"], again=True)
     with pytest.raises(RequestRefused, match=r"trial 0 \(COMPLETE\) of s has these settings"):
-        clone("s", tmp_path, 1, ["loss.gamma=0.5"])
-    again = [enqueue("s", tmp_path, point, again=True) for _ in range(2)]
+        enqueue_clone("s", tmp_path, 1, ["loss.gamma=0.5"])
+    again = [enqueue_trial("s", tmp_path, point, again=True) for _ in range(2)]
     assert not any("outside the search space" in notice for notices in again for notice in notices)
-    enqueue("s", tmp_path, ["loss.beta=2", "loss.gamma=1"])  # trial 1 failed: it was never trained to its end
+    enqueue_trial("s", tmp_path, ["loss.beta=2", "loss.gamma=1"])  # trial 1 failed: it was never trained to its end
     with pytest.raises(RequestRefused, match="a waiting trial of s has these settings"):
-        enqueue("s", tmp_path, ["loss.beta=2", "loss.gamma=1"])
+        enqueue_trial("s", tmp_path, ["loss.beta=2", "loss.gamma=1"])
     with Study.open(folder) as study:
         issued = [trial for trial in (study.ask() for _ in range(3)) if isinstance(trial, Trial)]
         assert [trial.config.training.seed for trial in issued] == [43, 44, 42]
