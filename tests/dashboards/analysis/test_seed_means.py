@@ -116,7 +116,7 @@ def test_the_model_card_names_the_seed_of_its_weights(swept: tuple[SweepSpec, Sw
 def test_a_training_is_tagged_with_its_group_and_repeat(tmp_path: Path) -> None:
     for name, spec in SWEEPS.items():
         sink = ListSink()
-        with Study.create(SweepFolder(tmp_path / name, "s"), spec) as study:
+        with Study.create(SweepFolder(tmp_path / name, "s"), spec, slots=4) as study:
             launcher = AttemptLauncher(study, sink, SilentView(), lambda config: config)
             for _ in range(4):
                 trial = study.ask()
