@@ -105,8 +105,8 @@ def _links(spec: SweepSpec, records: Sequence[TrialRecord], findings: Sequence[D
     if report:
         links.append("[Report](mlflow:sweep/artifacts/report.html)")
     links.append(f"`orchestrate report {spec.name}`")
-    best = next(iter(rank_trials(records, *spec.objectives)), None)
-    if not is_rehearsal(spec) and (best is None or not reasons_not_to_use(findings, str(best.number))):
+    best = next(iter(rank_configurations(records, spec)), None)
+    if not is_rehearsal(spec) and (best is None or not reasons_not_to_use(findings, best.label)):
         links.append(f"`orchestrate best {spec.name} --export DIR`")
     return " · ".join(links)
 
