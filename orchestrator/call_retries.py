@@ -23,9 +23,9 @@ def retrying(
     cancelled: threading.Event | None = None,
     on_retry: Callable[[BaseException], None] | None = None,
 ) -> Retrying:
-    """Return a tenacity `Retrying`: call it with a function to run that with retries.
+    """Return a tenacity `Retrying`; `retrying(...)(function)` runs the function, and again after each of `waits`.
 
-    It retries after each of `waits` (seconds) and then raises the last error.
+    `waits` are seconds; after them the last error is raised.
 
     Args:
         errors: exceptions after which the call is retried; others are raised at once.

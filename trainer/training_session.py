@@ -36,8 +36,11 @@ log = logging.getLogger(__name__)
 _NOT_IN_DIGEST = frozenset({"training.tokens_per_micro_batch", "training.distributed", "evaluation.samples"})
 
 
-def config_digest(config: TrialConfig) -> str:
-    """Return a digest of everything that determines a run's result; checkpoints continue only under the same digest."""
+def result_digest(config: TrialConfig) -> str:
+    """Return a digest of the settings that a run's result depends on; checkpoints continue only under the same digest.
+
+    Unlike `config_fingerprint`, it leaves out settings of speed and of the samples file.
+    """
     return digest_of({k: v for k, v in config.canonical_params().items() if k not in _NOT_IN_DIGEST})
 
 
@@ -133,12 +136,12 @@ class TrainingSession:
         fork: Path | None,
         interrupted: Callable[[], bool],
     ) -> Generator[StepMetrics, None, RunResult]:
-        digest = config_digest(config)
+        digest = result_digest(config)
         self._resources.counters["trials"] += 1
         try:
             stored = load_run_result([*earlier_attempts, folder])
             if stored is not None:
-                _check_same_config(stored.config_digest, digest, folder)
+                _check_same_config(stored.result_digest, digest, folder)
                 yield from stored.history
                 return stored.result
             return (yield from self._train(config, folder, earlier_attempts, fork, digest, interrupted))
@@ -212,7 +215,7 @@ class TrainingSession:
         with self._process_group.main_first():  # only the main process renames damaged ones
             state = checkpoints.load_newest(folders)
         if state is not None:
-            _check_same_config(state.config_digest, digest, folder)
+            _check_same_config(state.result_digest, digest, folder)
         return state
 
     def _load_fork_state(self, fork: Path | None) -> checkpoints.TrainState | None:

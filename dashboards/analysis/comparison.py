@@ -153,7 +153,11 @@ def merge_frames(frames: Sequence[SweepFrame]) -> SweepFrame:
         label = f"{frame.name}/{trial.label}"
         trials.append(dataclasses.replace(trial, curves=TrialCurves(record, trial.curves.curves), label=label))
     listed = {
-        p: tuple({repr(c.record.params[p]): c.record.params[p] for c in trials if p in c.record.params}.values())
+        p: tuple(
+            {
+                repr(trial.record.params[p]): trial.record.params[p] for trial in trials if p in trial.record.params
+            }.values()
+        )
         for p in paths
     }
     return SweepFrame(

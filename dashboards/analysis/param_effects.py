@@ -56,7 +56,11 @@ def is_log(frame: SweepFrame, path: str) -> bool:
 
 def values_of(frame: SweepFrame, path: str) -> list[Any]:
     """Return the distinct values of a setting over all trials, sorted."""
-    found = {repr(c.record.params[path]): c.record.params[path] for c in frame.trials if path in c.record.params}
+    found = {
+        repr(trial.record.params[path]): trial.record.params[path]
+        for trial in frame.trials
+        if path in trial.record.params
+    }
     if is_numeric(frame, path):
         return sorted(found.values())
     return [found[key] for key in sorted(found)]
@@ -184,16 +188,18 @@ def boundary_optimum(frame: SweepFrame, path: str) -> BoundaryOptimum | None:
             is_low_end, end = best == tested[0], best
             next_in = tested[1] if is_low_end else tested[-2]
             step = abs(math.log(best / next_in)) if log else abs(best - next_in)
-    others = [c for c in ranked[1:] if c.record.params.get(path) != ranked[0].record.params[path]]
-    inside = [c for c in others if not _at_end(frame, path, c, is_low_end, end, log)]
-    if any(_ties_with_best(frame, c) for c in others) or _is_noise(frame, inside):
+    others = [trial for trial in ranked[1:] if trial.record.params.get(path) != ranked[0].record.params[path]]
+    inside = [trial for trial in others if not _at_end(frame, path, trial, is_low_end, end, log)]
+    if any(_ties_with_best(frame, trial) for trial in others) or _is_noise(frame, inside):
         return None
     step = min(step, _MAX_EXTENSION) if log else step
     inner = [v for v in tested if (v > best if is_low_end else v < best)]
     outside = [_shifted(end, step * k * (-1 if is_low_end else 1), log) for k in (1, 2)]
     if is_low_end and end > 0 and outside[0] <= 0:
         outside = [end / 2, end / 4]
-    is_integer = all(isinstance(c.record.params[path], int) for c in frame.trials if path in c.record.params)
+    is_integer = all(
+        isinstance(trial.record.params[path], int) for trial in frame.trials if path in trial.record.params
+    )
     rounded = [float(round(v)) if is_integer else round_value(v) for v in outside]
     valid = [v for v in dict.fromkeys(rounded) if v != best and is_valid(frame, path, int(v) if is_integer else v)]
     nearest = None if not inner else (inner[0] if is_low_end else inner[-1])
@@ -231,13 +237,13 @@ def _ties_with_best(frame: SweepFrame, trial: TrialFrame) -> bool:
 def _is_noise(frame: SweepFrame, inside: Sequence[TrialFrame]) -> bool:
     """Return whether the best trial is clearly better than none of these, as far as that can be computed."""
     best = frame.comparable_trials[0]
-    found = [difference for c in inside if (difference := difference_of_trials(frame, best, c)) is not None]
+    found = [difference for trial in inside if (difference := difference_of_trials(frame, best, trial)) is not None]
     return bool(found) and not any(difference.is_clear for difference in found)
 
 
 def known_values(frame: SweepFrame, path: str) -> list[float]:
     """Return the tried values of a numeric setting and those listed in the search space, sorted."""
-    tried = {float(c.record.params[path]) for c in frame.trials if path in c.record.params}
+    tried = {float(trial.record.params[path]) for trial in frame.trials if path in trial.record.params}
     listed: tuple[Any, ...] = () if frame.space.is_continuous(path) else frame.space.listed_values(path)
     return sorted(tried | {float(value) for value in listed if is_number(value)})
 
@@ -260,9 +266,9 @@ def diverged_from(frame: SweepFrame, path: str) -> float | None:
     if not is_numeric(frame, path):
         return None
     ended = [
-        (float(c.record.params[path]), c.record.diverged)
-        for c in frame.in_state(TrialState.COMPLETE, TrialState.PRUNED)
-        if path in c.record.params
+        (float(trial.record.params[path]), trial.record.diverged)
+        for trial in frame.in_state(TrialState.COMPLETE, TrialState.PRUNED)
+        if path in trial.record.params
     ]
     safe = max((value for value, diverged in ended if not diverged), default=-math.inf)
     beyond = [value for value, diverged in ended if diverged and value > safe]
@@ -272,9 +278,9 @@ def diverged_from(frame: SweepFrame, path: str) -> float | None:
 def mostly_diverged_from(frame: SweepFrame, path: str) -> float | None:
     """Return the smallest value from which upwards at least half of the finished trials, and at least two, diverged."""
     ended = sorted(
-        (float(c.record.params[path]), c.record.diverged)
-        for c in frame.in_state(TrialState.COMPLETE, TrialState.PRUNED)
-        if path in c.record.params and is_number(c.record.params[path])
+        (float(trial.record.params[path]), trial.record.diverged)
+        for trial in frame.in_state(TrialState.COMPLETE, TrialState.PRUNED)
+        if path in trial.record.params and is_number(trial.record.params[path])
     )
     for at in dict.fromkeys(value for value, _ in ended):
         diverged_above = [diverged for value, diverged in ended if value >= at]

@@ -183,7 +183,7 @@ class SweepFrame:
     def ranked(self) -> list[TrialFrame]:
         """Complete trials, best first; configurations with all their seeds before others."""
         by_number = {trial.number: trial for trial in self.trials}
-        ranked = rank_trials([c.record for c in self.trials], self.objective, *self.further_objectives)
+        ranked = rank_trials([trial.record for trial in self.trials], self.objective, *self.further_objectives)
         if self.seed_trials:
             ranked.sort(key=lambda record: max(0, self.spec.seeds_per_configuration - record.complete_seeds))
         return [by_number[r.number] for r in ranked]
@@ -199,7 +199,7 @@ class SweepFrame:
         by_number = {trial.number: trial for trial in self.trials}
         objectives = (self.objective, *self.further_objectives)
         return (
-            [by_number[r.number] for r in pareto_front([c.record for c in self.trials], objectives)]
+            [by_number[r.number] for r in pareto_front([trial.record for trial in self.trials], objectives)]
             if self.further_objectives
             else []
         )

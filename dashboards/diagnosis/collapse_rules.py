@@ -61,7 +61,7 @@ def margin_below_gamma(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagno
         f"{format_value(loss.gamma_value)}; per token that is {format_value(margin / loss.beta)}, with a "
         f"target of gamma / beta = {format_value(loss.gamma_over_beta)}.{reached}",
         trials=(winner.label,),
-        setting="" if smaller is None else smaller.path,
+        setting="" if smaller is None else smaller.setting,
         steps=present(smaller, train_longer(frame, "train longer if the chosen log-probs do not fall")),
         lead="Most pairs still have nearly the full gradient, so gamma has little effect:",
     )
@@ -92,7 +92,7 @@ def chosen_logps_falling(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diag
         f"{format_value(start)} to {format_value(start + drop)} per token ({format_value(drop)}); the same holds "
         f"for {len(falling)} of {len(frame.ranked)} complete trials.",
         "Read the samples before using the model." if winner_falls else "Read the samples before using one of them.",
-        tuple(c.label for c in falling),
+        tuple(trial.label for trial in falling),
         LEARNING_RATE if winner_falls else "",
         steps if winner_falls else (),
         "The margin grows mainly by lowering the rejected responses.",
@@ -106,7 +106,7 @@ def _falls(trial: TrialFrame) -> bool:
 
 def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report chosen log-probs below -10 nats per token, worse than a uniform distribution over 22,000 tokens."""
-    low = [c for c in frame.ranked if (c.last(CHOSEN) or 0.0) < UNLIKELY_LOGP]
+    low = [trial for trial in frame.ranked if (trial.last(CHOSEN) or 0.0) < UNLIKELY_LOGP]
     if not low:
         return
     worst = winner if winner in low else low[0]
@@ -126,7 +126,7 @@ def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFi
         else ""
         if trained
         else "Training has degraded these models: do not use them.",
-        tuple(c.label for c in low),
+        tuple(trial.label for trial in low),
         LEARNING_RATE if trained else "",
         (lower_rate(winner.config.training.learning_rate, *LOWER_SHARES),) if trained else (),
         "Training has degraded the model:" if trained else "",
@@ -135,7 +135,7 @@ def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFi
 
 def impossible_logps(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report log-probs above 0, which no probability distribution has."""
-    wrong = [c for c in frame.trials if max(c.last(CHOSEN) or 0.0, c.last(REJECTED) or 0.0) > 0]
+    wrong = [trial for trial in frame.trials if max(trial.last(CHOSEN) or 0.0, trial.last(REJECTED) or 0.0) > 0]
     if not wrong:
         return
     first = wrong[0]
@@ -147,7 +147,7 @@ def impossible_logps(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
         f"{format_value(first.last(REJECTED))} per token; the same holds for {len(wrong)} of "
         f"{len(frame.trials)} trials.",
         "This is a bug in prefsweep, not a result of training: do not use any metric of these trials, and report it.",
-        tuple(c.label for c in wrong),
+        tuple(trial.label for trial in wrong),
     )
 
 

@@ -41,8 +41,8 @@ def resolve_conflicts(found: Sequence[DiagnosisFinding]) -> list[DiagnosisFindin
     for k in sorted(range(len(out)), key=lambda k: _strength(out[k])):
         kept, lost = _divide(out[k], holders)
         for step in kept:
-            if step.path:
-                holders[step.path] = k
+            if step.setting:
+                holders[step.setting] = k
         if lost:
             out[k] = _without(out[k], kept, out[holders[lost[0].path]], lost[0])
     harmful = min((k for k in range(len(out)) if _is_harm(out[k])), key=lambda k: _strength(out[k]), default=None)
@@ -50,7 +50,7 @@ def resolve_conflicts(found: Sequence[DiagnosisFinding]) -> list[DiagnosisFindin
     for k, finding in enumerate(found):
         if finding.rule not in _ABOUT_THE_SEARCH:
             continue
-        holder = next((holders[s.path] for s in finding.steps if s.path and holders[s.path] != k), None)
+        holder = next((holders[s.setting] for s in finding.steps if s.setting and holders[s.setting] != k), None)
         if holder is None and finding.rule == "at_the_edge" and harmful is not None:
             holder = harmful  # the best by an objective that the harm does not enter
         if holder is not None:
@@ -89,13 +89,13 @@ def _unused(finding: DiagnosisFinding, found: Sequence[DiagnosisFinding]) -> Dia
 
 def _divide(finding: DiagnosisFinding, holders: dict[str, int]) -> tuple[list[Step], list[Step]]:
     """Return the steps about settings that no stronger finding moves, and the others."""
-    kept = [step for step in finding.steps if step.path not in holders]
-    return kept, [step for step in finding.steps if step.path in holders]
+    kept = [step for step in finding.steps if step.setting not in holders]
+    return kept, [step for step in finding.steps if step.setting in holders]
 
 
 def _without(finding: DiagnosisFinding, kept: Sequence[Step], holder: DiagnosisFinding, lost: Step) -> DiagnosisFinding:
     remark = finding.remark
     if not kept and not remark:
-        remark = f"For {lost.path} see: {lower_first(holder.title)}."
-    setting = next((step.path for step in kept if step.path), "")
+        remark = f"For {lost.setting} see: {lower_first(holder.title)}."
+    setting = next((step.setting for step in kept if step.setting), "")
     return replace(finding, steps=tuple(kept), remark=remark, setting=setting)

@@ -36,7 +36,8 @@ class Step:
     """One of the alternatives that a finding advises: a clause, and the setting that it moves, "" for none."""
 
     text: str
-    path: str = ""
+    setting: str = ""
+    """Dotted path."""
     direction: Direction | None = None
     values: tuple[float, ...] = ()
     """Values to try, where the step names any."""
@@ -85,9 +86,9 @@ class DiagnosisFinding:
             "trials": self.trials,
             "leaf": self.setting,
             "moves": [
-                {"setting": step.path, "direction": step.direction, "values": step.values}
+                {"setting": step.setting, "direction": step.direction, "values": step.values}
                 for step in self.steps
-                if step.path
+                if step.setting
             ],
         }
 
@@ -99,7 +100,7 @@ def by_level(findings: Iterable[DiagnosisFinding]) -> list[DiagnosisFinding]:
 
 def decided_steps(findings: Iterable[DiagnosisFinding]) -> dict[str, tuple[DiagnosisFinding, Step]]:
     """Return the step of each setting that findings without conflicts move, with its finding."""
-    return {step.path: (finding, step) for finding in findings for step in finding.steps if step.path}
+    return {step.setting: (finding, step) for finding in findings for step in finding.steps if step.setting}
 
 
 def reasons_not_to_use(findings: Iterable[DiagnosisFinding], label: str) -> list[str]:

@@ -71,7 +71,7 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             continue
         # The two values that differ most give the strongest evidence.
         found = [(matched_difference(frame, path, a, b), a, b) for k, a in enumerate(values) for b in values[k + 1 :]]
-        known = [(d, n, a, b) for c, a, b in found if c is not None for d, n in [c]]
+        known = [(d, n, a, b) for trial, a, b in found if trial is not None for d, n in [trial]]
         widest, count, a, b = max(known, key=lambda row: abs(row[0].mean))
         required = widest.pairs_needed
         at = format_value(frame.ranked[0].record.params.get(path, a))
@@ -147,7 +147,7 @@ def confounded(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             f"Over {len(trials)} complete trials {evidence}, so that their effects cannot be separated.",
             f"Add trials that change one alone, for example {first} {format_value(first_params[a])} "
             f"with {second} {format_value(other_value)}.",
-            tuple(c.label for c in trials),
+            tuple(trial.label for trial in trials),
             b,
         )
 
@@ -165,21 +165,21 @@ def _confounded_pairs(frame: SweepFrame) -> list[tuple[str, str, str]]:
 
 
 def _with_both(frame: SweepFrame, a: str, b: str) -> list[TrialFrame]:
-    return [c for c in frame.comparable_trials if a in c.record.params and b in c.record.params]
+    return [trial for trial in frame.comparable_trials if a in trial.record.params and b in trial.record.params]
 
 
 def _values(trials: list[TrialFrame], path: str) -> dict[str, Any]:
-    return {repr(c.record.params[path]): c.record.params[path] for c in trials}
+    return {repr(trial.record.params[path]): trial.record.params[path] for trial in trials}
 
 
 def _confounding(frame: SweepFrame, trials: list[TrialFrame], a: str, b: str) -> str:
     """Return a description of the confounding, empty without one; sampled ranges are compared by rank."""
-    pairs = {(repr(c.record.params[a]), repr(c.record.params[b])) for c in trials}
+    pairs = {(repr(trial.record.params[a]), repr(trial.record.params[b])) for trial in trials}
     is_sampled = any(isinstance(frame.space.dimensions.get(p), (Uniform, LogUniform, IntUniform)) for p in (a, b))
     if not is_sampled and len(pairs) == len(_values(trials, a)) == len(_values(trials, b)):
         return "each value of one occurred with only one value of the other"
     if len(trials) >= _FEWEST_RANKED and is_numeric(frame, a) and is_numeric(frame, b):
-        rho = spearman(*(np.array([float(c.record.params[p]) for c in trials]) for p in (a, b)))
+        rho = spearman(*(np.array([float(trial.record.params[p]) for trial in trials]) for p in (a, b)))
         if rho is not None and abs(rho) >= CONFOUNDED_CORRELATION:
             return f"their rank correlation is {rho:+.2f}"
     return ""
@@ -192,7 +192,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
         return
     limits = {path: limit for path in frame.paths if (limit := diverged_from(frame, path)) is not None}
     limits.pop(SEED, None)
-    explained = {p: [c for c in diverged if c.record.params.get(p, x - 1) >= x] for p, x in limits.items()}
+    explained = {p: [trial for trial in diverged if trial.record.params.get(p, x - 1) >= x] for p, x in limits.items()}
     if explained:
         path = max(explained, key=lambda p: len(explained[p]))  # the setting that explains most diverged trials
         limit, in_region = limits[path], explained[path]
@@ -203,7 +203,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             f"{len(in_region)} of {len(in_region)} trials, against {len(diverged) - len(in_region)} of "
             f"{len(frame.trials) - len(in_region)} with smaller values. First: trial {in_region[0].label}, "
             f"{in_region[0].record.reason}.",
-            trials=tuple(c.label for c in in_region),
+            trials=tuple(trial.label for trial in in_region),
             setting=path,
             steps=(Step(f"exclude {path} >= {format_value(limit)} from the next search", path, Direction.EXCLUDE),),
         )
@@ -219,7 +219,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
         FindingLevel.SERIOUS if not frame.ranked else FindingLevel.WARNING if many else FindingLevel.NOTE,
         f"{len(diverged)} of {len(finished)} finished trials diverged",
         f"Trial {diverged[0].label} ({frame.describe_params(diverged[0])}): {diverged[0].record.reason}.",
-        trials=tuple(c.label for c in diverged),
+        trials=tuple(trial.label for trial in diverged),
         steps=(*([lower] if many or not frame.ranked else []), _LONGER_WARMUP),
         lead="No single searched setting explains it:",
     )
@@ -231,9 +231,9 @@ def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> Diagnosi
     for path in frame.paths:
         if path == SEED or frame.space.is_continuous(path):
             continue
-        safe = {repr(c.record.params.get(path)) for c in ended if not c.record.diverged}
-        bad = {repr(value): value for c in diverged if (value := c.record.params.get(path)) is not None}
-        if not safe or safe & bad.keys() or any(path not in c.record.params for c in diverged):
+        safe = {repr(trial.record.params.get(path)) for trial in ended if not trial.record.diverged}
+        bad = {repr(value): value for trial in diverged if (value := trial.record.params.get(path)) is not None}
+        if not safe or safe & bad.keys() or any(path not in trial.record.params for trial in diverged):
             continue
         values = " or ".join(format_value(value) for value in bad.values())
         return DiagnosisFinding(
@@ -242,7 +242,7 @@ def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> Diagnosi
             f"Every trial with {frame.short_names.get(path, path)} {values} diverged",
             f"{len(diverged)} of {len(diverged)} trials, against none with another value. First: trial "
             f"{diverged[0].label}, {diverged[0].record.reason}.",
-            trials=tuple(c.label for c in diverged),
+            trials=tuple(trial.label for trial in diverged),
             setting=path,
             steps=(Step(f"exclude {path} = {values} from the next search", path, Direction.EXCLUDE),),
         )

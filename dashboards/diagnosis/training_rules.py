@@ -54,7 +54,7 @@ def worse_than_initial(frame: SweepFrame, significance: Significance) -> Iterato
         f"the initial model has {format_value(start)}{interval}.",
         remark,
         (significance.winner.label,),
-        LEARNING_RATE if any(step.path == LEARNING_RATE for step in steps) else "",
+        LEARNING_RATE if any(step.setting == LEARNING_RATE for step in steps) else "",
         steps,
         "Do not use any of these trials.",
     )
@@ -153,7 +153,7 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagno
         f"{'If that does not help, check' if steps else 'Check'} the data: chosen and rejected may be swapped or too "
         "similar.",
         (winner.label,),
-        LEARNING_RATE if any(step.path == LEARNING_RATE for step in steps) else "",
+        LEARNING_RATE if any(step.setting == LEARNING_RATE for step in steps) else "",
         steps,
     )
 
@@ -231,7 +231,7 @@ def loss_plateau(frame: SweepFrame, significance: Significance) -> Iterator[Diag
             f"updates; the lowest was {format_value(lowest)}.",
             f"{frame.objective.metric} improved nevertheless." if gained else "",
             (winner.label,),
-            LEARNING_RATE if any(step.path == LEARNING_RATE for step in steps) else "",
+            LEARNING_RATE if any(step.setting == LEARNING_RATE for step in steps) else "",
             steps,
         )
         return
@@ -248,7 +248,7 @@ def loss_plateau(frame: SweepFrame, significance: Significance) -> Iterator[Diag
             f"Trial {winner.label}: held-out loss {format_value(start)} at step 0, {format_value(middle)} by update "
             f"{at}, {format_value(end)} at the end. A learning rate that decays to 0 also flattens the last updates.",
             trials=(winner.label,),
-            setting=fewer.path,
+            setting=fewer.setting,
             steps=(fewer,),
         )
 

@@ -55,9 +55,9 @@ def _ranking(found: SweepComparison) -> Panel:
     if found.warnings:
         blocks.append(Table(("limits of this comparison",), tuple((line,) for line in found.warnings)))
     first_row = frozenset({0})
-    rows = tuple(table_row(c, rank_number) for rank_number, c in enumerate(found.sweeps, 1))
+    rows = tuple(table_row(sweep, rank_number) for rank_number, sweep in enumerate(found.sweeps, 1))
     blocks.append(Table(HEAD, rows, frozenset({0, 5, 6}), marked=first_row))
-    extra_rows = tuple((c.frame.name, *extra_columns(c)) for c in found.sweeps)
+    extra_rows = tuple((sweep.frame.name, *extra_columns(sweep)) for sweep in found.sweeps)
     blocks.append(Table(("sweep", *EXTRA_HEAD), extra_rows, frozenset(range(1, 1 + len(EXTRA_HEAD))), marked=first_row))
     if found.serious:
         blocks.append(Findings(found.serious))
@@ -69,51 +69,52 @@ def comparison_summary(found: SweepComparison) -> str:
     first, *others = found.sweeps
     if first.trial is None:
         return "No trial of these sweeps completed."
-    indistinguishable = [c for c in others if c.behind is not None and not c.behind.is_clear]
-    unknown = [c for c in others if c.trial is not None and c.behind is None]
+    indistinguishable = [sweep for sweep in others if sweep.behind is not None and not sweep.behind.is_clear]
+    unknown = [sweep for sweep in others if sweep.trial is not None and sweep.behind is None]
     text = f"{first.frame.name} ({first.objective}) is first with {COMPARISON_METRIC} = {format_brief(first.value)}"
     if indistinguishable:
-        text += "; it is not distinguishable from " + ", ".join(c.frame.name for c in indistinguishable)
+        text += "; it is not distinguishable from " + ", ".join(sweep.frame.name for sweep in indistinguishable)
     elif others and not unknown:
         text += ", clearly ahead of all others"
     if unknown:
-        text += "; the significance against " + ", ".join(c.frame.name for c in unknown) + " is unknown"
+        text += "; the significance against " + ", ".join(sweep.frame.name for sweep in unknown) + " is unknown"
     return text + "."
 
 
-def table_row(c: ComparedSweep, rank_number: int) -> tuple[str, ...]:
+def table_row(sweep: ComparedSweep, rank_number: int) -> tuple[str, ...]:
     """Return the cells of the columns in HEAD, which fit most terminals."""
-    if c.trial is None:
-        return ("–", c.frame.name, c.objective, "–", "no trial completed", "–", "–")
+    if sweep.trial is None:
+        return ("–", sweep.frame.name, sweep.objective, "–", "no trial completed", "–", "–")
     behind = (
         "–"
-        if c.behind is None
-        else f"{format_brief(c.behind.mean)} ({format_signed(c.behind.low)} … {format_signed(c.behind.high)})"
+        if sweep.behind is None
+        else f"{format_brief(sweep.behind.mean)} "
+        f"({format_signed(sweep.behind.low)} … {format_signed(sweep.behind.high)})"
     )
     return (
         str(rank_number),
-        c.frame.name,
-        c.objective,
-        c.trial.label,
-        c.frame.describe_params(c.trial),
-        format_brief(c.value),
+        sweep.frame.name,
+        sweep.objective,
+        sweep.trial.label,
+        sweep.frame.describe_params(sweep.trial),
+        format_brief(sweep.value),
         behind,
     )
 
 
-def extra_columns(c: ComparedSweep) -> tuple[str, ...]:
+def extra_columns(sweep: ComparedSweep) -> tuple[str, ...]:
     """Return the cells of the columns in EXTRA_HEAD, for wide terminals and the page."""
-    usage = costs(c.frame.all_trials)
-    trials = f"{len(c.frame.ranked)}/{len(c.frame.trials)}"
-    if c.trial is None:
+    usage = costs(sweep.frame.all_trials)
+    trials = f"{len(sweep.frame.ranked)}/{len(sweep.frame.trials)}"
+    if sweep.trial is None:
         return ("–", "–", "–", "–", trials, "–", format_hours(usage.seconds))
-    start, tokens, drop = c.frame.initial_value(COMPARISON_METRIC), c.trial.tokens, c.trial.change(CHOSEN)
-    gain = "–" if start is None or c.value is None else format_signed(c.value - start)
+    start, tokens, drop = sweep.frame.initial_value(COMPARISON_METRIC), sweep.trial.tokens, sweep.trial.change(CHOSEN)
+    gain = "–" if start is None or sweep.value is None else format_signed(sweep.value - start)
     return (
         gain,
-        format_brief(c.trial.last(MARGIN)),
+        format_brief(sweep.trial.last(MARGIN)),
         "–" if drop is None else format_signed(drop),
-        format_brief(c.trial.last(EXACT_ANSWERS)),
+        format_brief(sweep.trial.last(EXACT_ANSWERS)),
         trials,
         "–" if tokens is None else format_count(tokens),
         format_hours(usage.seconds),
@@ -144,8 +145,10 @@ def _table(found: SweepComparison, all_columns: bool) -> tuple[RichTable, int]:
         right = k in (0, 5, 6) or k >= len(HEAD)
         table.add_column(name, justify="right" if right else "left", min_width=_FOLDED if folds else None)
     longest = 0
-    for rank_number, c in enumerate(found.sweeps, 1):
-        cells = (*table_row(c, rank_number), *extra_columns(c)) if all_columns else table_row(c, rank_number)
+    for rank_number, sweep in enumerate(found.sweeps, 1):
+        cells = (
+            (*table_row(sweep, rank_number), *extra_columns(sweep)) if all_columns else table_row(sweep, rank_number)
+        )
         longest = max(longest, len(cells[_CONFIGURATION]))
         table.add_row(*(Text(cell, style="bold green" if rank_number == 1 else "") for cell in cells))
     return table, table_width(table).maximum - max(0, longest - _FOLDED)
@@ -153,9 +156,9 @@ def _table(found: SweepComparison, all_columns: bool) -> tuple[RichTable, int]:
 
 def _print_narrow(found: SweepComparison, console: Console) -> None:
     """Print a few lines per sweep, for terminals in which the table would cut names and values."""
-    for rank_number, c in enumerate(found.sweeps, 1):
-        rank, sweep, objective, trial, text, value, behind = table_row(c, rank_number)
-        head = f"{rank}  {sweep} ({objective}), trial {trial}: {HEAD[5]} {value}"
+    for rank_number, sweep in enumerate(found.sweeps, 1):
+        rank, name, objective, trial, text, value, behind = table_row(sweep, rank_number)
+        head = f"{rank}  {name} ({objective}), trial {trial}: {HEAD[5]} {value}"
         console.print(Text(head, style="bold green" if rank_number == 1 else "bold"))
         for line in (text, "" if behind == "–" else f"behind by {behind}"):
             if line:

@@ -51,7 +51,7 @@ def print_plan(plan: SweepPlan) -> None:
     table.add_row(
         "disk space, at most", unknown if plan.disk_bytes is None else f"about {format_bytes(plan.disk_bytes)}"
     )
-    table.add_row("hash of the sweep file", plan.spec_hash[:12])
+    table.add_row("hash of the sweep file", plan.sweep_identity[:12])
     console.print(table)
     _print_estimate(console, plan)
     _print_probe(console, plan)

@@ -131,7 +131,11 @@ def print_judgements(judgements: Sequence[Judgement], console: Console) -> None:
         console.print(Text("No judgements yet.", style="yellow"))
         return
     tables = (
-        _table((*HEAD, *EXTRA_HEAD), [(*table_row(v), *extra_columns(v)) for v in judgements], judgements),
+        _table(
+            (*HEAD, *EXTRA_HEAD),
+            [(*table_row(judgement), *extra_columns(judgement)) for judgement in judgements],
+            judgements,
+        ),
         _table(HEAD, map(table_row, judgements), judgements),
     )
     fitting = next((t for t in tables if table_width(t).maximum <= console.width), None)

@@ -65,8 +65,8 @@ class SweepProgress:
 
     def headline(self) -> str:
         """Return progress bar, counts by state, elapsed time and estimated remaining time."""
-        ends = state_counts(v.record for v in self.trials.values())
-        done = sum(v.record.state.is_final for v in self.trials.values())
+        ends = state_counts(curves.record for curves in self.trials.values())
+        done = sum(curves.record.state.is_final for curves in self.trials.values())
         total = max(self.total or 0, len(self.trials))  # enqueued trials exceed the budget
         share = self._done() / max(1, total)
         text = [f"{progress_bar(share, 20)} {done}/{total} trials"]
@@ -205,7 +205,7 @@ def most_relevant(
 ) -> list[TrialCurves]:
     """Return at most `max_rows` trials by number: the best, the running ones, then the newest finished ones."""
     if len(all_curves) > max_rows:
-        first = best_record([v.record for v in all_curves], objective, seeds)
+        first = best_record([curves.record for curves in all_curves], objective, seeds)
         best = None if first is None else first.number
 
         def urgency(curves: TrialCurves) -> tuple[int, int]:
@@ -213,7 +213,7 @@ def most_relevant(
             return (0 if curves.record.number == best else 1 if not finished else 2, -curves.record.number)
 
         all_curves = sorted(all_curves, key=urgency)[:max_rows]
-    return sorted(all_curves, key=lambda v: v.record.number)
+    return sorted(all_curves, key=lambda curves: curves.record.number)
 
 
 class PlainLogView:

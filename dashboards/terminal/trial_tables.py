@@ -70,7 +70,7 @@ def trial_table(
         most_reasons: number of reasons below the table, the newest; None for all, wrapped.
         seeds: trials of each configuration; one with fewer is not the best while another has all.
     """
-    best = best_record([v.record for v in all_curves], objective, seeds)
+    best = best_record([curves.record for curves in all_curves], objective, seeds)
     reason = max((len(_remark(curves, False)) for curves in all_curves), default=0)
     wide = _table(all_curves, paths, objective, updates_of, best, is_wide=True, sparkline_width=12)
     if table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
@@ -93,7 +93,7 @@ def trial_table(
         table = _folded_table(all_curves, paths, objective, updates_of, best, progress=True)
         if table_width(table).minimum > width:
             table = _folded_table(all_curves, paths, objective, updates_of, best, progress=False)
-    reasons = [v.record for v in all_curves if v.record.reason]
+    reasons = [curves.record for curves in all_curves if curves.record.reason]
     if most_reasons is not None:
         reasons = reasons[max(0, len(reasons) - most_reasons) :] if most_reasons > 0 else []
     fixed_height = most_reasons is not None  # a live table has a fixed number of rows: reasons must not wrap
@@ -211,15 +211,15 @@ def print_final_summary(
     spec: SweepSpec, all_curves: Sequence[TrialCurves], console: Console, *, updates_of: UpdatesOf | None
 ) -> None:
     """Print the table of trials and the best configuration, or the Pareto front."""
-    ordered = sorted(all_curves, key=lambda v: v.record.number)
+    ordered = sorted(all_curves, key=lambda curves: curves.record.number)
     paths, rows = compared_paths(spec), merge_curves(ordered, spec)
     seeds = spec.seeds_per_configuration
     console.print(
         trial_table(rows, paths, spec.first_objective, updates_of=updates_of, width=console.size.width, seeds=seeds)
     )
-    ranked = rank_configurations([v.record for v in ordered], spec)
+    ranked = rank_configurations([curves.record for curves in ordered], spec)
     if not ranked:
-        over = bool(ordered) and all(v.record.state.is_final for v in ordered)
+        over = bool(ordered) and all(curves.record.state.is_final for curves in ordered)
         console.print(
             Text("No trial completed; the reasons are in the table.", style="red")
             if over
@@ -227,7 +227,7 @@ def print_final_summary(
         )
         return
     if len(spec.objectives) > 1:
-        _print_front(spec, front_of_configurations([v.record for v in ordered], spec), console)
+        _print_front(spec, front_of_configurations([curves.record for curves in ordered], spec), console)
         return
     best, metric = ranked[0], spec.first_objective.metric
     console.print(
@@ -237,7 +237,7 @@ def print_final_summary(
         + Text(f"  {format_params(best.params, paths)}  {metric}={format_value(best.value)}")
         + Text(f" ({best.seeds_text})" if best.seeds else "")
     )
-    start = next((v.values(metric)[0] for v in ordered if v.values(metric)), None)
+    start = next((curves.values(metric)[0] for curves in ordered if curves.values(metric)), None)
     if start is not None and best.value is not None:
         console.print(Text(f"The initial model has {metric}={format_value(start)}.", style="dim"))
 

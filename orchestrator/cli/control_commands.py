@@ -97,7 +97,7 @@ def set_budget(name: str, settings: Sequence[str]) -> None:
     "--from-checkpoint", is_flag=True, help="Start from TRIAL's newest checkpoint instead of the initial model."
 )
 @_WHY
-def clone(name: str, trial: int, sets: Sequence[str], why: str, from_checkpoint: bool) -> None:
+def clone(name: str, trial: int, overrides: Sequence[str], why: str, from_checkpoint: bool) -> None:
     """Enqueue a copy of TRIAL with some settings changed; runs next, in addition to budget.trials.
 
     A FAILED trial may be cloned without changes.
@@ -105,19 +105,19 @@ def clone(name: str, trial: int, sets: Sequence[str], why: str, from_checkpoint:
     existing_sweep(runs_folder(), name)
     from orchestrator.commands.request_commands import enqueue_clone
 
-    _print(enqueue_clone(name, runs_folder(), trial, sets, why, from_checkpoint=from_checkpoint))
+    _print(enqueue_clone(name, runs_folder(), trial, overrides, why, from_checkpoint=from_checkpoint))
 
 
 @click.command()
 @_NAME
 @SET
 @click.option("--again", is_flag=True, help="Train a trial with these settings once more, with another training.seed.")
-def enqueue(name: str, sets: Sequence[str], again: bool) -> None:
+def enqueue(name: str, overrides: Sequence[str], again: bool) -> None:
     """Enqueue a trial with these settings, the others as in base; runs next, in addition to budget.trials."""
     existing_sweep(runs_folder(), name)
     from orchestrator.commands.request_commands import enqueue_trial
 
-    _print(enqueue_trial(name, runs_folder(), sets, again=again))
+    _print(enqueue_trial(name, runs_folder(), overrides, again=again))
 
 
 def _request(kind: str, name: str, trial: int | None, reason: str) -> None:

@@ -23,7 +23,7 @@ from orchestrator.folders import runs_folder
 @TRUST
 def data(
     file: Path,
-    sets: Sequence[str],
+    overrides: Sequence[str],
     rows: int | None,
     split: str | None,
     row: int | None,
@@ -38,7 +38,7 @@ def data(
     from dashboards.terminal.data_output import print_data
     from orchestrator.commands.data_preview import SHOWN, chosen_rows, config_of, preview_here
 
-    config, notices = config_of(file, sets)
+    config, notices = config_of(file, overrides)
     for notice in notices:
         click.echo(notice, err=True)
     preview = preview_here(config, runs_folder(), trust_remote_code=trust_remote_code)

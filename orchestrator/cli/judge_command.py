@@ -32,7 +32,7 @@ def judge(
     top: int | None,
     prompts: int | None,
     yes: bool,
-    sets: tuple[str, ...],
+    overrides: tuple[str, ...],
     as_json: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
@@ -49,7 +49,7 @@ def judge(
     from orchestrator.judge.judgements import as_json as judgements_as_json
 
     shortcuts = {"judge.top": top, "judge.prompts": prompts}
-    overrides = (*sets, *(f"{path}={value}" for path, value in shortcuts.items() if value is not None))
+    overrides = (*overrides, *(f"{path}={value}" for path, value in shortcuts.items() if value is not None))
     with JudgeProgress() as progress:
         found = run(
             name,

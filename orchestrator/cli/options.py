@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SET = click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Override one setting: loss.beta=2.5")
+SET = click.option(
+    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override one setting: loss.beta=2.5"
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 TRUST = click.option(
     "--trust-remote-code", is_flag=True, help="Run Python code of the model's repository. Never taken from a file."
@@ -55,7 +57,9 @@ def spec_options(command: F) -> F:
     return file(SET(name(rehearse(command))))
 
 
-def read_spec(file: Path, sets: Sequence[str], name: str | None, rehearse: bool) -> tuple[SweepSpec, tuple[str, ...]]:
+def read_spec(
+    file: Path, overrides: Sequence[str], name: str | None, rehearse: bool
+) -> tuple[SweepSpec, tuple[str, ...]]:
     """Load the sweep file with overrides.
 
     Returns:
@@ -68,7 +72,7 @@ def read_spec(file: Path, sets: Sequence[str], name: str | None, rehearse: bool)
     from orchestrator.spec.loading.position_checks import check_lengths
     from trainer.environment import foreign_settings, ignored_message
 
-    loaded, foreign = load_with_notices(file, sets, name=name), foreign_settings()
+    loaded, foreign = load_with_notices(file, overrides, name=name), foreign_settings()
     notices = (
         *loaded.notices,
         *check_lengths(loaded.spec, loaded.document),

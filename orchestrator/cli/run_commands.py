@@ -47,7 +47,7 @@ POSITIVE = click.FloatRange(0, min_open=True)
 @TRUST
 def plan(
     file: Path,
-    sets: Sequence[str],
+    overrides: Sequence[str],
     name: str | None,
     rehearse: bool,
     as_json: bool,
@@ -70,7 +70,7 @@ def plan(
     from orchestrator.spec.estimates.cost_estimate import EFFICIENCY, PEAK_TFLOPS, GpuAssumptions
     from orchestrator.spec.estimates.gpu_memory import GB
 
-    spec, notices = read_spec(file, sets, name, rehearse)
+    spec, notices = read_spec(file, overrides, name, rehearse)
     job = render(spec, job_settings, trust_remote_code=trust_remote_code)
     if job is not None:
         from orchestrator.cli.submit_command import submission_warnings
@@ -104,7 +104,7 @@ def plan(
 @TRUST
 def sweep(
     file: Path,
-    sets: Sequence[str],
+    overrides: Sequence[str],
     name: str | None,
     rehearse: bool,
     address: str | None,
@@ -113,7 +113,7 @@ def sweep(
     trust_remote_code: bool,
 ) -> ExitCode:
     """Run a sweep. Ctrl-C once: write checkpoints and stop; twice: stop at once."""
-    spec, notices = read_spec(file, sets, name, rehearse)
+    spec, notices = read_spec(file, overrides, name, rehearse)
     cluster_at = cluster_address(address, machines)
     if not go_on and (runs_folder() / spec.name).exists():
         from orchestrator.driver.crash_report import free_folder
@@ -137,7 +137,7 @@ def sweep(
 @TRUST
 def resume(
     name: str,
-    sets: Sequence[str],
+    overrides: Sequence[str],
     retry_failed: bool,
     mirror: str | None,
     address: str | None,
@@ -156,7 +156,7 @@ def resume(
     return resume_sweep(
         name,
         runs_folder(),
-        sets,
+        overrides,
         mirror=mirror,
         cluster_at=cluster_at,
         trust_remote_code=trust_remote_code,

@@ -79,7 +79,7 @@ def init(
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @SET
 @JSON
-def doctor(file: Path | None, sets: Sequence[str], as_json: bool) -> ExitCode:
+def doctor(file: Path | None, overrides: Sequence[str], as_json: bool) -> ExitCode:
     """Check this machine's installation, GPUs and disks, with a fix for each problem.
 
     With a sweep FILE: also check access to its models, data sets, tracking server and database.
@@ -87,7 +87,7 @@ def doctor(file: Path | None, sets: Sequence[str], as_json: bool) -> ExitCode:
     from dashboards.terminal.command_output import print_checks
     from orchestrator.commands.doctor import is_healthy, run_checks
 
-    spec, notices = (None, ()) if file is None else read_spec(file, sets, None, False)
+    spec, notices = (None, ()) if file is None else read_spec(file, overrides, None, False)
     for notice in notices:
         click.echo(notice, err=True)
     checks = run_checks(runs_folder(), spec)

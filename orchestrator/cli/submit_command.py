@@ -122,11 +122,11 @@ def _assumptions(job_settings: dict[str, Any]) -> str:
 @job_options
 @TRUST
 def submit(
-    file: Path, sets: Sequence[str], name: str | None, rehearse: bool, trust_remote_code: bool, **job_settings: Any
+    file: Path, overrides: Sequence[str], name: str | None, rehearse: bool, trust_remote_code: bool, **job_settings: Any
 ) -> None:
     """Submit a sweep to Slurm or Kubernetes, exactly as `plan` prints it with the same options."""
 
-    spec, notices = read_spec(file, sets, name, rehearse)
+    spec, notices = read_spec(file, overrides, name, rehearse)
     job = render(spec, job_settings, trust_remote_code=trust_remote_code)
     if job is None:
         raise click.UsageError("choose a scheduler: --slurm or --kuberay")

@@ -20,7 +20,7 @@ SHOWN = 3
 """Rows shown without `--rows`."""
 
 
-def config_of(file: Path, sets: Sequence[str]) -> tuple[TrialConfig, list[str]]:
+def config_of(file: Path, overrides: Sequence[str]) -> tuple[TrialConfig, list[str]]:
     """Return the configuration of the file with overrides, and notices about its loading.
 
     A file with `base` is a sweep file, any other with `model` or `data` a trial file, as for `python -m trainer`.
@@ -32,8 +32,8 @@ def config_of(file: Path, sets: Sequence[str]) -> tuple[TrialConfig, list[str]]:
     document = read_document(file)
     value = document.value
     if isinstance(value, dict) and "base" not in value and ("model" in value or "data" in value):
-        return load_trial(file, _changes(sets)), []
-    loaded = load_with_notices(file, sets)
+        return load_trial(file, _changes(overrides)), []
+    loaded = load_with_notices(file, overrides)
     notices = list(loaded.notices)
     searched = [path for path in loaded.spec.search.paths if path.startswith(("data.", "model."))]
     if searched:
@@ -43,11 +43,11 @@ def config_of(file: Path, sets: Sequence[str]) -> tuple[TrialConfig, list[str]]:
     return loaded.spec.base, notices
 
 
-def _changes(sets: Sequence[str]) -> list[tuple[str, Any]]:
+def _changes(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     """Parse the `--set` options of a trial file into (path, value) pairs."""
     changes: list[tuple[str, Any]] = []
     problems: list[SpecProblem] = []
-    for option in sets:
+    for option in overrides:
         path, equals, text = option.partition("=")
         if not equals or not path.strip():
             problems.append(SpecProblem(f"--set {option}", "", "must be PATH=VALUE, such as data.max_length=512"))

@@ -15,7 +15,7 @@ from orchestrator.spec.loading.position_checks import check_lengths
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.loading.validation_errors import parse_document
 from orchestrator.spec.samplers import GridSampler
-from orchestrator.spec.search.manual_trials import manual_params
+from orchestrator.spec.search.manual_trials import resolve_params
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import SEED, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -72,7 +72,7 @@ def waits_already(study: StudyReader, params: Mapping[str, Any]) -> bool:
     return any(
         waiting.trial is None
         and waiting.fork is None
-        and config_fingerprint(apply_params(study.spec.base, waiting.leaves)) == fingerprint
+        and config_fingerprint(apply_params(study.spec.base, waiting.settings)) == fingerprint
         for waiting in study.enqueued_trials()
     )
 
@@ -82,17 +82,17 @@ def with_another_seed(study: StudyReader, equal: TrialRecord) -> dict[str, Any]:
     spec, key = study.spec, configuration_key(equal.params)
     group = [r for r in study.trials() if r.fork is None and configuration_key(r.params) == key]
     waiting = [
-        int(enqueued.leaves[SEED])
+        int(enqueued.settings[SEED])
         for enqueued in study.enqueued_trials()
         if enqueued.trial is None
-        and SEED in enqueued.leaves
-        and configuration_key(manual_params(spec.base, spec.search, enqueued.leaves)) == key
+        and SEED in enqueued.settings
+        and configuration_key(resolve_params(spec.base, spec.search, enqueued.settings)) == key
     ]
     begun = int(group[0].params.get(SEED, spec.base.training.seed))
     planned = range(begun, begun + spec.repeats)
     return {**equal.params, SEED: free_seed(group, spec.base.training.seed, [*waiting, *planned])}
 
 
-def options_of(sets: Sequence[str]) -> dict[str, str]:
+def options_of(overrides: Sequence[str]) -> dict[str, str]:
     """Return the `--set` option of each setting."""
-    return {one.partition("=")[0].strip().removeprefix("base."): one for one in sets}
+    return {one.partition("=")[0].strip().removeprefix("base."): one for one in overrides}

@@ -26,7 +26,7 @@ ConfirmCost = Callable[[Endpoint, Estimate], bool]
 def judge_sweep(
     name: str,
     root: Path,
-    sets: Sequence[str],
+    overrides: Sequence[str],
     *,
     set_stage: Callable[[str], None],
     log: Callable[[str], None],
@@ -39,7 +39,7 @@ def judge_sweep(
     Args:
         name: the sweep.
         root: the runs folder.
-        sets: overrides of `judge.*` settings for this call.
+        overrides: values of `judge.*` settings for this call.
         set_stage: called with the current stage of the work.
         log: called with each message.
         confirm_cost: confirms the estimated cost of a paid endpoint.
@@ -54,7 +54,7 @@ def judge_sweep(
     if not Study.exists(folder):
         raise NoTrialCompleted(f"no trial of {name} has completed yet: there is nothing to judge")
     with Study.open(folder) as study:
-        config = judge_config(study.spec, folder, sets)
+        config = judge_config(study.spec, folder, overrides)
         if config.endpoint is not None:
             endpoint_key(config.endpoint, name)  # a missing key is reported before the cost is confirmed
         state = sweep_state(study)
@@ -70,19 +70,19 @@ def judge_sweep(
                 return JudgeResult(parse_judgements(study.judgements()), is_interrupted=True)
 
 
-def judge_config(spec: SweepSpec, folder: SweepFolder, sets: Sequence[str]) -> JudgeConfig:
+def judge_config(spec: SweepSpec, folder: SweepFolder, overrides: Sequence[str]) -> JudgeConfig:
     """Return the sweep's `judge:` section, or the defaults, with overrides.
 
     Raises:
         SpecError: an override is outside `judge:`.
     """
-    not_judge = [option for option in sets if option.partition("=")[0].strip().partition(".")[0] != "judge"]
+    not_judge = [option for option in overrides if option.partition("=")[0].strip().partition(".")[0] != "judge"]
     if not_judge:
         problem = "only settings of judge can be overridden, such as judge.top=5"
         raise SpecError([SpecProblem(f"--set {option}", "", problem) for option in not_judge])
     found = (
-        load_spec_text(dump_spec(spec), folder.path, sets, source=str(folder.spec), is_new=False).judge
-        if sets
+        load_spec_text(dump_spec(spec), folder.path, overrides, source=str(folder.spec), is_new=False).judge
+        if overrides
         else spec.judge
     )
     return JudgeConfig() if found is None else found

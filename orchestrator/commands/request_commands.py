@@ -33,8 +33,8 @@ from orchestrator.spec.search.manual_trials import (
     allowed_values,
     check_fork,
     check_manual_trial,
-    manual_params,
     out_of_space,
+    resolve_params,
     short_value,
 )
 from orchestrator.spec.search.space import SearchSpace
@@ -236,7 +236,7 @@ def _check_length(study: StudyReader, parent: TrialRecord, config: TrialConfig, 
         )
 
 
-def enqueue_trial(name: str, root: Path, sets: Sequence[str], *, again: bool = False) -> list[str]:
+def enqueue_trial(name: str, root: Path, overrides: Sequence[str], *, again: bool = False) -> list[str]:
     """Enqueue a trial with these settings, the others as in `base`; return notices about it.
 
     It is checked as `plan` checks a file. `again`: a trial with these settings is trained once more, with another seed.
@@ -248,11 +248,11 @@ def enqueue_trial(name: str, root: Path, sets: Sequence[str], *, again: bool = F
     """
     folder = existing_sweep(root, name)
     with open_study(folder) as study:
-        params = _parse_sets(sets)
-        _check(study.spec, sets, params)
+        params = _parse_sets(overrides)
+        _check(study.spec, overrides, params)
         if not params:
             raise RequestRefused("name the settings of the trial: --set loss.beta=3 --set loss.gamma=1")
-        params, warnings = check_like_plan(study.spec, root, params, options_of(sets))
+        params, warnings = check_like_plan(study.spec, root, params, options_of(overrides))
         equal = equal_trial(study, params)
         if again:
             if equal is None:
@@ -287,7 +287,7 @@ def _refuse_repetition(study: StudyReader, params: Mapping[str, Any], equal: Tri
 
 
 def enqueue_clone(
-    name: str, root: Path, trial: int, sets: Sequence[str], reason: str = "", *, from_checkpoint: bool = False
+    name: str, root: Path, trial: int, overrides: Sequence[str], reason: str = "", *, from_checkpoint: bool = False
 ) -> list[str]:
     """Enqueue a copy of a trial with these settings changed; return notices about it.
 
@@ -301,10 +301,10 @@ def enqueue_clone(
     folder = existing_sweep(root, name)
     with open_study(folder) as study:
         parent, base = record_of(study, trial), study.spec.base
-        changed = _parse_sets(sets)
+        changed = _parse_sets(overrides)
         params = _clone_params(parent.params, changed)
-        _check(study.spec, sets, params)
-        params, warnings = check_like_plan(study.spec, root, params, options_of(sets))
+        _check(study.spec, overrides, params)
+        params, warnings = check_like_plan(study.spec, root, params, options_of(overrides))
         before, after = apply_params(base, parent.params), apply_params(base, params)
         repeats_failed = parent.state is TrialState.FAILED and not from_checkpoint
         if before.canonical_params() == after.canonical_params() and not repeats_failed:
@@ -315,7 +315,7 @@ def enqueue_clone(
         fork = None
         with ExitStack() as stack:
             if from_checkpoint:
-                _raise_problems(sets, check_fork(before, after, changed))
+                _raise_problems(overrides, check_fork(before, after, changed))
                 fork = stack.enter_context(pinned_checkpoint(study, parent, after))
                 from_checkpoint_text = f" from its checkpoint of update {fork.step}"
             with_changes = f"with {_format_params(changed)}" if changed else "without changes"
@@ -341,11 +341,11 @@ def _clone_params(parent: Mapping[str, Any], changed: Mapping[str, Any]) -> dict
     return {**inherited, **changed}
 
 
-def _parse_sets(sets: Sequence[str]) -> dict[str, Any]:
+def _parse_sets(overrides: Sequence[str]) -> dict[str, Any]:
     """Parse the `--set` options into path -> value."""
     params: dict[str, Any] = {}
     problems: list[SpecProblem] = []
-    for one in sets:
+    for one in overrides:
         path, equals, text = one.partition("=")
         if not equals or not path.strip():
             problems.append(SpecProblem(f"--set {one}", "", "must be PATH=VALUE, such as loss.beta=2.5"))
@@ -360,13 +360,13 @@ def _parse_sets(sets: Sequence[str]) -> dict[str, Any]:
     return params
 
 
-def _check(spec: SweepSpec, sets: Sequence[str], params: Mapping[str, Any]) -> None:
-    _raise_problems(sets, check_manual_trial(spec.base, spec.search, spec.first_objective, params), spec.search)
+def _check(spec: SweepSpec, overrides: Sequence[str], params: Mapping[str, Any]) -> None:
+    _raise_problems(overrides, check_manual_trial(spec.base, spec.search, spec.first_objective, params), spec.search)
 
 
-def _raise_problems(sets: Sequence[str], found: Iterable[SpecProblem], search: SearchSpace | None = None) -> None:
+def _raise_problems(overrides: Sequence[str], found: Iterable[SpecProblem], search: SearchSpace | None = None) -> None:
     """Raise SpecError with all problems, each at its `--set` option, if there are any."""
-    flags = {one.partition("=")[0].strip().removeprefix("base."): one for one in sets}
+    flags = {one.partition("=")[0].strip().removeprefix("base."): one for one in overrides}
     problems: list[SpecProblem] = []
     for problem in found:
         sampled = "" if search is None else allowed_values(search, problem.path)
@@ -379,7 +379,7 @@ def _raise_problems(sets: Sequence[str], found: Iterable[SpecProblem], search: S
 
 def _out_of_space_notice(spec: SweepSpec, params: Mapping[str, Any]) -> list[str]:
     """Return a notice about settings outside the search space, whose results the sampler ignores."""
-    resolved = manual_params(spec.base, spec.search, params)
+    resolved = resolve_params(spec.base, spec.search, params)
     outside = out_of_space(spec.search, resolved)
     if not outside:
         return []

@@ -104,7 +104,7 @@ def is_name_free(folder: SweepFolder) -> bool:
     if not Study.exists(folder):
         return last_crash(folder) != ""
     with Study.open(folder) as study:
-        has_trials = bool(study.trials()) or any(trial.by_hand for trial in study.enqueued_trials())
+        has_trials = bool(study.trials()) or any(trial.by_command for trial in study.enqueued_trials())
         return not has_trials and study.stop_reason().startswith((INTERNAL, _NO_DRAW))
 
 

@@ -20,7 +20,7 @@ from orchestrator.execution.trainer_warnings import WARNINGS_TAG, recorded_warni
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, RUNS_FILE, SweepFolder
 from orchestrator.interfaces import SWEEP_RUN, ProgressView, SweepReporter, TrackingSink
 from orchestrator.redaction import redact
-from orchestrator.spec.loading.serialization import spec_hash
+from orchestrator.spec.loading.serialization import sweep_identity
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.retried_trials import never_trained, numbers_text
 from orchestrator.study.study import Study
@@ -70,7 +70,7 @@ def start_parent_run(
     tags |= {
         "state": "RUNNING",
         "reason": "",
-        "spec.hash": spec_hash(spec),
+        "spec.hash": sweep_identity(spec),
         "data.fingerprint": fingerprint,
         "goal": f"{spec.first_objective.direction} {spec.first_objective.metric}",
         NOTE: reporter.describe(study, "running", updates_of=None, diagnose=False),

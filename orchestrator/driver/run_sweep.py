@@ -33,7 +33,7 @@ from orchestrator.mirror import MirrorError
 from orchestrator.spec.estimates.cost_estimate import check_share
 from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
-from orchestrator.spec.loading.serialization import dump_spec, spec_hash
+from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
 from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import budget_changes, sweep_terms
@@ -117,7 +117,7 @@ def start_or_resume(
     if Study.exists(folder):
         with Study.open(folder) as study:
             original = SweepSpec.from_stored(study.spec_history()[0].text)
-    if spec_hash(original) not in (spec_hash(spec), spec_hash(_in_file_order(spec))):
+    if sweep_identity(original) not in (sweep_identity(spec), sweep_identity(_in_file_order(spec))):
         raise NameTaken(spec.name, folder.path)
     return resume(spec.name, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
 

@@ -134,9 +134,9 @@ def _begin(path: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConfi
     Another sweep with another `evaluation` may have started the run, possibly at the same time.
     """
     path.mkdir(parents=True, exist_ok=True)
-    report = (None if mirror is None else mirror.read(_CONFIG)) or config.model_dump_json(indent=1).encode()
+    content = (None if mirror is None else mirror.read(_CONFIG)) or config.model_dump_json(indent=1).encode()
     temporary = path / f".{_CONFIG}.{uuid4().hex[:8]}.tmp"
-    temporary.write_bytes(report)
+    temporary.write_bytes(content)
     with suppress(FileExistsError):  # atomic, and never replaces another sweep's file
         os.link(temporary, path / _CONFIG)
     temporary.unlink()

@@ -127,7 +127,7 @@ class TrialController:
         decision = CONTINUE
         if report.metrics:
             log_metrics = functools.partial(self._sink.log_metrics, run, at=time.time())
-            counted, decision = self._study.report(trial, report.metrics, before_commit=log_metrics)
+            counted, decision = self._study.report(trial, report.metrics, log_first=log_metrics)
             if counted:
                 self._view.add_metrics(trial.number, counted)
         if decision.stop:  # the decision wins over the report's result, which is from after the deciding metrics

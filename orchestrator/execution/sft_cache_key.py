@@ -35,10 +35,10 @@ def stage_key(config: TrialConfig, fingerprint: str, cache: Path) -> str:
     """
     from trainer.models.model_files import model_fingerprint, resolve_model_path
     from trainer.storage.atomic_files import digest_of
-    from trainer.training_session import config_digest
+    from trainer.training_session import result_digest
 
     start = model_fingerprint(config.model, resolve_model_path(config.model, cache))
-    earlier = digest_of([config_digest(config), fingerprint, start])[:32]
+    earlier = digest_of([result_digest(config), fingerprint, start])[:32]
     if (cache / "sft" / earlier).is_dir():
         return earlier
     from trainer.data import prepare

@@ -125,7 +125,7 @@ def slots_on(
     Args:
         spec: the sweep.
         machines: machines of the cluster.
-        shared: whether others use the cluster too, so that trials request their CPUs.
+        is_shared_cluster: whether others use the cluster too, so that trials request their CPUs.
         gpu_memory: bytes of each GPU; None where unknown.
 
     Raises:

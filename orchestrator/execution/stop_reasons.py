@@ -70,7 +70,7 @@ class SignalHandler:
     """
 
     SAME_SIGNAL_SECONDS = 0.3
-    """Seconds."""
+    """Seconds within which two signals count as one."""
     POLL_SECONDS = 0.5
     """Seconds between two checks of `exit_when_lost`."""
     MAX_FAILED_CHECKS = 4

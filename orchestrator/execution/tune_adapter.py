@@ -50,7 +50,7 @@ class TuneTrial(Trial):
 
 
 class WorkerPool(Protocol):
-    """The trainable that Tune runs for a trial, and its configuration."""
+    """The worker processes of trials: the trainable that Tune runs, its configuration, what an attempt's end does."""
 
     @property
     def trainable(self) -> type[Trainable]:

@@ -30,7 +30,7 @@ from orchestrator.study.trial_records import (
 )
 from trainer.storage.atomic_files import write_text
 
-PAUSED_STATUS = "KILLED"
+KILLED_STATUS = "KILLED"
 """MLflow has no status for paused runs; their tag `state` is PAUSED."""
 
 
@@ -84,7 +84,7 @@ class TrialRequests:
         elif request.kind in (RequestKind.PRUNE, RequestKind.STOP):
             outcome = outcome_of_request(request)
             tags = {"state": outcome.state.value, "reason": outcome.reason}
-            self._sink.end_run(str(number), status=PAUSED_STATUS, tags=tags, at=time.time())
+            self._sink.end_run(str(number), status=KILLED_STATUS, tags=tags, at=time.time())
             ended = self._study.end_without_worker(number, outcome)
             self.complete(number)
             self._complete(request)
@@ -122,7 +122,7 @@ class TrialRequests:
     def pause(self, number: int, request: Request) -> None:
         """Pause a trial without worker and complete the request."""
         tags = {"state": TrialState.PAUSED.value, "reason": request.text}
-        self._sink.end_run(str(number), status=PAUSED_STATUS, tags=tags, at=time.time())
+        self._sink.end_run(str(number), status=KILLED_STATUS, tags=tags, at=time.time())
         self._study.pause(number, request.text)
         self._complete(request)
         self._pause_requests.pop(number, None)
@@ -151,7 +151,7 @@ def end_unfinished_trials(study: Study, sink: TrackingSink, reason: str) -> list
     for record in study.trials():
         if not record.state.is_final:
             tags = {"state": outcome.state.value, "reason": outcome.reason}
-            sink.end_run(str(record.number), status=PAUSED_STATUS, tags=tags, at=time.time())
+            sink.end_run(str(record.number), status=KILLED_STATUS, tags=tags, at=time.time())
             ended.append(study.end_without_worker(record.number, outcome))
     for request in study.requests():
         study.complete_request(request.seq)

@@ -191,9 +191,9 @@ def make_judgements(
                 lc_win_rate=controlled,
                 difficulty=has_difficulty,
                 length=mean_over_prompts((m.prompt, float(len(m.trial_answer))) for m in answer_pairs) or 0.0,
-                start_length=mean_over_prompts((m.prompt, float(len(m.initial_answer))) for m in answer_pairs) or 0.0,
+                initial_length=mean_over_prompts((m.prompt, float(len(m.initial_answer))) for m in answer_pairs) or 0.0,
                 score=preferences.score,
-                start_score=preferences.initial_score,
+                initial_score=preferences.initial_score,
                 first_position_rate=first_position_rate,
                 order_agreement=order_agreement,
                 usage=preferences.usage,
@@ -235,7 +235,10 @@ def _examples(counted: Sequence[tuple[AnswerPair, float]]) -> tuple[Example, ...
     losses = [(m, p) for m, p in differing if p < 0.5][:_EXAMPLES]
     return tuple(
         Example(
-            prompt=_truncate(m.text), ours=_truncate(m.trial_answer), theirs=_truncate(m.initial_answer), preference=p
+            prompt=_truncate(m.text),
+            trial_answer=_truncate(m.trial_answer),
+            initial_answer=_truncate(m.initial_answer),
+            preference=p,
         )
         for m, p in [*wins, *losses]
     )

@@ -53,18 +53,20 @@ class PairOutcome(FrozenModel):
     preference: float | None
 
 
-class Example(FrozenModel):
-    """A pair of answers for the report: the trial's (`ours`) and the initial model's (`theirs`)."""
-
-    prompt: str
-    ours: str
-    theirs: str
-    preference: float
-
-
 def _stored_as(key: str) -> Any:
     """Return a field's declaration that names its key in JSON, of the study and of `judge.json`."""
     return Field(validation_alias=key, serialization_alias=key)
+
+
+class Example(FrozenModel):
+    """A pair of answers for the report: the trial's and the initial model's."""
+
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
+
+    prompt: str
+    trial_answer: Annotated[str, _stored_as("ours")]
+    initial_answer: Annotated[str, _stored_as("theirs")]
+    preference: float
 
 
 class Judgement(FrozenModel):
@@ -92,10 +94,10 @@ class Judgement(FrozenModel):
     difficulty: bool
     """Whether the length-controlled win rate uses the prompts' difficulty."""
     length: float
-    start_length: float
+    initial_length: Annotated[float, _stored_as("start_length")]
     """Mean characters of the trial's and of the initial model's answers, averaged over samples, then over prompts."""
     score: float | None
-    start_score: float | None
+    initial_score: Annotated[float | None, _stored_as("start_score")]
     """Share of correct answers (checker) or mean reward (reward) of trial and initial model; None for an endpoint."""
     first_position_rate: Annotated[Rate | None, _stored_as("first")]
     """Share of decided votes for the answer shown first (0.5: no position bias); the two orders of a pair are one
@@ -155,7 +157,7 @@ def parse_judgements(texts: Iterable[str]) -> list[Judgement]:
 
 def as_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
     """Return judgements as JSON values: by trial number, then by judge and decoding."""
-    ordered = sorted(judgements, key=lambda v: (v.trial, v.key))
+    ordered = sorted(judgements, key=lambda judgement: (judgement.trial, judgement.key))
     return {
         str(number): {judgement.key: judgement.model_dump(mode="json") for judgement in each}
         for number, each in groupby(ordered, key=lambda v: v.trial)

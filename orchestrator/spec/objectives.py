@@ -93,12 +93,12 @@ def check_completion_metric(metric: str, evaluation: EvaluationConfig) -> Messag
     return None
 
 
-def unmeasured_reason(metric: str) -> MessageAndHint | None:
+def unmeasured_reason(metric: str, evaluation: EvaluationConfig) -> MessageAndHint | None:
     """Return why a trial cannot be pruned by `metric`; None if it can."""
-    if base_name(metric) in _COMPLETION_METRICS:
+    if base_name(metric) in _COMPLETION_METRICS and evaluation.answer_steps == 0:
         return (
-            f"{metric} is measured at the start and the end only, too late to prune a trial",
-            f"use {COMPARISON_METRIC}",
+            f"with evaluation.answer_steps 0, {metric} is measured at the start and the end only, too late to prune",
+            f"leave out base.evaluation.answer_steps, or use {COMPARISON_METRIC}",
         )
     return None
 

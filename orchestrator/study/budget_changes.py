@@ -54,7 +54,7 @@ def check_not_used_up(old: SweepSpec, new: SweepSpec, trials: Sequence[TrialSnap
         if limit is not None and limit != getattr(before, name) and limit <= used:
             what = f"budget.{name}={limit:g}: {new.name} has used {used:.3g} {name} already and would end at once"
             raise BudgetUsedUp(f"{what}; {_enough(new, trials, used)}, null takes the limit away")
-    issued = sum(not trial.is_beyond_budget for trial in trials)
+    issued = sum(not trial.by_command for trial in trials)
     if after.trials is not None and after.trials != before.trials and after.trials < issued:
         raise BudgetUsedUp(
             f"budget.trials={after.trials}: {new.name} has begun {issued} trials already; set {issued} or more "

@@ -1,4 +1,4 @@
-"""`StudyReader`: reads a study from any process and adds requests to its driver. Takes no lock."""
+"""`StudyReader`: reads a study from any process and adds requests and events; needs no driver's lease."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class StudyReader:
             fork: The checkpoint of `parent` that it continues from.
         """
         with self._transaction() as connection:
-            seq = self._queue.add(connection, params, origin, by_hand=True, parent=parent, fork=fork)
+            seq = self._queue.add(connection, params, origin, by_command=True, parent=parent, fork=fork)
             self._repository.add_event(connection, kind, origin, parent)
             return next(enqueued for enqueued in self._queue.all(connection) if enqueued.seq == seq)
 

@@ -70,7 +70,7 @@ class NextRepeat:
 
 
 def next_repeat(
-    trials: Sequence[TrialSnapshot], visible: Sequence[TrialSnapshot], spec: SweepSpec, *, by_hand: bool = False
+    trials: Sequence[TrialSnapshot], visible: Sequence[TrialSnapshot], spec: SweepSpec, *, by_command: bool = False
 ) -> NextRepeat | None:
     """Return the next repeat to train: of the first configuration with too few; None if there is none.
 
@@ -80,14 +80,14 @@ def next_repeat(
         trials: All trials.
         visible: The trials with the results that the next trial may depend on.
         spec: The sweep.
-        by_hand: Only repeats of trials enqueued while the sweep runs.
+        by_command: Only repeats of trials enqueued while the sweep runs.
     """
     if spec.repeats == 1:
         return None
     stopped = {trial.number for trial in visible if trial.diverged or trial.state is TrialState.PRUNED}
     for group in group_by_configuration(trials, spec.search):
         first = group[0]
-        if len(group) >= spec.repeats or first.is_fork or (by_hand and not first.is_beyond_budget):
+        if len(group) >= spec.repeats or first.is_fork or (by_command and not first.by_command):
             continue
         if any(trial.number in stopped for trial in group):
             continue

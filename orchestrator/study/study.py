@@ -174,7 +174,7 @@ class Study(StudyReader):
         changed = sweep_terms.allowed_changes(self.spec, spec)
         if changed:
             with self._driving() as connection:
-                self._repository.add_spec(connection, spec.model_dump_json(), sweep_terms.spec_digest(spec))
+                self._repository.add_spec(connection, spec.model_dump_json(), sweep_terms.full_spec_digest(spec))
                 self._repository.add_event(connection, "spec", "; ".join(map(str, changed)), None)
             self._set_spec(spec)
         return changed
@@ -241,20 +241,20 @@ class Study(StudyReader):
         self,
         trial: Trial,
         metrics: Sequence[StepMetrics],
-        before_commit: Callable[[Sequence[StepMetrics]], None] = lambda _: None,
+        log_first: Callable[[Sequence[StepMetrics]], None] = lambda _: None,
     ) -> tuple[list[StepMetrics], StopDecision]:
         """Store metrics of new steps; return those that count and the decision after them. A repeated step counts once.
 
         If the trial must stop at a step, later metrics do not count, whenever they arrived, so that a sweep that is
         killed in between ends with the same metrics.
 
-        before_commit: called with the metrics that count before the transaction begins, to write them to tracking. If
-        the process is killed in between, they are reported again, and tracking ignores the repetition.
+        log_first: called with the counted metrics before they are stored, to write them to tracking. If the process is
+        killed in between, they are reported again, and tracking ignores the repetition.
         """
         stopping = self._require_current(trial, "metrics").early_stopping
         counted = stopping.update(metrics)
         if counted:
-            before_commit(counted)
+            log_first(counted)
         with self._driving() as connection:
             running = self._require_current(trial, "metrics")
             running.mark_started()

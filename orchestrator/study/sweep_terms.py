@@ -112,8 +112,8 @@ class SettingChange:
         return f"{self.path}: {_format_change(self.old)} -> {_format_change(self.new)}"
 
 
-def spec_digest(spec: SweepSpec) -> str:
-    """Return a hex SHA-256 of the spec: equal for equal specs, however they are written."""
+def full_spec_digest(spec: SweepSpec) -> str:
+    """Return a hex SHA-256 of every setting of the spec; `sweep_identity` covers only what the trials depend on."""
     return hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 

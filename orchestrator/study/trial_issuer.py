@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy import Connection
 
 from orchestrator.errors import first_line
-from orchestrator.spec.search.manual_trials import manual_params, out_of_space
+from orchestrator.spec.search.manual_trials import out_of_space, resolve_params
 from orchestrator.spec.search.trial_params import SEED, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database import optuna_trials
@@ -68,9 +68,9 @@ class TrialIssuer:
     def search_exhausted_reason(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> str:
         """Return why the search is exhausted, apart from limits on time; "" if it is not."""
         waiting = self._queue.waiting(connection)
-        if any(enqueued.by_hand for enqueued in waiting) or self._next_repeat(trials, by_hand=True) is not None:
+        if any(enqueued.by_command for enqueued in waiting) or self._next_repeat(trials, by_command=True) is not None:
             return ""
-        issued, most = sum(not trial.is_beyond_budget for trial in trials), self._spec.budget.trials
+        issued, most = sum(not trial.by_command for trial in trials), self._spec.budget.trials
         if most is not None and issued >= most:
             return f"{issued} of {most} trials issued"
         if waiting or self._next_repeat(trials) is not None:
@@ -79,9 +79,9 @@ class TrialIssuer:
             return f"no trial can be drawn: {first_line(self.draw_error)}"
         return self._policy.exhausted_reason(trials)
 
-    def _next_repeat(self, trials: Sequence[TrialSnapshot], *, by_hand: bool = False) -> NextRepeat | None:
+    def _next_repeat(self, trials: Sequence[TrialSnapshot], *, by_command: bool = False) -> NextRepeat | None:
         visible = visible_trials(trials, len(trials), self._terms.lag)
-        return next_repeat(trials, visible, self._spec, by_hand=by_hand)
+        return next_repeat(trials, visible, self._spec, by_command=by_command)
 
     def _budget_reason(self, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
         """Return the exceeded limit on time, or the trial that reached `budget.target`; "" if neither."""
@@ -97,7 +97,7 @@ class TrialIssuer:
     def blocking_trial(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> int | None:
         """Return the number of a trial that must end before the next one is issued; None if there is none."""
         waiting, repeat = self._queue.waiting(connection), self._next_repeat(trials)
-        if repeat is not None and self._terms.lag is not None and not (waiting and waiting[0].by_hand):
+        if repeat is not None and self._terms.lag is not None and not (waiting and waiting[0].by_command):
             # Whether it is issued depends on the results of its configuration that trial `len(trials)` may know.
             open_ = first_unfinished(repeat.group, len(trials) - self._terms.lag)
             if open_ is not None:
@@ -111,10 +111,10 @@ class TrialIssuer:
         """
         number = len(trials)
         waiting = self._queue.waiting(connection)
-        if waiting and waiting[0].by_hand:
+        if waiting and waiting[0].by_command:
             return self._issue_enqueued(connection, waiting[0], number)
-        by_hand = self._next_repeat(trials, by_hand=True)
-        if (repeat := by_hand or self._next_repeat(trials)) is not None:
+        by_command = self._next_repeat(trials, by_command=True)
+        if (repeat := by_command or self._next_repeat(trials)) is not None:
             return self._issue_repeat(connection, repeat, number)
         if waiting:
             return self._issue_enqueued(connection, waiting[0], number)
@@ -141,11 +141,11 @@ class TrialIssuer:
 
     def _issue_enqueued(self, connection: Connection, enqueued: EnqueuedTrial, number: int) -> IssuedTrial:
         """Optuna's params hold values of the search space only; all others go to a trial attribute."""
-        params = manual_params(self._spec.base, self._spec.search, enqueued.leaves)
-        config = apply_params(self._spec.base, enqueued.leaves)
+        params = resolve_params(self._spec.base, self._spec.search, enqueued.settings)
+        config = apply_params(self._spec.base, enqueued.settings)
         not_searched = out_of_space(self._spec.search, params)
-        extra_attrs = {"leaves": dict(enqueued.leaves), "params": params, "origin": enqueued.origin}
-        extra_attrs |= {"by_hand": enqueued.by_hand, "parent": enqueued.parent}
+        extra_attrs = {"leaves": dict(enqueued.settings), "params": params, "origin": enqueued.origin}
+        extra_attrs |= {"by_hand": enqueued.by_command, "parent": enqueued.parent}
         extra_attrs |= {"fork": None if enqueued.fork is None else enqueued.fork.as_json()}
         inside = self._optuna_params(params, not_searched)
         # A fork differs from a trial with the same settings that starts from the initial model and may still be drawn.
@@ -173,12 +173,12 @@ class TrialIssuer:
         seed = {SEED: repeat.seed}
         params = {**optuna_trials.trial_params(first, self._spec.search.paths), **seed}
         given = first.user_attrs.get(ENQUEUED)
-        leaves = params if given is None else {**given["leaves"], **seed}
-        config = apply_params(self._spec.base, leaves)
+        settings = params if given is None else {**given["leaves"], **seed}
+        config = apply_params(self._spec.base, settings)
         attrs: dict[str, Any] = {PARAMS: params}
         if given is not None:
             origin = f"{given['origin']}; repeat {place} of trial {first.number}"
-            attrs = {ENQUEUED: {**given, "leaves": leaves, "params": params, "origin": origin}}
+            attrs = {ENQUEUED: {**given, "leaves": settings, "params": params, "origin": origin}}
         inside = self._optuna_params(first.params, {*out_of_space(self._spec.search, dict(first.params)), SEED})
         sampled = SampledTrial(params, config, config_fingerprint(config))
         issued = self._create(connection, number, sampled, inside, attrs)

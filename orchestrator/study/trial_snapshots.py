@@ -35,7 +35,7 @@ class TrialSnapshot:
     """The sampler's own data about the trial, such as its generation."""
     is_enqueued: bool = False
     """Enqueued by a user, not proposed by the sampler."""
-    is_beyond_budget: bool = False
+    by_command: bool = False
     """Enqueued while the sweep ran: on top of `budget.trials`."""
     fingerprint: str = ""
     is_fork: bool = False

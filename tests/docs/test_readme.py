@@ -41,6 +41,12 @@ def commands() -> list[tuple[str, str]]:
     ]
 
 
+def test_the_table_of_commands_has_every_command_once() -> None:
+    rows = README.split("| command | what it does |")[1].split("\n\n")[0].splitlines()[2:]
+    named = [name for row in rows for name in re.findall(r"`([a-z]+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(cli.commands)
+
+
 def run(words: list[str], where: Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run in `where`, or in another folder, with the runs folder and the programs of `where`."""
     env = {**os.environ, "ORCHESTRATE_HOME": str(where / "runs"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -165,8 +165,8 @@ def test_a_sweep_of_two_processes_from_its_sft_stage_on(tmp_path: Path) -> None:
     several = ["resources.processes_per_trial=2", "training.max_steps=6", "training.eval_steps=3"]
     several += ["training.distributed=fsdp2", "sft.training.distributed=fsdp2", "search={loss.beta: [2.0, 5.0]}"]
     file.write_text(TINY)
-    sets = [word for one in several for word in ("--set", one)]
-    assert "sft: 4 updates done" in finished(tmp_path / "runs", "sweep", str(file), *sets)[1]
+    overrides = [word for one in several for word in ("--set", one)]
+    assert "sft: 4 updates done" in finished(tmp_path / "runs", "sweep", str(file), *overrides)[1]
     found = status("tiny", tmp_path / "runs")
     assert [(t["state"], t["attempts"]) for t in found["trials"]] == [("COMPLETE", 1)] * 2
     assert export_best_model("tiny", tmp_path / "runs", tmp_path / "model", merge=False).is_dir()

@@ -45,8 +45,8 @@ def root(begun: Path, fast_tmp_path: Path) -> Path:
     return fast_tmp_path / "runs"
 
 
-def ask(root: Path, *sets: str) -> list[str]:
-    return enqueue_clone("s", root, 0, list(sets) or [RATE], "try a smaller rate", from_checkpoint=True)
+def ask(root: Path, *overrides: str) -> list[str]:
+    return enqueue_clone("s", root, 0, list(overrides) or [RATE], "try a smaller rate", from_checkpoint=True)
 
 
 def trial_facts(root: Path) -> list[Any]:

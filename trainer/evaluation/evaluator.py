@@ -50,7 +50,7 @@ def longest_sequence(pairs: PairDataset) -> int:
 
 
 def pair_batches(model: PairModel, costs: Sequence[int], positions: Sequence[int], budget: int) -> list[list[int]]:
-    """Split `positions` (indexes into `costs`) into micro-batches of at most `budget` positions, padding included.
+    """Split pair indexes into micro-batches that compute at most `budget` tokens, padding included.
 
     If pairs are padded, pairs of similar length are batched together. The batches depend on `costs` and `budget` only.
     """

@@ -129,7 +129,7 @@ class RequiredStats:
 
 @dataclass(frozen=True, slots=True)
 class UpdateTotals:
-    """Totals over one update, all micro-batches and processes, by which each micro-batch divides."""
+    """Totals over one update, all micro-batches and processes; the denominators of each micro-batch's share."""
 
     pairs: int
     chosen_tokens: int

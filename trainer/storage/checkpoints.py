@@ -43,10 +43,10 @@ log = logging.getLogger(__name__)
 class TrainState:
     """The state from which a run continues as if it had not been interrupted.
 
-    `config_digest` is the digest of its configuration; `window` the metric sums of the open logging window.
+    `result_digest` is the digest of its configuration; `window` the metric sums of the open logging window.
     """
 
-    config_digest: str
+    result_digest: str
     step: int
     weights: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, torch.Tensor]
@@ -63,7 +63,7 @@ def save_checkpoint(folder: Path, state: TrainState) -> Path:
         failpoint("checkpoint.weights")
         save_file(_to_cpu(state.optimizer), temporary / "optimiser.safetensors")
         content = {
-            "config": state.config_digest,
+            "config": state.result_digest,
             "step": state.step,
             "window": dict(state.window),
             "history": [asdict(p) for p in state.history],
@@ -107,7 +107,7 @@ def _load(path: Path) -> TrainState:
     verify_checkpoint(path)
     content = read_json_object(path / "state.json")
     return TrainState(
-        config_digest=str(content["config"]),
+        result_digest=str(content["config"]),
         step=int(content["step"]),
         weights=load_file(path / "weights.safetensors"),
         optimizer=load_file(path / "optimiser.safetensors"),
@@ -145,7 +145,7 @@ _RESULT_FILE = "ending.json"
 class StoredRunResult:
     """Result of a finished or diverged run, with the digest of its configuration and all its metrics."""
 
-    config_digest: str
+    result_digest: str
     result: RunResult
     history: Sequence[StepMetrics]
 
@@ -156,7 +156,7 @@ def save_run_result(folder: Path, stored: StoredRunResult) -> None:
     write_json(
         folder / _RESULT_FILE,
         {
-            "config": stored.config_digest,
+            "config": stored.result_digest,
             "kind": result.status.value,
             "reason": result.reason,
             "steps": result.updates,

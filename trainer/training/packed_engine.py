@@ -69,6 +69,7 @@ class PackedEngine:
         }
 
     def _accumulate(self, indexes: Sequence[int]) -> MetricSums:
+        # The seconds of `tokens_per_second` are 0.0 here; `step` fills them in.
         model, process_group, pairs = self._inputs.pair_model, self._inputs.process_group, self._inputs.train
         totals = UpdateTotals.from_lengths(
             [int(pairs.prompt_lengths[i]) for i in indexes], [int(pairs.chosen_lengths[i]) for i in indexes]

@@ -33,7 +33,7 @@ class HeldOutEvaluation:
 
 
 class TrainLoop:
-    """One trial's updates from the initial model or a checkpoint. `config_digest` identifies its configuration."""
+    """One trial's updates from the initial model or a checkpoint. `result_digest` identifies its configuration."""
 
     def __init__(
         self,
@@ -43,11 +43,11 @@ class TrainLoop:
         evaluation: HeldOutEvaluation,
         folder: Path,
         earlier_attempts: Sequence[Path],
-        config_digest: str,
+        result_digest: str,
     ) -> None:
         self._training, self._inputs, self._engine = config.training, inputs, engine
         self._evaluation = evaluation
-        self._folder, self._run_folders, self._digest = folder, [*earlier_attempts, folder], config_digest
+        self._folder, self._run_folders, self._digest = folder, [*earlier_attempts, folder], result_digest
         self.total_updates = engine.plan.total_updates
         self._eval_every = interval(config.training.eval_steps, self.total_updates)
         self._save_every = config.training.save_steps or self._eval_every

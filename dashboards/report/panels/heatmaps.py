@@ -49,7 +49,7 @@ def heatmap_cells(
     for r, row in enumerate(rows):
         z.append([])
         hover.append([])
-        for c, column in enumerate(columns):
+        for trial, column in enumerate(columns):
             in_cell = [
                 trial for trial in frame.trials if _is_at(trial, [(x, column), *([(y, row)] if y else [])], facet)
             ]
@@ -61,7 +61,7 @@ def heatmap_cells(
             text, ink = _cell_text(frame, in_cell, best, span)
             if text:
                 annotations.append(
-                    {"x": c, "y": r, "text": text, "showarrow": False, "font": {"size": 11, "color": ink}}
+                    {"x": trial, "y": r, "text": text, "showarrow": False, "font": {"size": 11, "color": ink}}
                 )
     low, high = span
     trace = go.Heatmap(
@@ -81,14 +81,14 @@ def heatmap_cells(
     empty = [
         {
             "type": "rect",
-            "x0": c - 0.47,
-            "x1": c + 0.47,
+            "x0": trial - 0.47,
+            "x1": trial + 0.47,
             "y0": r - 0.46,
             "y1": r + 0.46,
             "line": {"color": GREY, "width": 1, "dash": "dot"},
         }
         for r, line in enumerate(z)
-        for c, value in enumerate(line)
+        for trial, value in enumerate(line)
         if value is None
     ]
     layout = figure(
@@ -155,7 +155,7 @@ def scatter_points(frame: SweepFrame, x: str, y: str, span: tuple[float, float])
     best = frame.ranked[0] if frame.ranked else None
     known = [trial for trial in shown if frame.value(trial) is not None]
     traces: list[Any] = []
-    for trials, colored in ((known, True), ([c for c in shown if c not in known], False)):
+    for trials, colored in ((known, True), ([trial for trial in shown if trial not in known], False)):
         if trials:
             traces.append(_scatter(frame, trials, x, y, span, best, colored))
     axes = [
@@ -184,7 +184,7 @@ def _scatter(
         "line": {"width": 1, "color": GREY},
     }
     if colored:
-        marker |= {"color": [frame.value(c) for c in trials], "colorscale": color_scale(frame.sign)}
+        marker |= {"color": [frame.value(trial) for trial in trials], "colorscale": color_scale(frame.sign)}
         marker |= {"cmin": span[0], "cmax": span[1], "showscale": True}
         marker |= {"colorbar": {"thickness": 10, "outlinewidth": 0, "len": 0.9}}
     else:

@@ -73,7 +73,7 @@ def _bars(analysis: SweepAnalysis) -> Chart:
 
 def _slice(frame: SweepFrame, path: str) -> Chart:
     best = frame.ranked[0] if frame.ranked else None
-    trials = [c for c in frame.trials if path in c.record.params and frame.value(c) is not None]
+    trials = [trial for trial in frame.trials if path in trial.record.params and frame.value(trial) is not None]
     trials.sort(key=lambda trial: trial is best)  # drawn last, on top
     numeric, log = is_numeric(frame, path), is_log(frame, path)
 
@@ -113,7 +113,7 @@ def _slice(frame: SweepFrame, path: str) -> Chart:
     if numeric:
         values = [level.value for level in found]
         axis |= {"type": "log"} if log else {}
-        axis |= {"range": _padded_range([c.record.params[path] for c in trials], log)}
+        axis |= {"range": _padded_range([trial.record.params[path] for trial in trials], log)}
         if len(values) <= 6:
             axis |= {"tickvals": values, "ticktext": [format_value(value) for value in values]}
     else:
@@ -143,7 +143,9 @@ def parallel_panel(analysis: SweepAnalysis) -> Panel | None:
     """Return parallel coordinates: one axis per searched setting and one for the objective, one line per trial."""
     frame = analysis.frame
     shown = [trial for trial in frame.trials if frame.value(trial) is not None]
-    paths = [p for p in frame.paths if len({repr(c.record.params[p]) for c in shown if p in c.record.params}) > 1]
+    paths = [
+        p for p in frame.paths if len({repr(trial.record.params[p]) for trial in shown if p in trial.record.params}) > 1
+    ]
     if len(shown) < 3 or len(paths) < 2:
         return None
     values = [value for trial in shown if (value := frame.value(trial)) is not None]
@@ -276,11 +278,11 @@ def pareto_front_panel(analysis: SweepAnalysis) -> Panel | None:
     )
     rows = tuple(
         (
-            c.label,
-            *(format_value(c.record.params.get(p)) for p in frame.paths),
-            *(format_brief(c.last(g.metric)) for g in objectives),
+            trial.label,
+            *(format_value(trial.record.params.get(p)) for p in frame.paths),
+            *(format_brief(trial.last(g.metric)) for g in objectives),
         )
-        for c in frame.pareto_front
+        for trial in frame.pareto_front
     )
     table = Table(head, rows, frozenset(range(1, len(head))), marked=frozenset({0}))
     lead = (

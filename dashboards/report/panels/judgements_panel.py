@@ -28,14 +28,19 @@ def judgements_panel(analysis: SweepAnalysis) -> Panel | None:
 
 
 def _chart(judgements: list[tuple[TrialFrame, Judgement]]) -> Charts:
-    with_rates = [(trial, v, v.win_rate) for trial, v in judgements if v.win_rate is not None]
-    names = [escape_text(f"trial {trial.label}, {v.judge}, {v.decoding}") for trial, v, _ in with_rates]
+    with_rates = [
+        (trial, judgement, judgement.win_rate) for trial, judgement in judgements if judgement.win_rate is not None
+    ]
+    names = [
+        escape_text(f"trial {trial.label}, {judgement.judge}, {judgement.decoding}")
+        for trial, judgement, _ in with_rates
+    ]
     traces = [
         go.Scatter(
             x=[rate.value for _, _, rate in with_rates],
             y=names,
             mode="markers",
-            marker={"size": 9, "color": [_JUDGE_COLORS[v.judge] for _, v, _ in with_rates]},
+            marker={"size": 9, "color": [_JUDGE_COLORS[judgement.judge] for _, judgement, _ in with_rates]},
             error_x={
                 "type": "data",
                 "symmetric": False,
@@ -46,7 +51,9 @@ def _chart(judgements: list[tuple[TrialFrame, Judgement]]) -> Charts:
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         ),
         go.Scatter(
-            x=[None if v.lc_win_rate is None else v.lc_win_rate.value for _, v, _ in with_rates],
+            x=[
+                None if judgement.lc_win_rate is None else judgement.lc_win_rate.value for _, judgement, _ in with_rates
+            ],
             y=names,
             mode="markers",
             marker={"size": 11, "symbol": "diamond-open", "color": VERMILION},
@@ -70,7 +77,9 @@ def _chart(judgements: list[tuple[TrialFrame, Judgement]]) -> Charts:
         margin={"l": 8, "r": 14, "t": 6, "b": 46},
     )
     legend = tuple(
-        (_JUDGE_COLORS[kind], kind) for kind in _JUDGE_COLORS if any(v.judge == kind for _, v, _ in with_rates)
+        (_JUDGE_COLORS[kind], kind)
+        for kind in _JUDGE_COLORS
+        if any(judgement.judge == kind for _, judgement, _ in with_rates)
     )
     chart = Chart(made, "", "Win rate of each judged trial, with its 95 % interval", 110 + 34 * len(names))
     return Charts((chart,), (*legend, (VERMILION, "at equal length")), wide=True)
@@ -85,10 +94,18 @@ def _table(judgements: list[tuple[TrialFrame, Judgement]]) -> Table:
 def _remarks(judgements: list[Judgement]) -> list[str]:
     """Return notes on position bias, failed calls, unanswered questions and the length-controlled win rate."""
     found: list[str] = []
-    biased = [v for v in judgements if v.first_position_rate is not None and v.first_position_rate.is_clear]
+    biased = [
+        judgement
+        for judgement in judgements
+        if judgement.first_position_rate is not None and judgement.first_position_rate.is_clear
+    ]
     if biased:
         shares = " and ".join(
-            dict.fromkeys(f"{v.first_position_rate.value:.0%}" for v in biased if v.first_position_rate is not None)
+            dict.fromkeys(
+                f"{judgement.first_position_rate.value:.0%}"
+                for judgement in biased
+                if judgement.first_position_rate is not None
+            )
         )
         found.append(
             f"The endpoint has a position bias: the answer shown first gets {shares} of the decided votes. Both orders "
@@ -101,15 +118,15 @@ def _remarks(judgements: list[Judgement]) -> list[str]:
     if failures:
         counts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(failures.items()))
         found.append(f"Calls without a usable vote, retried where that could help: {counts}.")
-    unanswered = sum(v.usage.unanswered for v in judgements if v.usage is not None)
+    unanswered = sum(judgement.usage.unanswered for judgement in judgements if judgement.usage is not None)
     if unanswered:
         found.append(f"{unanswered} questions are still unanswered: run the same command again.")
-    if any(v.lc_win_rate is not None for v in judgements):
+    if any(judgement.lc_win_rate is not None for judgement in judgements):
         found.append(
             "At equal length: the length-controlled win rate of AlpacaEval 2, predicted by a logistic regression for "
             "answers of equal length."
         )
-    if any(v.judge == "reward" for v in judgements):
+    if any(judgement.judge == "reward" for judgement in judgements):
         found.append(
             "A reward model that labeled the training data, or was trained on similar data, is not independent."
         )
@@ -125,7 +142,7 @@ def _examples(analysis: SweepAnalysis) -> list[Block]:
     blocks: list[Block] = []
     for example in first.examples[:_EXAMPLES]:
         preferred = example.preference > 0.5
-        ours = ModelReply(f"trial {trial.label}{', preferred' if preferred else ''}", example.ours, None)
-        theirs = ModelReply(f"initial model{'' if preferred else ', preferred'}", example.theirs, None)
+        ours = ModelReply(f"trial {trial.label}{', preferred' if preferred else ''}", example.trial_answer, None)
+        theirs = ModelReply(f"initial model{'' if preferred else ', preferred'}", example.initial_answer, None)
         blocks.append(Replies(example.prompt, None, (ours, theirs)))
     return blocks

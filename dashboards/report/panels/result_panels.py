@@ -18,7 +18,7 @@ from dashboards.diagnosis.findings import NO_DIAGNOSIS, FindingLevel, reasons_no
 from dashboards.formatting import format_brief, format_counts, format_signed, format_value
 from dashboards.report.blocks import Block, Code, Findings, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from orchestrator.judge.judgements import headline
-from orchestrator.spec.loading.serialization import spec_hash
+from orchestrator.spec.loading.serialization import sweep_identity
 from trainer.config.trial import TrialConfig
 from trainer.data.data_report import DataReport
 from trainer.metrics import CHOSEN, EVAL, EXACT_ANSWERS, MARGIN
@@ -191,11 +191,11 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
                 "ranks first", f"{share:.0%}", f"of bootstrap resamples of {significance.pairs:,} held-out pairs{few}"
             )
         )
-    judgements = headline(winner.judgements)
-    if judgements is not None and judgements.win_rate is not None:
-        rate = judgements.win_rate
+    judgement = headline(winner.judgements)
+    if judgement is not None and judgement.win_rate is not None:
+        rate = judgement.win_rate
         interval = f"95 % interval {rate.low:.0%} … {rate.high:.0%}"
-        by = f"{interval}, by {judgements.judge_label}, {judgements.decoding} answers"
+        by = f"{interval}, by {judgement.judge_label}, {judgement.decoding} answers"
         found.append(KeyFigure("answers preferred to the initial model's", f"{rate.value:.0%}", by))
     found.append(KeyFigure("trials", f"{len(frame.all_trials)}{planned}", ends))
     return found
@@ -204,7 +204,9 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
 def _judgement_figure(frame: SweepFrame) -> list[Block]:
     """Return the judgement of the best judged trial, and of a judged trial with a higher win rate."""
     with_rates = [
-        (trial, v, v.win_rate) for trial in frame.ranked if (v := headline(trial.judgements)) and v.win_rate is not None
+        (trial, judgement, judgement.win_rate)
+        for trial in frame.ranked
+        if (judgement := headline(trial.judgements)) and judgement.win_rate is not None
     ]
     if not with_rates:
         return []
@@ -216,7 +218,11 @@ def _judgement_figure(frame: SweepFrame) -> list[Block]:
         text += "The initial model's answers are better: the gain on the held-out pairs does not show in the answers."
     else:
         text += "Its answers are clearly better than the initial model's."
-    same = [(c, v, r) for c, v, r in with_rates[1:] if (v.key, v.judge_name) == (judgement.key, judgement.judge_name)]
+    same = [
+        (trial, v, r)
+        for trial, v, r in with_rates[1:]
+        if (v.key, v.judge_name) == (judgement.key, judgement.judge_name)
+    ]
     better, _, by = max(same, key=lambda row: row[2].value, default=(trial, judgement, rate))
     if by.value > rate.value:
         text += f" Of the judged trials, trial {better.label} has the highest win rate by this judge: {by.value:.0%}."
@@ -227,7 +233,9 @@ def _table(frame: SweepFrame, significance: Significance) -> Table:
     differences = {trial.number: difference for trial, difference in significance.runners_up}
     indistinguishable = {trial.number for trial in significance.not_distinguishable}
     further = [
-        m for m in _FURTHER_METRICS if m != frame.objective.metric and any(c.last(m) is not None for c in frame.ranked)
+        m
+        for m in _FURTHER_METRICS
+        if m != frame.objective.metric and any(trial.last(m) is not None for trial in frame.ranked)
     ]
     head = ["trial", frame.objective.metric.removeprefix(EVAL), *(frame.short_names.get(p, p) for p in frame.paths)]
     head += [
@@ -316,7 +324,7 @@ def setup_panel(analysis: SweepAnalysis) -> Panel | None:
         ("sampler", spec.sampler.kind),
     ]
     rows += [(path, ", ".join(format_value(v) for v in frame.space.listed_values(path))) for path in frame.paths]
-    rows.append(("hash of the sweep file", spec_hash(spec)[:12]))
+    rows.append(("hash of the sweep file", sweep_identity(spec)[:12]))
     blocks: list[Block] = [Table(("", ""), tuple(rows)), *_found(frame.data)]
     blocks += [Paragraph(notice) for notice in frame.notices]
     return Panel("setup", "Setup", "", blocks)

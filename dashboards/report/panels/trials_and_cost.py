@@ -44,7 +44,9 @@ def trials_panel(analysis: SweepAnalysis) -> Panel | None:
         )
         many = len(rows) > 12
         if many:
-            common = Counter((c.state_label.lower(), _truncate(c.record.reason)) for c in stopped).most_common(8)
+            common = Counter(
+                (trial.state_label.lower(), _truncate(trial.record.reason)) for trial in stopped
+            ).most_common(8)
             rows_by_reason = tuple((str(n), word, reason) for (word, reason), n in common)
             blocks.append(Table(("trials", "ended", "reason"), rows_by_reason, frozenset({0})))
         fold = f"All {len(rows)} trials that stopped early" if many else ""
@@ -80,7 +82,7 @@ def _past_failures(frame: SweepFrame) -> Table | None:
 
 def _all_trials_table(frame: SweepFrame) -> Table:
     metrics = (frame.objective.metric, MARGIN, CHOSEN, "eval_loss")
-    names = list(dict.fromkeys(m for m in metrics if any(c.last(m) is not None for c in frame.trials)))
+    names = list(dict.fromkeys(m for m in metrics if any(trial.last(m) is not None for trial in frame.trials)))
     head = ("trial", "ended", *(frame.short_names.get(p, p) for p in frame.paths), "update", "attempts", *names)
     rows = tuple(
         (
@@ -282,13 +284,14 @@ def _history(frame: SweepFrame) -> Chart | None:
         y=[y for _, y, _ in dots],
         mode="markers",
         marker={
-            "color": [state_marker(c)[0] for _, _, c in dots],
-            "symbol": [state_marker(c)[1] for _, _, c in dots],
+            "color": [state_marker(trial)[0] for _, _, trial in dots],
+            "symbol": [state_marker(trial)[1] for _, _, trial in dots],
             "size": 8,
         },
         text=[
-            f"trial {escape_text(c.label)}, {c.state_label.lower()}<br>{escape_text(frame.describe_params(c))}"
-            for _, _, c in dots
+            f"trial {escape_text(trial.label)}, {trial.state_label.lower()}<br>"
+            f"{escape_text(frame.describe_params(trial))}"
+            for _, _, trial in dots
         ],
         hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
     )

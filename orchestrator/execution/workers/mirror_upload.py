@@ -50,7 +50,7 @@ class MirrorUploader:
         self._counters: Counter[str] = Counter(mirror_copies=0, mirror_failures=0)
         self._notices: SimpleQueue[str] = SimpleQueue()
         self._mirrored: list[tuple[int, int]] = []
-        self._result, self._is_cancelled = threading.Event(), threading.Event()
+        self._attempt_ended, self._is_cancelled = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
     @property
@@ -98,15 +98,15 @@ class MirrorUploader:
 
         Files in the mirror are kept, as only the driver knows whether the trial has ended.
         """
-        if not is_wanted and not self._result.is_set():
+        if not is_wanted and not self._attempt_ended.is_set():
             self._is_cancelled.set()
-        self._result.set()
+        self._attempt_ended.set()
 
     # --- thread ----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         failed = 0
-        while not self._result.wait(min(_MAX_WAIT, 2.0 ** min(failed, 10)) if failed else _POLL_SECONDS):
+        while not self._attempt_ended.wait(min(_MAX_WAIT, 2.0 ** min(failed, 10)) if failed else _POLL_SECONDS):
             try:
                 self._upload_newest()
             except UploadCancelled:
@@ -120,7 +120,7 @@ class MirrorUploader:
                 failed = 0
 
     def _stop(self) -> None:
-        self._result.set()
+        self._attempt_ended.set()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -183,7 +183,9 @@ class MirrorUploader:
         if self._is_cancelled.is_set():
             return False
         newest = _newest(self._task.folder)
-        return not (self._result.is_set() and newest is not None and checkpoint_manifest.checkpoint_step(newest) > step)
+        return not (
+            self._attempt_ended.is_set() and newest is not None and checkpoint_manifest.checkpoint_step(newest) > step
+        )
 
     def _upload_result(self) -> None:
         """Upload the model, then the result, which is incomplete without it; existing ones are kept."""

@@ -121,12 +121,12 @@ class MultiProcessSession:
         from ray.util import get_current_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        from orchestrator.execution.workers.rank_actor import COMPANION_RESOURCE, RankActor
+        from orchestrator.execution.workers.rank_actor import COMPANION_GROUP, RankActor
 
         group = get_current_placement_group()
         assert group is not None, "the trial's worker is in a placement group"
         remote: Any = ray.remote  # Ray's type hints lack concurrency groups
-        actor = remote(concurrency_groups={COMPANION_RESOURCE: 1})(RankActor)
+        actor = remote(concurrency_groups={COMPANION_GROUP: 1})(RankActor)
         for number in range(self._size):
             strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number + 1)
             resources = dict(self._process_resources)

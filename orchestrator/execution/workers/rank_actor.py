@@ -18,7 +18,7 @@ from orchestrator.execution.workers.attempt_runner import RELEASE_POLL_SECONDS, 
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 
-COMPANION_RESOURCE = "companion"
+COMPANION_GROUP = "companion"
 """Ray concurrency group of methods that run during a step."""
 
 
@@ -104,7 +104,7 @@ class RankActor:
             self._metrics.close()
             self._metrics = None
 
-    @ray.method(concurrency_group=COMPANION_RESOURCE)
+    @ray.method(concurrency_group=COMPANION_GROUP)
     def interrupt(self, run: int) -> None:
         """Request this run to save a checkpoint and end, at a step on which all processes agree; no effect later."""
         with self._run_lock:

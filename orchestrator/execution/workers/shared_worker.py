@@ -21,7 +21,7 @@ from orchestrator.execution.local_cluster import RayDied, check_ray_health
 from orchestrator.execution.messages import REPORT_KEY, AttemptReport, AttemptTask, DeviceFailed, WorkerLost
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session, SessionFactory, SharingSession
-from orchestrator.execution.workers.rank_actor import COMPANION_RESOURCE
+from orchestrator.execution.workers.rank_actor import COMPANION_GROUP
 from orchestrator.execution.workers.trial_worker import free_memory, with_retire_flag
 from orchestrator.redaction import redact
 from orchestrator.study.trial_records import FailureKind
@@ -91,7 +91,7 @@ class SharedWorker:
         if running.session is not None and not running.is_abandoned:
             self._free_sessions.append(running.session)
 
-    @ray.method(concurrency_group=COMPANION_RESOURCE)
+    @ray.method(concurrency_group=COMPANION_GROUP)
     def interrupt_orphan(self, task_id: str) -> None:
         """Interrupt an attempt whose proxy died, so that its turn ends before `close` is processed."""
         with self._closing:
@@ -162,7 +162,7 @@ class SharedWorkerPool:
     def retire(self, task_id: str) -> bool:
         """Assign no more trials to the attempt's process; its other trials continue.
 
-        Return False: the process is not a Tune worker.
+        Returns False, as Tune does not own this process.
         """
         worker = self._worker_of[task_id]
         if worker in self._workers:
@@ -187,7 +187,7 @@ class SharedWorkerPool:
         remote: Any = ray.remote  # Ray's type hints lack concurrency groups
         resources = self._slots.process_resources
         return (
-            remote(concurrency_groups={COMPANION_RESOURCE: 1})(SharedWorker)
+            remote(concurrency_groups={COMPANION_GROUP: 1})(SharedWorker)
             .options(
                 num_cpus=resources.pop("CPU"),
                 num_gpus=resources.pop("GPU", 0.0),

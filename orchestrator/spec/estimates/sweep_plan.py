@@ -16,7 +16,7 @@ from orchestrator.spec.estimates.cost_estimate import Estimate, GpuAssumptions, 
 from orchestrator.spec.estimates.disk_space import disk_need
 from orchestrator.spec.estimates.gpu_memory import max_micro_batch_tokens, memory
 from orchestrator.spec.estimates.input_sizes import ModelShape, RowCounts, model_shape
-from orchestrator.spec.loading.serialization import spec_hash
+from orchestrator.spec.loading.serialization import sweep_identity
 from orchestrator.spec.samplers import GridSampler, StagedSampler, max_trials
 from orchestrator.spec.search.corners import valid_corners
 from orchestrator.spec.search.dimensions import Params, values_equal
@@ -176,7 +176,7 @@ class SweepPlan:
     """The figures of a sweep that are known before it starts; None for those that are not."""
 
     name: str
-    spec_hash: str
+    sweep_identity: str
     goal: str
     sampler: str
     searched: dict[str, str]
@@ -201,9 +201,9 @@ class SweepPlan:
     """One measured update, with `plan --probe`."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the plan as JSON values; `spec_hash` has the key `identity`."""
+        """Return the plan as JSON values; `sweep_identity` has the key `identity`."""
         return {
-            "identity" if name == "spec_hash" else name: value
+            "identity" if name == "sweep_identity" else name: value
             for name, value in asdict(
                 self, dict_factory=lambda items: {_JSON_NAMES.get(name, name): value for name, value in items}
             ).items()
@@ -260,7 +260,7 @@ def make_plan(
         notices_out += by_formula.warnings
     return SweepPlan(
         name=spec.name,
-        spec_hash=spec_hash(spec),
+        sweep_identity=sweep_identity(spec),
         goal=f"{spec.first_objective.direction} {spec.first_objective.metric}",
         sampler=spec.sampler.kind,
         searched=_searched(spec),

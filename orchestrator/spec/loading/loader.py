@@ -77,7 +77,7 @@ def load_sections(findings: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
         check_sampler(findings, sampler, search, budget, objectives)
     pruner = load_pruner(findings, tree.get("pruner"))
     if pruner is not None and search is not None and objectives is not None:
-        check_pruner(findings, pruner, search, objectives)
+        check_pruner(findings, pruner, search, objectives, base)
     enqueue = None
     if base is not None and search is not None and objectives is not None:
         enqueue = load_enqueue(findings, tree.get("enqueue"), search, base, objectives)
@@ -229,24 +229,24 @@ class LoadedSpec:
     """The parsed file, for the line numbers of later findings."""
 
 
-def load_spec(path: Path, sets: Sequence[str] = (), *, name: str | None = None, is_new: bool = True) -> SweepSpec:
-    """Load a sweep file with the overrides `sets` (`--set`) and another name. Raises SpecError with all findings.
+def load_spec(path: Path, overrides: Sequence[str] = (), *, name: str | None = None, is_new: bool = True) -> SweepSpec:
+    """Load a sweep file with `overrides` (`--set`) and another name. Raises SpecError with all findings.
 
     `is_new=False`: the file of a stored sweep, in which values that are no longer allowed are accepted.
     """
-    return _load_document(read_document(path), path.resolve().parent, sets, name, is_new).spec
+    return _load_document(read_document(path), path.resolve().parent, overrides, name, is_new).spec
 
 
-def load_with_notices(path: Path, sets: Sequence[str] = (), *, name: str | None = None) -> LoadedSpec:
+def load_with_notices(path: Path, overrides: Sequence[str] = (), *, name: str | None = None) -> LoadedSpec:
     """Load a sweep file as `load_spec` does; return notices and the parsed file too."""
-    return _load_document(read_document(path), path.resolve().parent, sets, name, is_new=True)
+    return _load_document(read_document(path), path.resolve().parent, overrides, name, is_new=True)
 
 
 def load_spec_text(
-    text: str, folder: Path, sets: Sequence[str] = (), *, source: str = "sweep.yaml", is_new: bool = True
+    text: str, folder: Path, overrides: Sequence[str] = (), *, source: str = "sweep.yaml", is_new: bool = True
 ) -> SweepSpec:
     """Load a sweep from text as `load_spec` does; relative file names are resolved from `folder` first."""
-    return _load_document(parse_document(text, source), folder, sets, None, is_new).spec
+    return _load_document(parse_document(text, source), folder, overrides, None, is_new).spec
 
 
 def load_document(document: Document, folder: Path) -> SweepSpec:
@@ -254,7 +254,9 @@ def load_document(document: Document, folder: Path) -> SweepSpec:
     return _load_document(document, folder, (), None, is_new=False).spec
 
 
-def _load_document(document: Document, folder: Path, sets: Sequence[str], name: str | None, is_new: bool) -> LoadedSpec:
+def _load_document(
+    document: Document, folder: Path, overrides: Sequence[str], name: str | None, is_new: bool
+) -> LoadedSpec:
     findings = ErrorCollector(document, is_new=is_new, explain=functools.partial(_explain, document))
     if not isinstance(document.value, dict):
         findings.add(
@@ -263,7 +265,7 @@ def _load_document(document: Document, folder: Path, sets: Sequence[str], name: 
         raise SpecError(findings.items)
     tree = cast(dict[str, Any], document.value)
     expand_shorthands(tree)
-    notices = apply_overrides(document, sets, findings.items)
+    notices = apply_overrides(document, overrides, findings.items)
     for key in [key for key in tree if key.startswith(_EXTENSION)]:
         del tree[key]
     if is_new:

@@ -157,7 +157,11 @@ def _numeric_paths(search: SearchSpace) -> list[str]:
 
 
 def check_pruner(
-    findings: ErrorCollector, pruner: Pruner, search: SearchSpace, objectives: tuple[Objective, ...]
+    findings: ErrorCollector,
+    pruner: Pruner,
+    search: SearchSpace,
+    objectives: tuple[Objective, ...],
+    base: TrialConfig | None,
 ) -> None:
     """Report a pruner whose metric is not held-out, not measured during training, or scaled by a searched setting."""
     if isinstance(pruner, NoPruner | WilcoxonPruner):
@@ -176,8 +180,9 @@ def check_pruner(
     if objective is None:
         findings.add(("pruner", "metric"), f"{pruner.metric} is neither better when high nor when low")
         return
-    problem = check_metric(objective.metric, objective.direction, search.paths) or unmeasured_reason(objective.metric)
-    if problem is not None and (pruner.metric is not None or unmeasured_reason(objective.metric)):
+    late = None if base is None else unmeasured_reason(objective.metric, base.evaluation)
+    problem = _objective_problem(objective.metric, objective.direction, search.paths, base) or late
+    if problem is not None and (pruner.metric is not None or late):
         findings.add(("pruner", "metric") if pruner.metric is not None else ("pruner",), *problem)
 
 

@@ -19,11 +19,11 @@ _SECTIONS = tuple(TrialConfig.model_fields)
 _DIMENSION_KEYS = {*DIMENSION_KINDS, "step", "log", "when"}
 
 
-def apply_overrides(document: Document, sets: Sequence[str], problems: list[SpecProblem]) -> list[str]:
+def apply_overrides(document: Document, overrides: Sequence[str], problems: list[SpecProblem]) -> list[str]:
     """Apply each `PATH=VALUE` to the document; return notices of what else changed. Errors are added to `findings`."""
     notices: list[str] = []
     given: list[tuple[str, str, Any]] = []
-    for one in sets:
+    for one in overrides:
         flag = f"--set {one}"
         path, equals, text = one.partition("=")
         path = path.strip()

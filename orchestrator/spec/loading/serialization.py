@@ -68,10 +68,10 @@ def _without_defaults(value: Any, dumped: Any) -> Any:
     return dumped
 
 
-def spec_hash(spec: SweepSpec) -> str:
-    """Return the sweep's identity as hex SHA-256: equal for equal sweeps, however they are written.
+def sweep_identity(spec: SweepSpec) -> str:
+    """Return the sweep's identity as hex SHA-256: equal for specs that train the same trials, however they are written.
 
-    Notifications, judge, mirror and artifact location are not part of it, as they do not affect the trials.
+    Notifications, judge, mirror and artifact location are not part of it; `full_spec_digest` covers every setting.
     """
     tree = spec.model_dump(
         mode="json", exclude={"notify": True, "judge": True, "mirror": True, "tracking": {"artifacts"}}

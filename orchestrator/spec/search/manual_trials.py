@@ -80,7 +80,7 @@ def _unknown_path(path: str) -> SpecProblem:
     return _problem(path, "there is no such setting in a trial", f"did you mean {near}?" if near else "")
 
 
-def manual_params(base: TrialConfig, space: SearchSpace, given: Mapping[str, Scalar]) -> dict[str, Any]:
+def resolve_params(base: TrialConfig, space: SearchSpace, given: Mapping[str, Scalar]) -> dict[str, Any]:
     """Return the trial's params: its searched settings, then the other settings that were given.
 
     `apply_params(base, params)` gives the same trial.

@@ -90,7 +90,7 @@ class DriverLease:
     def wait_for_release(
         repository: SweepRepository, reading: Callable[[], AbstractContextManager[Connection]]
     ) -> None:
-        """Return once no driver is alive; raise SweepHeld, naming it, if one is.
+        """Wait up to SILENCE_TIMEOUT until no driver is alive. Raises SweepHeld, which names a driver that still is.
 
         A driver of this machine holds the lease while its process runs; one of another machine loses it after
         SILENCE_TIMEOUT seconds without a heartbeat.
@@ -160,8 +160,8 @@ class DriverLease:
 class Heartbeat:
     """Calls `write` every HEARTBEAT_SECONDS in a thread of its own until `end`, or until it raises SweepHeld.
 
-    The thread also ends once the study of the method `write` is garbage-collected. Otherwise the heartbeat thread could
-    hold SQLite's lock during a fork, and the child would wait forever.
+    Holds `write` weakly and ends when its study is garbage-collected; else this thread could hold SQLite's lock while
+    the process calls fork(), and the child would wait forever.
     """
 
     def __init__(self, write: Callable[[], None]) -> None:

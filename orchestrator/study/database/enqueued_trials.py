@@ -17,16 +17,19 @@ from orchestrator.study.database import tables
 from orchestrator.study.database.tables import ENQUEUED, FORK
 from orchestrator.study.trial_records import Fork
 
+_STORED_NAMES = {"settings": "leaves", "by_command": "by_hand"}
+"""Field -> its key in JSON."""
+
 
 @dataclass(frozen=True, slots=True)
 class EnqueuedTrial:
-    """An enqueued trial: the settings it sets over the base (`leaves`) and its origin as text."""
+    """An enqueued trial: the settings it sets over the base and its origin as text."""
 
     seq: int
     at: float
-    leaves: Mapping[str, Any]
+    settings: Mapping[str, Any]
     origin: str
-    by_hand: bool
+    by_command: bool
     """Enqueued while the sweep runs: before those of the file, and on top of `budget.trials`."""
     parent: int | None = None
     """The trial that it is a clone of."""
@@ -37,7 +40,8 @@ class EnqueuedTrial:
 
     def as_json(self) -> dict[str, Any]:
         """Return the trial as JSON values."""
-        return asdict(self) | {"fork": None if self.fork is None else self.fork.as_json()}
+        given = asdict(self) | {"fork": None if self.fork is None else self.fork.as_json()}
+        return {_STORED_NAMES.get(name, name): value for name, value in given.items()}
 
 
 class TrialQueue:
@@ -49,17 +53,17 @@ class TrialQueue:
     def add(
         self,
         connection: Connection,
-        leaves: Mapping[str, Any],
+        settings: Mapping[str, Any],
         origin: str,
         *,
-        by_hand: bool,
+        by_command: bool,
         parent: int | None = None,
         fork: Fork | None = None,
     ) -> int:
         """Append a trial; return its sequence number."""
         last = select(func.coalesce(func.max(ENQUEUED.c.seq), 0)).where(ENQUEUED.c.sweep == self._sweep)
         seq = int(connection.execute(last).scalar_one()) + 1
-        row = {"leaves": json.dumps(dict(leaves), allow_nan=False), "origin": origin, "by_hand": by_hand}
+        row = {"leaves": json.dumps(dict(settings), allow_nan=False), "origin": origin, "by_hand": by_command}
         connection.execute(insert(ENQUEUED).values(sweep=self._sweep, seq=seq, at=time.time(), parent=parent, **row))
         if fork is not None:
             connection.execute(insert(FORK).values(sweep=self._sweep, seq=seq, **fork.as_json()))
@@ -93,7 +97,7 @@ class TrialQueue:
         """Return the trials that were not issued yet, the next one first."""
         rows = list(connection.execute(tables.WAITING_TRIALS, {"of_sweep": self._sweep}))
         return (
-            sorted(self._from_rows(connection, rows), key=lambda enqueued: (not enqueued.by_hand, enqueued.seq))
+            sorted(self._from_rows(connection, rows), key=lambda enqueued: (not enqueued.by_command, enqueued.seq))
             if rows
             else []
         )

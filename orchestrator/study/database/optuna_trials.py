@@ -136,7 +136,7 @@ def to_snapshot(trial: FrozenTrial) -> TrialSnapshot:
         updates=attrs.get(UPDATES),
         sampler_note=attrs.get(SAMPLER_NOTE, {}),
         is_enqueued=ENQUEUED in attrs,
-        is_beyond_budget=bool(attrs.get(ENQUEUED, {}).get("by_hand")),
+        by_command=bool(attrs.get(ENQUEUED, {}).get("by_hand")),
         fingerprint=attrs[FINGERPRINT],
         is_fork=trial_fork(trial) is not None,
         failures=tuple(

@@ -219,10 +219,10 @@ def create_study(folder: SweepFolder, spec: SweepSpec, terms: SweepTerms, storag
             database.storage.set_study_user_attr(study_id, TERMS_KEY, terms.as_json())
             row = {"id": uuid.uuid4().hex, "schema": SCHEMA, "study_id": study_id, "driver": 0}
             connection.execute(insert(SWEEP).values(sweep=folder.name, created_at=time.time(), **row))
-            repository.add_spec(connection, spec.model_dump_json(), sweep_terms.spec_digest(spec))
+            repository.add_spec(connection, spec.model_dump_json(), sweep_terms.full_spec_digest(spec))
             repository.add_event(connection, "created", f"sweep {folder.name}", None)
             for params in spec.enqueue:
-                queue.add(connection, params, "given in the file", by_hand=False)
+                queue.add(connection, params, "given in the file", by_command=False)
     except DuplicatedStudyError:
         raise NameTaken(folder.name, folder.path) from None
     return database

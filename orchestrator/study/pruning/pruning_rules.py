@@ -67,7 +67,7 @@ class LearningCurve:
         return max(numbers) if self.objective.direction == "maximize" else min(numbers)
 
     def is_worse(self, value: float, other: float) -> bool:
-        """Return whether `a` is strictly worse than `b`."""
+        """Return whether `value` is strictly worse than `other`."""
         return value < other if self.objective.direction == "maximize" else value > other
 
     @property

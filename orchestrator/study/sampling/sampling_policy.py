@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, assert_never
 
 from pydantic import ValidationError
@@ -29,7 +29,7 @@ from orchestrator.study.repeats import merge_snapshots
 from orchestrator.study.sampling.adaptive_samplers import CmaEsReplay, OptunaSampler
 from orchestrator.study.sampling.distributions import space_distributions
 from orchestrator.study.sampling.random_samplers import sample_sobol, sample_uniform, sampler_seed, stable_seed
-from orchestrator.study.sampling.staged_sampler import StagedReplay
+from orchestrator.study.sampling.staged_sampler import SampledTrial, StagedReplay
 from orchestrator.study.trial_snapshots import TrialSnapshot, first_unfinished, visible_trials
 from trainer.config.trial import TrialConfig, config_fingerprint
 
@@ -41,18 +41,6 @@ MAX_POINTS, MAX_DRAWS = 20_000, 1_000
 """Points of a finite search space and draws of an infinite one among which an untried one is looked for."""
 MAX_RESAMPLES = 3
 """Repeated proposals of an adaptive sampler before random redraws."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampledTrial:
-    """A sampled trial: its params, its complete configuration and a fingerprint that is equal for equal ones."""
-
-    params: dict[str, Any]
-    config: TrialConfig
-    fingerprint: str
-    sampler_note: dict[str, Any] = field(default_factory=dict[str, Any])
-    skipped_combinations: tuple[str, ...] = ()
-    """Invalid combinations that the sampler skipped before this one, each with the reason."""
 
 
 class SamplingPolicy:
@@ -136,11 +124,7 @@ class SamplingPolicy:
                 assert self._staged is not None
                 step = self._staged.next(trials, number)
                 point = step.point
-                return (
-                    None
-                    if point is None
-                    else SampledTrial(point.params, point.config, point.fingerprint, {}, step.skipped_combinations)
-                )
+                return None if point is None else replace(point, skipped_combinations=step.skipped_combinations)
             case RandomSampler():
                 return self._first_untried(position, 0, tried)
             case QmcSampler(seed=seed):

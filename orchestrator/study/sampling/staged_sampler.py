@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from orchestrator.spec.loading.validation_errors import first_error
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.samplers import StagedSampler, stage_paths, stage_values
-from orchestrator.spec.search.manual_trials import manual_params
+from orchestrator.spec.search.manual_trials import resolve_params
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.study.trial_records import TrialState
@@ -22,8 +22,8 @@ from trainer.config.trial import TrialConfig, config_fingerprint
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A valid trial: its params, its complete configuration and its fingerprint.
+class SampledTrial:
+    """A sampled trial: its params, its complete configuration and a fingerprint that is equal for equal ones.
 
     Some params may be outside of the search space: values of the base or of an enqueued trial.
     """
@@ -31,13 +31,16 @@ class Point:
     params: dict[str, Any]
     config: TrialConfig
     fingerprint: str
+    sampler_note: dict[str, Any] = field(default_factory=dict[str, Any])
+    skipped_combinations: tuple[str, ...] = ()
+    """Invalid combinations that the sampler skipped before this one, each with the reason."""
 
 
 @dataclass(slots=True)
 class _Stage:
     """The points of one stage, and the reasons why other combinations are invalid."""
 
-    points: list[Point] = field(default_factory=list[Point])
+    points: list[SampledTrial] = field(default_factory=list[SampledTrial])
     invalid: list[str] = field(default_factory=list[str])
 
 
@@ -45,7 +48,7 @@ class _Stage:
 class StagedStep:
     """The next step: a trial, a trial to wait for, or neither if all stages are done."""
 
-    point: Point | None = None
+    point: SampledTrial | None = None
     blocking_trial: int | None = None
     skipped_combinations: tuple[str, ...] = ()
     """With a stage's first trial, and at the end: invalid combinations, each with the reason."""
@@ -67,7 +70,7 @@ class StagedReplay:
         winner: TrialSnapshot | None = None
         invalid: list[str] = []
         for number, stage in enumerate(self.stages):
-            fixed = manual_params(self._base, self._space, {} if winner is None else winner.params)
+            fixed = resolve_params(self._base, self._space, {} if winner is None else winner.params)
             combined = self._combined(stage, fixed)
             points = [point for point in combined.points if point.fingerprint not in tried]
             invalid += combined.invalid
@@ -103,7 +106,7 @@ class StagedReplay:
                 text = ", ".join(f"{path}={value}" for path, value in part.items())
                 found.invalid.append(f"not a valid trial: {text}: {'.'.join(map(str, loc))} {sentence}")
                 continue
-            point = Point(params, config, config_fingerprint(config))
+            point = SampledTrial(params, config, config_fingerprint(config))
             if point.fingerprint not in seen:
                 seen.add(point.fingerprint)
                 found.points.append(point)
@@ -128,7 +131,7 @@ class StagedReplay:
         Settings outside of the search that the best trial so far was enqueued with stay, if the trial has that path.
         """
         active = self._space.active(params)
-        searched = self._space.active(manual_params(self._base, self._space, active) | active)
+        searched = self._space.active(resolve_params(self._base, self._space, active) | active)
         enqueued = {path: value for path, value in params.items() if path not in self._space.paths}
         existing = apply_params(self._base, searched).flat_params() if enqueued else {}
         return searched | {path: value for path, value in enqueued.items() if path in existing}

@@ -56,12 +56,12 @@ def test_no_two_findings_advise_opposite_moves_of_one_setting(frame: SweepFrame)
         for path, direction in read(one):
             against = {d for p, d in read(other) if p == path} - {direction}
             assert not against, (path, one.title, one.next_step, other.title, other.next_step)
-    moved = [step.path for finding in findings for step in finding.steps if step.path]
+    moved = [step.setting for finding in findings for step in finding.steps if step.setting]
     assert len(moved) == len(set(moved)), "one finding for each setting"
     about = [finding.setting for finding in findings if finding.setting]
     assert len(about) == len(set(about)), "one finding for each setting"
     for finding in findings:
-        assert {p for p, _ in read(finding)} & {*NAMES.values()} <= {step.path for step in finding.steps}
+        assert {p for p, _ in read(finding)} & {*NAMES.values()} <= {step.setting for step in finding.steps}
 
 
 @given(sweeps())
@@ -86,7 +86,7 @@ def test_the_follow_up_searches_where_the_diagnosis_says(frame: SweepFrame) -> N
     made, winner = follow_up(analysis), analysis.significance.winner
     for finding in analysis.findings:
         for step in finding.steps:
-            dimension, at = made.spec.search.dimensions.get(step.path), winner.config.flat_params().get(step.path)
+            dimension, at = made.spec.search.dimensions.get(step.setting), winner.config.flat_params().get(step.setting)
             if step.direction is Direction.FIX:
                 assert dimension is None
             elif step.direction in (Direction.RAISE, Direction.LOWER) and dimension is not None:
@@ -94,7 +94,7 @@ def test_the_follow_up_searches_where_the_diagnosis_says(frame: SweepFrame) -> N
                 assert high > at if step.direction is Direction.RAISE else low < at
                 if finding.rule != "at_the_edge":
                     assert low >= at if step.direction is Direction.RAISE else high <= at
-            elif step.path in frame.paths and step.direction is not Direction.EXCLUDE and step.path:
+            elif step.setting in frame.paths and step.direction is not Direction.EXCLUDE and step.setting:
                 assert "no valid value" in " ".join(made.notes)
     for path in {p for group in made.spec.search.zipped for p in group}:
         assert f"{path} is fixed" not in " ".join(made.notes), "repeated with other seeds"

@@ -128,7 +128,7 @@ def test_only_failed_trials_are_retried_and_only_they_are_cloned_unchanged(tmp_p
     )
     with Study.open(folder) as study:
         (again,) = study.enqueued_trials()
-        assert (again.parent, again.leaves) == (0, {"training.seed": 0})
+        assert (again.parent, again.settings) == (0, {"training.seed": 0})
 
 
 def test_an_abandoned_sweep_ends_with_all_its_trials_and_runs(tmp_path: Path) -> None:

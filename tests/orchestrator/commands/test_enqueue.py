@@ -49,9 +49,9 @@ def test_paths_lengths_rows_and_memory_are_checked_before_a_trial_is_queued(
     search = {"model.name_or_path": {"choice": [large, str(tmp_path)]}}
     folder = begun(tmp_path, make_spec(search, base=base))
 
-    def refused(kind: type[OrchestrateError], *sets: str) -> str:
+    def refused(kind: type[OrchestrateError], *overrides: str) -> str:
         with pytest.raises(kind) as error:
-            enqueue_trial("s", tmp_path, sets)
+            enqueue_trial("s", tmp_path, overrides)
         return str(error.value)
 
     wrong = refused(SpecError, "model.name_or_path=./nowhere")
@@ -66,7 +66,7 @@ def test_paths_lengths_rows_and_memory_are_checked_before_a_trial_is_queued(
     monkeypatch.chdir(tmp_path)
     enqueue_trial("s", tmp_path, ["model.name_or_path=./large", "training.learning_rate=1e-5"])
     with Study.open(folder) as study:
-        assert study.enqueued_trials()[0].leaves["model.name_or_path"] == large
+        assert study.enqueued_trials()[0].settings["model.name_or_path"] == large
 
 
 def test_what_does_not_fit_by_formula_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

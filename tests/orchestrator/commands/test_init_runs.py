@@ -24,7 +24,7 @@ from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.execution.workers.attempt_runner import SessionFactory
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_spec
-from orchestrator.spec.search.manual_trials import manual_params, out_of_space
+from orchestrator.spec.search.manual_trials import out_of_space, resolve_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
@@ -263,8 +263,8 @@ def test_a_trial_given_by_hand_has_a_value_of_the_search_for_all_that_it_leaves_
     objective: str, lora: bool, made: Path
 ) -> None:
     spec = init((objective, lora, 0, True), made)
-    assert out_of_space(spec.search, manual_params(spec.base, spec.search, {"loss.beta": 3.0})) == ["loss.beta"]
-    assert out_of_space(spec.search, manual_params(spec.base, spec.search, {})) == []
+    assert out_of_space(spec.search, resolve_params(spec.base, spec.search, {"loss.beta": 3.0})) == ["loss.beta"]
+    assert out_of_space(spec.search, resolve_params(spec.base, spec.search, {})) == []
 
 
 def test_enqueue_says_which_value_of_the_base_it_takes(made: Path, tmp_path: Path) -> None:

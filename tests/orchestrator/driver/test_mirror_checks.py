@@ -17,7 +17,7 @@ from orchestrator.folders import SweepFolder
 from orchestrator.mirror import MirrorError
 from orchestrator.spec.estimates.disk_space import disk_need
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
-from orchestrator.spec.loading.serialization import dump_spec, spec_hash
+from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
 from orchestrator.study.study import Study
 from trainer.storage.atomic_files import write_text
 
@@ -44,12 +44,12 @@ def test_it_is_a_key_of_the_file_and_no_part_of_the_identity() -> None:
     assert "mirror: s3://bucket/prefix" in dump_spec(mirrored)
     assert load_spec_text(dump_spec(mirrored), Path()) == mirrored
     assert "mirror" not in dump_spec(alone)
-    assert spec_hash(alone) == spec_hash(mirrored)
+    assert sweep_identity(alone) == sweep_identity(mirrored)
     elsewhere = load_spec(QUICKSTART, ["tracking.artifacts=gs://bucket/files"])
     assert elsewhere.tracking.artifacts == "gs://bucket/files"
     assert load_spec_text(dump_spec(elsewhere), Path()) == elsewhere
     assert "artifacts" not in dump_spec(alone)
-    assert spec_hash(alone) == spec_hash(elsewhere)
+    assert sweep_identity(alone) == sweep_identity(elsewhere)
 
 
 def test_the_disk_holds_one_checkpoint_more_that_is_on_its_way() -> None:

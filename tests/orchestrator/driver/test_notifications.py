@@ -15,7 +15,7 @@ from orchestrator.driver.notifications import NoticeDelivery, NotifyingView, web
 from orchestrator.errors import SpecError
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.spec.loading.loader import load_spec_text
-from orchestrator.spec.loading.serialization import dump_spec, spec_hash
+from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
 from orchestrator.spec.sweep_spec import Notify
 from orchestrator.study.trial_records import TrialRecord, TrialState
 from tests.support.http_server import SilentHandler, serving
@@ -175,7 +175,7 @@ def test_the_file_says_it_and_it_is_no_part_of_the_identity(tmp_path: Path) -> N
     logged = make_spec("mine", notify=Notify(webhook_env="HOOK", command=("notify-send", "hi"), stalled_minutes=5))
     assert load_spec_text(dump_spec(logged), tmp_path).notify == logged.notify
     assert "notify" not in dump_spec(plain)
-    assert spec_hash(plain) == spec_hash(logged)
+    assert sweep_identity(plain) == sweep_identity(logged)
     for wrong, words in (
         ("notify: {}", "needs webhook_env or command"),
         ("notify: {webhook_env: 'https://x'}", "notify.webhook_env"),

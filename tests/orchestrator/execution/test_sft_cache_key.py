@@ -12,7 +12,7 @@ from trainer.config.trial import TrialConfig
 from trainer.data import prepare
 from trainer.models.model_files import model_fingerprint, resolve_model_path
 from trainer.storage.atomic_files import digest_of
-from trainer.training_session import config_digest
+from trainer.training_session import result_digest
 
 TINY = {
     "vocab_size": 320,
@@ -88,7 +88,7 @@ def test_a_setting_is_in_the_key_where_it_changes_the_weights(path: str) -> None
     value, matters = OTHERS[path]
     extra = {"data.eval_share": 0.1} if path == "data.eval" else {}
     changed = config({path: value} | extra)
-    assert config_digest(changed) != config_digest(config()) or not matters
+    assert result_digest(changed) != result_digest(config()) or not matters
     assert (settings_of_weights(changed) != settings_of_weights(config())) is matters
 
 
@@ -156,7 +156,7 @@ def test_a_run_that_an_earlier_version_began_keeps_its_name(tmp_path: Path) -> N
     cache = tmp_path / "cache"
     fingerprint = prepare(made.data, made.model, cache).fingerprint
     start = model_fingerprint(made.model, resolve_model_path(made.model, cache))
-    earlier = digest_of([config_digest(made), fingerprint, start])[:32]
+    earlier = digest_of([result_digest(made), fingerprint, start])[:32]
     assert stage_key(made, fingerprint, cache) != earlier
     (cache / "sft" / earlier / "run").mkdir(parents=True)
     assert stage_key(made, fingerprint, cache) == earlier

@@ -77,7 +77,7 @@ def test_a_prompt_with_many_samples_weighs_as_one_with_few() -> None:
     assert (preferences.score, preferences.initial_score) == (0.5, 0.5)
     (judgement,) = make_judgements("checker", "rows", "sampled", {3: (pairs, preferences)})
     assert (judgement.wins, judgement.ties, judgement.losses, judgement.prompts) == (1, 0, 1, 2)
-    assert (judgement.length, judgement.start_length) == (8.0, 4.0)
+    assert (judgement.length, judgement.initial_length) == (8.0, 4.0)
     assert judgement.win_rate.value == 0.5
     rewards = {
         reward_key(m, answer): float(len(answer)) for m in pairs for answer in (m.trial_answer, m.initial_answer)

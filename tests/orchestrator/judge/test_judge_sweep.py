@@ -59,11 +59,11 @@ def endpoint_sets(server: FakeJudge) -> list[str]:
     ]
 
 
-def run(runs: Path, sets: list[str], progress: Talk, *, agree: bool = True) -> JudgeResult:
+def run(runs: Path, overrides: list[str], progress: Talk, *, agree: bool = True) -> JudgeResult:
     return judge_sweep(
         "judged",
         runs,
-        sets,
+        overrides,
         set_stage=progress[1],
         log=progress[1],
         confirm_cost=lambda *_: agree,
@@ -81,8 +81,8 @@ def plain(judgements: tuple[Judgement, ...]) -> list[dict[str, Any]]:
 
 
 def test_three_judges_on_the_best_two(runs: Path, server: FakeJudge, reward: Path, log_lines: Talk) -> None:
-    sets = [*endpoint_sets(server), f"judge.reward_model={reward}"]
-    found = run(runs, sets, log_lines)
+    overrides = [*endpoint_sets(server), f"judge.reward_model={reward}"]
+    found = run(runs, overrides, log_lines)
     assert found.code == ExitCode.DONE
     folder = SweepFolder(runs, "judged")
     with Study.open(folder) as study:
@@ -107,7 +107,7 @@ def test_three_judges_on_the_best_two(runs: Path, server: FakeJudge, reward: Pat
     assert "by big, greedy answers" in page
 
     requested, stored = len(server.asked), _contents(runs / "cache" / "answers")
-    again = run(runs, sets, log_lines)
+    again = run(runs, overrides, log_lines)
     assert len(server.asked) == requested, "nothing is asked twice"
     assert _contents(runs / "cache" / "answers") == stored, "nothing is answered twice"
     assert plain(again.judgements) == plain(found.judgements)
@@ -136,7 +136,7 @@ def _check_calls(server: FakeJudge, found: JudgeResult) -> None:
     assert judgement.usage.cost == pytest.approx(judgement.usage.calls * (100 + 2 * 5) / 1e6)
     assert judgement.order_agreement in (None, 1.0), "this judge goes by length alone"
     for example in judgement.examples:
-        assert (example.preference > 0.5) == (len(example.ours) > len(example.theirs))
+        assert (example.preference > 0.5) == (len(example.trial_answer) > len(example.initial_answer))
 
 
 def _check_answers(runs: Path, found: JudgeResult) -> None:
@@ -148,8 +148,8 @@ def _check_answers(runs: Path, found: JudgeResult) -> None:
     for judgement in found.judgements:
         if judgement.judge == "checker":
             assert judgement.score is not None
-            assert judgement.start_score is not None
-            assert 8 * (judgement.score - judgement.start_score) == pytest.approx(judgement.wins - judgement.losses)
+            assert judgement.initial_score is not None
+            assert 8 * (judgement.score - judgement.initial_score) == pytest.approx(judgement.wins - judgement.losses)
 
 
 def _check_mlflow(runs: Path, found: JudgeResult, best: list[int]) -> None:
@@ -174,8 +174,8 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_killed_in_the_middle_and_gone_on_with(trained: Path, runs: Path, server: FakeJudge, log_lines: Talk) -> None:
-    sets = [*endpoint_sets(server), "judge.samples=0", "judge.tokens_per_batch=1"]
-    judge = ("judge", "judged", "--yes", *flags(sets))
+    overrides = [*endpoint_sets(server), "judge.samples=0", "judge.tokens_per_batch=1"]
+    judge = ("judge", "judged", "--yes", *flags(overrides))
     # In the middle of the answers: each is a batch of its own here, and the third is not yet on the disk.
     child = orchestrate(runs, *judge, **{FAILPOINT_VARIABLE: "kept.append:3"})
     child.communicate(timeout=400)
@@ -195,24 +195,24 @@ def test_killed_in_the_middle_and_gone_on_with(trained: Path, runs: Path, server
     assert voted <= len(server.asked) <= voted + 4
 
     server.decide = longer
-    done = run(runs, sets, log_lines)
+    done = run(runs, overrides, log_lines)
     assert done.code == ExitCode.DONE
     questions = len(set(server.asked))
     assert len(server.asked) <= questions + 4, "at most what was under way at the death was asked again"
     requested = len(server.asked)
-    assert plain(run(runs, sets, log_lines).judgements) == plain(done.judgements)
+    assert plain(run(runs, overrides, log_lines).judgements) == plain(done.judgements)
     assert len(server.asked) == requested
 
     calm = runs.parent / "calm"
     subprocess.run(["cp", "-r", str(trained), str(calm)], check=True)
-    complete, ignored = run(calm, sets, log_lines), {"at": True, "asked": True}
+    complete, ignored = run(calm, overrides, log_lines), {"at": True, "asked": True}
     assert [v.model_dump(exclude=ignored) for v in done.judgements] == [
         v.model_dump(exclude=ignored) for v in complete.judgements
     ]
 
 
-def flags(sets: list[str]) -> list[str]:
-    return [word for one in sets for word in ("--set", one)]
+def flags(overrides: list[str]) -> list[str]:
+    return [word for one in overrides for word in ("--set", one)]
 
 
 def test_nobody_is_asked_without_a_yes(
@@ -250,14 +250,14 @@ def test_what_the_command_prints(
 
 def test_questions_left_open_are_said(runs: Path, server: FakeJudge, log_lines: Talk) -> None:
     server.decide = lambda *_: 500
-    sets = [*endpoint_sets(server), "judge.endpoint.retries=0", "judge.samples=0"]
-    found = run(runs, sets, log_lines)
+    overrides = [*endpoint_sets(server), "judge.endpoint.retries=0", "judge.samples=0"]
+    found = run(runs, overrides, log_lines)
     assert found.code == ExitCode.REFUSED
     assert "still unanswered" in found.notices[0]
     endpoint = [v for v in found.judgements if v.judge == "endpoint"]
     assert all(v.usage is not None and v.usage.unanswered == v.left_out * 2 for v in endpoint)
     server.decide = longer
-    assert run(runs, sets, log_lines).code == ExitCode.DONE
+    assert run(runs, overrides, log_lines).code == ExitCode.DONE
 
 
 def test_what_is_refused_before_anything_is_done(

@@ -26,12 +26,12 @@ def folder(tmp_path: Path) -> Path:
 def load_text(folder: Path) -> Callable[..., SweepSpec]:
     """A sweep from its text; `name` and `base` are filled in where the text has none."""
 
-    def load(text: str, *sets: str) -> SweepSpec:
+    def load(text: str, *overrides: str) -> SweepSpec:
         if "base:" not in text:
             text += "\nbase: {model: org/model, data: {train: rows.jsonl}}\n"
         if not text.startswith("name:") and "\nname:" not in text:
             text += "\nname: a\n"
-        return load_spec_text(text, folder, sets)
+        return load_spec_text(text, folder, overrides)
 
     return load
 
@@ -40,9 +40,9 @@ def load_text(folder: Path) -> Callable[..., SweepSpec]:
 def findings(load_text: Callable[..., SweepSpec]) -> Callable[..., list[str]]:
     """What is said of a text that must be refused."""
 
-    def refused(text: str, *sets: str) -> list[str]:
+    def refused(text: str, *overrides: str) -> list[str]:
         with pytest.raises(SpecError) as caught:
-            load_text(text, *sets)
+            load_text(text, *overrides)
         return [str(finding) for finding in caught.value.problems]
 
     return refused

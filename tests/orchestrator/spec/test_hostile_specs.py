@@ -67,10 +67,10 @@ def _groups(tree: Any) -> list[dict[str, Any]]:
     return [*inner, *(deep for value in inner for deep in _groups(value))]
 
 
-def unexplained(text: str, *sets: str) -> list[str]:
+def unexplained(text: str, *overrides: str) -> list[str]:
     """What is wrong with the answer: nothing where it is a sweep, or findings with a place and a sentence each."""
     try:
-        load_spec_text(text, HERE, sets)
+        load_spec_text(text, HERE, overrides)
     except SpecError as error:
         bad = [str(finding) for finding in error.problems if not (finding.where and finding.problem)]
         return bad if error.problems else ["refused without a finding"]

@@ -8,7 +8,7 @@ import pytest
 from orchestrator.errors import SpecError
 from orchestrator.spec.judge_config import JudgeConfig, RewardModel
 from orchestrator.spec.loading.loader import load_spec_text
-from orchestrator.spec.loading.serialization import dump_spec, schema, spec_hash
+from orchestrator.spec.loading.serialization import dump_spec, schema, sweep_identity
 from orchestrator.spec.loading.validation_errors import parse_document
 from tests.support.specs import as_json
 
@@ -31,7 +31,7 @@ def test_what_it_takes(tmp_path: Path) -> None:
     assert (judge.endpoint.url, judge.endpoint.prompt_price) == ("https://api.example.org/v1", 2.0)
     assert load_spec_text(dump_spec(logged), tmp_path).judge == judge
     assert "judge" not in dump_spec(plain)
-    assert spec_hash(plain) == spec_hash(logged)
+    assert sweep_identity(plain) == sweep_identity(logged)
     assert (plain.models_kept, logged.models_kept) == (1, 2), "what is judged is kept"
     assert load_spec_text(HEAD + "judge: {}", tmp_path).judge == JudgeConfig()
     assert load_spec_text(HEAD + "judge: null", tmp_path).judge is None

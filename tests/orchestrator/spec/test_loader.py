@@ -7,9 +7,9 @@ import pytest
 from orchestrator.errors import ExitCode, SpecError
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.loading.loader import load_spec, load_spec_text, load_with_notices
-from orchestrator.spec.loading.serialization import dump_spec, spec_hash
+from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
 from orchestrator.spec.samplers import RandomSampler
-from orchestrator.spec.search.manual_trials import manual_params
+from orchestrator.spec.search.manual_trials import resolve_params
 from orchestrator.spec.search.space import Grid
 from orchestrator.spec.sweep_spec import Budget, GridSampler, Objective, SweepSpec
 from orchestrator.study.sweep_terms import allowed_changes
@@ -407,7 +407,7 @@ def test_settings_that_are_lists_can_be_searched_and_enqueued(load_text: Load, f
     assert isinstance(tried[0].loss, DpoLoss)
     assert tried[0].loss.loss_type == ("sigmoid", "sft")
     (given,) = spec.enqueue
-    assert manual_params(spec.base, spec.search, given)["lora.target_modules"] == "[o_proj]"
+    assert resolve_params(spec.base, spec.search, given)["lora.target_modules"] == "[o_proj]"
     written = dump_spec(spec)
     assert "  - [q_proj, v_proj]\n" in written
     assert load_spec_text(written, folder) == spec
@@ -463,7 +463,11 @@ def test_a_begun_sweep_keeps_its_order_whatever_its_budget_becomes(load_text: Lo
     assert resumed.sampler == GridSampler(order="shuffled")
     old = SweepSpec.from_stored(without_order(shuffled))
     assert old.sampler == GridSampler()
-    assert spec_hash(old) == spec_hash(old.model_copy(update={"sampler": GridSampler()})) != spec_hash(shuffled)
+    assert (
+        sweep_identity(old)
+        == sweep_identity(old.model_copy(update={"sampler": GridSampler()}))
+        != sweep_identity(shuffled)
+    )
 
 
 def without_order(spec: SweepSpec) -> str:

@@ -48,8 +48,8 @@ WRONG = {
     "order": ("order: fast", "order: must be one of reproducible, asap"),
     "scaled": ("pruner: {kind: median, metric: eval_rewards/margins}\n" + RANGES, "is scaled by the search"),
     "late": (
-        "pruner: {kind: median, metric: eval_exact_answers}",
-        "is measured at the start and the end only, too late to prune a trial",
+        "base: {evaluation: {answer_steps: 0}}\npruner: {kind: median, metric: eval_repetition}",
+        "with evaluation.answer_steps 0, eval_repetition is measured at the start and the end only, too late to prune",
     ),
     "no side": ("pruner: {kind: median, metric: eval_lengths/chosen}", "neither better when high nor when low"),
     "which goal": ("maximize: [eval_accuracies/logp, eval_margins/logp]\npruner: median", "name the metric to compare"),

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -21,6 +21,7 @@ from orchestrator.spec.pruners import (
     Pruner,
     SuccessiveHalvingPruner,
     ThresholdPruner,
+    WilcoxonPruner,
 )
 from orchestrator.spec.samplers import Asap, GridSampler, RandomSampler, Reproducible, Sampler, TpeSampler
 from orchestrator.spec.sweep_spec import Budget, Objective, SweepSpec
@@ -53,6 +54,12 @@ PRUNERS: dict[str, Pruner] = {
     "patient": PatientPruner(patience=2),
     "patient median": PatientPruner(patience=1, wrapped=MedianPruner(n_startup_trials=2)),
 }
+
+
+def test_every_sampler_and_pruner_is_under_this_contract() -> None:
+    assert {type(sampler) for sampler in SAMPLERS.values()} == set(get_args(get_args(Sampler)[0]))
+    # Wilcoxon compares held-out pairs, which these curves have not: test_pruners.py.
+    assert {type(pruner) for pruner in PRUNERS.values()} == set(get_args(get_args(Pruner)[0])) - {WilcoxonPruner}
 
 
 def spec_of(sampler: Sampler, pruner: Pruner, search: Any = None, **more: Any) -> SweepSpec:

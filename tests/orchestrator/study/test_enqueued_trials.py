@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.samplers import RandomSampler
-from orchestrator.spec.search.manual_trials import check_manual_trial, manual_params, out_of_space
+from orchestrator.spec.search.manual_trials import check_manual_trial, out_of_space, resolve_params
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import Budget, Objective
 from orchestrator.study.database import enqueued_trials
@@ -91,7 +91,7 @@ def test_a_kill_between_taking_and_creating_neither_loses_nor_doubles(
 def test_the_files_trials_count_in_the_budget_and_come_after_those_by_hand(create: Create) -> None:
     study = create(make_spec(GRID, budget=Budget(trials=2)))
     with study._database.transaction() as c:  # pyright: ignore[reportPrivateUsage]
-        study._queue.add(c, {"loss.beta": 7.0}, "given in the file", by_hand=False)  # pyright: ignore[reportPrivateUsage]
+        study._queue.add(c, {"loss.beta": 7.0}, "given in the file", by_command=False)  # pyright: ignore[reportPrivateUsage]
     study.enqueue({"loss.beta": 8.0}, "by hand", kind="enqueued")
     assert [p["loss.beta"] for p in drawn(study)] == [8.0, 7.0, 2.0]
 
@@ -129,7 +129,7 @@ def test_what_the_search_could_have_drawn_is_told_from_the_rest() -> None:
         [{"loss.gamma": [0.5, 1.0], "training.seed": [1, 2]}],
     )
     given = {"loss.beta": 1.3, "training.learning_rate": 1e-4, "loss.gamma": 0.5, "training.seed": 2, "lora": None}
-    params = manual_params(space.base, space.search, given | {"training.max_steps": 5})
+    params = resolve_params(space.base, space.search, given | {"training.max_steps": 5})
     assert out_of_space(space.search, params) == [
         "training.learning_rate",
         "loss.gamma",
@@ -142,5 +142,5 @@ def test_what_the_search_could_have_drawn_is_told_from_the_rest() -> None:
 
 def test_the_ratio_of_a_searched_margin_is_written_as_the_margin() -> None:
     spec = make_spec({"loss.gamma": {"choice": [0.5, 1.0]}})
-    assert manual_params(spec.base, spec.search, {"loss.gamma_beta_ratio": 0.25}) == {"loss.gamma": 0.5}
+    assert resolve_params(spec.base, spec.search, {"loss.gamma_beta_ratio": 0.25}) == {"loss.gamma": 0.5}
     assert BASE["loss"]["beta"] == 2.0

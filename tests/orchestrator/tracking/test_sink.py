@@ -1,4 +1,4 @@
-"""What every receiver must do, whatever stands behind it. A new sink inherits `SinkContract` and says how to look."""
+"""What every receiver must do, whatever stands behind it. A new receiver inherits `ReceiverContract` and says how to look."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from trainer.results import StepMetrics
 
 @dataclass
 class Seen:
-    """A run as the sink shows it. `points` lists (step, value) of each metric, doubled ones twice."""
+    """A run as the receiver shows it. `points` lists (step, value) of each metric, doubled ones twice."""
 
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Seen:
     artifacts: list[str] = field(default_factory=list)
 
 
-class SinkContract(ABC):
+class ReceiverContract(ABC):
     @abstractmethod
     def open(self, root: Path) -> TrackingReceiver:
         """A receiver onto what lies under `root`, as a new process would make it."""
@@ -185,7 +185,7 @@ class InMemory:
         return self._runs[run]
 
 
-class TestInMemory(SinkContract):
+class TestInMemory(ReceiverContract):
     @pytest.fixture(autouse=True)
     def _empty(self) -> None:
         self.runs: dict[str, Seen] = {}
@@ -197,7 +197,7 @@ class TestInMemory(SinkContract):
         return self.runs
 
 
-class TestMlflow(SinkContract):
+class TestMlflow(ReceiverContract):
     @pytest.fixture(autouse=True)
     def _migrated(self, tmp_path: Path, empty_mlflow: Path) -> None:
         (tmp_path / "mlflow.db").write_bytes(empty_mlflow.read_bytes())

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.objectives import OBJECTIVES
 from trainer.config.trial import TrainingConfig, TrialConfig, config_fingerprint
-from trainer.training_session import config_digest
+from trainer.training_session import result_digest
 
 BASE: dict[str, Any] = {"model": "m", "data": {"train": "t.jsonl"}}
 
@@ -36,7 +36,7 @@ def test_a_leaf_that_an_upgrade_adds_changes_no_name(written: dict[str, Any]) ->
     later = LaterTrial.model_validate(BASE | written | {"training": LaterTraining(**written.get("training", {}))})
     assert "training.muon" in later.flat_params()
     assert config_fingerprint(later) == config_fingerprint(before)
-    assert config_digest(later) == config_digest(before)
+    assert result_digest(later) == result_digest(before)
     used = LaterTrial.model_validate(BASE | written | {"training": LaterTraining(muon=True)})
     assert config_fingerprint(used) != config_fingerprint(before)
 
@@ -61,7 +61,7 @@ def test_what_differs_has_another_name() -> None:
     ]
     for one, other in combinations(different, 2):
         assert config_fingerprint(one) != config_fingerprint(other)
-        assert config_digest(one) != config_digest(other)
+        assert result_digest(one) != result_digest(other)
 
 
 def test_every_objective_has_its_own_name() -> None:

@@ -19,7 +19,7 @@ def test_what_is_saved_is_read_back_to_the_bit(tmp_path: Path) -> None:
     saved = state(12)
     checkpoints.save_checkpoint(tmp_path, saved)
     found = checkpoints.load_newest([tmp_path])
-    assert (found.config_digest, found.step, found.history, found.window) == ("c", 12, saved.history, saved.window)
+    assert (found.result_digest, found.step, found.history, found.window) == ("c", 12, saved.history, saved.window)
     for mine, theirs in ((saved.weights, found.weights), (saved.optimizer, found.optimizer)):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[k], theirs[k]) and mine[k].dtype == theirs[k].dtype for k in mine)

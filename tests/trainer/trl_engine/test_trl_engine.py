@@ -17,7 +17,7 @@ from trainer import metrics
 from trainer.config.trial import TrialConfig
 from trainer.config.trl_support import pairs_per_micro_batch
 from trainer.results import RunStatus
-from trainer.training_session import TrainingSession, config_digest
+from trainer.training_session import TrainingSession, result_digest
 from trainer.trl_engine import instrumented_trainers
 from trainer.trl_engine.trl_engine import iterate_in_thread
 
@@ -285,7 +285,7 @@ def test_an_update_is_cut_into_equal_micro_batches() -> None:
 
 
 def test_the_engine_is_part_of_what_a_run_is() -> None:
-    assert config_digest(trial()) != config_digest(trial(engine="trl"))
+    assert result_digest(trial()) != result_digest(trial(engine="trl"))
     with pytest.raises(ValidationError, match="'packed' or 'trl'"):
         trial(engine="liger")
 
