@@ -44,7 +44,7 @@ def resolve_conflicts(found: Sequence[DiagnosisFinding]) -> list[DiagnosisFindin
             if step.setting:
                 holders[step.setting] = k
         if lost:
-            out[k] = _without(out[k], kept, out[holders[lost[0].path]], lost[0])
+            out[k] = _without(out[k], kept, out[holders[lost[0].setting]], lost[0])
     harmful = min((k for k in range(len(out)) if _is_harm(out[k])), key=lambda k: _strength(out[k]), default=None)
     dropped: set[int] = set()
     for k, finding in enumerate(found):

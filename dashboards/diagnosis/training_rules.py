@@ -283,7 +283,7 @@ def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFind
         + f"{format_value(curve[-1][1])} at the end.{also}",
         "Check that the held-out pairs come from the same distribution as the training pairs." if rose else "",
         (winner.label,),
-        steps[0].path if steps else "",
+        steps[0].setting if steps else "",
         steps,
     )
 

@@ -88,11 +88,11 @@ def extra_columns(judgement: Judgement) -> tuple[str, ...]:
     order_agreement = "–" if judgement.order_agreement is None else f"{judgement.order_agreement:.0%}"
     cost = None if judgement.usage is None else judgement.usage.cost
     score = (
-        "–" if judgement.score is None else f"{format_value(judgement.score)} ({format_value(judgement.start_score)})"
+        "–" if judgement.score is None else f"{format_value(judgement.score)} ({format_value(judgement.initial_score)})"
     )
     return (
         order_agreement,
-        f"{judgement.length:.0f} ({judgement.start_length:.0f})",
+        f"{judgement.length:.0f} ({judgement.initial_length:.0f})",
         score,
         str(judgement.left_out),
         "–" if cost is None else f"{cost:.2f}",

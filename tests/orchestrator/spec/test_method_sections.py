@@ -48,7 +48,8 @@ WRONG = {
     "order": ("order: fast", "order: must be one of reproducible, asap"),
     "scaled": ("pruner: {kind: median, metric: eval_rewards/margins}\n" + RANGES, "is scaled by the search"),
     "late": (
-        "base: {evaluation: {answer_steps: 0}}\npruner: {kind: median, metric: eval_repetition}",
+        "base: {model: org/model, data: {train: rows.jsonl}, evaluation: {answer_steps: 0}}\n"
+        "pruner: {kind: median, metric: eval_repetition}",
         "with evaluation.answer_steps 0, eval_repetition is measured at the start and the end only, too late to prune",
     ),
     "no side": ("pruner: {kind: median, metric: eval_lengths/chosen}", "neither better when high nor when low"),

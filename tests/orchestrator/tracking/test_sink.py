@@ -1,4 +1,4 @@
-"""What every receiver must do, whatever stands behind it. A new receiver inherits `ReceiverContract` and says how to look."""
+"""What every receiver must do, whatever stands behind it. A new one inherits `ReceiverContract` and shows its runs."""
 
 import math
 from abc import ABC, abstractmethod
