@@ -203,20 +203,43 @@ def print_history(found: Mapping[str, Any]) -> None:
     wide_console(_PIPED_WIDTH, highlight=False).print(table)
 
 
-def print_best(found: Mapping[str, Any]) -> None:
-    """Print the winner's settings and metrics, or the Pareto front."""
-    table = _key_figures("best")
-    for key, value in found.items():
-        if key == "front":
-            for member in value:
-                texts = ", ".join(map(_short, member["values"])) + "  " + _params(member["params"])
-                table.add_row(escape(f"front trial {member['number']}"), escape(texts))
-        elif isinstance(value, Mapping):
-            for name, content in sorted(value.items()):
-                table.add_row(escape(f"{key} {name}"), escape(_short(content)))
-        elif value not in (None, ""):
-            table.add_row(key, escape(_short(value)))
+_MAX_FRONT = 4
+"""Trials of a Pareto front that `best` prints without `--metrics`."""
+
+
+def print_best(found: Mapping[str, Any], *, metrics: bool = False) -> None:
+    """Print the winner in about ten lines: objectives, settings, the Pareto front, model. `metrics`: all metrics too.
+
+    Values of the initial model stand beside those of the trial.
+    """
+    initial: Mapping[str, Any] = found.get("initial") or {}
+    front: Sequence[Mapping[str, Any]] = found.get("front") or ()
+    table = _key_figures(f"best: trial {found['number']}, after {found['step']} updates")
+    objectives: Sequence[Mapping[str, Any]] = found.get("goals") or [found["goal"]]
+    for objective, value in zip(objectives, found.get("values") or [found["value"]], strict=True):
+        text = f"{_short(value)}{_initial_text(initial, objective['metric'])}, to {objective['direction']}"
+        table.add_row(escape(str(objective["metric"])), escape(text))
+    table.add_row("settings", escape(_params(found["params"]) or "the only configuration"))
+    shown = front if metrics else front[:_MAX_FRONT]
+    for member in shown:
+        texts = ", ".join(map(_short, member["values"])) + "  " + _params(member["params"])
+        table.add_row(escape(f"front trial {member['number']}"), escape(texts))
+    if len(front) > len(shown):
+        table.add_row("", f"and {len(front) - len(shown)} more trials of the front (--metrics)")
+    for name, key in (("enqueued", "origin"), ("clone of trial", "parent"), ("from update", "from_update")):
+        if found.get(key) not in (None, ""):
+            table.add_row(name, escape(str(found[key])))
+    table.add_row("model", escape(found["model"] or "the weights were removed"))
+    for name, key in (("exported to", "exported"), ("MLflow run", "run_id")):
+        if found.get(key):
+            table.add_row(name, escape(str(found[key])))
+    for name, value in sorted(found["metrics"].items()) if metrics else ():
+        table.add_row(escape(name), escape(f"{_short(value)}{_initial_text(initial, name)}"))
     wide_console(_PIPED_WIDTH, highlight=False).print(table)
+
+
+def _initial_text(initial: Mapping[str, Any], metric: str) -> str:
+    return f" (initial model {_short(initial[metric])})" if metric in initial else ""
 
 
 def print_checks(checks: Sequence[Check]) -> None:
@@ -247,4 +270,6 @@ def _key_figures(title: str) -> Table:
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return "–"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SET = click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Override one setting: loss.beta=2.5")
+
+def set_option(example: str) -> Callable[[F], F]:
+    """Return the option `--set`, with an example that the command accepts."""
+    return click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help=f"Override one setting: {example}")
+
+
+SET = set_option("loss.beta=2.5")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 TRUST = click.option(
     "--trust-remote-code", is_flag=True, help="Run Python code of the model's repository. Never taken from a file."

@@ -53,6 +53,7 @@ def history(name: str, as_json: bool) -> None:
 @click.argument("name")
 @JSON
 @click.option("--export", "to", type=click.Path(path_type=Path), help="Write the best trial's model to this folder.")
+@click.option("--metrics", "all_metrics", is_flag=True, help="Show all metrics, beside the initial model's.")
 @click.option("--merge", is_flag=True, help="With --export: merge LoRA adapters into the weights.")
 @click.option(
     "--compare/--no-compare",
@@ -60,7 +61,15 @@ def history(name: str, as_json: bool) -> None:
     help="With --export: load the model with plain transformers and compare its log-probs with the trial's (default).",
 )
 @TRUST
-def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, trust_remote_code: bool) -> None:
+def best(
+    name: str,
+    as_json: bool,
+    to: Path | None,
+    all_metrics: bool,
+    merge: bool,
+    compare: bool,
+    trust_remote_code: bool,
+) -> None:
     """Show the best configuration so far; export its model."""
     if to is None and (merge or trust_remote_code or not compare):
         flag = "--merge" if merge else "--trust-remote-code" if trust_remote_code else "--no-compare"
@@ -79,7 +88,7 @@ def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, 
     if as_json:
         print_json(found)
     else:
-        print_best(found)
+        print_best(found, metrics=all_metrics)
 
 
 def _log(text: str) -> None:

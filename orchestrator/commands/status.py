@@ -150,10 +150,14 @@ def best(name: str, root: Path) -> dict[str, Any]:
             raise NoTrialCompleted(f"no trial of {name} has completed yet")
         record, objectives = front[0], study.spec.objectives
         objective, model = study.spec.first_objective, model_folder(folder, record)
+        initial = study.initial_metrics()
     return {
         "number": record.number,
         "value": record.value,
+        "values": None if record.values is None else list(record.values),
         "goal": {"metric": objective.metric, "direction": objective.direction},
+        "goals": [{"metric": each.metric, "direction": each.direction} for each in objectives],
+        "initial": {metric: _json(value) for metric, value in initial.items()},
         "front": [
             {"number": r.number, "values": list(r.values or ()), "params": dict(r.params)}
             for r in (front if len(objectives) > 1 else ())

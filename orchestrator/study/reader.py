@@ -120,6 +120,14 @@ class StudyReader:
         with self._database.snapshot() as connection:
             return self._repository.metric_history(connection, number)
 
+    def initial_metrics(self) -> dict[str, float]:
+        """Return the initial model's metrics: those at step 0 of the first trial that has any; empty before."""
+        for record in self.trials():
+            history = self.metric_history(record.number)
+            if record.fork is None and history and history[0].step == 0:
+                return dict(history[0].metrics)
+        return {}
+
     def best(self) -> TrialRecord | None:
         """Return the complete trial with the best objective; with several objectives, the first of the Pareto front."""
         return next(iter(rank_trials(self.trials(), *self.spec.objectives)), None)

@@ -74,7 +74,7 @@ def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTraine
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
             raise TokenizerError(cannot_load_message(f"the tokenizer of {name!r}", error)) from error
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise TokenizerError(
             f"the tokenizer of {name!r} cannot be loaded: {reason}. "
             "Give a folder or a reachable hub name as model.name_or_path or model.tokenizer."

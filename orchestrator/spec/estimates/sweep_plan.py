@@ -198,7 +198,7 @@ def make_plan(
     Raises:
         DataError: The data has fewer pairs than one update.
     """
-    notices_out = list(notices)
+    notices_out = [*notices, *_kept_models_notice(spec)]
     grid = Grid(spec.search, spec.base) if isinstance(spec.sampler, GridSampler) else None
     trials, distinct = _trials(spec, grid, notices_out)
     corners = list(sample_corners(extreme_space(spec.search)))
@@ -237,6 +237,15 @@ def make_plan(
         writes=_writes(spec, root, tracking),
         notices=notices_out,
     )
+
+
+def _kept_models_notice(spec: SweepSpec) -> list[str]:
+    if spec.judge is None or "keep_models" not in spec.model_fields_set or spec.judge.top <= spec.keep_models:
+        return []
+    return [
+        f"judge.top {spec.judge.top} is above keep_models {spec.keep_models}: the weights of the best "
+        f"{spec.judge.top} trials stay on disk, as judging needs them"
+    ]
 
 
 def total_trials(spec: SweepSpec) -> int | None:
