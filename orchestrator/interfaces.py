@@ -28,6 +28,10 @@ class ProgressView(Protocol):
         """Show the stage before the trials, such as data preparation."""
         ...
 
+    def set_stage_progress(self, done: int, total: int) -> None:
+        """Show how far the current stage is, in updates; drawn as a bar, never printed as a line."""
+        ...
+
     def log(self, text: str) -> None:
         """Print a line that stays on the screen."""
         ...

@@ -29,6 +29,8 @@ class TrialCurves:
 
     record: TrialRecord
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict[str, list[tuple[int, float]]])
+    idle_word: str = ""
+    """Shown for a RUNNING trial on which no worker works: WAITING for one, or INTERRUPTED with its driver."""
 
     def add(self, metrics: Iterable[StepMetrics]) -> None:
         """Append metrics; steps not newer than the last one are ignored."""

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.formatting import table_width, wide_console
+from dashboards.formatting import format_measured, format_settings, table_width, tie_text, wide_console
 from orchestrator.spec.estimates.disk_space import format_bytes
 
 if TYPE_CHECKING:
@@ -137,39 +137,63 @@ def _print_probe(console: Console, plan: SweepPlan) -> None:
 def print_status(status: Mapping[str, Any]) -> None:
     """Print one line for the sweep and one row per trial."""
     console = wide_console(_PIPED_WIDTH, highlight=False)
-    objective = status.get("goal")
-    console.print(f"{status['name']}: {status['state']}, {_goal(objective)}", markup=False)
-    for text in (status.get("why"), *status.get("waiting", ()), _mirror(status.get("mirror"))):
+    objectives: Sequence[Mapping[str, Any]] = status.get("goals") or [status["goal"]]
+    console.print(f"{status['name']}: {status['state']}, {', '.join(map(_goal, objectives))}", markup=False)
+    for text in (_why(status), *status.get("waiting", ()), _mirror(status.get("mirror")), _tie(status)):
         if text:
             console.print(text, markup=False)
     trials: Sequence[Mapping[str, Any]] = status.get("trials", ())
-    metric = objective.get("metric") if isinstance(objective, Mapping) else None
+    metrics = [str(objective["metric"]) for objective in objectives if isinstance(objective, Mapping)]
     paths = list(dict.fromkeys(path for trial in trials for path in trial.get("params", {})))
+    settings = {path: format_settings([trial.get("params", {}).get(path) for trial in trials]) for path in paths}
+    values = {m: format_measured([trial.get("metrics", {}).get(m) for trial in trials], 6) for m in metrics}
     table = Table(box=None, header_style="bold")
-    for column in ("trial", "state", "step", *paths, *([str(metric)] if metric else []), "reason"):
-        table.add_column(column, overflow="fold")
-    for trial in trials:
-        params, metrics = trial.get("params", {}), trial.get("metrics", {})
+    for column in ("trial", "state", "step", *paths, *metrics, "reason"):
+        table.add_column(column, overflow="fold", justify="right" if column in (*paths, *metrics) else "left")
+    for k, trial in enumerate(trials):
         table.add_row(
             _trial_cell(trial, status),
-            str(trial["state"]),
+            _state(trial),
             f"{trial.get('step', 0)}/{trial.get('steps') or '?'}",
-            *(_short(params[path]) if path in params else "-" for path in paths),
-            *([_short(metrics.get(metric))] if metric else []),
+            *(settings[path][k] for path in paths),
+            *(values[metric][k] for metric in metrics),
             escape("; ".join(text for text in (trial.get("reason"), trial.get("origin")) if text)),
         )
     if not console.is_terminal or _needed_width(table, trials) <= console.width:
         console.print(table)
         return
-    for trial in trials:  # on a narrow terminal one row per trial would cut values
-        value = f"  {metric}={_short(trial.get('metrics', {}).get(metric))}" if metric else ""
+    for k, trial in enumerate(trials):  # on a narrow terminal one row per trial would cut values
+        value = "".join(f"  {metric}={values[metric][k]}" for metric in metrics)
         progress = f"{trial.get('step', 0)}/{trial.get('steps') or '?'}"
-        head = f"trial {_trial_cell(trial, status)} {trial['state']} {progress}{value}"
+        head = f"trial {_trial_cell(trial, status)} {_state(trial)} {progress}{value}"
         console.print(head, markup=False, style="bold")
         text = "; ".join(text for text in (trial.get("reason"), trial.get("origin")) if text)
         for line in (_params(trial.get("params", {})), text):
             if line:
                 console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+
+
+def _state(trial: Mapping[str, Any]) -> str:
+    return str(trial.get("idle") or trial["state"]).upper()
+
+
+def _why(status: Mapping[str, Any]) -> str:
+    """Return why the sweep is in its state, without the word that the line above has."""
+    why = str(status.get("why") or "")
+    return without_state(why, str(status["state"]))
+
+
+def without_state(why: str, state: str) -> str:
+    """Return a reason without the state with which it begins, such as "interrupted" after "is interrupted"."""
+    return why[len(state) :].lstrip(": ") if why.startswith(state) else why
+
+
+def _tie(status: Mapping[str, Any]) -> str:
+    """Return the sentence about trials with the same value as the best; empty without any."""
+    front = status.get("front", ())
+    if len(status.get("goals", ())) > 1 or len(front) < 2:
+        return ""
+    return tie_text(str(front[0]), [str(number) for number in front[1:]])
 
 
 def _mirror(found: Mapping[str, Any] | None) -> str:
@@ -180,9 +204,10 @@ def _mirror(found: Mapping[str, Any] | None) -> str:
 
 
 def _trial_cell(trial: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Return the trial number, with a star for the best trial or a trial of the Pareto front."""
+    """Return the trial number, with a star for the best trial or, with several objectives, one of the Pareto front."""
     number = trial["number"]
-    return f"★ {number}" if number in found.get("front", ()) else str(number)
+    front = found.get("front", ())
+    return f"★ {number}" if number in (front if len(found.get("goals", ())) > 1 else front[:1]) else str(number)
 
 
 def _needed_width(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -12,7 +12,17 @@ from rich.text import Text
 
 from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
-from dashboards.formatting import format_params, format_value, progress_bar, short_names, sparkline, table_width
+from dashboards.formatting import (
+    format_measured,
+    format_params,
+    format_settings,
+    format_value,
+    progress_bar,
+    short_names,
+    sparkline,
+    table_width,
+    tie_text,
+)
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -31,8 +41,10 @@ _REASON_WIDTH = 30
 
 
 def state_text(curves: TrialCurves) -> Text:
-    """Return the colored state; DIVERGED for a trial that the divergence guard stopped."""
+    """Return the colored state; DIVERGED for a trial that the divergence guard stopped, its word for an idle one."""
     record = curves.record
+    if curves.idle_word:
+        return Text(curves.idle_word, style="blue")
     word = "DIVERGED" if record.diverged else str(record.state)
     return Text(word, style="magenta" if record.diverged else _STYLE[record.state])
 
@@ -45,6 +57,7 @@ def trial_table(
     updates_of: UpdatesOf | None,
     width: int,
     most_reasons: int | None = None,
+    further: Sequence[Objective] = (),
 ) -> RenderableType:
     """Return a table with one row per trial.
 
@@ -54,19 +67,21 @@ def trial_table(
         all_curves: trials to show.
         paths: searched settings.
         objective: objective to show and to mark the best trial by.
+        further: further objectives to show; with any, the trials of the Pareto front are marked.
         updates_of: total updates of a trial by its params; None where unknown.
         width: terminal width in characters.
         most_reasons: number of reasons below the table, the newest; None for all, wrapped.
     """
     reason = max((len(_remark(curves, False)) for curves in all_curves), default=0)
-    wide = _table(all_curves, paths, objective, updates_of, is_wide=True, sparkline_width=12)
+    objectives = (objective, *further)
+    wide = _table(all_curves, paths, objectives, updates_of, is_wide=True, sparkline_width=12)
     if table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
         return wide
     candidates = (
         _table(
             all_curves,
             paths,
-            objective,
+            objectives,
             updates_of,
             is_wide=False,
             sparkline_width=sparkline_width,
@@ -76,9 +91,9 @@ def trial_table(
     )
     table = next((made for made in candidates if table_width(made).maximum <= width), None)
     if table is None:
-        table = _folded_table(all_curves, paths, objective, updates_of, progress=True)
+        table = _folded_table(all_curves, paths, objectives, updates_of, progress=True)
         if table_width(table).minimum > width:
-            table = _folded_table(all_curves, paths, objective, updates_of, progress=False)
+            table = _folded_table(all_curves, paths, objectives, updates_of, progress=False)
     reasons = [v.record for v in all_curves if v.record.reason]
     if most_reasons is not None:
         reasons = reasons[max(0, len(reasons) - most_reasons) :] if most_reasons > 0 else []
@@ -90,7 +105,7 @@ def trial_table(
 def _table(
     all_curves: Sequence[TrialCurves],
     paths: Sequence[str],
-    objective: Objective,
+    objectives: Sequence[Objective],
     updates_of: UpdatesOf | None,
     *,
     is_wide: bool,
@@ -99,31 +114,34 @@ def _table(
 ) -> Table:
     """Return the table. `is_narrow`: wrapped column names and no padding; values are never cut."""
     short = short_names(paths)
-    best = next(iter(rank_trials([v.record for v in all_curves], objective)), None)
+    marked = _marked(all_curves, objectives)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0) if is_narrow else (0, 1))
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for path in paths:
         table.add_column(_break_name(short[path]) if is_narrow else short[path], justify="right", no_wrap=True)
     table.add_column("step" if not is_wide else "progress", no_wrap=True)
-    metric = objective.metric if is_wide else objective.metric.removeprefix("eval_")
-    table.add_column(_break_name(metric) if is_narrow else metric, justify="right", no_wrap=True)
+    for objective in objectives:
+        metric = objective.metric if is_wide else objective.metric.removeprefix("eval_")
+        table.add_column(_break_name(metric) if is_narrow else metric, justify="right", no_wrap=True)
     if sparkline_width:
         table.add_column("margin" if is_wide else "marg.", no_wrap=True)
         table.add_column("accuracy" if is_wide else "acc.", no_wrap=True)
     if is_wide:
         table.add_column("", overflow="fold")
-    for curves in all_curves:
-        first = best is not None and best is curves.record
+    settings = _rows(format_settings([v.record.params.get(path) for v in all_curves]) for path in paths)
+    values = _rows(_objective_column(all_curves, objectives, k) for k in range(len(objectives)))
+    for k, curves in enumerate(all_curves):
+        first = curves.record.number in marked
         row = [Text(f"★ {curves.record.number}" if first else str(curves.record.number)), state_text(curves)]
-        row += [Text(format_value(curves.record.params.get(path))) for path in paths]
+        row += [Text(cell) for cell in settings[k]] if paths else []
         total = None if updates_of is None else updates_of(curves.record.params)
-        row += [_progress(curves, total, is_wide), _objective_cell(curves, objective, first)]
+        row += [_progress(curves, total, is_wide), *(Text(v, style="bold green" if first else "") for v in values[k])]
         if sparkline_width:
             row += [Text(sparkline(curves.values(MARGIN), sparkline_width), style="blue")]
             row += [Text(sparkline(curves.values(COMPARISON_METRIC), sparkline_width), style="green")]
         if is_wide:
-            row += [Text(_remark(curves, first))]
+            row += [Text(_remark(curves, first, is_front=len(objectives) > 1))]
         table.add_row(*row)
     return table
 
@@ -136,28 +154,40 @@ def _break_name(name: str) -> str:
 def _folded_table(
     all_curves: Sequence[TrialCurves],
     paths: Sequence[str],
-    objective: Objective,
+    objectives: Sequence[Objective],
     updates_of: UpdatesOf | None,
     *,
     progress: bool,
 ) -> Table:
     """Return a table with all settings in one wrapped column, for settings that need more than the width."""
-    best = next(iter(rank_trials([v.record for v in all_curves], objective)), None)
+    marked = _marked(all_curves, objectives)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0))
-    metric = _break_name(objective.metric.removeprefix("eval_"))
-    for name in ("trial", "state", "configuration", *(["step"] if progress else []), metric):
+    metrics = [_break_name(objective.metric.removeprefix("eval_")) for objective in objectives]
+    for name in ("trial", "state", "configuration", *(["step"] if progress else []), *metrics):
         table.add_column(name, no_wrap=name != "configuration", overflow="fold")
-    for curves in all_curves:
-        first = best is not None and best is curves.record
+    values = _rows(_objective_column(all_curves, objectives, k) for k in range(len(objectives)))
+    for k, curves in enumerate(all_curves):
+        first = curves.record.number in marked
         total = None if updates_of is None else updates_of(curves.record.params)
         table.add_row(
             Text(f"★ {curves.record.number}" if first else str(curves.record.number)),
             state_text(curves),
             Text(format_params(curves.record.params, paths)),
             *([_progress(curves, total, is_wide=False)] if progress else []),
-            _objective_cell(curves, objective, first),
+            *(Text(value, style="bold green" if first else "") for value in values[k]),
         )
     return table
+
+
+def _rows(columns: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+    return list(zip(*columns, strict=True))
+
+
+def _marked(all_curves: Sequence[TrialCurves], objectives: Sequence[Objective]) -> set[int]:
+    """Return the number of the best trial; with several objectives those of the Pareto front."""
+    records = [curves.record for curves in all_curves]
+    best = pareto_front(records, objectives) if len(objectives) > 1 else rank_trials(records, *objectives)[:1]
+    return {record.number for record in best}
 
 
 def _progress(curves: TrialCurves, planned_updates: int | None, is_wide: bool) -> Text:
@@ -171,14 +201,22 @@ def _progress(curves: TrialCurves, planned_updates: int | None, is_wide: bool) -
     )
 
 
-def _objective_cell(curves: TrialCurves, objective: Objective, best: bool) -> Text:
-    value = curves.record.value if curves.record.value is not None else curves.last(objective.metric)
-    return Text("" if value is None else format_value(value), style="bold green" if best else "")
+def _objective_column(all_curves: Sequence[TrialCurves], objectives: Sequence[Objective], k: int) -> list[str]:
+    """Return the cells of objective `k`: final values, of unfinished trials the newest."""
+    values = [
+        curves.record.values[k]
+        if curves.record.values
+        else curves.record.value
+        if k == 0 and curves.record.value is not None
+        else curves.last(objectives[k].metric)
+        for curves in all_curves
+    ]
+    return ["" if value is None else text for value, text in zip(values, format_measured(values), strict=True)]
 
 
-def _remark(curves: TrialCurves, best: bool) -> str:
+def _remark(curves: TrialCurves, best: bool, *, is_front: bool = False) -> str:
     if best:
-        return "best"
+        return "Pareto front" if is_front else "best"
     if curves.record.reason:
         return curves.record.reason
     return f"attempt {curves.record.attempts}" if curves.record.attempts > 1 else ""
@@ -189,8 +227,18 @@ def print_final_summary(
 ) -> None:
     """Print the table of trials and the best configuration, or the Pareto front."""
     ordered = sorted(all_curves, key=lambda v: v.record.number)
+    for curves in ordered:
+        if curves.record.state is TrialState.RUNNING:
+            curves.idle_word = "INTERRUPTED"  # the driver has ended
     console.print(
-        trial_table(ordered, spec.search.paths, spec.first_objective, updates_of=updates_of, width=console.size.width)
+        trial_table(
+            ordered,
+            spec.search.paths,
+            spec.first_objective,
+            updates_of=updates_of,
+            width=console.size.width,
+            further=spec.also,
+        )
     )
     ranked = rank_trials([v.record for v in ordered], *spec.objectives)
     if not ranked:
@@ -203,15 +251,28 @@ def print_final_summary(
         return
     if len(spec.objectives) > 1:
         _print_front(spec, pareto_front(ranked, spec.objectives), console)
+        _print_initial(spec, ordered, console)
         return
     best, metric = ranked[0], spec.first_objective.metric
     console.print(
         Text("Best: ", style="bold").append(f"trial {best.number}", style="bold green")
         + Text(f"  {format_params(best.params, spec.search.paths)}  {metric}={format_value(best.value)}")
     )
-    start = next((v.values(metric)[0] for v in ordered if v.values(metric)), None)
-    if start is not None and best.value is not None:
-        console.print(Text(f"The initial model has {metric}={format_value(start)}.", style="dim"))
+    if tied := [str(record.number) for record in ranked[1:] if record.value == best.value]:
+        console.print(Text(tie_text(str(best.number), tied)))
+    _print_initial(spec, ordered, console)
+
+
+def _print_initial(spec: SweepSpec, ordered: Sequence[TrialCurves], console: Console) -> None:
+    """Print the initial model's value of every objective that was measured."""
+    found = [
+        f"{objective.metric}={format_value(start)}"
+        for objective in spec.objectives
+        if (start := next((v.values(objective.metric)[0] for v in ordered if v.values(objective.metric)), None))
+        is not None
+    ]
+    if found:
+        console.print(Text(f"The initial model has {', '.join(found)}.", style="dim"))
 
 
 def _print_front(spec: SweepSpec, best: Sequence[TrialRecord], console: Console) -> None:

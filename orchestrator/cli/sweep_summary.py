@@ -12,6 +12,7 @@ from dashboards.analysis.load_frame import load_frame
 from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.diagnose import diagnose
 from dashboards.formatting import wide_console
+from dashboards.terminal.command_output import without_state
 from dashboards.terminal.progress_views import open_view
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from orchestrator import folders
@@ -40,7 +41,14 @@ def watch_sweep(name: str, root: Path) -> None:
         spec, updates_of = study.spec, updates_if_known(folder, study.spec)
         console = Console(stderr=True)
         before = study.usage().hours * 3600
-        view = open_view(spec, console, total=total_trials(spec), updates_of=updates_of, before=before)
+        view = open_view(
+            spec,
+            console,
+            total=total_trials(spec),
+            updates_of=updates_of,
+            before=before,
+            running_before=study.trials_at_work(),
+        )
         seen: dict[int, tuple[TrialState, int, int]] = {}
         try:
             while True:
@@ -66,7 +74,7 @@ def watch_sweep(name: str, root: Path) -> None:
             trial.add(study.metric_history(trial.record.number))
         print_final_summary(spec, views, wide_console(), updates_of=updates_of)
         if sweep_state(study) == "interrupted":
-            reason = study.stop_reason()
+            reason = without_state(study.stop_reason(), "interrupted")
             console.print(f"{name} is interrupted{f': {reason}' if reason else ''}. Resume it with:", markup=False)
             console.print(f"  orchestrate resume {name}", markup=False)
 

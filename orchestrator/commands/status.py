@@ -25,7 +25,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import spec_differences
-from orchestrator.study.trial_records import STOPPING, Request, TrialRecord
+from orchestrator.study.trial_records import STOPPING, Request, TrialRecord, TrialState
 
 
 def status(name: str, root: Path) -> dict[str, Any]:
@@ -47,6 +47,10 @@ def status(name: str, root: Path) -> dict[str, Any]:
         found = _status_object(
             study.spec, state, driver, trials, front, _run_ids(folder), updates_of, usage.hours * 3600
         )
+        at_work = study.trials_at_work() if driver else set[int]()
+        for trial in found["trials"]:
+            is_idle = trial["state"] == TrialState.RUNNING.value and trial["number"] not in at_work
+            trial["idle"] = ("waiting" if driver else "interrupted") if is_idle else ""
         return found | {
             "why": study.pause_reason()
             if state == "paused"
@@ -110,6 +114,7 @@ def _trial(record: TrialRecord, run_ids: dict[str, str], updates_of: UpdatesOf |
     return {
         "number": record.number,
         "state": record.state.value,
+        "idle": "",
         "reason": record.reason,
         "origin": record.origin,
         "parent": record.parent,

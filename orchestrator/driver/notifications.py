@@ -177,6 +177,11 @@ class NotifyingView:
         self._note_progress()
         self._view.set_stage(text)
 
+    def set_stage_progress(self, done: int, total: int) -> None:
+        """Forward how far the current stage is; counts as progress."""
+        self._note_progress()
+        self._view.set_stage_progress(done, total)
+
     def log(self, text: str) -> None:
         """Forward a message."""
         self._view.log(text)

@@ -13,6 +13,7 @@ from orchestrator.errors import SpecError, SpecProblem, StorageRefused
 from orchestrator.execution import trial_retries
 from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
 from orchestrator.execution.sft_cache_key import stage_key
+from orchestrator.execution.stop_reasons import Interrupted
 from orchestrator.execution.trainer_warnings import WarningLog
 from orchestrator.execution.trial_retries import MAX_LOST_WORKERS
 from orchestrator.execution.user_requests import StopConditions
@@ -169,7 +170,12 @@ def run_sft_stage(
     if config.data != study.spec.base.data:
         report = DataReport.model_validate_json(data.prepare(config))
     stage = _Stage(study, sink, view, worker, stop_conditions, config, report)
-    end = stage.train()
+    try:
+        end = stage.train()
+    except Interrupted:
+        tags = {"state": "INTERRUPTED", "reason": "the sweep was stopped during this stage; resume continues it"}
+        sink.end_run(SFT_RUN, status="KILLED", tags=tags, at=time.time())
+        raise
     tags = {"state": "COMPLETE" if end.status is AttemptStatus.FINISHED else "FAILED", "reason": end.reason}
     status = "FINISHED" if end.status is AttemptStatus.FINISHED else "FAILED"
     sink.end_run(SFT_RUN, status=status, tags=tags, at=time.time())
@@ -239,7 +245,7 @@ class _Stage:
     def _attempt(self) -> AttemptResult:
         limit = self._study.micro_batch_limit()
         config = trial_retries.with_micro_batch_limit(self._config, limit)
-        tags = {"state": "RUNNING", "sft.key": self._key}
+        tags = {"state": "RUNNING", "reason": "", "sft.key": self._key}
         if config is not self._config:  # the logged params stay as configured
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
         self._sink.start_run(SFT_RUN, name=SFT_RUN, params=self._config.flat_params(), tags=tags, at=time.time())
@@ -262,6 +268,8 @@ class _Stage:
                 self._view.set_stage(
                     f"sft: {step_metrics.step} of {self._planned_updates} updates  {'  '.join(metrics_text)}"
                 )
+        if report.metrics:
+            self._view.set_stage_progress(report.metrics[-1].step, self._planned_updates)
 
     def _halve_micro_batch(self, reason: str) -> AttemptResult | None:
         """Halve the micro-batch, also for the trials; return the failed result if it is already at its minimum."""

@@ -79,7 +79,12 @@ class AttemptLauncher:
         task = AttemptTask(run_name, trial.attempt, config.model_dump_json(), folder, existing, fork, mirror)
         record = self._study.trial(trial.number)
         assert record is not None
-        tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt), **start_tags(trial.number)}
+        tags = {
+            "state": TrialState.RUNNING.value,
+            "reason": "",
+            "attempt": str(trial.attempt),
+            **start_tags(trial.number),
+        }
         tags |= {"origin": record.origin} if record.origin else {}
         tags |= {"clone.of": str(record.parent)} if record.parent is not None else {}
         tags |= {"clone.from_update": str(record.fork.step)} if record.fork is not None else {}
@@ -121,5 +126,6 @@ def finish_attempt(study: Study, sink: TrackingSink, active: ActiveAttempt, outc
 
 def release_attempt(study: Study, sink: TrackingSink, active: ActiveAttempt) -> None:
     """Release a trial without outcome, to be issued again later."""
-    sink.end_run(str(active.trial.number), status="KILLED", tags={"state": "INTERRUPTED"}, at=time.time())
+    tags = {"state": "INTERRUPTED", "reason": "the sweep stopped before this trial's end; resume continues it"}
+    sink.end_run(str(active.trial.number), status="KILLED", tags=tags, at=time.time())
     study.release(active.trial)

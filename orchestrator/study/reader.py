@@ -21,7 +21,9 @@ from orchestrator.study.database.tables import OLDEST_SCHEMA, SCHEMA
 from orchestrator.study.sweep_terms import TERMS_KEY, SweepTerms, Usage
 from orchestrator.study.trial_records import (
     DRIVER_EVENT,
+    ISSUED,
     PAUSED,
+    RELEASED,
     STOPPING,
     UNPAUSED,
     Event,
@@ -29,6 +31,7 @@ from orchestrator.study.trial_records import (
     Request,
     SpecVersion,
     TrialRecord,
+    TrialState,
     pareto_front,
     rank_trials,
 )
@@ -119,6 +122,23 @@ class StudyReader:
         """Return all metrics of a trial, by step."""
         with self._database.snapshot() as connection:
             return self._repository.metric_history(connection, number)
+
+    def trials_at_work(self) -> set[int]:
+        """Return the trials that the newest driver issued and has neither ended nor released.
+
+        Other RUNNING trials wait for a worker, or for the next driver.
+        """
+        issued: set[int | None] = set()
+        for event in self.events():
+            if event.kind == DRIVER_EVENT:
+                issued.clear()
+            elif event.kind == ISSUED:
+                issued.add(event.trial)
+            elif event.kind in (RELEASED, PAUSED):
+                issued.discard(event.trial)
+        return {
+            record.number for record in self.trials() if record.state is TrialState.RUNNING and record.number in issued
+        }
 
     def initial_metrics(self) -> dict[str, float]:
         """Return the initial model's metrics: those at step 0 of the first trial that has any; empty before."""

@@ -30,7 +30,7 @@ from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.pruning.pruner import TrialPruner
 from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPolicy
 from orchestrator.study.sweep_terms import SweepTerms, Usage, budget_exceeded, target_reached
-from orchestrator.study.trial_records import DUPLICATE_EVENT, SKIPPED_EVENT, Trial, TrialState
+from orchestrator.study.trial_records import DUPLICATE_EVENT, ISSUED, SKIPPED_EVENT, Trial, TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot, visible_trials
 from trainer.config.trial import TrialConfig, config_fingerprint
 from trainer.training.schedule import total_updates
@@ -67,7 +67,8 @@ class TrialIssuer:
             return ""
         issued, most = sum(not trial.is_beyond_budget for trial in trials), self._spec.budget.trials
         if most is not None and issued >= most:
-            return f"{issued} of {most} trials issued"
+            beyond = len(trials) - issued
+            return f"{issued} of {most} trials issued" + (f", and {beyond} enqueued beyond them" if beyond else "")
         return "" if waiting else self._policy.exhausted_reason(trials)
 
     def _budget_reason(self, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
@@ -143,7 +144,7 @@ class TrialIssuer:
             user_attrs={**attrs, **extra_attrs},
         )
         trial_id = self._trials.create(template)
-        self._repository.add_event(connection, "issued", "attempt 1", number)
+        self._repository.add_event(connection, ISSUED, "attempt 1", number)
         return Trial(number, 1, sampled.params, sampled.config), trial_id
 
     def retry(self, connection: Connection, frozen: FrozenTrial) -> IssuedTrial:
@@ -151,7 +152,7 @@ class TrialIssuer:
         attempt = frozen.user_attrs[ATTEMPTS] + 1
         trial_id = self._trials.optuna_id(frozen.number)
         self._trials.set(trial_id, ATTEMPTS, attempt)
-        self._repository.add_event(connection, "issued", f"attempt {attempt}", frozen.number)
+        self._repository.add_event(connection, ISSUED, f"attempt {attempt}", frozen.number)
         params = optuna_trials.trial_params(frozen, self._spec.search.paths)
         all_params = frozen.user_attrs[ENQUEUED]["leaves"] if ENQUEUED in frozen.user_attrs else params
         config = apply_params(self._spec.base, all_params)

@@ -119,6 +119,8 @@ class TrialRecord:
     """The trial that it is a clone of."""
     fork: Fork | None = None
     """The parent's checkpoint that it continues from; None: it started from the initial model."""
+    is_beyond_budget: bool = False
+    """Whether it was enqueued by a command, in addition to `budget.trials`."""
 
 
 class RequestKind(StrEnum):
@@ -142,6 +144,8 @@ SKIPPED_EVENT = "left out"
 """An invalid combination that the sampler skipped."""
 DUPLICATE_EVENT = "twin"
 """A sampled configuration that equals an earlier trial's."""
+ISSUED = "issued"
+RELEASED = "released"
 STOPPING = "stopping"
 PAUSED = "paused"
 UNPAUSED = "unpaused"

@@ -75,6 +75,7 @@ def to_record(
         origin=attrs.get(ENQUEUED, {}).get("origin", ""),
         parent=attrs.get(ENQUEUED, {}).get("parent"),
         fork=trial_fork(trial),
+        is_beyond_budget=bool(attrs.get(ENQUEUED, {}).get("by_hand")),
     )
 
 

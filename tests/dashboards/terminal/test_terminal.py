@@ -210,7 +210,7 @@ def test_the_time_left_follows_from_the_speed_of_this_driver() -> None:
         clock.now += 30.0
         view.update_trial(record(number, TrialState.COMPLETE, value=0.5))
     view.close()
-    assert "12/15 trials · 7 min 00 s so far · about 3 min 00 s left" in text_of(console)
+    assert "12/15 trials · 7 min 00 s so far · about 3 min left" in text_of(console)
 
 
 def test_sparklines_go_where_there_is_room_for_them() -> None:
