@@ -11,11 +11,13 @@ from rich.console import Console
 from dashboards.analysis.load_frame import load_frame
 from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.diagnose import diagnose
+from dashboards.diagnosis.findings import NO_DIAGNOSIS, reasons_not_to_use
 from dashboards.formatting import wide_console
 from dashboards.terminal.command_output import without_state
 from dashboards.terminal.progress_views import open_view
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from orchestrator import folders
+from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.commands.status import sweep_state
 from orchestrator.driver.data_stage import updates_if_known
 from orchestrator.errors import ExitCode
@@ -84,33 +86,46 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason)
     progress = Console(stderr=True)
     resume_line = f"  orchestrate resume {spec.name}"
     records: Sequence[TrialRecord] = []
+    reasons: Sequence[str] = ()
     if Study.exists(folder):
         with Study.open(folder) as study:
             records = study.trials()
             curves = [_trial_curves(study, record) for record in records]
         console = wide_console()
         print_final_summary(spec, curves, console, updates_of=updates_if_known(folder, spec))
-        _print_findings(folder, console)
+        reasons = _print_findings(folder, console)
     any_complete = any(r.value is not None for r in records)
     if stop_reason.text and stop_reason.kind is not StopKind.FINISHED:
         progress.print(f"{stop_reason.kind.value}: {stop_reason.text}", markup=False, soft_wrap=True)
     if stop_reason.kind is not StopKind.FINISHED:
         progress.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=True)
     if any_complete:
-        progress.print(
-            f"Next:\n  orchestrate best {spec.name} --export DIR\n  orchestrate ui {spec.name}\n"
-            f"  orchestrate report {spec.name}\n  orchestrate status {spec.name}",
-            markup=False,
-            soft_wrap=True,
-        )
+        _print_next(spec, reasons, progress)
     return _exit_code(stop_reason.kind, any_complete)
 
 
-def _print_findings(folder: SweepFolder, console: Console) -> None:
+def _print_findings(folder: SweepFolder, console: Console) -> list[str]:
+    """Print the findings, and return the reasons not to use the best trial."""
     with Study.open(folder) as study:
         frame = load_frame(study, state="finished")
-    if frame.ranked:
-        print_findings(diagnose(frame), frame.name, console)
+    if not frame.ranked:
+        return []
+    findings = diagnose(frame)
+    print_findings(findings, frame.name, console)
+    return reasons_not_to_use(findings, frame.ranked[0].label)
+
+
+def _print_next(spec: SweepSpec, reasons: Sequence[str], progress: Console) -> None:
+    """Print the next commands; the export only of a model that the diagnosis does not advise against."""
+    commands = [f"best {spec.name} --export DIR", f"ui {spec.name}", f"report {spec.name}", f"status {spec.name}"]
+    if is_rehearsal(spec):
+        text, commands = f"{NO_DIAGNOSIS} Run the same command without --rehearse.\n", commands[1:]
+    elif reasons:
+        text, commands = "Do not use the best trial yet; the report has the evidence.\n", commands[1:]
+    else:
+        text = ""
+    listed = "\n".join(f"  orchestrate {command}" for command in commands)
+    progress.print(f"{text}Next:\n{listed}", markup=False, soft_wrap=True)
 
 
 def _trial_curves(study: Study, record: TrialRecord) -> TrialCurves:

@@ -171,6 +171,9 @@ def _template(facts: Facts) -> list[str]:
     return [_line(f"    apply_template: {json.dumps(facts.apply_template)}", f"{effect}; the tokenizer has a template")]
 
 
-_IN_BASE = {False: "of trials given by hand (`enqueue`); the search has its own", True: "where the search starts"}
+_IN_BASE = {
+    False: "of trials from `enqueue` that do not set it; the search has its own",
+    True: "where the search starts",
+}
 """Comment on a searched setting in `base`, by whether the search is staged."""
 _SPLITS = (("train", "train"), ("eval", "test"))
