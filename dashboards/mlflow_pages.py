@@ -15,7 +15,14 @@ from typing import Any
 
 from dashboards.analysis.sweep_frame import state_counts
 from dashboards.diagnosis.findings import DiagnosisFinding, reasons_not_to_use
-from dashboards.formatting import format_counts, format_params, format_value, short_names
+from dashboards.formatting import (
+    format_counts,
+    format_measured,
+    format_params,
+    format_settings,
+    format_value,
+    short_names,
+)
 from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
@@ -61,12 +68,10 @@ def run_description(
         parts += ["### Diagnosis", "\n".join(_finding_line(finding) for finding in findings[:_FINDINGS])]
         if rest := findings[_FINDINGS : _FINDINGS + _MORE_IN_REPORT]:
             parts.append("Also: " + "; ".join(_one_line(finding.title) for finding in rest) + ".")
-    ranked = rank_trials(records, spec.first_objective)
+    ranked = rank_trials(records, *spec.objectives)
     if ranked:
-        parts += [
-            f"### Best trials by {spec.first_objective.metric}",
-            _table(spec, ranked[:_ROWS], spec.first_objective.metric),
-        ]
+        metrics = [objective.metric for objective in spec.objectives]
+        parts += [f"### Best trials by {' and '.join(metrics)}", _table(spec, ranked[:_ROWS], *metrics)]
     others = [r for r in records if r.state in (TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)]
     if others:
         others.sort(key=_urgency)
@@ -87,11 +92,12 @@ def _urgency(record: TrialRecord) -> tuple[int, int]:
 
 def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
     head = f"**{state.capitalize()}**: {len(records)} trials ({format_counts(state_counts(records)) or 'none yet'})."
-    best = next(iter(rank_trials(records, spec.first_objective)), None)
+    best = next(iter(rank_trials(records, *spec.objectives)), None)
     if best is None:
         return f"{head} No trial has completed{' yet' if state == 'running' else ''}."
     chosen = format_params(best.params, spec.search.paths) or "the only configuration"
-    value = f"{spec.first_objective.metric} = **{format_value(best.value)}**"
+    values = zip(spec.objectives, best.values or (best.value,), strict=False)
+    value = ", ".join(f"{objective.metric} = **{format_value(each)}**" for objective, each in values)
     return f"{head} **Best: [trial {best.number}](mlflow:{best.number})** `{chosen}` {value}"
 
 
@@ -112,16 +118,21 @@ def _finding_line(finding: DiagnosisFinding) -> str:
     return f"{text} *Next: {_one_line(finding.next_step, _MAX_EVIDENCE_LENGTH)}*"
 
 
-def _table(spec: SweepSpec, records: Sequence[TrialRecord], last: str) -> str:
+def _table(spec: SweepSpec, records: Sequence[TrialRecord], *last: str) -> str:
+    """Return a table of trials. `last`: the last columns, the objectives' metrics or "reason"."""
     paths = spec.search.paths
     short = short_names(paths)
-    head = ["trial", "state", *(short[p] for p in paths), last]
-    rule = ["---:", "---", *("---:" for _ in paths), "---" if last == "reason" else "---:"]
+    head = ["trial", "state", *(short[p] for p in paths), *last]
+    rule = ["---:", "---", *("---:" for _ in paths), *("---" if name == "reason" else "---:" for name in last)]
+    columns = [format_settings([record.params.get(path) for record in records]) for path in paths]
+    if last == ("reason",):
+        columns.append([_one_line(record.reason) for record in records])
+    else:
+        values = [record.values or (record.value,) for record in records]
+        columns += [format_measured([each[k] if k < len(each) else None for each in values]) for k in range(len(last))]
     rows = [head]
-    for record in records:
-        cells = [f"[{record.number}](mlflow:{record.number})", state_label(record)]
-        cells += [format_value(record.params.get(path)) for path in paths]
-        rows.append([*cells, _one_line(record.reason) if last == "reason" else format_value(record.value)])
+    for k, record in enumerate(records):
+        rows.append([f"[{record.number}](mlflow:{record.number})", state_label(record), *(c[k] for c in columns)])
     padded = [
         [first, *(f"&nbsp;{cell}" for cell in others)] for first, *others in rows
     ]  # MLflow's cells have no padding

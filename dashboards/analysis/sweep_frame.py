@@ -172,6 +172,18 @@ class SweepFrame:
     """Objectives after the first, of a multi-objective sweep."""
     short_names: Mapping[str, str] = field(default_factory=dict[str, str])
 
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Every objective, the first one first."""
+        return (self.objective, *self.further_objectives)
+
+    def objective_value(self, trial: TrialFrame, objective: Objective) -> float | None:
+        """Return a trial's value of an objective, of an incomplete trial the newest; None where missing."""
+        values = trial.record.values
+        if values is not None and len(values) == len(self.objectives):
+            return values[self.objectives.index(objective)]
+        return self.value(trial) if objective == self.objective else trial.last(objective.metric)
+
     @cached_property
     def ranked(self) -> list[TrialFrame]:
         """Complete trials, best first."""
