@@ -260,6 +260,7 @@ _FAILURE_ADVICE = {
 def failures(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report failed trials, one finding per kind of failure."""
     failed = frame.in_state(TrialState.FAILED)
+    again = "" if frame.sweeps else f" Then try them again: orchestrate resume {frame.name} --retry-failed."
     for kind, count in Counter(trial.record.failure for trial in failed).most_common():
         of_kind = [trial for trial in failed if trial.record.failure is kind]
         reason, most_common = Counter(trial.record.reason for trial in of_kind).most_common(1)[0]
@@ -269,6 +270,6 @@ def failures(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             f"{count} of {len(frame.trials)} trials failed"
             + (f": {kind.value.lower().replace('_', ' ')}" if kind is not None else ""),
             f"{most_common} of them with: {reason}.",
-            _FAILURE_ADVICE[kind] if kind is not None else "See the reasons below.",
+            (_FAILURE_ADVICE[kind] if kind is not None else "See the reasons below.") + again,
             tuple(trial.label for trial in of_kind),
         )

@@ -25,6 +25,7 @@ from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.retried_trials import never_trained, numbers_text
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
 
@@ -52,9 +53,13 @@ def watch_sweep(name: str, root: Path) -> None:
             running_before=study.trials_at_work(),
         )
         seen: dict[int, tuple[TrialState, int, int]] = {}
+        versions = len(study.spec_history())
         try:
             while True:
                 has_driver = folders.lock_holder(folder) is not None
+                if len(history := study.spec_history()) != versions:
+                    versions, spec = len(history), SweepSpec.from_stored(history[-1].text)
+                    view.change_spec(spec, total_trials(spec))
                 for record in study.trials():
                     current = (record.state, record.attempts, record.step)
                     previous = seen.get(record.number)
@@ -97,11 +102,26 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason)
     any_complete = any(r.value is not None for r in records)
     if stop_reason.text and stop_reason.kind is not StopKind.FINISHED:
         progress.print(f"{stop_reason.kind.value}: {stop_reason.text}", markup=False, soft_wrap=True)
-    if stop_reason.kind is not StopKind.FINISHED:
+    for line in _failed_lines(spec.name, records, stop_reason.kind):
+        progress.print(line, markup=False, soft_wrap=True)
+    if stop_reason.kind not in (StopKind.FINISHED, StopKind.ABANDONED):
         progress.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=True)
     if any_complete:
         _print_next(spec, reasons, progress)
-    return _exit_code(stop_reason.kind, any_complete)
+    return _exit_code(stop_reason.kind, any_complete, any_failed=bool(never_trained(records)))
+
+
+def _failed_lines(name: str, records: Sequence[TrialRecord], kind: StopKind) -> list[str]:
+    """Return how many configurations were never trained to their end, and how to try them again."""
+    failed = never_trained(records)
+    if not failed:
+        return []
+    lines = [
+        f"{len(failed)} of {len(records)} trials failed and were never trained to the end: {numbers_text(failed)}."
+    ]
+    if kind is StopKind.SAME_BUG:
+        return [*lines, "Mend the cause first; resumed, the sweep tries those that failed alike again."]
+    return [*lines, f"Once the cause is mended:\n  orchestrate resume {name} --retry-failed"]
 
 
 def _print_findings(folder: SweepFolder, console: Console) -> list[str]:
@@ -134,9 +154,9 @@ def _trial_curves(study: Study, record: TrialRecord) -> TrialCurves:
     return curves
 
 
-def _exit_code(kind: StopKind, any_complete: bool) -> ExitCode:
+def _exit_code(kind: StopKind, any_complete: bool, *, any_failed: bool) -> ExitCode:
     match kind:
-        case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.PAUSED | StopKind.ONLY_PAUSED_LEFT:
+        case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.ABANDONED | StopKind.PAUSED | StopKind.ONLY_PAUSED_LEFT:
             return ExitCode.INTERRUPTED
         case StopKind.NO_DISK:
             return ExitCode.REFUSED
@@ -145,4 +165,6 @@ def _exit_code(kind: StopKind, any_complete: bool) -> ExitCode:
         case StopKind.SAME_BUG:
             return ExitCode.INTERNAL_ERROR if any_complete else ExitCode.NO_TRIAL_COMPLETED
         case StopKind.FINISHED | StopKind.OUT_OF_BUDGET | StopKind.TARGET:
-            return ExitCode.DONE if any_complete else ExitCode.NO_TRIAL_COMPLETED
+            if not any_complete:
+                return ExitCode.NO_TRIAL_COMPLETED
+            return ExitCode.TRIALS_FAILED if any_failed else ExitCode.DONE

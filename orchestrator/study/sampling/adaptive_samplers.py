@@ -200,12 +200,20 @@ class CmaEsReplay:
         """Return the trial's position and value, lower being better; None without a value."""
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             return None
-        position = trial.sampler_note.get(POSITION) or self._position(trial)
+        position = trial.sampler_note.get(POSITION)
+        if position is None or not self._is_at(trial, position):
+            position = self._position(trial)
         if position is None:
             return None
         bad = trial.diverged or trial.values is None or not has_finite_values(trial.values)
         value = math.inf if bad or trial.values is None else trial.values[0]
         return np.array(position), -value if self._objective.direction == "maximize" and not bad else value
+
+    def _is_at(self, trial: TrialSnapshot, position: Sequence[float]) -> bool:
+        """Return whether the trial's settings are at this position: after a range was widened they may not be."""
+        placed = zip(self._columns, position, strict=True)
+        at = {path: value for column, x in placed for path, value in column.decode(column.value_at(x)).items()}
+        return all(path in trial.params and math.isclose(trial.params[path], value) for path, value in at.items())
 
     def _position(self, trial: TrialSnapshot) -> list[float] | None:
         encoded = encode(self._columns, trial)
