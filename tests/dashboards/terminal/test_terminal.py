@@ -343,7 +343,7 @@ def test_no_time_left_is_shown_until_some_work_was_measured_and_it_never_jumps()
     progress.trials[0].add([StepMetrics(30, {"loss": 1.0})])
     assert "left" not in progress.headline(), "five seconds say little"
     clock.now += 5.0
-    assert "about 6 min left" in progress.headline()
+    assert "about 5 min left" in progress.headline()
     clock.now += 1.0
     progress.trials[0].add([StepMetrics(60, {"loss": 1.0})])
     assert "about 5 min left" in progress.headline(), "twice the speed in one second is not believed at once"

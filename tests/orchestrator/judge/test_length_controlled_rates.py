@@ -128,8 +128,8 @@ def test_a_prompt_weighs_the_same_however_many_samples_it_has() -> None:
 
 
 def test_the_interval_of_a_small_effect_does_not_end_at_one_half() -> None:
-    """A strong penalty keeps a small effect and removes it from half of the resamples, which are 0.5 then."""
-    expected, ours, theirs, prompts = data(1, rows=60, model=0.25, length=0.0)
+    """A strong penalty keeps a small effect and removes it from a tenth of the resamples, which are 0.5 then."""
+    expected, ours, theirs, prompts = data(14, rows=40, model=0.25, length=0.0)
     found = length_controlled(expected, ours, theirs, prompts)
     assert found.low < 0.49
     assert found.low < found.value < found.high
