@@ -13,10 +13,12 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from dashboards.analysis.seed_means import compared_paths
 from dashboards.analysis.sweep_frame import state_counts
 from dashboards.diagnosis.findings import DiagnosisFinding, reasons_not_to_use
 from dashboards.formatting import (
     format_counts,
+    format_half_width,
     format_measured,
     format_params,
     format_settings,
@@ -25,7 +27,8 @@ from dashboards.formatting import (
 )
 from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
+from orchestrator.study.repeats import rank_configurations
+from orchestrator.study.trial_records import TrialRecord, TrialState
 from orchestrator.tracking.run_metadata import view_key
 from trainer.metrics import CHOSEN, MARGIN, REJECTED
 
@@ -68,7 +71,7 @@ def run_description(
         parts += ["### Diagnosis", "\n".join(_finding_line(finding) for finding in findings[:_FINDINGS])]
         if rest := findings[_FINDINGS : _FINDINGS + _MORE_IN_REPORT]:
             parts.append("Also: " + "; ".join(_one_line(finding.title) for finding in rest) + ".")
-    ranked = rank_trials(records, *spec.objectives)
+    ranked = rank_configurations(records, spec)
     if ranked:
         metrics = [objective.metric for objective in spec.objectives]
         parts += [f"### Best trials by {' and '.join(metrics)}", _table(spec, ranked[:_ROWS], *metrics)]
@@ -92,12 +95,13 @@ def _urgency(record: TrialRecord) -> tuple[int, int]:
 
 def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
     head = f"**{state.capitalize()}**: {len(records)} trials ({format_counts(state_counts(records)) or 'none yet'})."
-    best = next(iter(rank_trials(records, *spec.objectives)), None)
+    best = next(iter(rank_configurations(records, spec)), None)
     if best is None:
         return f"{head} No trial has completed{' yet' if state == 'running' else ''}."
-    chosen = format_params(best.params, spec.search.paths) or "the only configuration"
+    chosen = format_params(best.params, compared_paths(spec)) or "the only configuration"
     values = zip(spec.objectives, best.values or (best.value,), strict=False)
     value = ", ".join(f"{objective.metric} = **{format_value(each)}**" for objective, each in values)
+    value += f" ({best.seeds_text})" if best.seeds else ""
     return f"{head} **Best: [trial {best.number}](mlflow:{best.number})** `{chosen}` {value}"
 
 
@@ -107,8 +111,8 @@ def _links(spec: SweepSpec, records: Sequence[TrialRecord], findings: Sequence[D
     if report:
         links.append("[Report](mlflow:sweep/artifacts/report.html)")
     links.append(f"`orchestrate report {spec.name}`")
-    best = next(iter(rank_trials(records, *spec.objectives)), None)
-    if not is_rehearsal(spec) and (best is None or not reasons_not_to_use(findings, str(best.number))):
+    best = next(iter(rank_configurations(records, spec)), None)
+    if not is_rehearsal(spec) and (best is None or not reasons_not_to_use(findings, best.label)):
         links.append(f"`orchestrate best {spec.name} --export DIR`")
     return " · ".join(links)
 
@@ -120,7 +124,7 @@ def _finding_line(finding: DiagnosisFinding) -> str:
 
 def _table(spec: SweepSpec, records: Sequence[TrialRecord], *last: str) -> str:
     """Return a table of trials. `last`: the last columns, the objectives' metrics or "reason"."""
-    paths = spec.search.paths
+    paths = compared_paths(spec) if any(record.seeds for record in records) else spec.search.paths
     short = short_names(paths)
     head = ["trial", "state", *(short[p] for p in paths), *last]
     rule = ["---:", "---", *("---:" for _ in paths), *("---" if name == "reason" else "---:" for name in last)]
@@ -130,9 +134,11 @@ def _table(spec: SweepSpec, records: Sequence[TrialRecord], *last: str) -> str:
     else:
         values = [record.values or (record.value,) for record in records]
         columns += [format_measured([each[k] if k < len(each) else None for each in values]) for k in range(len(last))]
+        first = columns[len(paths)]
+        columns[len(paths)] = [v + format_half_width(r.interval) for v, r in zip(first, records, strict=True)]
     rows = [head]
     for k, record in enumerate(records):
-        rows.append([f"[{record.number}](mlflow:{record.number})", state_label(record), *(c[k] for c in columns)])
+        rows.append([f"[{record.label}](mlflow:{record.number})", state_label(record), *(c[k] for c in columns)])
     padded = [
         [first, *(f"&nbsp;{cell}" for cell in others)] for first, *others in rows
     ]  # MLflow's cells have no padding

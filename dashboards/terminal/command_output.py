@@ -13,7 +13,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.formatting import format_measured, format_settings, table_width, tie_text, wide_console
+from dashboards.formatting import (
+    format_half_width,
+    format_measured,
+    format_settings,
+    table_width,
+    tie_text,
+    wide_console,
+)
 from orchestrator.spec.estimates.disk_space import format_bytes
 from orchestrator.study.retried_trials import numbers_text
 
@@ -143,7 +150,7 @@ def print_status(status: Mapping[str, Any]) -> None:
     for text in (_why(status), *status.get("waiting", ()), _mirror(status.get("mirror")), _tie(status)):
         if text:
             console.print(text, markup=False)
-    trials: Sequence[Mapping[str, Any]] = status.get("trials", ())
+    trials: Sequence[Mapping[str, Any]] = status.get("configurations") or status.get("trials", ())
     if failed := status.get("never_trained"):
         text = f"{len(failed)} of {len(trials)} trials failed and were never trained to the end: {numbers_text(failed)}"
         console.print(f"{text}; orchestrate resume {status['name']} --retry-failed", markup=False)
@@ -151,6 +158,8 @@ def print_status(status: Mapping[str, Any]) -> None:
     paths = list(dict.fromkeys(path for trial in trials for path in trial.get("params", {})))
     settings = {path: format_settings([trial.get("params", {}).get(path) for trial in trials]) for path in paths}
     values = {m: format_measured([trial.get("metrics", {}).get(m) for trial in trials], 6) for m in metrics}
+    for metric in metrics[:1]:
+        values[metric] = [v + _seeds_text(trial) for v, trial in zip(values[metric], trials, strict=True)]
     table = Table(box=None, header_style="bold")
     for column in ("trial", "state", "step", *paths, *metrics, "reason"):
         table.add_column(column, overflow="fold", justify="right" if column in (*paths, *metrics) else "left")
@@ -208,10 +217,16 @@ def _mirror(found: Mapping[str, Any] | None) -> str:
 
 
 def _trial_cell(trial: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Return the trial number, with a star for the best trial or, with several objectives, one of the Pareto front."""
-    number = trial["number"]
-    front = found.get("front", ())
-    return f"★ {number}" if number in (front if len(found.get("goals", ())) > 1 else front[:1]) else str(number)
+    """Return the trial's label, with a star for the best trial or, with several objectives, one of the Pareto front."""
+    label, front = trial.get("label") or str(trial["number"]), found.get("front", ())
+    is_marked = trial["number"] in (front if len(found.get("goals", ())) > 1 else front[:1])
+    return f"★ {label}" if is_marked else label
+
+
+def _seeds_text(found: Mapping[str, Any]) -> str:
+    """Return the half width of the mean's interval and the number of seeds; "" for a single trial."""
+    count = found.get("complete_seeds")
+    return f"{format_half_width(found['interval'])} ({count} seed{'s' if count > 1 else ''})" if count else ""
 
 
 def _needed_width(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:
@@ -250,6 +265,11 @@ def print_best(found: Mapping[str, Any], *, metrics: bool = False) -> None:
         table.add_row(escape(str(objective["metric"])), escape(text))
     table.add_row("settings", escape(_params(found["params"]) or "the only configuration"))
     shown = front if metrics else front[:_MAX_FRONT]
+    if found.get("interval") is not None:
+        table.add_row("95% interval of the mean", " to ".join(map(_short, found["interval"])))
+    if seeds := found.get("seeds"):
+        each = (f"{s['seed']} (trial {s['trial']} {s['state']} {_short(s['value'])})" for s in seeds)
+        table.add_row("seeds", escape(", ".join(each)))
     for member in shown:
         texts = ", ".join(map(_short, member["values"])) + "  " + _params(member["params"])
         table.add_row(escape(f"front trial {member['number']}"), escape(texts))

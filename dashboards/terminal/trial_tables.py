@@ -10,9 +10,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dashboards.analysis.seed_means import compared_paths, merge_curves
 from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
 from dashboards.formatting import (
+    format_half_width,
     format_measured,
     format_params,
     format_settings,
@@ -26,6 +28,7 @@ from dashboards.formatting import (
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.repeats import front_of_configurations, rank_configurations
 from orchestrator.study.trial_records import TrialRecord, TrialState, pareto_front, rank_trials
 from trainer.metrics import COMPARISON_METRIC, MARGIN
 
@@ -58,6 +61,7 @@ def trial_table(
     width: int,
     most_reasons: int | None = None,
     further: Sequence[Objective] = (),
+    seeds: int = 1,
 ) -> RenderableType:
     """Return a table with one row per trial.
 
@@ -71,10 +75,12 @@ def trial_table(
         updates_of: total updates of a trial by its params; None where unknown.
         width: terminal width in characters.
         most_reasons: number of reasons below the table, the newest; None for all, wrapped.
+        seeds: trials of each configuration; one with fewer is not the best while another has all.
     """
     reason = max((len(_remark(curves, False)) for curves in all_curves), default=0)
     objectives = (objective, *further)
-    wide = _table(all_curves, paths, objectives, updates_of, is_wide=True, sparkline_width=12)
+    marked = _marked(all_curves, objectives, seeds)
+    wide = _table(all_curves, paths, objectives, updates_of, marked, is_wide=True, sparkline_width=12)
     if table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
         return wide
     candidates = (
@@ -83,6 +89,7 @@ def trial_table(
             paths,
             objectives,
             updates_of,
+            marked,
             is_wide=False,
             sparkline_width=sparkline_width,
             is_narrow=sparkline_width < 6,
@@ -91,9 +98,9 @@ def trial_table(
     )
     table = next((made for made in candidates if table_width(made).maximum <= width), None)
     if table is None:
-        table = _folded_table(all_curves, paths, objectives, updates_of, progress=True)
+        table = _folded_table(all_curves, paths, objectives, updates_of, marked, progress=True)
         if table_width(table).minimum > width:
-            table = _folded_table(all_curves, paths, objectives, updates_of, progress=False)
+            table = _folded_table(all_curves, paths, objectives, updates_of, marked, progress=False)
     reasons = [v.record for v in all_curves if v.record.reason]
     if most_reasons is not None:
         reasons = reasons[max(0, len(reasons) - most_reasons) :] if most_reasons > 0 else []
@@ -107,6 +114,7 @@ def _table(
     paths: Sequence[str],
     objectives: Sequence[Objective],
     updates_of: UpdatesOf | None,
+    marked: set[int],
     *,
     is_wide: bool,
     sparkline_width: int,
@@ -114,7 +122,6 @@ def _table(
 ) -> Table:
     """Return the table. `is_narrow`: wrapped column names and no padding; values are never cut."""
     short = short_names(paths)
-    marked = _marked(all_curves, objectives)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0) if is_narrow else (0, 1))
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -133,7 +140,7 @@ def _table(
     values = _rows(_objective_column(all_curves, objectives, k) for k in range(len(objectives)))
     for k, curves in enumerate(all_curves):
         first = curves.record.number in marked
-        row = [Text(f"★ {curves.record.number}" if first else str(curves.record.number)), state_text(curves)]
+        row = [Text(f"★ {curves.record.label}" if first else curves.record.label), state_text(curves)]
         row += [Text(cell) for cell in settings[k]] if paths else []
         total = None if updates_of is None else updates_of(curves.record.params)
         row += [_progress(curves, total, is_wide), *(Text(v, style="bold green" if first else "") for v in values[k])]
@@ -156,11 +163,11 @@ def _folded_table(
     paths: Sequence[str],
     objectives: Sequence[Objective],
     updates_of: UpdatesOf | None,
+    marked: set[int],
     *,
     progress: bool,
 ) -> Table:
     """Return a table with all settings in one wrapped column, for settings that need more than the width."""
-    marked = _marked(all_curves, objectives)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0))
     metrics = [_break_name(objective.metric.removeprefix("eval_")) for objective in objectives]
     for name in ("trial", "state", "configuration", *(["step"] if progress else []), *metrics):
@@ -170,7 +177,7 @@ def _folded_table(
         first = curves.record.number in marked
         total = None if updates_of is None else updates_of(curves.record.params)
         table.add_row(
-            Text(f"★ {curves.record.number}" if first else str(curves.record.number)),
+            Text(f"★ {curves.record.label}" if first else curves.record.label),
             state_text(curves),
             Text(format_params(curves.record.params, paths)),
             *([_progress(curves, total, is_wide=False)] if progress else []),
@@ -183,11 +190,19 @@ def _rows(columns: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
     return list(zip(*columns, strict=True))
 
 
-def _marked(all_curves: Sequence[TrialCurves], objectives: Sequence[Objective]) -> set[int]:
+def _marked(all_curves: Sequence[TrialCurves], objectives: Sequence[Objective], seeds: int) -> set[int]:
     """Return the number of the best trial; with several objectives those of the Pareto front."""
     records = [curves.record for curves in all_curves]
-    best = pareto_front(records, objectives) if len(objectives) > 1 else rank_trials(records, *objectives)[:1]
-    return {record.number for record in best}
+    if len(objectives) > 1:
+        return {record.number for record in pareto_front(records, objectives)}
+    best = best_record(records, objectives[0], seeds)
+    return set() if best is None else {best.number}
+
+
+def best_record(records: Sequence[TrialRecord], objective: Objective, seeds: int) -> TrialRecord | None:
+    """Return the best of these records; one with all `seeds` before one with fewer."""
+    ranked = rank_trials(records, objective)
+    return min(ranked, key=lambda record: max(0, seeds - record.complete_seeds), default=None)
 
 
 def _progress(curves: TrialCurves, planned_updates: int | None, is_wide: bool) -> Text:
@@ -202,7 +217,7 @@ def _progress(curves: TrialCurves, planned_updates: int | None, is_wide: bool) -
 
 
 def _objective_column(all_curves: Sequence[TrialCurves], objectives: Sequence[Objective], k: int) -> list[str]:
-    """Return the cells of objective `k`: final values, of unfinished trials the newest."""
+    """Return the cells of objective `k`: final values, of unfinished trials the newest; for the first the interval."""
     values = [
         curves.record.values[k]
         if curves.record.values
@@ -211,12 +226,18 @@ def _objective_column(all_curves: Sequence[TrialCurves], objectives: Sequence[Ob
         else curves.last(objectives[k].metric)
         for curves in all_curves
     ]
-    return ["" if value is None else text for value, text in zip(values, format_measured(values), strict=True)]
+    texts = ["" if value is None else text for value, text in zip(values, format_measured(values), strict=True)]
+    if k > 0:
+        return texts
+    return [text + format_half_width(v.record.interval) for text, v in zip(texts, all_curves, strict=True)]
 
 
 def _remark(curves: TrialCurves, best: bool, *, is_front: bool = False) -> str:
     if best:
-        return "Pareto front" if is_front else "best"
+        word = "Pareto front" if is_front else "best"
+        return f"{word}, {curves.record.seeds_text}" if curves.record.seeds else word
+    if curves.record.seeds and not curves.record.reason:
+        return curves.record.seeds_text
     if curves.record.reason:
         return curves.record.reason
     return f"attempt {curves.record.attempts}" if curves.record.attempts > 1 else ""
@@ -230,17 +251,20 @@ def print_final_summary(
     for curves in ordered:
         if curves.record.state is TrialState.RUNNING:
             curves.idle_word = "INTERRUPTED"  # the driver has ended
+    paths, rows = compared_paths(spec), merge_curves(ordered, spec)
+    seeds = spec.seeds_per_configuration
     console.print(
         trial_table(
-            ordered,
-            spec.search.paths,
+            rows,
+            paths,
             spec.first_objective,
             updates_of=updates_of,
             width=console.size.width,
             further=spec.also,
+            seeds=seeds,
         )
     )
-    ranked = rank_trials([v.record for v in ordered], *spec.objectives)
+    ranked = rank_configurations([v.record for v in ordered], spec)
     if not ranked:
         over = bool(ordered) and all(v.record.state.is_final for v in ordered)
         console.print(
@@ -250,13 +274,16 @@ def print_final_summary(
         )
         return
     if len(spec.objectives) > 1:
-        _print_front(spec, pareto_front(ranked, spec.objectives), console)
+        _print_front(spec, front_of_configurations([v.record for v in ordered], spec), console)
         _print_initial(spec, ordered, console)
         return
     best, metric = ranked[0], spec.first_objective.metric
     console.print(
-        Text("Best: ", style="bold").append(f"trial {best.number}", style="bold green")
-        + Text(f"  {format_params(best.params, spec.search.paths)}  {metric}={format_value(best.value)}")
+        Text("Best: ", style="bold").append(
+            f"{'trials' if len(best.seeds) > 1 else 'trial'} {best.label}", style="bold green"
+        )
+        + Text(f"  {format_params(best.params, paths)}  {metric}={format_value(best.value)}")
+        + Text(f" ({best.seeds_text})" if best.seeds else "")
     )
     if tied := [str(record.number) for record in ranked[1:] if record.value == best.value]:
         console.print(Text(tie_text(str(best.number), tied)))
@@ -283,7 +310,7 @@ def _print_front(spec: SweepSpec, best: Sequence[TrialRecord], console: Console)
         values = "  ".join(f"{objective.metric}={format_value(value)}" for objective, value in objective_values)
         console.print(
             Text(f"  trial {record.number}", style="bold green")
-            + Text(f"  {format_params(record.params, spec.search.paths)}  {values}")
+            + Text(f"  {format_params(record.params, compared_paths(spec))}  {values}")
         )
 
 

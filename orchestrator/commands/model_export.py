@@ -11,7 +11,7 @@ from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.data_stage import load_report
 from orchestrator.errors import ExitCode, NoTrialCompleted, OrchestrateError
 from orchestrator.folders import DATA_FILE, SweepFolder, existing_sweep
-from orchestrator.spec.search.trial_params import apply_params
+from orchestrator.spec.search.trial_params import SEED, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord
@@ -78,7 +78,7 @@ def export_best_model(
     from trainer.models.model_files import BASE_FOLDER, export_model
 
     disable_progress_bar()
-    config = apply_params(spec.base, record.params)
+    config = apply_params(spec.base, record.trained_params)
     check = _Check(folder, spec, config, model, trust_remote_code, log) if compare else None
     try:
         export_model(
@@ -189,7 +189,7 @@ def model_card(
     """
     from trainer.data.data_report import DataReport
 
-    config = apply_params(spec.base, record.params)
+    config = apply_params(spec.base, record.trained_params)
     found = None if report is None else DataReport.model_validate_json(report)
     name, start = config.model.name_or_path, initial or {}
     base = _public(name) if name else f"a generated {config.model.generated and config.model.generated.architecture}"
@@ -218,6 +218,7 @@ def model_card(
         f"{config.loss.kind} from {base}{' after SFT' if spec.sft else ''}; {kind}. The best of its sweep by "
         f"{reached} after {record.step} updates.",
         *([f"Loaded with plain transformers and compared: {compared}."] if compared else []),
+        *_seed_lines(record),
         *_fork_lines(record),
         "## Data",
         *_data_lines(config.data),
@@ -246,6 +247,13 @@ def _public(value: Any) -> str:
     if path is None or not path.is_absolute():
         return str(value)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
+
+
+def _seed_lines(record: TrialRecord) -> list[str]:
+    if not record.seeds:
+        return []
+    seed = record.trained_params[SEED]
+    return [f"Values are the {record.seeds_text}; these weights are the best seed's (training.seed {seed})."]
 
 
 def _fork_lines(record: TrialRecord) -> list[str]:
