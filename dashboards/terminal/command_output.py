@@ -22,7 +22,6 @@ from dashboards.formatting import (
     wide_console,
 )
 from orchestrator.spec.estimates.disk_space import format_bytes
-from orchestrator.study.retried_trials import numbers_text
 
 if TYPE_CHECKING:
     from orchestrator.commands.doctor import Check
@@ -152,6 +151,8 @@ def print_status(status: Mapping[str, Any]) -> None:
             console.print(text, markup=False)
     trials: Sequence[Mapping[str, Any]] = status.get("configurations") or status.get("trials", ())
     if failed := status.get("never_trained"):
+        from orchestrator.study.retried_trials import numbers_text  # Optuna: not for `plan`
+
         text = f"{len(failed)} of {len(trials)} trials failed and were never trained to the end: {numbers_text(failed)}"
         console.print(f"{text}; orchestrate resume {status['name']} --retry-failed", markup=False)
     metrics = [str(objective["metric"]) for objective in objectives if isinstance(objective, Mapping)]
