@@ -111,7 +111,8 @@ class NoticeDelivery:
                 input=json.dumps(notice),
                 env=os.environ | environment,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=_COMMAND_SECONDS,
                 check=False,
                 start_new_session=True,  # Ctrl-C must reach only the driver

@@ -27,6 +27,7 @@ from orchestrator.execution.slots import Slots, gpu_memory, plan_slots, threads_
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.mirror import MirrorError
+from orchestrator.nvidia_smi import hidden_gpus
 from orchestrator.spec.estimates.cost_estimate import check_share
 from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
@@ -167,6 +168,8 @@ def resume(
 def _check_machine(folder: SweepFolder, spec: SweepSpec) -> None:
     """Check this machine's GPUs and disk space for the sweep."""
     slots = plan_slots(spec)
+    if not slots.gpus and spec.resources.gpus_per_trial is None and (message := hidden_gpus()):
+        sys.stderr.write(f"{message}\n")
     check_share(spec, gpu_memory())
     check_disk_space(folder, spec, slots)
 
