@@ -26,6 +26,7 @@ from orchestrator.spec.estimates.sweep_plan import MeasuredUpdate, SweepPlan, co
 from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.tracking.mlflow_client import tracking_uri
+from orchestrator.tracking.tracking_store import check_tracking_store
 from trainer.config.trial import TrialConfig
 
 
@@ -52,8 +53,9 @@ def plan_locally(
 
     Raises:
         ProbeFailed: the probe failed.
-        SpecError: with `probe`, no trial fits this machine.
+        SpecError: MLflow refuses the tracking store; with `probe`, no trial fits this machine.
     """
+    check_tracking_store(tracking_uri(root, spec.tracking.uri), spec.tracking.uri)
     all_notices = list(notices)
     try:
         slots: Slots | None = plan_slots(spec)

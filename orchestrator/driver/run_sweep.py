@@ -35,6 +35,7 @@ from orchestrator.spec.loading.serialization import dump_spec, spec_hash
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
+from orchestrator.tracking.tracking_store import settle_tracking_uri
 from trainer.storage.atomic_files import write_text
 
 if TYPE_CHECKING:
@@ -185,6 +186,8 @@ def _drive(
     trust_remote_code: bool,
 ) -> StopReason:
     try:
+        if message := settle_tracking_uri(folder, spec.tracking.uri):
+            sys.stderr.write(f"{message}\n")
         return _run_driver(folder, spec, presentation, cluster_at, trust_remote_code)
     except Exception as error:
         to_raise = record_crash(folder, error, presentation.reporter)

@@ -37,9 +37,26 @@ _HTTP_SETTINGS = {
 }
 
 
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
 def tracking_uri(root: Path, uri: str | None) -> str:
     """Return MLflow's tracking URI: the spec's `tracking.uri`, else $MLFLOW_TRACKING_URI, else runs/mlflow.db."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    return configured_store(uri) or default_store(root)
+
+
+def configured_store(uri: str | None) -> str | None:
+    """Return `uri` or $MLFLOW_TRACKING_URI, a relative SQLite file made absolute; None without either."""
+    given = uri or os.environ.get(URI_VARIABLE) or None
+    scheme, mark, path = (given or "").partition(":///")
+    if given is None or not scheme.startswith("sqlite") or not mark or path.startswith("/") or not path:
+        return given
+    return f"{scheme}:///{Path.cwd() / path}"  # the next driver may start in another folder
+
+
+def default_store(root: Path) -> str:
+    """Return the URI of the runs folder's own store."""
+    return f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
 def is_local(uri: str) -> bool:

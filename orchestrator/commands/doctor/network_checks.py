@@ -14,6 +14,7 @@ from orchestrator.commands.doctor.machine_checks import Check, CheckLevel
 from orchestrator.errors import first_line
 from orchestrator.mirror import MirrorError, probe_mirror
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.tracking.tracking_store import store_problem
 from trainer.config.hub_cache import cached_file, is_offline
 from trainer.config.trial import HubSource
 
@@ -96,6 +97,8 @@ def _tracking(root: Path, spec: SweepSpec | None) -> Check:
     uri = (spec.tracking.uri if spec is not None else None) or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
         return Check("tracking", CheckLevel.OK, f"MLflow in {root / 'mlflow.db'}")
+    if (problem := store_problem(uri)) is not None:
+        return Check("tracking", CheckLevel.FAIL, *problem)
     parts = urlsplit(uri)
     if parts.scheme not in _HTTP:
         return Check("tracking", CheckLevel.OK, f"a {parts.scheme or 'file'} store")
