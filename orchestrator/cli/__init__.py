@@ -26,6 +26,7 @@ from orchestrator.cli import (
     submit_command,
 )
 from orchestrator.errors import ExitCode, OrchestrateError
+from orchestrator.loopback import bypass_proxies
 from orchestrator.terminal_streams import TERMINATION_SIGNALS, safe_streams
 from trainer.results import TrialError
 
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     `arguments`: command line without the program name; None for `sys.argv`.
     """
+    bypass_proxies()
     with safe_streams(), _termination_as_sigint():
         return _run(arguments)
 
