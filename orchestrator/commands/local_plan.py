@@ -21,7 +21,7 @@ from orchestrator.folders import SweepFolder
 from orchestrator.nvidia_smi import hidden_gpus
 from orchestrator.redaction import without_credentials
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
-from orchestrator.spec.estimates.input_sizes import count_rows, model_shape
+from orchestrator.spec.estimates.input_sizes import check_models, count_rows, model_shape
 from orchestrator.spec.estimates.sweep_plan import MeasuredUpdate, SweepPlan, compare_with_formula, make_plan
 from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -53,9 +53,11 @@ def plan_locally(
 
     Raises:
         ProbeFailed: the probe failed.
+        ModelError: a file of a model is damaged.
         SpecError: MLflow refuses the tracking store; with `probe`, no trial fits this machine.
     """
     check_tracking_store(tracking_uri(root, spec.tracking.uri), spec.tracking.uri)
+    check_models(spec)
     all_notices = list(notices)
     try:
         slots: Slots | None = plan_slots(spec)

@@ -29,6 +29,7 @@ from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.mirror import MirrorError
 from orchestrator.nvidia_smi import hidden_gpus
 from orchestrator.spec.estimates.cost_estimate import check_share
+from orchestrator.spec.estimates.input_sizes import check_models
 from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, spec_hash
@@ -66,11 +67,12 @@ def start(
         Why the sweep ended.
 
     Raises:
-        NameTaken, SpecError, MirrorError, DiskTooSmall: before anything is written.
+        NameTaken, SpecError, ModelError, MirrorError, DiskTooSmall: before anything is written.
         ClusterError, DataError: before the first trial.
     """
     folder = free_folder(root, spec.name)
     warm_start(spec, root)  # raises before anything is written
+    check_models(spec)
     check_remote_storage(spec, root)
     check_mirror_free(spec)
     if cluster_at is None:
@@ -160,6 +162,7 @@ def resume(
                     write_text(folder.spec, dump_spec(spec))
         else:
             spec = load_spec(folder.spec, overrides)
+        check_models(spec)
         check_remote_storage(spec, root)
         if cluster_at is None:
             _check_machine(folder, spec)
