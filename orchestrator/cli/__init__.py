@@ -5,6 +5,8 @@ Implementations are imported inside the commands, which keeps `--help` fast.
 
 from __future__ import annotations
 
+import os
+import pwd
 import signal
 import sys
 import tempfile
@@ -12,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -74,8 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     `arguments`: command line without the program name; None for `sys.argv`.
     """
     bypass_proxies()
+    _name_unknown_user()
     with safe_streams(), _termination_as_sigint():
         return _run(arguments)
+
+
+def _name_unknown_user() -> None:
+    """Give libraries a name and a home folder for a user id without an entry, as in containers, unless both are set."""
+    user = os.getuid()
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        os.environ.setdefault("HOME", str(Path(tempfile.gettempdir(), f"home-of-uid-{user}")))
+        os.environ.setdefault("LOGNAME", f"uid-{user}")
 
 
 @contextmanager

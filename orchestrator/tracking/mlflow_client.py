@@ -93,7 +93,7 @@ def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, art
     with translate_errors():
         found = client.get_experiment_by_name(name)
         if found is None:
-            location = (root.resolve() / "artifacts" / name).as_uri() if is_local(uri) else None
+            location = default_location(root, name) if is_local(uri) else None
             location = location if artifacts is None else artifact_location(artifacts, name)
             try:
                 return client.create_experiment(name, artifact_location=location)
@@ -103,6 +103,12 @@ def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, art
                 found = client.get_experiment_by_name(name)
                 assert found is not None
         return found.experiment_id
+
+
+def default_location(root: Path, experiment: str) -> str:
+    """Return the artifact location of an experiment in the runs folder `root`, as a URI; never outside of it."""
+    leads_out = experiment.startswith("/") or ".." in experiment.split("/")
+    return (root.resolve() / "artifacts" / (quote(experiment, safe="") if leads_out else experiment)).as_uri()
 
 
 def artifact_location(artifacts: str, experiment: str) -> str:

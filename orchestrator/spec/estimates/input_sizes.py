@@ -230,7 +230,7 @@ def _rows_in_file(path: Path) -> int | None:
 
 def _cached_rows(source: HubSource) -> int | None:
     """Read the row count from the cache of the `datasets` library."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    home = Path(os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser())
     root = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))
     name = source.dataset.replace("/", "___").lower()
     for found in sorted(root.glob("*")) if root.is_dir() else []:
