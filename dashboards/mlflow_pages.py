@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from dashboards.analysis.sweep_frame import state_counts
-from dashboards.diagnosis.findings import DiagnosisFinding
+from dashboards.diagnosis.findings import DiagnosisFinding, reasons_not_to_use
 from dashboards.formatting import format_counts, format_params, format_value, short_names
+from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
 from orchestrator.tracking.run_metadata import view_key
@@ -54,7 +55,7 @@ def run_description(
             f"**Judge:** [trial {judgements[0]}](mlflow:{judgements[0]}) "
             f"{_one_line(judgements[1], _MAX_EVIDENCE_LENGTH)}"
         )
-    parts.append(_links(spec, report))
+    parts.append(_links(spec, records, findings, report))
     parts.append(spec.description or f"A sweep over {', '.join(spec.search.paths) or 'one configuration'}.")
     if findings:
         parts += ["### Diagnosis", "\n".join(_finding_line(finding) for finding in findings[:_FINDINGS])]
@@ -94,11 +95,16 @@ def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) ->
     return f"{head} **Best: [trial {best.number}](mlflow:{best.number})** `{chosen}` {value}"
 
 
-def _links(spec: SweepSpec, report: bool) -> str:
+def _links(spec: SweepSpec, records: Sequence[TrialRecord], findings: Sequence[DiagnosisFinding], report: bool) -> str:
+    """Return links and commands; no export of a trial that the diagnosis advises not to use, nor of a rehearsal's."""
     links = ["[Charts of all trials](mlflow:charts)"]
     if report:
         links.append("[Report](mlflow:sweep/artifacts/report.html)")
-    return " · ".join([*links, f"`orchestrate report {spec.name}`", f"`orchestrate best {spec.name} --export DIR`"])
+    links.append(f"`orchestrate report {spec.name}`")
+    best = next(iter(rank_trials(records, *spec.objectives)), None)
+    if not is_rehearsal(spec) and (best is None or not reasons_not_to_use(findings, str(best.number))):
+        links.append(f"`orchestrate best {spec.name} --export DIR`")
+    return " · ".join(links)
 
 
 def _finding_line(finding: DiagnosisFinding) -> str:

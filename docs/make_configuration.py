@@ -47,6 +47,36 @@ def read_examples() -> dict[str, list[str]]:
     return out
 
 
+_FILE = """\
+## The file: variables, shared parts
+
+```yaml
+x-training: &training {max_steps: 300, warmup_ratio: 0.1}
+name: ${USER:-someone}-simpo
+base:
+  model: ${MODELS:-org}/model
+  data: {train: "${DATA:-.}/pairs.jsonl"}
+  training:
+    <<: *training
+    learning_rate: 6e-7
+sft:
+  training: {<<: *training, learning_rate: 2e-5}
+```
+
+`${NAME}` is the environment variable's value and `${NAME:-default}` its default where it is not set or empty, in
+paths, URLs and names: of the sweep, models, tokenizers, chat templates, data, tracking, storage, mirror, the judge's
+endpoint and warm start, and in `search` and `enqueue` of such settings. The expanded text is what the sweep records
+and what a resume uses. `$${` is the text `${`. A variable that is not set, that looks like a secret (by its name, its
+value or its place in a URL) or that stands anywhere else is an error with its line; `notify.command` and
+`description` are left as they are. Inside `{...}` and `[...]`, YAML wants quotes around `${...}`.
+
+Keys at the top that begin with `x-` hold anchors for other sections and are no part of the sweep. `<<: *name`, or
+`<<: [*one, *other]`, adds the keys that a mapping lacks; mistakes in them are reported where they are written. Words
+are YAML 1.2's: `true`, `false` and `null`; `yes`, `no` and `None` are text and refused where they are no value.
+"""
+"""What is not in the schema: variables, anchors and merge keys."""
+
+
 def make_page() -> str:
     """The whole page."""
     whole, examples = schema(), read_examples()
@@ -64,6 +94,8 @@ def make_page() -> str:
         *_table(whole, definitions, required=whole["required"], order=SECTION_ORDER),
         "",
         *_example(examples["top"][0]),
+        *_FILE.splitlines(),
+        "",
         "## base: one trial",
         "",
         _sentence(base),

@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     NO_TRIAL_COMPLETED = 3
     LOCKED = 4
     REFUSED = 5
+    TRIALS_FAILED = 6
     INTERRUPTED = 130
 
 
@@ -175,9 +176,23 @@ class SpecChanged(OrchestrateError):
         super().__init__(
             "a sweep that has begun cannot change what its trials have in common, else they could not be compared:\n"
             f"{listed}\n"
-            f"Nothing was changed. What may change: {', '.join(may)}. For anything else begin another sweep "
-            "(`orchestrate sweep FILE --name OTHER --set ...`), or try single values in this one (`orchestrate "
-            f"enqueue {name} --set ...`)."
+            f"Nothing was changed. What may change: {', '.join(may)}; lists and ranges of search may grow. For "
+            "anything else begin another sweep (`orchestrate sweep FILE --name OTHER --set ...`), or try single values "
+            f"in this one (`orchestrate enqueue {name} --set ...`)."
+        )
+
+
+class SearchNarrowed(OrchestrateError):
+    """The changed search of a begun sweep leaves out what may have been tried, or searches in another way."""
+
+    def __init__(self, name: str, problems: Sequence[str]) -> None:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(
+            "the search of a sweep that has begun can only grow: more values in a list, a lower or higher end of a "
+            "range:\n"
+            f"{listed}\n"
+            f"Nothing was changed. For another search begin another sweep (`orchestrate suggest {name}`, or "
+            "`orchestrate sweep FILE --name OTHER --set ...`)."
         )
 
 

@@ -36,6 +36,10 @@ class ProgressView(Protocol):
         """Pass the function from a trial's params to its number of updates, once known."""
         ...
 
+    def change_spec(self, spec: SweepSpec, total: int | None) -> None:
+        """Show a changed budget; `total`: trials of the sweep, None if unknown."""
+        ...
+
     def update_trial(self, record: TrialRecord) -> None:
         """Show a trial that began, ended or gets another attempt."""
         ...

@@ -10,6 +10,8 @@ from typing import Any
 
 MASK = "***"
 _SECRET_NAME = re.compile(r"TOKEN|KEY|PASSWORD|PASSWD|SECRET|CREDENTIAL|WEBHOOK", re.IGNORECASE)
+_MAYBE_SECRET_NAME = re.compile(r"(^|_)(PAT|PWD|PASS|AUTH|PRIVATE|CREDS?|DSN)(_|$)|PASSPHRASE|COOKIE", re.IGNORECASE)
+"""Names whose values are not masked, as they are ordinary words too often, and not written to a sweep's files."""
 _MIN_SECRET_LENGTH = 8
 """Shorter values are words like `true` or `0`; masking them would garble ordinary text."""
 _URI_CREDENTIALS = re.compile(r'(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s"]+@')
@@ -20,6 +22,13 @@ def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
     found = os.environ if environment is None else environment
     values = {v for name, v in found.items() if _SECRET_NAME.search(name) and len(v) >= _MIN_SECRET_LENGTH}
     return sorted((v for v in values if not _is_existing_path(v)), key=len, reverse=True)
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether an environment variable of this name may hold a secret. PWD is the working directory."""
+    return _SECRET_NAME.search(name) is not None or (
+        name not in ("PWD", "OLDPWD") and _MAYBE_SECRET_NAME.search(name) is not None
+    )
 
 
 def _is_existing_path(value: str) -> bool:

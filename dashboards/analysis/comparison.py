@@ -16,8 +16,10 @@ from dashboards.analysis.held_out_pairs import metric_by_pair
 from dashboards.analysis.run_costs import costs
 from dashboards.analysis.significance import Difference, Significance, analyze_significance, paired_difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame
-from dashboards.diagnosis.diagnose import SweepAnalysis
+from dashboards.diagnosis.diagnose import SweepAnalysis, diagnose
+from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel, by_level, lower_first
 from dashboards.formatting import format_value, short_names
+from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import Choice
 from orchestrator.spec.search.space import SearchSpace
@@ -47,8 +49,17 @@ def find_mismatches(entries: Sequence[Entry]) -> list[str]:
         _differ("the trained weights differ", entries, lambda f, _: "LoRA" if f.spec.base.lora else "all weights"),
         _effort_mismatch(entries),
     ]
+    rehearsed = [
+        f"{frame.name} is a rehearsal: its figures say nothing about the settings."
+        for frame, _ in entries
+        if is_rehearsal(frame.spec)
+    ]
     unfinished = [f"{frame.name} is {frame.state}" for frame, _ in entries if frame.state != "finished"]
-    return [line for line in problems if line] + [f"{text}: its results are preliminary." for text in unfinished]
+    return (
+        [line for line in problems if line]
+        + rehearsed
+        + [f"{text}: its results are preliminary." for text in unfinished]
+    )
 
 
 def _differ(what: str, entries: Sequence[Entry], of: Callable[[SweepFrame, TrialFrame | None], str | None]) -> str:
@@ -213,6 +224,11 @@ class SweepComparison:
     warnings: tuple[str, ...]
     analysis: SweepAnalysis
 
+    @property
+    def serious(self) -> tuple[DiagnosisFinding, ...]:
+        """Serious findings about the sweeps, each with its sweep's name in the title."""
+        return tuple(f for f in self.analysis.findings if f.level is FindingLevel.SERIOUS)
+
 
 def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
     """Rank these sweeps by the comparison metric of their best trials."""
@@ -224,7 +240,19 @@ def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
     significance: Significance | None = analyze_significance(merged)
     weights = importance(merged.space, [trial.record for trial in merged.trials], merged.objective)
     warnings = [*find_mismatches([(c.frame, c.trial) for c in compared]), *_own_choices(compared)]
-    return SweepComparison(tuple(compared), tuple(warnings), SweepAnalysis(merged, significance, (), weights))
+    findings = by_level(finding for frame in frames for finding in _findings(frame))
+    analysis = SweepAnalysis(merged, significance, tuple(findings), weights)
+    return SweepComparison(tuple(compared), tuple(warnings), analysis)
+
+
+def _findings(frame: SweepFrame) -> list[DiagnosisFinding]:
+    """Return the findings about a sweep ranked by the comparison metric, with its name in titles and trials."""
+    ranked = merge_frames([frame])
+    listed = tuple(trial.label for trial in ranked.trials)
+    return [
+        dataclasses.replace(f, title=f"{frame.name}: {lower_first(f.title)}", trials=f.trials or listed)
+        for f in diagnose(ranked)
+    ]
 
 
 def _compared_sweep(frame: SweepFrame) -> ComparedSweep:
@@ -281,4 +309,5 @@ def as_json(found: SweepComparison) -> dict[str, Any]:
                 "slot_hours": usage.seconds / 3600,
             }
         )
-    return {"ruler": COMPARISON_METRIC, "sweeps": rows, "warnings": list(found.warnings)}
+    serious = [finding.as_json() for finding in found.serious]
+    return {"ruler": COMPARISON_METRIC, "sweeps": rows, "warnings": list(found.warnings), "serious": serious}

@@ -9,11 +9,13 @@ from textwrap import wrap
 from typing import Any
 
 from dashboards.analysis.next_ranges import NextRange, next_range
-from dashboards.analysis.param_effects import SEED, boundary_optimum, diverged_from, round_value
+from dashboards.analysis.param_effects import SEED, round_value
 from dashboards.analysis.significance import Significance
 from dashboards.analysis.sweep_frame import SweepFrame
+from dashboards.diagnosis.conflicts import serious_harm
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
+from dashboards.diagnosis.findings import LEARNING_RATE, DiagnosisFinding, FindingLevel, decided_steps
+from dashboards.diagnosis.setting_steps import DIVERGED_SHARES, FIRST_SFT_WEIGHT, lower_rate, lowest_rate
 from dashboards.formatting import format_brief, format_value
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.spec.loading.serialization import dump_spec
@@ -25,8 +27,6 @@ from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from trainer.config.loss_config import SftLoss, SimpoLoss
 from trainer.config.trial import ZERO3_REMOVED, TrialConfig, is_removed_distributed
 
-LEARNING_RATE = "training.learning_rate"
-_MARGIN_PATHS = ("loss.gamma", "loss.gamma_beta_ratio")
 _SEEDS = (1, 2, 3)
 _MAX_GRID_POINTS = 36
 _TRIALS = 24
@@ -36,7 +36,7 @@ _REPORTED_RULES = frozenset({"too_few_pairs", "answers_lost", "gain_not_clear", 
 
 
 class NothingLearned(OrchestrateError):
-    """No trial completed and none diverged, so that no search range can be derived."""
+    """No search range can be derived: no trial completed and none diverged, or the sweep is a rehearsal."""
 
     code = ExitCode.NO_TRIAL_COMPLETED
 
@@ -58,9 +58,11 @@ def follow_up(analysis: SweepAnalysis, taken: Container[str] = ()) -> FollowUpSw
         taken: names of existing sweeps, which the new name must avoid.
 
     Raises:
-        NothingLearned: no trial completed and none diverged.
+        NothingLearned: no trial completed and none diverged, or the sweep is a rehearsal.
     """
     frame = analysis.frame
+    if analysis.is_rehearsal:
+        raise NothingLearned(f"{frame.name} is a rehearsal: its figures say nothing about the settings")
     name = next_name(frame.name, taken)
     if analysis.significance is None:
         return _after_failures(frame, name)
@@ -77,7 +79,6 @@ def follow_up(analysis: SweepAnalysis, taken: Container[str] = ()) -> FollowUpSw
         head.append(
             f"{frame.name} is {frame.state}: {len(frame.ranked)}{planned} trials are complete; wait for the rest."
         )
-    head += [f"{p} is fixed: {n.reason}" for p, n in found.items() if n.dimension is None]
     for path, extra in _sft_term(analysis.findings, base, frame).items():
         dimensions[path], reasons[path] = extra
     zipped: tuple[dict[str, tuple[Any, ...]], ...] = ()
@@ -87,6 +88,8 @@ def follow_up(analysis: SweepAnalysis, taken: Container[str] = ()) -> FollowUpSw
         reasons[SEED] = "repeated with other seeds: the variance between seeds has not been measured yet"
         if zipped:
             reasons["zip"] = reason
+    repeated = {path for group in zipped for path in group}
+    head += [f"{p} is fixed: {n.reason}" for p, n in found.items() if n.dimension is None and p not in repeated]
     head += _replacement_note(frame, base)
     head += [f"note: {f.title}. {f.next_step}" for f in analysis.findings if f.rule in _REPORTED_RULES]
     return FollowUpSweep(
@@ -109,13 +112,14 @@ def _next_ranges(analysis: SweepAnalysis) -> dict[str, NextRange]:
     frame = analysis.frame
     assert analysis.significance is not None
     winner = analysis.significance.winner
-    out: dict[str, NextRange] = {}
-    for path in frame.paths:
-        if path == SEED or path not in winner.record.params:
-            continue
-        out[path] = _learning_rate_range(analysis, path) or _margin_range(analysis, path) or next_range(frame, path)
-    if LEARNING_RATE not in frame.paths and (found := _learning_rate_range(analysis, LEARNING_RATE)) is not None:
-        out[LEARNING_RATE] = found  # not searched before, but the diagnosis asks to change it
+    decided, harm = decided_steps(analysis.findings), serious_harm(analysis.findings)
+    out = {
+        path: next_range(frame, path, decided.get(path), harm)
+        for path in frame.paths
+        if path != SEED and path in winner.record.params
+    }
+    if LEARNING_RATE in decided and LEARNING_RATE not in out:  # not searched, but the diagnosis asks to change it
+        out[LEARNING_RATE] = next_range(frame, LEARNING_RATE, decided[LEARNING_RATE])
     return out
 
 
@@ -142,60 +146,6 @@ def _conditional(frame: SweepFrame, chosen: Mapping[str, Dimension]) -> dict[str
     return out
 
 
-def _learning_rate_range(analysis: SweepAnalysis, path: str) -> NextRange | None:
-    """Return lower learning rates after degeneration or overfitting, higher ones after a flat loss, else None."""
-    if path != LEARNING_RATE or analysis.significance is None:
-        return None
-    at = analysis.significance.winner.config.training.learning_rate
-    rules: dict[str, DiagnosisFinding] = {f.rule: f for f in analysis.findings if f.level is not FindingLevel.NOTE}
-    for rule in ("chosen_falling", "degenerate_text", "unlikely_text", "answers_lost"):
-        found = rules.get(rule)
-        if found is not None and found.level is FindingLevel.SERIOUS:
-            values = tuple(round_value(at * share) for share in (0.25, 0.5))
-            return NextRange(
-                Choice(choice=(*values, at)), f"downwards from {format_value(at)}: {_lower_first(found.title)}"
-            )
-    if (found := rules.get("worse_than_start")) is not None:
-        moved = analysis.significance.winner.record.value != analysis.frame.initial_value(
-            analysis.frame.objective.metric
-        )
-        factors = (0.1, 0.3) if moved else (3.0, 10.0)
-        values = tuple(round_value(at * factor) for factor in factors)
-        return NextRange(Choice(choice=values), f"far from {format_value(at)}: {_lower_first(found.title)}")
-    if (found := rules.get("overfitting")) is not None:
-        values = tuple(round_value(at * share) for share in (0.1, 0.3))
-        return NextRange(
-            Choice(choice=(*values, at)), f"downwards from {format_value(at)}: {_lower_first(found.title)}"
-        )
-    if "coin_toss" in rules or "loss_plateau" in rules:
-        rule = "coin_toss" if "coin_toss" in rules else "loss_plateau"
-        limit = diverged_from(analysis.frame, path)
-        values = tuple(v for v in (round_value(at * 3), round_value(at * 10)) if limit is None or v < limit)
-        if values:
-            return NextRange(
-                Choice(choice=(at, *values)), f"upwards from {format_value(at)}: {_lower_first(rules[rule].title)}"
-            )
-    return None
-
-
-def _margin_range(analysis: SweepAnalysis, path: str) -> NextRange | None:
-    """Do not extend gamma upwards where the winner's margin came at the cost of its answers."""
-    if path not in _MARGIN_PATHS or not _margin_gained_by_collapse(analysis.findings):
-        return None
-    found = boundary_optimum(analysis.frame, path)
-    if found is None or found.is_low_end or found.inner is None:
-        return None
-    values = (found.inner, found.value)
-    return NextRange(
-        Choice(choice=values),
-        f"not above {format_value(found.value)}: its margin was already gained at the cost of the answers",
-    )
-
-
-def _lower_first(title: str) -> str:
-    return title[:1].lower() + title[1:]
-
-
 def _sft_term(
     findings: tuple[DiagnosisFinding, ...], base: TrialConfig, frame: SweepFrame
 ) -> dict[str, tuple[Dimension, str]]:
@@ -205,13 +155,20 @@ def _sft_term(
         return {}
     reason = "an SFT term keeps the chosen responses likely"
     if isinstance(loss, SimpoLoss):
-        cited = f"{reason} (0.1 is the SimPO authors' value)"
-        return {} if loss.cross_entropy_weight > 0 else {"loss.sft_weight": (Choice(choice=(0.0, 0.1)), cited)}
+        cited = f"{reason} ({FIRST_SFT_WEIGHT} is the SimPO authors' value)"
+        return (
+            {}
+            if loss.cross_entropy_weight > 0
+            else {"loss.sft_weight": (Choice(choice=(0.0, FIRST_SFT_WEIGHT)), cited)}
+        )
     if isinstance(loss, SftLoss):
         return {}
     nll_scale = loss.nll_scale
     return {
-        "loss.nll_scale": (Choice(choice=(nll_scale, 0.1 if nll_scale == 0 else round_value(2 * nll_scale))), reason)
+        "loss.nll_scale": (
+            Choice(choice=(nll_scale, FIRST_SFT_WEIGHT if nll_scale == 0 else round_value(2 * nll_scale))),
+            reason,
+        )
     }
 
 
@@ -255,8 +212,8 @@ def _after_failures(frame: SweepFrame, name: str) -> FollowUpSweep:
             "no trial completed and none diverged, so no search range can be derived; "
             "`orchestrate report` lists why they stopped"
         )
-    lowest = min(trial.config.training.learning_rate for trial in diverged)
-    values = tuple(round_value(lowest * share) for share in (0.03, 0.1, 0.3))
+    lowest = lowest_rate(frame)
+    values = lower_rate(lowest, *DIVERGED_SHARES).values
     dimensions = dict(frame.space.dimensions) | {LEARNING_RATE: Choice(choice=values)}
     zipped = tuple(
         remaining

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dashboards.analysis.param_effects import (
-    BoundaryOptimum,
     boundary_optimum,
+    difference_to_winner,
     diverged_from,
-    has_clear_effect,
     is_numeric,
+    is_valid,
     known_values,
     levels,
     matched_difference,
@@ -19,8 +19,8 @@ from dashboards.analysis.param_effects import (
     mostly_diverged_from,
     round_value,
 )
-from dashboards.analysis.significance import Difference, paired_difference, trial_values
-from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
+from dashboards.analysis.sweep_frame import SweepFrame
+from dashboards.diagnosis.findings import DiagnosisFinding, Direction, Step, lower_first
 from dashboards.formatting import format_brief, format_value
 from orchestrator.spec.search.dimensions import Choice, Dimension, IntUniform, LogUniform, Uniform
 
@@ -37,19 +37,76 @@ class NextRange:
     reason: str
 
 
-def next_range(frame: SweepFrame, path: str) -> NextRange:
-    """Return the next range of a setting that the winner has."""
+def next_range(
+    frame: SweepFrame, path: str, advised: tuple[DiagnosisFinding, Step] | None, harm: DiagnosisFinding | None = None
+) -> NextRange:
+    """Return the next range of a setting that the winner has.
+
+    Args:
+        frame: the sweep.
+        path: the setting.
+        advised: the diagnosis's step for this setting, with its finding.
+        harm: the serious finding that the winner's objective does not show; no range is extended then.
+    """
+    if advised is None or advised[1].direction is Direction.EXCLUDE:
+        return _inside(frame, path, harm)
+    finding, step = advised
+    if step.direction is Direction.FIX:
+        return NextRange(None, _without_effect(frame, path))
+    dimension = frame.space.dimensions.get(path)
+    if finding.rule == "at_the_edge":
+        ranged = isinstance(dimension, (Uniform, LogUniform, IntUniform))
+        return _continuous_range(frame, path, dimension, step) if ranged else _extended_range(frame, path, step)
+    return _one_sided(frame, path, finding, step)
+
+
+def _inside(frame: SweepFrame, path: str, harm: DiagnosisFinding | None) -> NextRange:
+    """Narrow the range, without a step past its ends."""
     dimension = frame.space.dimensions.get(path)
     if isinstance(dimension, (Uniform, LogUniform, IntUniform)):
-        return _continuous_range(frame, path, dimension)
+        return _continuous_range(frame, path, dimension, None)
     if not is_numeric(frame, path):
         return _best_choices(frame, path)
-    at_edge = boundary_optimum(frame, path)
-    if has_clear_effect(frame, path) is False:
-        return NextRange(None, _without_effect(frame, path))
-    if at_edge is not None and at_edge.extension:
-        return _extended_range(frame, path, at_edge)
+    found = boundary_optimum(frame, path)
+    if found is None or not found.extension:
+        return _refined_range(frame, path)
+    value = format_value(found.value)
+    if harm is not None and found.inner is not None:
+        values = sorted([found.inner, found.value])
+        beyond = "below" if found.is_low_end else "above"
+        return NextRange(_choice(frame, path, values), f"not {beyond} {value}: {lower_first(harm.title)}")
+    unstable_from = mostly_diverged_from(frame, path)
+    if not found.is_low_end and unstable_from is not None and unstable_from <= found.value:
+        return replace(_refined_range(frame, path), reason=f"not above {value}: {_most_of(unstable_from)}")
     return _refined_range(frame, path)
+
+
+def _one_sided(frame: SweepFrame, path: str, finding: DiagnosisFinding, step: Step) -> NextRange:
+    """Search from the winner's value in the direction of the step only."""
+    at, dimension = _winner_value(frame, path), frame.space.dimensions.get(path)
+    lower = step.direction is Direction.LOWER
+    reason = f"{'downwards' if lower else 'upwards'} from {format_value(at)}: {lower_first(finding.title)}"
+    if step.values:
+        kept = [] if finding.rule == "worse_than_start" else [at]
+        return NextRange(_choice(frame, path, sorted([*step.values, *kept])), reason)
+    tested = known_values(frame, path)
+    inner = next((v for v in (reversed(tested) if lower else tested) if (v < at if lower else v > at)), None)
+    limit = None if lower else diverged_from(frame, path)
+    if inner is not None or limit is not None:
+        end = midpoint(frame, path, at, min(v for v in (inner, limit) if v is not None))
+    else:
+        end = round_value(at / 2 if lower else at * 2)
+    if isinstance(dimension, (Uniform, LogUniform, IntUniform)):
+        return NextRange(_with_ends(dimension, *sorted((at, inner if inner is not None else end))), reason)
+    choice = _choice(frame, path, sorted([at, end]))
+    if len(choice.choice) < 2 or not is_valid(frame, path, choice.choice[0 if lower else 1]):
+        return NextRange(None, f"{reason}; no valid value lies there")
+    return NextRange(choice, reason)
+
+
+def _winner_value(frame: SweepFrame, path: str) -> float:
+    winner = frame.ranked[0]
+    return float(winner.record.params.get(path, winner.config.flat_params()[path]))
 
 
 def _without_effect(frame: SweepFrame, path: str) -> str:
@@ -62,31 +119,16 @@ def _without_effect(frame: SweepFrame, path: str) -> str:
     )
 
 
-def _extended_range(frame: SweepFrame, path: str, found: BoundaryOptimum) -> NextRange:
-    unstable_from = None if found.is_low_end else mostly_diverged_from(frame, path)
-    if unstable_from is not None and unstable_from <= found.value:
-        return replace(
-            _refined_range(frame, path), reason=f"not above {format_value(found.value)}: {_most_of(unstable_from)}"
-        )
-    limit = diverged_from(frame, path)
-    extension = [v for v in found.extension if limit is None or v < limit]
-    where = "lowest" if found.is_low_end else "highest"
-    if not extension:
-        assert limit is not None
-        values = [found.value, midpoint(frame, path, found.value, limit)]
-        return NextRange(
-            _choice(frame, path, values),
-            f"{format_value(found.value)} won, and all trials from {format_value(limit)} upwards diverged",
-        )
-    values = sorted([found.value, *extension])
+def _extended_range(frame: SweepFrame, path: str, step: Step) -> NextRange:
+    at = _winner_value(frame, path)
+    where = "lowest" if step.direction is Direction.LOWER else "highest"
     best = {level.value: level.best for level in levels(frame, path)}
-    best_text = (
-        ""
-        if found.inner not in best
-        else f" (best {format_brief(best[found.value])}, next to it {format_brief(best[found.inner])})"
-    )
+    inner = [v for v in best if (v > at if step.direction is Direction.LOWER else v < at)]
+    next_to = None if not inner else inner[0] if step.direction is Direction.LOWER else inner[-1]
+    best_text = "" if next_to is None else f" (best {format_brief(best[at])}, next to it {format_brief(best[next_to])})"
     return NextRange(
-        _choice(frame, path, values), f"the best value is the {where} tried{best_text}, so the optimum may lie outside"
+        _choice(frame, path, sorted([at, *step.values])),
+        f"the best value is the {where} tried{best_text}, so the optimum may lie outside",
     )
 
 
@@ -112,9 +154,8 @@ def _refined_range(frame: SweepFrame, path: str) -> NextRange:
 
 
 def _choice(frame: SweepFrame, path: str, values: list[float]) -> Choice:
-    is_integer = all(
-        isinstance(trial.record.params[path], int) for trial in frame.trials if path in trial.record.params
-    )
+    known = [trial.record.params.get(path, trial.config.flat_params().get(path)) for trial in frame.trials]
+    is_integer = all(isinstance(value, int) for value in known if value is not None)
     choices: list[Any] = [round(v) if is_integer else v for v in values]
     return Choice(choice=tuple(dict.fromkeys(choices)))
 
@@ -126,8 +167,7 @@ def _best_choices(frame: SweepFrame, path: str) -> NextRange:
     for level in levels(frame, path):
         if repr(level.value) == repr(winner):
             continue
-        found = matched_difference(frame, path, winner, level.value)
-        difference = found[0] if found is not None else _best_difference(frame, level.trials[0])
+        difference = difference_to_winner(frame, path, level)
         if difference is not None and difference.is_clear:
             dropped.append(f"{format_value(level.value)} (behind by {format_brief(abs(difference.mean))})")
         else:
@@ -140,52 +180,47 @@ def _best_choices(frame: SweepFrame, path: str) -> NextRange:
     )
 
 
-def _best_difference(frame: SweepFrame, other: TrialFrame) -> Difference | None:
-    """Winner minus the best trial with another value: for settings that change which other settings exist."""
-    best = frame.ranked[0]
-    winner_values, other_values = trial_values(frame, best), trial_values(frame, other)
-    if winner_values is None or other_values is None or best.pairs is None or other.pairs is None:
-        return None
-    return (
-        paired_difference(winner_values, other_values, frame.objective.metric)
-        if best.pairs.same_pairs(other.pairs)
-        else None
-    )
-
-
-def _continuous_range(frame: SweepFrame, path: str, dimension: Uniform | LogUniform | IntUniform) -> NextRange:
-    """Span the best trials' values; extend the range where the best trial lies at an end of it."""
+def _continuous_range(
+    frame: SweepFrame, path: str, dimension: Uniform | LogUniform | IntUniform, step: Step | None
+) -> NextRange:
+    """Span the best trials' values; extend the range by the step past its end, if there is one."""
     ranked = [trial for trial in frame.ranked if path in trial.record.params]
     count = max(_MIN_TRIALS, math.ceil(_BEST_SHARE * len(ranked)))
     values = [float(trial.record.params[path]) for trial in ranked[:count]]
-    if len(values) < 2 or min(values) == max(values):
+    if step is None and (len(values) < 2 or min(values) == max(values)):
         return NextRange(dimension, "unchanged: too few trials to narrow it")
     low, high = min(values), max(values)
     reason = f"range of the best {len(values)} of {len(ranked)} trials"
-    found = boundary_optimum(frame, path)
-    unstable_from = mostly_diverged_from(frame, path)
-    if (
-        found is not None
-        and found.extension
-        and not found.is_low_end
-        and unstable_from is not None
-        and unstable_from <= found.value
-    ):
-        reason += f"; not extended: {_most_of(unstable_from)}"
-    elif found is not None and found.extension:
-        low, high = (min(low, found.extension[0]), high) if found.is_low_end else (low, max(high, found.extension[0]))
-        reason += f", extended past the {'lower' if found.is_low_end else 'upper'} end, where the best trial lies"
+    if step is not None:
+        is_low_end, end = step.direction is Direction.LOWER, step.values[0]
+        low, high = (min(low, end), high) if is_low_end else (low, max(high, end))
+        reason += f", extended past the {'lower' if is_low_end else 'upper'} end, where the best trial lies"
+    else:
+        found, unstable_from = boundary_optimum(frame, path), mostly_diverged_from(frame, path)
+        if found is not None and not found.is_low_end and unstable_from is not None and unstable_from <= found.value:
+            reason += f"; not extended: {_most_of(unstable_from)}"
     limit = diverged_from(frame, path)
     if limit is not None and high >= limit:
         high = midpoint(frame, path, max(values), limit)
         reason += f"; all trials from {format_value(limit)} upwards diverged"
     match dimension:
-        case IntUniform():
-            return NextRange(IntUniform(int_uniform=(math.floor(low), math.ceil(high)), log=dimension.log), reason)
         case LogUniform():
-            return NextRange(LogUniform(log_uniform=(round_value(low), _round_up(high))), reason)
+            low, high = round_value(low), _round_up(high)
         case Uniform():
-            return NextRange(Uniform(uniform=(_round_down(low), _round_up(high))), reason)
+            low, high = _round_down(low), _round_up(high)
+        case IntUniform():
+            pass
+    return NextRange(_with_ends(dimension, low, high), reason)
+
+
+def _with_ends(dimension: Uniform | LogUniform | IntUniform, low: float, high: float) -> Dimension:
+    match dimension:
+        case IntUniform():
+            return IntUniform(int_uniform=(math.floor(low), math.ceil(high)), log=dimension.log)
+        case LogUniform():
+            return LogUniform(log_uniform=(low, high))
+        case Uniform():
+            return Uniform(uniform=(low, high))
 
 
 def _round_up(value: float) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dashboards.analysis.significance import Difference, paired_difference, trial_values
+from dashboards.analysis.small_samples import ROUNDING_TOLERANCE
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
 from orchestrator.study.trial_records import TrialState
@@ -117,6 +118,25 @@ def has_clear_effect(frame: SweepFrame, path: str) -> bool | None:
     return any(difference.is_clear for difference, _ in known) if known else None
 
 
+def difference_to_winner(frame: SweepFrame, path: str, level: ParamLevel) -> Difference | None:
+    """Return the best comparable trial's value of a setting minus this one's.
+
+    From trials that are equal in all other settings; where there are none, from the best trial with either value. None
+    without common held-out pairs.
+    """
+    best = frame.comparable_trials[0]
+    found = matched_difference(frame, path, best.record.params[path], level.value)
+    return found[0] if found is not None else difference_of_trials(frame, best, level.trials[0])
+
+
+def difference_of_trials(frame: SweepFrame, a: TrialFrame, b: TrialFrame) -> Difference | None:
+    """Return the objective of trial a minus b's; None without common held-out pairs."""
+    of_a, of_b = trial_values(frame, a), trial_values(frame, b)
+    if of_a is None or of_b is None or a.pairs is None or b.pairs is None or not a.pairs.same_pairs(b.pairs):
+        return None
+    return paired_difference(of_a, of_b, frame.objective.metric)
+
+
 _MAX_EXTENSION = math.log(2)
 """Nats of the setting. On a log scale no step past the tested range exceeds a factor of two."""
 _EDGE_FRACTION = 0.1
@@ -137,7 +157,11 @@ class BoundaryOptimum:
 
 
 def boundary_optimum(frame: SweepFrame, path: str) -> BoundaryOptimum | None:
-    """Return the boundary optimum of a numeric setting with at least two values; None where the best lies inside."""
+    """Return the boundary optimum of a numeric setting with at least two values.
+
+    None where the best lies inside, where a trial with another value has the same objective, and where none of them
+    is clearly worse.
+    """
     ranked = frame.comparable_trials
     if not ranked or path not in ranked[0].record.params or not is_numeric(frame, path):
         return None
@@ -159,6 +183,10 @@ def boundary_optimum(frame: SweepFrame, path: str) -> BoundaryOptimum | None:
             is_low_end, end = best == tested[0], best
             next_in = tested[1] if is_low_end else tested[-2]
             step = abs(math.log(best / next_in)) if log else abs(best - next_in)
+    others = [c for c in ranked[1:] if c.record.params.get(path) != ranked[0].record.params[path]]
+    inside = [c for c in others if not _at_end(frame, path, c, is_low_end, end, log)]
+    if any(_ties_with_best(frame, c) for c in others) or _is_noise(frame, inside):
+        return None
     step = min(step, _MAX_EXTENSION) if log else step
     inner = [v for v in tested if (v > best if is_low_end else v < best)]
     outside = [_shifted(end, step * k * (-1 if is_low_end else 1), log) for k in (1, 2)]
@@ -166,9 +194,44 @@ def boundary_optimum(frame: SweepFrame, path: str) -> BoundaryOptimum | None:
         outside = [end / 2, end / 4]
     is_integer = all(isinstance(c.record.params[path], int) for c in frame.trials if path in c.record.params)
     rounded = [float(round(v)) if is_integer else round_value(v) for v in outside]
-    valid = [v for v in dict.fromkeys(rounded) if v != best and _is_valid(frame, path, int(v) if is_integer else v)]
+    valid = [v for v in dict.fromkeys(rounded) if v != best and is_valid(frame, path, int(v) if is_integer else v)]
     nearest = None if not inner else (inner[0] if is_low_end else inner[-1])
     return BoundaryOptimum(path, best, is_low_end, tuple(valid), nearest)
+
+
+def stable_extension(frame: SweepFrame, found: BoundaryOptimum) -> tuple[float, ...]:
+    """Return the values to add outside the range, without those from which upwards most trials diverged."""
+    if found.is_low_end:
+        return found.extension
+    limits = (diverged_from(frame, found.path), mostly_diverged_from(frame, found.path))
+    return tuple(v for v in found.extension if all(limit is None or v < limit for limit in limits))
+
+
+def _at_end(frame: SweepFrame, path: str, trial: TrialFrame, is_low_end: bool, end: float, log: bool) -> bool:
+    """Return whether a trial's value lies at the same end of the searched values as the best one's."""
+    value: Any = trial.record.params.get(path)
+    if not is_number(value):
+        return False
+    match frame.space.dimensions.get(path):
+        case Uniform(uniform=(low, high)) | LogUniform(log_uniform=(low, high)) | IntUniform(int_uniform=(low, high)):
+            share = _share(float(value), low, high, log)
+            return share <= _EDGE_FRACTION if is_low_end else share >= 1 - _EDGE_FRACTION
+        case _:
+            return float(value) == end
+
+
+def _ties_with_best(frame: SweepFrame, trial: TrialFrame) -> bool:
+    value, best = trial.record.value, frame.comparable_trials[0].record.value
+    if value is None or best is None:
+        return False
+    return math.isclose(value, best, rel_tol=1e-9, abs_tol=ROUNDING_TOLERANCE)
+
+
+def _is_noise(frame: SweepFrame, inside: Sequence[TrialFrame]) -> bool:
+    """Return whether the best trial is clearly better than none of these, as far as that can be computed."""
+    best = frame.comparable_trials[0]
+    found = [difference for c in inside if (difference := difference_of_trials(frame, best, c)) is not None]
+    return bool(found) and not any(difference.is_clear for difference in found)
 
 
 def known_values(frame: SweepFrame, path: str) -> list[float]:
@@ -227,7 +290,7 @@ def _shifted(value: float, by: float, log: bool) -> float:
     return value * math.exp(by) if log else value + by
 
 
-def _is_valid(frame: SweepFrame, path: str, value: float) -> bool:
+def is_valid(frame: SweepFrame, path: str, value: Any) -> bool:
     """Return whether the winner's configuration with this value passes validation."""
     params = dict(frame.ranked[0].record.params) | {path: value}
     try:

@@ -12,7 +12,16 @@ import numpy as np
 from dashboards.analysis.held_out_pairs import spearman
 from dashboards.analysis.small_samples import MIN_TESTABLE_PAIRS, is_clear_correlation, share_difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
+from dashboards.diagnosis.findings import LEARNING_RATE, DiagnosisFinding, FindingLevel, Step
+from dashboards.diagnosis.setting_steps import (
+    LOWER_SHARES,
+    lower_gamma,
+    lower_rate,
+    present,
+    raise_beta,
+    raise_sft_weight,
+    train_longer,
+)
 from dashboards.formatting import format_value
 from trainer.config.loss_config import SimpoLoss
 from trainer.metrics import CHOSEN, EVAL, EXACT_ANSWERS, MARGIN, REJECTED
@@ -27,7 +36,7 @@ UNLIKELY_LOGP = -10.0
 """Nats per token. Below the log-prob of a uniform distribution over 22,000 tokens."""
 
 
-def margin_below_gamma(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
+def margin_below_gamma(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a mean reward margin, beta x (difference of log-probs per token), far below SimPO's target gamma."""
     loss, margin = winner.config.loss, winner.last(REWARD_MARGIN)
     if (
@@ -43,6 +52,7 @@ def margin_below_gamma(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
         reached = f" {share:.0%} of the {len(winner.pairs):,} held-out pairs reach the target."
     begun = winner.first(REWARD_MARGIN)
     since = "" if begun is None else f", from {format_value(begun)} at step 0"
+    smaller = lower_gamma(frame)
     yield DiagnosisFinding(
         "margin_below_gamma",
         FindingLevel.NOTE,
@@ -50,10 +60,10 @@ def margin_below_gamma(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
         f"Trial {winner.label}: mean reward margin {format_value(margin)}{since}, against gamma "
         f"{format_value(loss.gamma_value)}; per token that is {format_value(margin / loss.beta)}, with a "
         f"target of gamma / beta = {format_value(loss.gamma_over_beta)}.{reached}",
-        "Most pairs still have nearly the full gradient, so gamma has little effect: try a smaller gamma, or train "
-        "longer or with a higher learning rate if the chosen log-probs do not fall.",
-        (winner.label,),
-        "loss.gamma",
+        trials=(winner.label,),
+        setting="" if smaller is None else smaller.path,
+        steps=present(smaller, train_longer(frame, "train longer if the chosen log-probs do not fall")),
+        lead="Most pairs still have nearly the full gradient, so gamma has little effect:",
     )
 
 
@@ -68,13 +78,11 @@ def chosen_logps_falling(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diag
     assert margin is not None
     assert drop is not None
     assert start is not None
-    beta = trial.config.loss.beta if isinstance(trial.config.loss, SimpoLoss) else None
-    steps = ["lower the learning rate"]
-    if beta is not None:
-        better = "; the SimPO authors often found 10 better" if beta < 10 else ""
-        steps += [f"raise beta (now {format_value(beta)}{better})", "or add loss.sft_weight: 0.1"]
-    else:
-        steps.append("or raise loss.nll_scale")
+    steps = present(
+        lower_rate(winner.config.training.learning_rate, *LOWER_SHARES),
+        raise_beta(frame, winner),
+        raise_sft_weight(winner),
+    )
     yield DiagnosisFinding(
         "chosen_falling",
         (FindingLevel.SERIOUS if -drop > margin else FindingLevel.WARNING) if winner_falls else FindingLevel.NOTE,
@@ -83,10 +91,11 @@ def chosen_logps_falling(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diag
         f"Trial {trial.label}: the margin rose by {format_value(margin)} per token while the chosen log-prob fell from "
         f"{format_value(start)} to {format_value(start + drop)} per token ({format_value(drop)}); the same holds "
         f"for {len(falling)} of {len(frame.ranked)} complete trials.",
-        f"The margin grows mainly by lowering the rejected responses. {', '.join(steps).capitalize()}; read the "
-        "samples before using the model.",
+        "Read the samples before using the model." if winner_falls else "Read the samples before using one of them.",
         tuple(c.label for c in falling),
-        "training.learning_rate",
+        LEARNING_RATE if winner_falls else "",
+        steps if winner_falls else (),
+        "The margin grows mainly by lowering the rejected responses.",
     )
 
 
@@ -103,6 +112,7 @@ def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFi
     worst = winner if winner in low else low[0]
     start = worst.first(CHOSEN)
     was_low = start is not None and start < UNLIKELY_LOGP
+    trained = winner in low and not was_low
     yield DiagnosisFinding(
         "unlikely_text",
         FindingLevel.SERIOUS if winner in low else FindingLevel.NOTE,
@@ -113,8 +123,13 @@ def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFi
         "The initial model already assigns such low log-probs: check the chat template and the tokenizer, or add an "
         "SFT stage."
         if was_low
-        else "Training has degraded the model: lower the learning rate by a factor of 3 or more.",
+        else ""
+        if trained
+        else "Training has degraded these models: do not use them.",
         tuple(c.label for c in low),
+        LEARNING_RATE if trained else "",
+        (lower_rate(winner.config.training.learning_rate, *LOWER_SHARES),) if trained else (),
+        "Training has degraded the model:" if trained else "",
     )
 
 
@@ -166,14 +181,19 @@ def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagno
         f"Trial {winner.label}: right answers went from {start:.1%} to {start + drop:.1%} of {prompts} prompts (95 % "
         f"interval of that difference {low:+.1%} to {high:+.1%}) while {frame.objective.metric} improved by "
         f"{format_value(abs(gain))}; they fell in {fewer} of {len(changes)} complete trials.",
-        "The objective improves at the cost of the task. Lower the learning rate, add loss.sft_weight or "
-        "loss.nll_scale, rank by eval_exact_answers, and raise evaluation.prompts for a narrower interval.",
+        "Raise evaluation.prompts for a narrower interval.",
         (winner.label,),
-        "training.learning_rate",
+        LEARNING_RATE,
+        present(
+            lower_rate(winner.config.training.learning_rate, *LOWER_SHARES),
+            raise_sft_weight(winner),
+            Step(f"rank by {EXACT_ANSWERS}"),
+        ),
+        "The objective improves at the cost of the task.",
     )
 
 
-def degenerate_text(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
+def degenerate_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report answers that became repetitive or much longer."""
     problems: list[str] = []
     repeated, before = winner.last(REPETITION), winner.first(REPETITION)
@@ -189,8 +209,10 @@ def degenerate_text(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
             FindingLevel.SERIOUS if prompts >= MIN_TESTABLE_PAIRS else FindingLevel.WARNING,
             "The winner's answers have become longer or repeat themselves",
             f"Trial {winner.label}: on {prompts} fixed prompts {' and '.join(problems)}.",
-            "Read its samples below; lower the learning rate or raise beta.",
+            "Read its samples before using it.",
             (winner.label,),
+            LEARNING_RATE,
+            present(lower_rate(winner.config.training.learning_rate, *LOWER_SHARES), raise_beta(frame, winner)),
         )
 
 

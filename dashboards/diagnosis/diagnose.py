@@ -15,6 +15,7 @@ from dashboards.diagnosis.collapse_rules import (
     margin_below_gamma,
     unlikely_text,
 )
+from dashboards.diagnosis.conflicts import resolve_conflicts
 from dashboards.diagnosis.findings import DiagnosisFinding, by_level
 from dashboards.diagnosis.search_rules import (
     confounded,
@@ -32,14 +33,17 @@ from dashboards.diagnosis.training_rules import (
     ties,
     worse_than_initial,
 )
+from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.study.importance import importance
 
 
 def diagnose(frame: SweepFrame, significance: Significance | None = None) -> list[DiagnosisFinding]:
-    """Return the findings about a sweep, the most serious first.
+    """Return the findings about a sweep, the most serious first; none about a rehearsal, whose figures mean nothing.
 
     `significance`: the sweep's significance analysis; computed here where None.
     """
+    if is_rehearsal(frame.spec):
+        return []
     significance = significance or analyze_significance(frame)
     found = [*failures(frame), *diverging_region(frame), *impossible_logps(frame)]
     if significance is not None:
@@ -50,11 +54,11 @@ def diagnose(frame: SweepFrame, significance: Significance | None = None) -> lis
             *chosen_logps_falling(frame, winner),
             *exact_answers_lost(frame, winner),
             *unlikely_text(frame, winner),
-            *degenerate_text(winner),
-            *margin_below_gamma(winner),
+            *degenerate_text(frame, winner),
+            *margin_below_gamma(frame, winner),
             *accuracy_at_chance(frame, winner),
             *ties(winner),
-            *loss_plateau(winner),
+            *loss_plateau(frame, significance),
             *overfitting(frame, winner),
             *optimum_at_boundary(frame),
             *no_clear_effect(frame),
@@ -62,7 +66,7 @@ def diagnose(frame: SweepFrame, significance: Significance | None = None) -> lis
             *too_few_pairs(significance),
             *length_bias(winner),
         ]
-    return by_level(found)
+    return by_level(resolve_conflicts(found))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +77,11 @@ class SweepAnalysis:
     significance: Significance | None
     findings: tuple[DiagnosisFinding, ...]
     importances: dict[str, float]
+
+    @property
+    def is_rehearsal(self) -> bool:
+        """Whether this one sweep is a rehearsal, of which nothing is concluded."""
+        return not self.frame.sweeps and is_rehearsal(self.frame.spec)
 
 
 def analyze(frame: SweepFrame) -> SweepAnalysis:

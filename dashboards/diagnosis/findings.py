@@ -1,10 +1,14 @@
-"""`DiagnosisFinding` and `FindingLevel`: one statement of a diagnosis and its severity."""
+"""`DiagnosisFinding`, `Step` and `FindingLevel`: one statement of a diagnosis, what it advises, and its severity."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+LEARNING_RATE = "training.learning_rate"
+NO_DIAGNOSIS = "A rehearsal shows that the sweep runs; its figures say nothing about the settings."
 
 
 class FindingLevel(StrEnum):
@@ -15,7 +19,29 @@ class FindingLevel(StrEnum):
     NOTE = "note"
 
 
-_ORDER = list(FindingLevel)
+LEVELS = tuple(FindingLevel)
+
+
+class Direction(StrEnum):
+    """Where a step moves its setting. fix: stop searching it; exclude: not the values with which trials diverged."""
+
+    RAISE = "raise"
+    LOWER = "lower"
+    FIX = "fix"
+    EXCLUDE = "exclude"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One of the alternatives that a finding advises: a clause, and the setting that it moves, "" for none."""
+
+    text: str
+    path: str = ""
+    direction: Direction | None = None
+    values: tuple[float, ...] = ()
+    """Values to try, where the step names any."""
+    uses_model: bool = False
+    """Whether the step is to use a trial's model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +53,67 @@ class DiagnosisFinding:
     level: FindingLevel
     title: str
     evidence: str
-    next_step: str
+    remark: str = ""
+    """Advice that moves no setting, after the steps."""
     trials: tuple[str, ...] = ()
     """Labels of the trials concerned."""
     setting: str = ""
-    """Dotted path of the setting concerned."""
+    """Dotted path of the setting that the finding is about."""
+    steps: tuple[Step, ...] = ()
+    """Alternatives, the best first."""
+    lead: str = ""
+    """Words before the steps: a sentence, or the beginning of theirs."""
+
+    @property
+    def next_step(self) -> str:
+        """The advice as text: lead, steps, remark."""
+        clauses = [step.text for step in self.steps]
+        listed = clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])} or {clauses[-1]}" if clauses else ""
+        if listed and (not self.lead or self.lead.endswith(".")):
+            listed = listed[:1].upper() + listed[1:]
+        lead = self.lead if listed or self.lead.endswith(".") else ""
+        return " ".join(part for part in (lead, f"{listed}." if listed else "", self.remark) if part)
 
     def as_json(self) -> dict[str, Any]:
         """Return the finding as printed by `report --json`."""
-        values = asdict(self)
-        return {"leaf" if name == "setting" else name: value for name, value in values.items()}
+        return {
+            "rule": self.rule,
+            "level": self.level,
+            "title": self.title,
+            "evidence": self.evidence,
+            "next_step": self.next_step,
+            "trials": self.trials,
+            "leaf": self.setting,
+            "moves": [
+                {"setting": step.path, "direction": step.direction, "values": step.values}
+                for step in self.steps
+                if step.path
+            ],
+        }
 
 
-def by_level(findings: list[DiagnosisFinding]) -> list[DiagnosisFinding]:
+def by_level(findings: Iterable[DiagnosisFinding]) -> list[DiagnosisFinding]:
     """Return the findings sorted by level, most serious first."""
-    return sorted(findings, key=lambda finding: _ORDER.index(finding.level))
+    return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+def decided_steps(findings: Iterable[DiagnosisFinding]) -> dict[str, tuple[DiagnosisFinding, Step]]:
+    """Return the step of each setting that findings without conflicts move, with its finding."""
+    return {step.path: (finding, step) for finding in findings for step in finding.steps if step.path}
+
+
+def reasons_not_to_use(findings: Iterable[DiagnosisFinding], label: str) -> list[str]:
+    """Return the titles of the serious findings about a trial or about the whole sweep, in lower case."""
+    return [
+        lower_first(finding.title)
+        for finding in findings
+        if finding.level is FindingLevel.SERIOUS and (not finding.trials or label in finding.trials)
+    ]
+
+
+def lower_first(title: str) -> str:
+    """Return the title as the continuation of a sentence."""
+    return title[:1].lower() + title[1:]
 
 
 def round_count(count: int) -> str:

@@ -22,10 +22,12 @@ from dashboards.analysis.param_effects import (
     is_numeric,
     levels,
     matched_difference,
+    stable_extension,
 )
 from dashboards.analysis.significance import Significance
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel, round_count
+from dashboards.diagnosis.findings import DiagnosisFinding, Direction, FindingLevel, Step, round_count
+from dashboards.diagnosis.setting_steps import DIVERGED_SHARES, lower_rate, lowest_rate
 from dashboards.formatting import format_value
 from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
 from orchestrator.study.trial_records import FailureKind, TrialState
@@ -35,31 +37,29 @@ _MAX_LISTED = 6
 
 def optimum_at_boundary(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report a best trial at an end of a searched setting, so that the optimum may lie outside."""
+    together = {path for pair in _confounded_pairs(frame) for path in pair[:2]}
     for path in frame.paths:
         found = boundary_optimum(frame, path)
-        if found is None or path == "training.seed" or has_clear_effect(frame, path) is False:
+        if found is None or path == SEED or path in together or has_clear_effect(frame, path) is False:
             continue  # without an effect there is no optimum; reported by `no_clear_effect`
+        extension = stable_extension(frame, found)
+        if found.extension and not extension:
+            continue  # what lies beyond diverges; reported by `diverging_region`
         best = {level.value: level.best for level in levels(frame, path)}
         shown = ", ".join(f"{format_value(v)}: {format_value(b)}" for v, b in list(best.items())[:_MAX_LISTED])
         where = "lowest" if found.is_low_end else "highest"
-        extension = " and ".join(format_value(v) for v in found.extension)
-        limit = diverged_from(frame, path)
-        crosses_limit = limit is not None and any(v >= limit for v in found.extension)
+        added = f"add {' and '.join(format_value(v) for v in extension)}"
+        direction = Direction.LOWER if found.is_low_end else Direction.RAISE
         yield DiagnosisFinding(
             "at_the_edge",
-            FindingLevel.WARNING,
+            FindingLevel.WARNING if extension else FindingLevel.NOTE,
             f"The best {frame.short_names.get(path, path)} is the {where} that was tried",
             f"{path} = {format_value(found.value)}; best {frame.objective.metric} by value: {shown}.",
-            "No valid value lies beyond it."
-            if not found.extension
-            else f"The optimum may lie outside: add {extension}."
-            + (
-                f" From {format_value(limit)} upwards every trial diverged, so use small steps."
-                if crosses_limit
-                else ""
-            ),
-            (frame.ranked[0].label,),
+            "" if extension else "No valid value lies beyond it.",
+            (frame.comparable_trials[0].label,),
             path,
+            (Step(added, path, direction, extension),) if extension else (),
+            "The optimum may lie outside:",
         )
 
 
@@ -67,13 +67,15 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report settings whose values do not differ significantly on these held-out pairs."""
     for path in frame.paths:
         values = [level.value for level in levels(frame, path)]
-        if path == "training.seed" or len(values) < 2 or has_clear_effect(frame, path) is not False:
+        if path == SEED or len(values) < 2 or has_clear_effect(frame, path) is not False:
             continue
         # The two values that differ most give the strongest evidence.
         found = [(matched_difference(frame, path, a, b), a, b) for k, a in enumerate(values) for b in values[k + 1 :]]
         known = [(d, n, a, b) for c, a, b in found if c is not None for d, n in [c]]
         widest, count, a, b = max(known, key=lambda row: abs(row[0].mean))
         required = widest.pairs_needed
+        at = format_value(frame.ranked[0].record.params.get(path, a))
+        more = f"hold out about {round_count(required)} pairs to see a difference this small" if required else ""
         yield DiagnosisFinding(
             "not_told_apart",
             FindingLevel.NOTE,
@@ -82,14 +84,11 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             f"({count} pair{'s' if count > 1 else ''} of trials): {frame.objective.metric} differs by "
             f"{format_value(widest.mean)}, 95 % interval {format_value(widest.low)} to "
             f"{format_value(widest.high)} over {widest.pairs} held-out pairs.",
-            f"Fix it at {format_value(frame.ranked[0].record.params.get(path, a))} and search other settings"
-            + (
-                f", or hold out about {round_count(required)} pairs to see a difference this small."
-                if required
-                else "."
+            setting=path,
+            steps=(
+                Step(f"fix it at {at} and search other settings", path, Direction.FIX),
+                *([Step(more)] if more else []),
             ),
-            (),
-            path,
         )
 
 
@@ -116,16 +115,17 @@ def too_few_pairs(significance: Significance) -> Iterator[DiagnosisFinding]:
         f"{format_value(abs(difference.mean))}, with a 95 % interval of {format_value(difference.low)} to "
         f"{format_value(difference.high)} over {difference.pairs} held-out "
         f"{'pairs' if difference.paired else 'examples, compared without pairing'}.{wins_text}",
-        (
-            f"About {round_count(required)} held-out pairs would distinguish them"
-            if required
-            else "More held-out pairs would distinguish them"
-        )
-        + "; until then use the cheapest or the most stable one, or repeat them with other values of training.seed.",
-        tuple(trial.label for trial in significance.not_distinguishable),
+        trials=tuple(trial.label for trial in significance.not_distinguishable),
+        steps=(
+            Step("use the cheapest or the most stable one", uses_model=True),
+            Step("repeat them with other values of training.seed"),
+        ),
+        lead=f"{f'About {round_count(required)}' if required else 'More'} held-out pairs would distinguish them; "
+        "until then",
     )
 
 
+_LONGER_WARMUP = Step("lengthen the warmup", "training.warmup_ratio", Direction.RAISE)
 _MIN_TRIALS = 3
 _FEWEST_RANKED = 5
 """Trials. With fewer, a perfect rank correlation has a p-value above 5 % (2 / 4! = 8 %)."""
@@ -135,17 +135,11 @@ CONFOUNDED_CORRELATION = 0.95
 
 def confounded(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report pairs of settings that were only varied together, exactly or by rank correlation."""
-    for a, b in combinations([p for p in frame.paths if p != SEED], 2):
-        trials = [c for c in frame.comparable_trials if a in c.record.params and b in c.record.params]
-        values_a, values_b = _values(trials, a), _values(trials, b)
-        if len(trials) < _MIN_TRIALS or len(values_a) < 2 or len(values_b) < 2:
-            continue
-        evidence = _confounding(frame, trials, a, b)
-        if not evidence:
-            continue
+    for a, b, evidence in _confounded_pairs(frame):
+        trials = _with_both(frame, a, b)
         first, second = frame.short_names.get(a, a), frame.short_names.get(b, b)
         first_params = trials[0].record.params
-        other_value = next(value for key, value in values_b.items() if key != repr(first_params[b]))
+        other_value = next(value for key, value in _values(trials, b).items() if key != repr(first_params[b]))
         yield DiagnosisFinding(
             "varied_together",
             FindingLevel.WARNING,
@@ -156,6 +150,22 @@ def confounded(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             tuple(c.label for c in trials),
             b,
         )
+
+
+def _confounded_pairs(frame: SweepFrame) -> list[tuple[str, str, str]]:
+    """Return the pairs of settings that were only varied together, with the evidence."""
+    found: list[tuple[str, str, str]] = []
+    for a, b in combinations([p for p in frame.paths if p != SEED], 2):
+        trials = _with_both(frame, a, b)
+        if len(trials) < _MIN_TRIALS or len(_values(trials, a)) < 2 or len(_values(trials, b)) < 2:
+            continue
+        if evidence := _confounding(frame, trials, a, b):
+            found.append((a, b, evidence))
+    return found
+
+
+def _with_both(frame: SweepFrame, a: str, b: str) -> list[TrialFrame]:
+    return [c for c in frame.comparable_trials if a in c.record.params and b in c.record.params]
 
 
 def _values(trials: list[TrialFrame], path: str) -> dict[str, Any]:
@@ -181,7 +191,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     if not diverged:
         return
     limits = {path: limit for path in frame.paths if (limit := diverged_from(frame, path)) is not None}
-    limits.pop("training.seed", None)
+    limits.pop(SEED, None)
     explained = {p: [c for c in diverged if c.record.params.get(p, x - 1) >= x] for p, x in limits.items()}
     if explained:
         path = max(explained, key=lambda p: len(explained[p]))  # the setting that explains most diverged trials
@@ -193,26 +203,25 @@ def diverging_region(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             f"{len(in_region)} of {len(in_region)} trials, against {len(diverged) - len(in_region)} of "
             f"{len(frame.trials) - len(in_region)} with smaller values. First: trial {in_region[0].label}, "
             f"{in_region[0].record.reason}.",
-            f"Exclude {path} >= {format_value(limit)} from the next search.",
-            tuple(c.label for c in in_region),
-            path,
+            trials=tuple(c.label for c in in_region),
+            setting=path,
+            steps=(Step(f"exclude {path} >= {format_value(limit)} from the next search", path, Direction.EXCLUDE),),
         )
         return
     if (found := _diverging_values(frame, diverged)) is not None:
         yield found
         return
     finished = frame.in_state(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
+    many = 4 * len(diverged) >= len(finished)
+    lower = lower_rate(lowest_rate(frame), *((0.3, 0.5) if frame.ranked else DIVERGED_SHARES))
     yield DiagnosisFinding(
         "diverging_region",
-        FindingLevel.SERIOUS
-        if not frame.ranked
-        else FindingLevel.WARNING
-        if 4 * len(diverged) >= len(finished)
-        else FindingLevel.NOTE,
+        FindingLevel.SERIOUS if not frame.ranked else FindingLevel.WARNING if many else FindingLevel.NOTE,
         f"{len(diverged)} of {len(finished)} finished trials diverged",
         f"Trial {diverged[0].label} ({frame.describe_params(diverged[0])}): {diverged[0].record.reason}.",
-        "No single searched setting explains it; lower the learning rate, or lengthen the warmup.",
-        tuple(c.label for c in diverged),
+        trials=tuple(c.label for c in diverged),
+        steps=(*([lower] if many or not frame.ranked else []), _LONGER_WARMUP),
+        lead="No single searched setting explains it:",
     )
 
 
@@ -220,7 +229,7 @@ def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> Diagnosi
     """Return a finding for listed values of one setting with which all trials diverged and without which none did."""
     ended = frame.in_state(TrialState.COMPLETE, TrialState.PRUNED)
     for path in frame.paths:
-        if path == "training.seed" or frame.space.is_continuous(path):
+        if path == SEED or frame.space.is_continuous(path):
             continue
         safe = {repr(c.record.params.get(path)) for c in ended if not c.record.diverged}
         bad = {repr(value): value for c in diverged if (value := c.record.params.get(path)) is not None}
@@ -233,9 +242,9 @@ def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> Diagnosi
             f"Every trial with {frame.short_names.get(path, path)} {values} diverged",
             f"{len(diverged)} of {len(diverged)} trials, against none with another value. First: trial "
             f"{diverged[0].label}, {diverged[0].record.reason}.",
-            f"Exclude {path} = {values} from the next search.",
-            tuple(c.label for c in diverged),
-            path,
+            trials=tuple(c.label for c in diverged),
+            setting=path,
+            steps=(Step(f"exclude {path} = {values} from the next search", path, Direction.EXCLUDE),),
         )
     return None
 
@@ -251,6 +260,7 @@ _FAILURE_ADVICE = {
 def failures(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report failed trials, one finding per kind of failure."""
     failed = frame.in_state(TrialState.FAILED)
+    again = "" if frame.sweeps else f" Then try them again: orchestrate resume {frame.name} --retry-failed."
     for kind, count in Counter(trial.record.failure for trial in failed).most_common():
         of_kind = [trial for trial in failed if trial.record.failure is kind]
         reason, most_common = Counter(trial.record.reason for trial in of_kind).most_common(1)[0]
@@ -260,6 +270,6 @@ def failures(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             f"{count} of {len(frame.trials)} trials failed"
             + (f": {kind.value.lower().replace('_', ' ')}" if kind is not None else ""),
             f"{most_common} of them with: {reason}.",
-            _FAILURE_ADVICE[kind] if kind is not None else "See the reasons below.",
+            (_FAILURE_ADVICE[kind] if kind is not None else "See the reasons below.") + again,
             tuple(trial.label for trial in of_kind),
         )

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from enum import StrEnum
 
 import numpy as np
 
+from dashboards.analysis.param_effects import boundary_optimum
 from dashboards.analysis.significance import Significance
 from dashboards.analysis.small_samples import MIN_RECOMMENDED_PAIRS, SMALL_SAMPLE_PAIRS, pairs_needed, share_interval
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel, round_count
+from dashboards.diagnosis.findings import (
+    LEARNING_RATE,
+    DiagnosisFinding,
+    Direction,
+    FindingLevel,
+    Step,
+    round_count,
+)
+from dashboards.diagnosis.setting_steps import (
+    fewer_updates,
+    higher_rate,
+    lower_rate,
+    lowest_rate,
+    present,
+    train_longer,
+)
 from dashboards.formatting import format_value
 from trainer.metrics import EVAL
 
@@ -28,25 +45,41 @@ def worse_than_initial(frame: SweepFrame, significance: Significance) -> Iterato
     interval = ""
     if against is not None:
         interval = f" (95 % interval of the difference {format_value(against.low)} to {format_value(against.high)})"
-    if against is not None and not against.is_clear and against.pairs <= SMALL_SAMPLE_PAIRS:
-        step = (
-            f"{against.pairs} held-out pair{'s are' if against.pairs > 1 else ' is'} too few to decide: hold out "
-            f"{MIN_RECOMMENDED_PAIRS} or more before changing anything else."
-        )
-    elif best == start:
-        step = "The objective did not change: raise the learning rate by a factor of 3 to 10, or train longer."
-    else:
-        step = "Try learning rates 3 and 10 times smaller, and check that the chosen responses are the better ones."
+    steps, remark = _after_no_gain(frame, significance)
     yield DiagnosisFinding(
         "worse_than_start",
         FindingLevel.SERIOUS,
         "No trial is better than the initial model",
         f"The best of {len(frame.ranked)} complete trials has {frame.objective.metric} = {format_value(best)}; "
         f"the initial model has {format_value(start)}{interval}.",
-        f"Do not use any of these trials. {step}",
+        remark,
         (significance.winner.label,),
-        "training.learning_rate",
+        LEARNING_RATE if any(step.path == LEARNING_RATE for step in steps) else "",
+        steps,
+        "Do not use any of these trials.",
     )
+
+
+def _after_no_gain(frame: SweepFrame, significance: Significance) -> tuple[tuple[Step, ...], str]:
+    """Return what to change where no trial gained: by how clear the loss is, and by how the held-out loss moved."""
+    against, winner = significance.against_initial, significance.winner
+    clear = against is None or against.is_clear
+    if against is not None and not clear and against.pairs <= SMALL_SAMPLE_PAIRS:
+        few = f"{against.pairs} held-out pair{'s are' if against.pairs > 1 else ' is'} too few to decide"
+        return (), f"{few}: hold out {MIN_RECOMMENDED_PAIRS} or more before changing anything else."
+    trend = loss_trend(winner)
+    if not clear and trend is not LossTrend.ROSE:
+        longer = train_longer(frame)
+        if trend is LossTrend.FLAT:
+            return present(higher_rate(frame, winner), longer), "So far training has hardly changed the model."
+        needed = None if against is None else against.pairs_needed
+        more = f"hold out about {round_count(needed)} pairs" if needed else "hold out more pairs"
+        return present(Step(more), longer), "The difference is not clear on these pairs."
+    check = "Check that the chosen responses are the better ones."
+    edge = boundary_optimum(frame, LEARNING_RATE)
+    if edge is not None and not edge.is_low_end:
+        return (), check  # the lower rates that were tried are worse still
+    return (lower_rate(lowest_rate(frame), 0.1, 0.3),), check
 
 
 def _improved(frame: SweepFrame, winner: TrialFrame) -> bool:
@@ -60,6 +93,8 @@ def gain_not_clear(frame: SweepFrame, significance: Significance) -> Iterator[Di
     against = significance.against_initial
     if against is None or against.is_clear or frame.sign * against.mean <= 0:
         return
+    if not _improved(frame, significance.winner):
+        return  # reported by `worse_than_initial`
     required = against.pairs_needed
     yield DiagnosisFinding(
         "gain_not_clear",
@@ -70,9 +105,11 @@ def gain_not_clear(frame: SweepFrame, significance: Significance) -> Iterator[Di
         f"{format_value(against.high)} over {against.pairs} held-out "
         f"{'pairs' if against.paired else 'examples, compared without pairing'}; selecting the best of "
         f"{len(frame.ranked)} trials on the same pairs biases this gain upwards.",
-        (f"Hold out about {round_count(required)} pairs" if required else "Hold out more pairs")
-        + " to confirm it, or train longer so that the gain grows.",
-        (significance.winner.label,),
+        trials=(significance.winner.label,),
+        steps=present(
+            Step(f"hold out {f'about {round_count(required)}' if required else 'more'} pairs to confirm it"),
+            train_longer(frame, "train longer so that the gain grows"),
+        ),
     )
 
 
@@ -106,15 +143,18 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagno
             (winner.label,),
         )
         return
+    rose = loss_trend(winner) is LossTrend.ROSE or _has_minimum_inside(_curve(winner, LOSS))
+    steps = () if rose else present(higher_rate(frame, winner), train_longer(frame))
     yield DiagnosisFinding(
         "coin_toss",
         FindingLevel.SERIOUS if at_chance else FindingLevel.WARNING,
         f"The winner's accuracy {'is' if at_chance else 'may be'} no better than chance",
         evidence,
-        "Raise the learning rate or train longer; if that does not help, check the data: chosen and rejected may be "
-        "swapped or too similar.",
+        f"{'If that does not help, check' if steps else 'Check'} the data: chosen and rejected may be swapped or too "
+        "similar.",
         (winner.label,),
-        "training.learning_rate",
+        LEARNING_RATE if any(step.path == LEARNING_RATE for step in steps) else "",
+        steps,
     )
 
 
@@ -131,40 +171,68 @@ def ties(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
         "Some held-out pairs are ties, which count as wrong",
         f"Trial {winner.label}: {tied} of {len(winner.pairs)} pairs have exactly the same log-prob per token for "
         f"both responses, so no trial can reach an accuracy above {1 - tied / len(winner.pairs):.3f}.",
-        "Both responses are probably equal after truncation: raise data.max_length, or remove those rows.",
-        (winner.label,),
+        trials=(winner.label,),
+        steps=(Step("raise data.max_length", "data.max_length", Direction.RAISE), Step("remove those rows")),
+        lead="Both responses are probably equal after truncation:",
     )
 
 
 LOSS = f"{EVAL}loss"
-MIN_LOSS_CHANGE = 0.02
-"""Share of the initial held-out loss. A smaller drop counts as no change."""
+MIN_LOSS_DROP = 0.02
+"""Share of the initial held-out loss. A smaller drop counts as no drop."""
+MIN_LOSS_RISE = 0.005
+"""Share of the initial held-out loss. A loss that did not drop and ends higher by more than this counts as risen: the
+pairs are the same at every step, so that a small rise is no noise."""
 PLATEAU_FRACTION = 0.1
 """Share of the total drop. A second half with a smaller drop counts as a plateau."""
 OVERFITTING_RISE = 0.1
 """Share of the total drop. A later rise by more than this counts as overfitting."""
+_OVERFITTING_SHARES = (0.1, 0.3)
+"""Shares of the winner's learning rate to try where it overfits."""
 _MIN_EVALUATIONS = 4
 
 
-def loss_plateau(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
-    """Report a held-out loss that hardly changed, or that was flat in the second half."""
-    curve = _curve(winner, LOSS)
+class LossTrend(StrEnum):
+    """How the held-out loss moved over a trial."""
+
+    FELL = "fell"
+    FLAT = "flat"
+    ROSE = "rose"
+
+
+def loss_trend(trial: TrialFrame) -> LossTrend | None:
+    """Return how the held-out loss moved; None with fewer than three evaluations."""
+    curve = _curve(trial, LOSS)
     if len(curve) < 3 or curve[-1][0] == 0:
-        return
+        return None
+    start, end, lowest = curve[0][1], curve[-1][1], min(value for _, value in curve)
+    if start - lowest >= MIN_LOSS_DROP * abs(start):
+        return LossTrend.FELL
+    return LossTrend.ROSE if end - start > MIN_LOSS_RISE * abs(start) else LossTrend.FLAT
+
+
+def loss_plateau(frame: SweepFrame, significance: Significance) -> Iterator[DiagnosisFinding]:
+    """Report a held-out loss that hardly changed, or that was flat in the second half."""
+    winner = significance.winner
+    curve, trend = _curve(winner, LOSS), loss_trend(winner)
+    if trend is None or trend is LossTrend.ROSE:
+        return  # a loss that only rose is reported by `overfitting`
     (_, start), (last, end) = curve[0], curve[-1]
     lowest = min(value for _, value in curve)
-    if _only_rose(curve):
-        return  # reported by `overfitting`
-    if start - lowest < MIN_LOSS_CHANGE * abs(start):
+    if trend is LossTrend.FLAT:
+        against = significance.against_initial
+        gained = against is not None and against.is_clear and _improved(frame, winner)
+        steps = () if gained else present(higher_rate(frame, winner), train_longer(frame))
         yield DiagnosisFinding(
             "loss_plateau",
-            FindingLevel.WARNING,
+            FindingLevel.NOTE if gained else FindingLevel.WARNING,
             "The loss hardly changed",
             f"Trial {winner.label}: held-out loss {format_value(start)} at step 0, {format_value(end)} after {last} "
             f"updates; the lowest was {format_value(lowest)}.",
-            "Raise the learning rate by a factor of 3 or train longer; if the loss then oscillates, raise it less.",
+            f"{frame.objective.metric} improved nevertheless." if gained else "",
             (winner.label,),
-            "training.learning_rate",
+            LEARNING_RATE if any(step.path == LEARNING_RATE for step in steps) else "",
+            steps,
         )
         return
     if len(curve) < _MIN_EVALUATIONS or _has_minimum_inside(curve):
@@ -172,23 +240,23 @@ def loss_plateau(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     middle = min(value for step, value in curve if step <= last / 2)
     if middle - lowest < PLATEAU_FRACTION * (start - lowest):
         at = next(step for step, value in curve if value <= middle)
+        fewer = fewer_updates(frame, f"compare configurations with about {at} updates, which is enough")
         yield DiagnosisFinding(
             "loss_plateau",
             FindingLevel.NOTE,
             f"The loss was flat after about {at} of {last} updates",
             f"Trial {winner.label}: held-out loss {format_value(start)} at step 0, {format_value(middle)} by update "
             f"{at}, {format_value(end)} at the end. A learning rate that decays to 0 also flattens the last updates.",
-            f"About {at} updates are enough to compare configurations, which leaves time for more trials. Train the "
-            "chosen one longer afterwards.",
-            (winner.label,),
-            "training.max_steps",
+            trials=(winner.label,),
+            setting=fewer.path,
+            steps=(fewer,),
         )
 
 
 def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a held-out loss that rose again after its minimum (overfitting), or that only rose."""
     curve = _curve(winner, LOSS)
-    rose = _only_rose(curve)
+    rose = loss_trend(winner) is LossTrend.ROSE
     if not rose and not _has_minimum_inside(curve):
         return
     at, lowest = min(curve, key=lambda point: point[1])
@@ -203,6 +271,9 @@ def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFind
         if objective
         else ""
     )
+    lower = lower_rate(winner.config.training.learning_rate, *_OVERFITTING_SHARES)
+    fewer = fewer_updates(frame, f"train for about {at} updates")
+    steps = ((lower,) if fell else ()) if rose else (fewer, lower) if fell else (fewer,)
     yield DiagnosisFinding(
         "overfitting",
         FindingLevel.WARNING if fell else FindingLevel.NOTE,
@@ -210,21 +281,11 @@ def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFind
         f"Trial {winner.label}: {format_value(curve[0][1])} at step 0, "
         + ("" if rose else f"{format_value(lowest)} at update {at}, ")
         + f"{format_value(curve[-1][1])} at the end.{also}",
-        "Lower the learning rate by a factor of 3; if the loss still rises, check that the held-out pairs come from "
-        "the same distribution as the training pairs."
-        if rose
-        else f"Train for about {at} updates, or with a lower learning rate.",
+        "Check that the held-out pairs come from the same distribution as the training pairs." if rose else "",
         (winner.label,),
-        "training.learning_rate" if rose else "training.max_steps",
+        steps[0].path if steps else "",
+        steps,
     )
-
-
-def _only_rose(curve: list[tuple[int, float]]) -> bool:
-    """Return whether the curve never fell clearly below its first value and ended clearly above it."""
-    if len(curve) < 3:
-        return False
-    start, end, lowest = curve[0][1], curve[-1][1], min(value for _, value in curve)
-    return start - lowest < MIN_LOSS_CHANGE * abs(start) < end - start
 
 
 def _curve(trial: TrialFrame, metric: str) -> list[tuple[int, float]]:
@@ -236,4 +297,4 @@ def _has_minimum_inside(curve: list[tuple[int, float]]) -> bool:
     if len(curve) < _MIN_EVALUATIONS:
         return False
     start, end, lowest = curve[0][1], curve[-1][1], min(value for _, value in curve)
-    return start - lowest >= MIN_LOSS_CHANGE * abs(start) and end - lowest > OVERFITTING_RISE * (start - lowest)
+    return start - lowest >= MIN_LOSS_DROP * abs(start) and end - lowest > OVERFITTING_RISE * (start - lowest)

@@ -12,8 +12,6 @@ from rich.text import Text
 
 from dashboards.analysis.comparison import ComparedSweep, SweepComparison
 from dashboards.analysis.run_costs import costs
-from dashboards.diagnosis.diagnose import diagnose
-from dashboards.diagnosis.findings import FindingLevel
 from dashboards.formatting import format_brief, format_count, format_hours, format_signed, table_width
 from dashboards.report.blocks import Block, Findings, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from dashboards.report.html_page import render_page
@@ -61,14 +59,8 @@ def _ranking(found: SweepComparison) -> Panel:
     blocks.append(Table(HEAD, rows, frozenset({0, 5, 6}), marked=first_row))
     extra_rows = tuple((c.frame.name, *extra_columns(c)) for c in found.sweeps)
     blocks.append(Table(("sweep", *EXTRA_HEAD), extra_rows, frozenset(range(1, 1 + len(EXTRA_HEAD))), marked=first_row))
-    serious = tuple(
-        dataclasses.replace(finding, title=f"{c.frame.name}: {finding.title[:1].lower()}{finding.title[1:]}")
-        for c in found.sweeps
-        for finding in diagnose(c.frame)
-        if finding.level is FindingLevel.SERIOUS
-    )
-    if serious:
-        blocks.append(Findings(serious))
+    if found.serious:
+        blocks.append(Findings(found.serious))
     return Panel("ranking", "Ranking", "The best trial of each sweep.", blocks)
 
 
@@ -129,7 +121,7 @@ def extra_columns(c: ComparedSweep) -> tuple[str, ...]:
 
 
 def print_comparison(found: SweepComparison, console: Console) -> None:
-    """Print the table, the summary and the warnings."""
+    """Print the table, the summary, the serious findings and the warnings."""
     for all_columns in (True, False):
         table, width = _table(found, all_columns)
         if width <= console.width:
@@ -138,6 +130,8 @@ def print_comparison(found: SweepComparison, console: Console) -> None:
     else:
         _print_narrow(found, console)
     console.print(Text(comparison_summary(found), style="bold"), soft_wrap=True)
+    for finding in found.serious:
+        console.print(Text(f"serious: {finding.title}", style="bold red"), soft_wrap=True)
     for warning in found.warnings:
         console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from dashboards.formatting import table_width, wide_console
 from orchestrator.spec.estimates.disk_space import format_bytes
+from orchestrator.study.retried_trials import numbers_text
 
 if TYPE_CHECKING:
     from orchestrator.commands.doctor import Check
@@ -143,6 +144,9 @@ def print_status(status: Mapping[str, Any]) -> None:
         if text:
             console.print(text, markup=False)
     trials: Sequence[Mapping[str, Any]] = status.get("trials", ())
+    if failed := status.get("never_trained"):
+        text = f"{len(failed)} of {len(trials)} trials failed and were never trained to the end: {numbers_text(failed)}"
+        console.print(f"{text}; orchestrate resume {status['name']} --retry-failed", markup=False)
     metric = objective.get("metric") if isinstance(objective, Mapping) else None
     paths = list(dict.fromkeys(path for trial in trials for path in trial.get("params", {})))
     table = Table(box=None, header_style="bold")

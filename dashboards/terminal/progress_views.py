@@ -144,6 +144,10 @@ class LiveTableView:
         """Set the function that returns a trial's total updates from its params."""
         self._progress.updates_of = updates_of
 
+    def change_spec(self, spec: SweepSpec, total: int | None) -> None:
+        """Use a changed budget; `total`: trials of the sweep, None if unknown."""
+        self._progress.spec, self._progress.total = spec, total
+
     def update_trial(self, record: TrialRecord) -> None:
         """Show a trial that started, ended or was retried."""
         was_unfinished = self._progress.update(record)  # ends under earlier drivers are not logged again
@@ -231,6 +235,10 @@ class PlainLogView:
     def set_total_updates(self, updates_of: UpdatesOf) -> None:
         """Set the function that returns a trial's total updates from its params."""
         self._progress.updates_of = updates_of
+
+    def change_spec(self, spec: SweepSpec, total: int | None) -> None:
+        """Use a changed budget; `total`: trials of the sweep, None if unknown."""
+        self._progress.spec, self._progress.total = spec, total
 
     def update_trial(self, record: TrialRecord) -> None:
         """Print a trial that started, ended or was retried."""

@@ -57,6 +57,8 @@ for command in (
     control_commands.pause,
     control_commands.unpause,
     control_commands.prune,
+    control_commands.retry,
+    control_commands.set_budget,
     control_commands.clone,
     control_commands.enqueue,
     status_commands.best,

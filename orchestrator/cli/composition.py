@@ -7,12 +7,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 from rich.console import Console
 
 from dashboards.mlflow_pages import saved_view
 from dashboards.sweep_reporter import DashboardReporter
 from dashboards.terminal.progress_views import open_view
 from orchestrator.cli.sweep_summary import print_summary
+from orchestrator.commands.request_commands import RequestRefused, current_user
 from orchestrator.driver import run_sweep
 from orchestrator.errors import ExitCode
 from orchestrator.execution.remote_cluster import ClusterAddress
@@ -21,6 +23,7 @@ from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.interfaces import Presentation
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec, Tracking
+from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_client import tracking_uri
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
 from orchestrator.tracking.run_metadata import trials_filter
@@ -63,6 +66,7 @@ def resume(
     mirror: str | None = None,
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
+    retry_failed: bool = False,
 ) -> ExitCode:
     """Resume a sweep and print its summary; raises like `orchestrator.driver.run_sweep.resume`."""
     stop_reason = run_sweep.resume(
@@ -73,9 +77,24 @@ def resume(
         mirror=mirror,
         cluster_at=cluster_at,
         trust_remote_code=trust_remote_code,
+        retry_failed=retry_failed,
     )
     folder = existing_sweep(root, name)
     return print_summary(folder, load_spec(folder.spec), stop_reason)
+
+
+def abandon(name: str, root: Path, why: str) -> None:
+    """End a sweep that no driver runs for good and print what was ended."""
+    folder = existing_sweep(root, name)
+    if not Study.exists(folder):
+        raise RequestRefused(f"{name} has no trials: there is nothing to end; its folder is {folder.path}")
+
+    def log(text: str) -> None:
+        click.echo(text, err=True)
+
+    reason = f"{why} (by {current_user()})" if why else f"by {current_user()}"
+    ended = run_sweep.abandon(name, root, DashboardReporter(), reason, log)
+    log(f"{name} is abandoned: {ended} unfinished trials ended as PRUNED; results, report and MLflow's runs stay")
 
 
 def serve_ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -> ExitCode:

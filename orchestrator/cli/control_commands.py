@@ -1,4 +1,4 @@
-"""Commands `stop`, `pause`, `unpause`, `prune`, `clone` and `enqueue`: requests to a running sweep."""
+"""Commands `stop`, `pause`, `unpause`, `prune`, `retry`, `clone`, `enqueue` and `set`: requests to a running sweep."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from orchestrator.cli.options import SET
-from orchestrator.folders import existing_sweep, runs_folder
+from orchestrator.folders import SweepFolder, existing_sweep, lock_holder, runs_folder
 
 _NAME = click.argument("name")
 _TRIAL = click.argument("trial", type=click.IntRange(min=0))
@@ -18,10 +18,22 @@ _WHY = click.option("--why", default="", metavar="TEXT", help="Reason, stored in
 @click.command()
 @_NAME
 @_OPTIONAL_TRIAL
+@click.option("--abandon", is_flag=True, help="End the sweep for good, running or not: unfinished trials are PRUNED.")
 @_WHY
-def stop(name: str, trial: int | None, why: str) -> None:
+def stop(name: str, trial: int | None, abandon: bool, why: str) -> None:
     """Stop a running sweep, which can be resumed; or stop one TRIAL for good."""
-    _request("stop", name, trial, why or "stopped")
+    if not abandon:
+        _request("stop", name, trial, why or "stopped")
+        return
+    if trial is not None:
+        raise click.UsageError("--abandon ends the whole sweep; without it one TRIAL is stopped for good")
+    existing_sweep(runs_folder(), name)
+    if lock_holder(SweepFolder(runs_folder(), name)) is not None:
+        _request("abandon", name, None, why)
+        return
+    from orchestrator.cli.composition import abandon as end_sweep
+
+    end_sweep(name, runs_folder(), why)
 
 
 @click.command()
@@ -53,6 +65,32 @@ def prune(name: str, trial: int, why: str) -> None:
 
 @click.command()
 @_NAME
+@click.argument("trials", type=click.IntRange(min=0), nargs=-1, required=True, metavar="TRIAL...")
+@_WHY
+def retry(name: str, trials: Sequence[int], why: str) -> None:
+    """Try failed trials again, each with its number and configuration."""
+    existing_sweep(runs_folder(), name)
+    from orchestrator.commands.request_commands import request_retries
+
+    _print(request_retries(name, runs_folder(), trials, why))
+
+
+@click.command("set")
+@_NAME
+@click.argument("settings", nargs=-1, required=True, metavar="budget.SETTING=VALUE...")
+def set_budget(name: str, settings: Sequence[str]) -> None:
+    """Change the budget of a running sweep, without a stop.
+
+    Settings: budget.trials, hours, gpu_hours, target and concurrency; null takes a limit away.
+    """
+    existing_sweep(runs_folder(), name)
+    from orchestrator.commands.budget_control import set_budget as request_budget
+
+    _print(request_budget(name, runs_folder(), settings))
+
+
+@click.command()
+@_NAME
 @_TRIAL
 @SET
 @click.option(
@@ -60,7 +98,10 @@ def prune(name: str, trial: int, why: str) -> None:
 )
 @_WHY
 def clone(name: str, trial: int, sets: Sequence[str], why: str, from_checkpoint: bool) -> None:
-    """Enqueue a copy of TRIAL with some settings changed; runs next, in addition to budget.trials."""
+    """Enqueue a copy of TRIAL with some settings changed; runs next, in addition to budget.trials.
+
+    A FAILED trial may be cloned without changes.
+    """
     existing_sweep(runs_folder(), name)
     from orchestrator.commands.request_commands import enqueue_clone
 

@@ -10,9 +10,11 @@ from dashboards.analysis.comparison import SweepComparison, compare_sweeps
 from dashboards.analysis.follow_up import follow_up, to_yaml
 from dashboards.analysis.load_frame import load_frame
 from dashboards.analysis.sweep_frame import SweepFrame
-from dashboards.diagnosis.diagnose import SweepAnalysis, analyze
+from dashboards.diagnosis.diagnose import SweepAnalysis, analyze, diagnose
+from dashboards.diagnosis.findings import reasons_not_to_use
 from dashboards.report.comparison_page import comparison_page
 from dashboards.report.html_page import write_page, write_report
+from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.commands.status import sweep_state
 from orchestrator.driver.data_stage import load_report, updates_by_params
 from orchestrator.errors import OrchestrateError, StorageRefused
@@ -56,6 +58,14 @@ def report(name: str, root: Path, to: Path | None) -> dict[str, Any]:
     analysis = analyze(load_sweep_frame(folder))
     path = write_report(analysis, to or folder.report)
     return {"file": str(path), **as_json(analysis)}
+
+
+def reasons_not_to_export(name: str, root: Path, trial: int) -> list[str]:
+    """Return why the diagnosis advises not to use this trial's model, in lower case; empty without such findings."""
+    frame = load_sweep_frame(existing_sweep(root, name))
+    if is_rehearsal(frame.spec):
+        return ["it belongs to a rehearsal"]
+    return reasons_not_to_use(diagnose(frame), str(trial))
 
 
 def suggest(name: str, root: Path, to: Path | None) -> str:

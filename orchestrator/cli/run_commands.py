@@ -139,6 +139,7 @@ def sweep(
 @click.command()
 @click.argument("name")
 @SET
+@click.option("--retry-failed", is_flag=True, help="Try all failed trials again, each with its number.")
 @click.option("--mirror", metavar="URL", help="Download the sweep from its mirror if this disk does not have it.")
 @cluster_options
 @DETACH
@@ -146,13 +147,17 @@ def sweep(
 def resume(
     name: str,
     sets: Sequence[str],
+    retry_failed: bool,
     mirror: str | None,
     address: str | None,
     machines: int,
     detach: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
-    """Resume a sweep that was stopped or killed."""
+    """Resume a sweep that was stopped or killed.
+
+    If it stopped because trials failed alike, these are tried again.
+    """
     if mirror is None:
         existing_sweep(runs_folder(), name)
     cluster_at = cluster_address(address, machines)
@@ -162,5 +167,11 @@ def resume(
 
     drop_failed_output()
     return resume_sweep(
-        name, runs_folder(), sets, mirror=mirror, cluster_at=cluster_at, trust_remote_code=trust_remote_code
+        name,
+        runs_folder(),
+        sets,
+        mirror=mirror,
+        cluster_at=cluster_at,
+        trust_remote_code=trust_remote_code,
+        retry_failed=retry_failed,
     )

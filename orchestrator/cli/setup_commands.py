@@ -87,7 +87,9 @@ def doctor(file: Path | None, sets: Sequence[str], as_json: bool) -> ExitCode:
     from dashboards.terminal.command_output import print_checks
     from orchestrator.commands.doctor import is_healthy, run_checks
 
-    spec = None if file is None else read_spec(file, sets, None, False)[0]
+    spec, notices = (None, ()) if file is None else read_spec(file, sets, None, False)
+    for notice in notices:
+        click.echo(notice, err=True)
     checks = run_checks(runs_folder(), spec)
     if as_json:
         print_json({"healthy": is_healthy(checks), "checks": [check.as_json() for check in checks]})

@@ -82,19 +82,24 @@ def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, 
         raise click.UsageError(f"{flag} requires --export DIR")
     existing_sweep(runs_folder(), name)
     from dashboards.terminal.command_output import print_best
+    from orchestrator.cli.report_data import reasons_not_to_export
     from orchestrator.commands.model_export import export_best_model
     from orchestrator.commands.status import best as read_best
 
     found = read_best(name, runs_folder())
+    reasons = reasons_not_to_export(name, runs_folder(), found["number"])
     if to is not None:
         exported = export_best_model(
             name, runs_folder(), to, merge, compare=compare, trust_remote_code=trust_remote_code, log=_log
         )
         found = {**found, "exported": str(exported)}
     if as_json:
-        print_json(found)
-    else:
-        print_best(found)
+        print_json({**found, "do_not_use": reasons})
+        return
+    print_best(found)
+    if reasons:
+        text = f"Do not use trial {found['number']} yet: {'; '.join(reasons)}."
+        _log(f"{text}\n`orchestrate report {name}` has the evidence and the next steps.")
 
 
 def _log(text: str) -> None:

@@ -11,10 +11,12 @@ from rich.console import Console
 from dashboards.analysis.load_frame import load_frame
 from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.diagnose import diagnose
+from dashboards.diagnosis.findings import NO_DIAGNOSIS, reasons_not_to_use
 from dashboards.formatting import wide_console
 from dashboards.terminal.progress_views import open_view
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from orchestrator import folders
+from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.commands.status import sweep_state
 from orchestrator.driver.data_stage import updates_if_known
 from orchestrator.errors import ExitCode
@@ -22,6 +24,7 @@ from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.retried_trials import never_trained, numbers_text
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
 
@@ -42,9 +45,13 @@ def watch_sweep(name: str, root: Path) -> None:
         before = study.usage().hours * 3600
         view = open_view(spec, console, total=total_trials(spec), updates_of=updates_of, before=before)
         seen: dict[int, tuple[TrialState, int, int]] = {}
+        versions = len(study.spec_history())
         try:
             while True:
                 has_driver = folders.lock_holder(folder) is not None
+                if len(history := study.spec_history()) != versions:
+                    versions, spec = len(history), SweepSpec.from_stored(history[-1].text)
+                    view.change_spec(spec, total_trials(spec))
                 for record in study.trials():
                     current = (record.state, record.attempts, record.step)
                     previous = seen.get(record.number)
@@ -76,33 +83,61 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason)
     progress = Console(stderr=True)
     resume_line = f"  orchestrate resume {spec.name}"
     records: Sequence[TrialRecord] = []
+    reasons: Sequence[str] = ()
     if Study.exists(folder):
         with Study.open(folder) as study:
             records = study.trials()
             curves = [_trial_curves(study, record) for record in records]
         console = wide_console()
         print_final_summary(spec, curves, console, updates_of=updates_if_known(folder, spec))
-        _print_findings(folder, console)
+        reasons = _print_findings(folder, console)
     any_complete = any(r.value is not None for r in records)
     if stop_reason.text and stop_reason.kind is not StopKind.FINISHED:
         progress.print(f"{stop_reason.kind.value}: {stop_reason.text}", markup=False, soft_wrap=True)
-    if stop_reason.kind is not StopKind.FINISHED:
+    for line in _failed_lines(spec.name, records, stop_reason.kind):
+        progress.print(line, markup=False, soft_wrap=True)
+    if stop_reason.kind not in (StopKind.FINISHED, StopKind.ABANDONED):
         progress.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=True)
     if any_complete:
-        progress.print(
-            f"Next:\n  orchestrate best {spec.name} --export DIR\n  orchestrate ui {spec.name}\n"
-            f"  orchestrate report {spec.name}\n  orchestrate status {spec.name}",
-            markup=False,
-            soft_wrap=True,
-        )
-    return _exit_code(stop_reason.kind, any_complete)
+        _print_next(spec, reasons, progress)
+    return _exit_code(stop_reason.kind, any_complete, any_failed=bool(never_trained(records)))
 
 
-def _print_findings(folder: SweepFolder, console: Console) -> None:
+def _failed_lines(name: str, records: Sequence[TrialRecord], kind: StopKind) -> list[str]:
+    """Return how many configurations were never trained to their end, and how to try them again."""
+    failed = never_trained(records)
+    if not failed:
+        return []
+    lines = [
+        f"{len(failed)} of {len(records)} trials failed and were never trained to the end: {numbers_text(failed)}."
+    ]
+    if kind is StopKind.SAME_BUG:
+        return [*lines, "Mend the cause first; resumed, the sweep tries those that failed alike again."]
+    return [*lines, f"Once the cause is mended:\n  orchestrate resume {name} --retry-failed"]
+
+
+def _print_findings(folder: SweepFolder, console: Console) -> list[str]:
+    """Print the findings, and return the reasons not to use the best trial."""
     with Study.open(folder) as study:
         frame = load_frame(study, state="finished")
-    if frame.ranked:
-        print_findings(diagnose(frame), frame.name, console)
+    if not frame.ranked:
+        return []
+    findings = diagnose(frame)
+    print_findings(findings, frame.name, console)
+    return reasons_not_to_use(findings, frame.ranked[0].label)
+
+
+def _print_next(spec: SweepSpec, reasons: Sequence[str], progress: Console) -> None:
+    """Print the next commands; the export only of a model that the diagnosis does not advise against."""
+    commands = [f"best {spec.name} --export DIR", f"ui {spec.name}", f"report {spec.name}", f"status {spec.name}"]
+    if is_rehearsal(spec):
+        text, commands = f"{NO_DIAGNOSIS} Run the same command without --rehearse.\n", commands[1:]
+    elif reasons:
+        text, commands = "Do not use the best trial yet; the report has the evidence.\n", commands[1:]
+    else:
+        text = ""
+    listed = "\n".join(f"  orchestrate {command}" for command in commands)
+    progress.print(f"{text}Next:\n{listed}", markup=False, soft_wrap=True)
 
 
 def _trial_curves(study: Study, record: TrialRecord) -> TrialCurves:
@@ -111,9 +146,9 @@ def _trial_curves(study: Study, record: TrialRecord) -> TrialCurves:
     return curves
 
 
-def _exit_code(kind: StopKind, any_complete: bool) -> ExitCode:
+def _exit_code(kind: StopKind, any_complete: bool, *, any_failed: bool) -> ExitCode:
     match kind:
-        case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.PAUSED | StopKind.ONLY_PAUSED_LEFT:
+        case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.ABANDONED | StopKind.PAUSED | StopKind.ONLY_PAUSED_LEFT:
             return ExitCode.INTERRUPTED
         case StopKind.NO_DISK:
             return ExitCode.REFUSED
@@ -122,4 +157,6 @@ def _exit_code(kind: StopKind, any_complete: bool) -> ExitCode:
         case StopKind.SAME_BUG:
             return ExitCode.INTERNAL_ERROR if any_complete else ExitCode.NO_TRIAL_COMPLETED
         case StopKind.FINISHED | StopKind.OUT_OF_BUDGET | StopKind.TARGET:
-            return ExitCode.DONE if any_complete else ExitCode.NO_TRIAL_COMPLETED
+            if not any_complete:
+                return ExitCode.NO_TRIAL_COMPLETED
+            return ExitCode.TRIALS_FAILED if any_failed else ExitCode.DONE

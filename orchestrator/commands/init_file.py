@@ -12,6 +12,8 @@ from orchestrator.commands.model_sizing import Choice, Facts
 from orchestrator.commands.model_sizing import Objective as ObjectiveName
 from orchestrator.errors import SpecError
 from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.loading.right_forms import loss_form
+from orchestrator.spec.loading.variables import escape
 
 OBJECTIVES: dict[str, ObjectiveName] = {name: name for name in get_args(ObjectiveName)}
 DEFAULT_MODEL = "princeton-nlp/Llama-3-Base-8B-SFT"
@@ -53,7 +55,9 @@ def check_answer(question: str, answer: str) -> str | None:
     if not fields["gpus"].isdigit():
         return f"a whole number of GPUs, 0 or more; not {fields['gpus']!r}"
     if fields["objective"] not in OBJECTIVES:
-        return f"one of {', '.join(OBJECTIVES)}; not {fields['objective']!r}"
+        form = loss_form(fields["objective"])
+        hint = f"; {form} in the written file" if form else ""
+        return f"one of {', '.join(OBJECTIVES)}; not {fields['objective']!r}{hint}"
     objective = OBJECTIVES[fields["objective"]]
     if question == "data" and answer.endswith(_FILES) and not Path(answer).is_file():
         return f"there is no file {answer}"
@@ -138,7 +142,7 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
 
 def _model(name: str) -> str:
     """Return a folder as absolute path, since the sweep file may be moved; a hub name unchanged."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    return escape(str(Path(name).resolve())) if Path(name).is_dir() else name
 
 
 def _line(text: str, comment: str) -> str:
@@ -157,7 +161,7 @@ def _evaluation(facts: Facts) -> list[str]:
 def _data(name: str, facts: Facts) -> list[str]:
     share = _choice("    eval_share", model_sizing.held_out(facts))
     if name.endswith(_FILES):
-        return [f"    train: {json.dumps(str(Path(name).resolve()))}", share, *_template(facts)]
+        return [f"    train: {json.dumps(escape(str(Path(name).resolve())))}", share, *_template(facts)]
     if name == DEFAULT_DATA:
         return [f"    {side}: {{dataset: {name}, split: {split}_prefs}}" for side, split in _SPLITS]
     return [f"    train: {{dataset: {json.dumps(name)}, split: train}}", share]
@@ -171,6 +175,9 @@ def _template(facts: Facts) -> list[str]:
     return [_line(f"    apply_template: {json.dumps(facts.apply_template)}", f"{effect}; the tokenizer has a template")]
 
 
-_IN_BASE = {False: "of trials given by hand (`enqueue`); the search has its own", True: "where the search starts"}
+_IN_BASE = {
+    False: "of trials from `enqueue` that do not set it; the search has its own",
+    True: "where the search starts",
+}
 """Comment on a searched setting in `base`, by whether the search is staged."""
 _SPLITS = (("train", "train"), ("eval", "test"))

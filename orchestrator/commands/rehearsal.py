@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -68,6 +69,11 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
     )
     # `model_copy` skips validation; loading the dump validates.
     return Rehearsal(SweepSpec.model_validate_json(small.model_dump_json()), tuple(notices))
+
+
+def is_rehearsal(spec: SweepSpec) -> bool:
+    """Return whether a sweep is a rehearsal: it has a rehearsal's name and number of updates."""
+    return bool(re.search(r"-rehearsal(-\d+)?$", spec.name)) and spec.base.training.max_steps == STEPS
 
 
 def _judge(judge: JudgeConfig | None, notices: list[str]) -> JudgeConfig | None:

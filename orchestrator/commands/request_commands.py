@@ -31,9 +31,10 @@ from orchestrator.spec.search.manual_trials import (
     short_value,
 )
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, apply_params
+from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, apply_params, list_as_text
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
+from orchestrator.study.retried_trials import can_begin_again
 from orchestrator.study.trial_records import REQUESTED_EVENT, Fork, RequestKind, TrialRecord, TrialState
 from trainer.config.trial import TrialConfig
 from trainer.storage.atomic_files import write_text
@@ -74,6 +75,34 @@ def request_control(name: str, root: Path, kind: str, trial: int | None, reason:
     return notices
 
 
+def request_retries(name: str, root: Path, trials: Sequence[int], reason: str = "") -> list[str]:
+    """Store requests to retry these failed trials; return notices.
+
+    Raises:
+        RequestRefused: one of them has not failed, or cannot begin again; nothing was requested.
+    """
+    folder = existing_sweep(root, name)
+    with open_study(folder) as study:
+        for record in (record_of(study, number) for number in trials):
+            if record.state is not TrialState.FAILED:
+                raise RequestRefused(
+                    f"trial {record.number} of {name} is {record.state}, and only failed trials are retried; "
+                    f"`orchestrate clone {name} {record.number} --set ...` tries it with other settings"
+                )
+            if not can_begin_again(record, folder):
+                raise RequestRefused(
+                    f"trial {record.number} of {name} began from a checkpoint of trial {record.parent}, which was "
+                    "removed after its failure; clone that trial again"
+                )
+        text = f"{reason} (by {current_user()})" if reason else f"by {current_user()}"
+        for number in dict.fromkeys(trials):
+            study.add_request(RequestKind.RETRY, text, number)
+            study.add_event(REQUESTED_EVENT, f"{RequestKind.RETRY}: {text}", number)
+    listed = ", ".join(str(number) for number in dict.fromkeys(trials))
+    notice = f"requested a retry of {listed} of {name}: from the initial model, before any new trial"
+    return [notice, *when_applied(name, folders.lock_holder(folder) is not None)]
+
+
 def _sweep_request(study: StudyReader, kind: str, has_driver: bool) -> list[str]:
     name = study.folder.name
     if not has_driver:
@@ -90,6 +119,8 @@ def _sweep_request(study: StudyReader, kind: str, has_driver: bool) -> list[str]
             ]
         case RequestKind.UNPAUSE:
             return [f"requested to continue {name}"]
+        case "abandon":
+            return [f"requested the end of {name}: running trials stop, unfinished ones end as PRUNED"]
         case _:
             return [f"requested a stop of {name}; `orchestrate resume {name}` resumes it"]
 
@@ -229,7 +260,8 @@ def enqueue_clone(
 
     Raises:
         SpecError: with all invalid settings.
-        RequestRefused: nothing is changed, there is no such trial, or no usable checkpoint.
+        RequestRefused: nothing is changed though the trial has not failed, there is no such trial, or no usable
+            checkpoint.
     """
     folder = existing_sweep(root, name)
     with open_study(folder) as study:
@@ -238,7 +270,8 @@ def enqueue_clone(
         params = _clone_params(parent.params, changed)
         _check(study.spec, sets, params)
         before, after = apply_params(base, parent.params), apply_params(base, params)
-        if before.canonical_params() == after.canonical_params():
+        repeats_failed = parent.state is TrialState.FAILED and not from_checkpoint
+        if before.canonical_params() == after.canonical_params() and not repeats_failed:
             raise RequestRefused(f"a clone of trial {trial} without changes repeats it; change a setting with --set")
         from_checkpoint_text = ""
         fork = None
@@ -247,7 +280,8 @@ def enqueue_clone(
                 _raise_problems(sets, check_fork(before, after, changed))
                 fork = stack.enter_context(pinned_checkpoint(study, parent, after))
                 from_checkpoint_text = f" from its checkpoint of update {fork.step}"
-            description = f"clone of trial {trial}{from_checkpoint_text} with {_format_params(changed)}"
+            with_changes = f"with {_format_params(changed)}" if changed else "without changes"
+            description = f"clone of trial {trial}{from_checkpoint_text} {with_changes}"
             origin = f"{description}, by {current_user()}" + (f": {reason}" if reason else "")
             study.enqueue(params, origin, kind="cloned", parent=trial, fork=fork)
         notices = [f"enqueued a {description}: it runs next, in addition to budget.trials"]
@@ -279,7 +313,8 @@ def _parse_sets(sets: Sequence[str]) -> dict[str, Any]:
             problems.append(SpecProblem(f"--set {one}", "", "must be PATH=VALUE, such as loss.beta=2.5"))
             continue
         try:
-            params[path.strip().removeprefix("base.")] = parse_document(text, one).value if text.strip() else None
+            path = path.strip().removeprefix("base.")
+            params[path] = list_as_text(path, parse_document(text, one).value if text.strip() else None)
         except SpecError as error:
             problems += [SpecProblem(f"--set {one}", path, f.problem, f.hint) for f in error.problems]
     if problems:

@@ -23,15 +23,16 @@ from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
+from orchestrator.study.retried_trials import never_trained
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import spec_differences
-from orchestrator.study.trial_records import STOPPING, Request, TrialRecord
+from orchestrator.study.trial_records import ABANDONED, STOPPING, Request, TrialRecord
 
 
 def status(name: str, root: Path) -> dict[str, Any]:
     """Return the sweep's status as printed by `status --json`.
 
-    `state` is preparing, running, paused, interrupted or finished.
+    `state` is preparing, running, paused, interrupted, abandoned or finished.
     """
     folder = existing_sweep(root, name)
     driver = folders.lock_holder(folder)
@@ -53,6 +54,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
             else ""
             if driver
             else study.stop_reason() or study.exhausted_reason(),
+            "never_trained": never_trained(trials),
             "gpu_hours": round(usage.gpu_hours, 6),
             "mirror": _mirror(study),
             "waiting": [f"enqueued: {g.origin}" for g in study.enqueued_trials() if g.trial is None]
@@ -74,9 +76,11 @@ def _request_text(request: Request) -> str:
 
 
 def sweep_state(study: Study) -> str:
-    """Return running, paused, finished or interrupted."""
+    """Return running, paused, finished, abandoned or interrupted."""
     if folders.lock_holder(study.folder):
         return "paused" if study.pause_reason() else "running"
+    if study.stop_reason().startswith(ABANDONED):
+        return ABANDONED
     return "finished" if study.exhausted_reason() and all(t.state.is_final for t in study.trials()) else "interrupted"
 
 
@@ -115,6 +119,7 @@ def _trial(record: TrialRecord, run_ids: dict[str, str], updates_of: UpdatesOf |
         "parent": record.parent,
         "from_update": None if record.fork is None else record.fork.step,
         "attempts": record.attempts,
+        "failed_attempts": [asdict(failed) for failed in record.failed_attempts],
         "params": dict(record.params),
         "metrics": {name: _json(value) for name, value in record.metrics.items()},
         "value": _json(record.value),

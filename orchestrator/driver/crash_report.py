@@ -14,6 +14,7 @@ from orchestrator.execution.messages import is_disk_error
 from orchestrator.folders import CRASH_FILES, CRASHED_SWEEPS, SweepFolder, create_sweep_folder, new_sweep_folder
 from orchestrator.interfaces import SweepReporter
 from orchestrator.redaction import redact
+from orchestrator.study.sampling.sampling_policy import NoValidTrial
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import STOPPING
 from trainer.results import TrialError
@@ -21,6 +22,8 @@ from trainer.storage.atomic_files import write_text
 
 INTERNAL = "internal error: "
 """Prefix of the reason of a bug in the history."""
+_NO_DRAW = "error: no trial can be drawn: "
+"""Prefix of the reason of a sweep whose search has no valid trial: as long as it has none, its name is free."""
 _DELIVERY_SECONDS = 10.0
 _MAX_MESSAGE_LENGTH = 500
 """Characters."""
@@ -53,6 +56,9 @@ def record_crash(folder: SweepFolder, error: Exception, reporter: SweepReporter)
         return error
     is_bug = not isinstance(error, (OrchestrateError, TrialError)) and not is_disk_error(error)
     message = redact(f"{type(error).__name__}: {error}" if is_bug else str(error))
+    if isinstance(error, NoValidTrial):
+        _record(folder, f"{_NO_DRAW}{_brief(message)}", reporter)
+        return error
     if not is_bug and not (isinstance(error, OrchestrateError) and error.code is ExitCode.INTERNAL_ERROR):
         _record(folder, f"error: {_brief(message)}", reporter)
         return error
@@ -99,7 +105,7 @@ def is_name_free(folder: SweepFolder) -> bool:
         return last_crash(folder) != ""
     with Study.open(folder) as study:
         has_trials = bool(study.trials()) or any(trial.by_hand for trial in study.enqueued_trials())
-        return not has_trials and study.stop_reason().startswith(INTERNAL)
+        return not has_trials and study.stop_reason().startswith((INTERNAL, _NO_DRAW))
 
 
 def free_folder(root: Path, name: str) -> SweepFolder:

@@ -136,7 +136,7 @@ def is_webhook_url(url: str) -> bool:
 
 
 _LAST_SECONDS = 15.0
-_STOPPED_BY_USER = frozenset({StopKind.INTERRUPTED, StopKind.STOPPED})
+_STOPPED_BY_USER = frozenset({StopKind.INTERRUPTED, StopKind.STOPPED, StopKind.ABANDONED})
 
 
 def webhook_url(spec: SweepSpec) -> str | None:
@@ -182,6 +182,10 @@ class NotifyingView:
     def log(self, text: str) -> None:
         """Forward a message."""
         self._view.log(text)
+
+    def change_spec(self, spec: SweepSpec, total: int | None) -> None:
+        """Pass the call to the view."""
+        self._view.change_spec(spec, total)
 
     def set_total_updates(self, updates_of: UpdatesOf) -> None:
         """Forward the function that returns a trial's total updates."""

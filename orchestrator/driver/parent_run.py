@@ -22,6 +22,7 @@ from orchestrator.interfaces import SWEEP_RUN, ProgressView, SweepReporter, Trac
 from orchestrator.redaction import redact
 from orchestrator.spec.loading.serialization import spec_hash
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.retried_trials import never_trained, numbers_text
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
@@ -86,7 +87,8 @@ def start_parent_run(
 def end_parent_run(study: Study, sink: TrackingSink, state: str, status: str, reason: str) -> None:
     """End the parent run; a later resume restarts it."""
     best = study.best()
-    tags = {"state": state, "reason": reason}
+    failed = never_trained(study.trials())
+    tags = {"state": state, "reason": reason, "failed.trials": numbers_text(failed) or "none"}
     if best is not None:
         tags |= {"best.trial": str(best.number), "best.value": f"{best.value}"}
         tags |= {f"best.{path}": str(value) for path, value in best.params.items()}
@@ -131,7 +133,9 @@ def record_page_failure(study: Study, what: str, reason: Exception) -> str:
     return f"{text}; the traceback is in {path}"
 
 
-FINAL_STOPS = frozenset({StopKind.FINISHED, StopKind.OUT_OF_BUDGET, StopKind.TARGET, StopKind.SAME_BUG})
+FINAL_STOPS = frozenset(
+    {StopKind.FINISHED, StopKind.OUT_OF_BUDGET, StopKind.TARGET, StopKind.SAME_BUG, StopKind.ABANDONED}
+)
 
 
 def write_final_report(

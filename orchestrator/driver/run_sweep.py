@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import shutil
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import folders
+from orchestrator.driver.checkpoint_retention import CheckpointRetention
 from orchestrator.driver.crash_report import free_folder, make_folder, record_crash
+from orchestrator.driver.parent_run import attach_report, end_parent_run, open_sink
 from orchestrator.driver.preflight import (
     DiskTooSmall,
     check_disk_space,
@@ -25,6 +27,7 @@ from orchestrator.execution.local_cluster import RayDied, local_cluster, worker_
 from orchestrator.execution.remote_cluster import ClusterAddress, ClusterError, connect_cluster
 from orchestrator.execution.slots import Slots, gpu_memory, plan_slots, threads_per_process
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
+from orchestrator.execution.user_requests import end_unfinished_trials
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.mirror import MirrorError
 from orchestrator.nvidia_smi import hidden_gpus
@@ -33,15 +36,20 @@ from orchestrator.spec.estimates.input_sizes import check_models
 from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, spec_hash
+from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study import budget_changes, sweep_terms
+from orchestrator.study.retried_trials import can_begin_again, never_trained, numbers_text
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import STOPPING, RequestKind
 from orchestrator.tracking.tracking_store import settle_tracking_uri
 from trainer.storage.atomic_files import write_text
 
 if TYPE_CHECKING:
-    from orchestrator.interfaces import Presentation, ProgressView
+    from orchestrator.interfaces import Presentation, ProgressView, SweepReporter
 
+_DELIVERY_SECONDS = 30.0
 _MAX_RAY_RESTARTS = 3
 """Restarts of Ray per driver."""
 
@@ -113,9 +121,16 @@ def start_or_resume(
     if Study.exists(folder):
         with Study.open(folder) as study:
             original = SweepSpec.from_stored(study.spec_history()[0].text)
-    if spec_hash(original) != spec_hash(spec):
+    if spec_hash(original) not in (spec_hash(spec), spec_hash(_in_file_order(spec))):
         raise NameTaken(spec.name, folder.path)
     return resume(spec.name, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+
+
+def _in_file_order(spec: SweepSpec) -> SweepSpec:
+    """Return the sweep as versions before `sampler.order` began it from the same file, and continue it."""
+    if not isinstance(spec.sampler, GridSampler):
+        return spec
+    return spec.model_copy(update={"sampler": GridSampler()})
 
 
 def resume(
@@ -127,46 +142,118 @@ def resume(
     mirror: str | None = None,
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
+    retry_failed: bool = False,
 ) -> StopReason:
-    """Resume a sweep.
+    """Resume a sweep. Trials for whose common bug it stopped are tried again.
 
     Args:
         name: the sweep.
         root: the runs folder.
         presentation: progress view and reporter.
-        overrides: changes of settings that no result depends on (`sweep_terms.AMENDABLE`), as PATH=VALUE.
+        overrides: changes as PATH=VALUE of settings that no result depends on (`sweep_terms.AMENDABLE`), and wider
+            lists and ranges of the search.
         mirror: URL from which the sweep is restored if this disk does not have it.
         cluster_at: address of a Ray cluster; None for this machine.
         trust_remote_code: whether Python code of the model's repository may run.
+        retry_failed: whether all failed trials are tried again.
 
     Returns:
         Why the sweep ended.
 
     Raises:
         MirrorError: `mirror` has no such sweep.
+        SpecChanged, SearchNarrowed, BudgetUsedUp: a change is refused; nothing was changed.
         NoSuchSweep, SpecError, DataError, ClusterError, DiskTooSmall: before the next trial.
     """
     if mirror is not None and name not in known_sweeps(root) and restore_from_mirror(name, root, mirror) is None:
         raise MirrorError(f"there is no sweep named {name!r} in {mirror}")
     folder = existing_sweep(root, name)
     with folders.sweep_lock(folder):
-        if Study.exists(folder):
-            with Study.open(folder) as study:
-                spec = study.spec
-                check_no_removed_values(folder, spec)
-                if overrides:
-                    spec = load_spec_text(dump_spec(spec), folder.path, overrides, source=str(folder.spec))
-                    for change in study.amend(spec):
-                        sys.stderr.write(f"changed {change}\n")
-                if folder.spec.read_text(encoding="utf-8") != dump_spec(spec):
-                    write_text(folder.spec, dump_spec(spec))
-        else:
-            spec = load_spec(folder.spec, overrides)
+        has_study = Study.exists(folder)
+        spec = _changed_spec(folder, overrides) if has_study else load_spec(folder.spec, overrides)
         check_models(spec)
         check_remote_storage(spec, root)
         if cluster_at is None:
             _check_machine(folder, spec)
+        if has_study:
+            _apply_changes(folder, spec, retry_failed=retry_failed)
         return _drive(folder, spec, presentation, cluster_at, trust_remote_code)
+
+
+def _changed_spec(folder: SweepFolder, overrides: Sequence[str]) -> SweepSpec:
+    """Return the sweep with requested changes of its budget, then these; nothing is written."""
+    with Study.open(folder) as study:
+        check_no_removed_values(folder, study.spec)
+        spec = budget_changes.with_requests(study.spec, study.requests())
+        if overrides:
+            spec = load_spec_text(dump_spec(spec), folder.path, overrides, source=str(folder.spec))
+            sweep_terms.allowed_changes(study.spec, spec)
+            budget_changes.check_not_used_up(study.spec, spec, study.snapshots(), study.usage())
+        return spec
+
+
+def _apply_changes(folder: SweepFolder, spec: SweepSpec, *, retry_failed: bool) -> None:
+    """Retry failed trials where the user asked for it, or where the sweep stopped for their bug; amend the spec."""
+    with Study.open(folder) as study:
+        for notice in _retry_failed(study, retry_failed=retry_failed):
+            sys.stderr.write(f"{notice}\n")
+        for change in study.amend(spec):
+            sys.stderr.write(f"changed {change}\n")
+        for request in study.requests():
+            if request.kind == RequestKind.SET:
+                study.complete_request(request.seq)
+        if folder.spec.read_text(encoding="utf-8") != dump_spec(spec):
+            write_text(folder.spec, dump_spec(spec))
+
+
+def _retry_failed(study: Study, *, retry_failed: bool) -> list[str]:
+    records = study.trials()
+    numbers = never_trained(records) if retry_failed else study.failed_alike(StopKind.SAME_BUG.value)
+    wanted = [records[number] for number in numbers]
+    if not wanted:
+        return [f"{study.folder.name} has no failed trial to retry"] if retry_failed else []
+    lost = [record for record in wanted if not can_begin_again(record, study.folder)]
+    notices = [
+        f"trial {record.number} is not retried: the checkpoint that it began from was removed after its failure"
+        for record in lost
+    ]
+    again = [record.number for record in wanted if record not in lost]
+    if again:
+        reason = "resume --retry-failed" if retry_failed else "resumed after a stop for the same bug"
+        study.retry_failed(again, reason)
+        why = "" if retry_failed else f" ({study.folder.name} had stopped as they failed alike)"
+        many = "trial" if len(again) == 1 else "trials"
+        notices.append(
+            f"retrying {len(again)} failed {many}: {numbers_text(again)}{why}; the failures stay in "
+            f"`orchestrate history {study.folder.name}`"
+        )
+    return notices
+
+
+def abandon(name: str, root: Path, reporter: SweepReporter, reason: str, log: Callable[[str], None]) -> int:
+    """End a sweep that no driver runs: unfinished trials become PRUNED, its runs in tracking end; return how many.
+
+    Its results stay. A later resume would begin new trials only.
+
+    Raises:
+        NoSuchSweep, SweepHeld: nothing was changed.
+    """
+    folder = existing_sweep(root, name)
+    with folders.sweep_lock(folder), Study.open(folder) as study:
+        study.start_driving()
+        sink = open_sink(study, root, reporter)
+        try:
+            study.add_event(STOPPING, f"{StopKind.ABANDONED.value}: {reason}")
+            ended = end_unfinished_trials(study, sink, reason)
+            CheckpointRetention(folder, study.spec, study.trials())
+            if study.trials():
+                attach_report(study, sink, reporter, log, StopKind.ABANDONED.value)
+            end_parent_run(study, sink, StopKind.ABANDONED.name, "KILLED", reason)
+        finally:
+            left = sink.close(_DELIVERY_SECONDS)
+        if left:
+            log(f"tracking: {left} messages are queued in {folder.outbox}; the same command delivers them later")
+        return len(ended)
 
 
 def _check_machine(folder: SweepFolder, spec: SweepSpec) -> None:

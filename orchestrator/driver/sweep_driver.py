@@ -21,7 +21,7 @@ from orchestrator.driver.sft_stage import TrialInputs, run_sft_stage
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
 from orchestrator.execution.tune_adapter import run_trials
-from orchestrator.execution.user_requests import StopConditions, paused_notices
+from orchestrator.execution.user_requests import StopConditions, end_unfinished_trials, paused_notices
 from orchestrator.execution.workers.attempt_runner import SessionFactory
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageWorker
@@ -96,7 +96,7 @@ def drive(
             study.start_driving(slots.gpus)  # before tracking starts: raises SweepHeld where another driver is alive
             sink = open_sink(study, folder.root, reporter)
             stop_reason: StopReason | None = None  # None after an error
-            stop_conditions = StopConditions(study)
+            stop_conditions = StopConditions(study, view)
             try:
                 for notice in notices:
                     view.log(notice)
@@ -155,7 +155,7 @@ def _run_trials(
         view.update_trial(record)
         view.add_metrics(record.number, study.metric_history(record.number))
 
-    return run_trials(
+    ended = run_trials(
         study,
         sink,
         view,
@@ -166,6 +166,9 @@ def _run_trials(
         longest_row=trial_inputs.data.lengths["row"]["p100"],
         open_session=open_session,
     )
+    if study.draw_error is not None and ended.kind is StopKind.FINISHED:
+        raise study.draw_error
+    return ended
 
 
 def _end_tracking(
@@ -179,6 +182,9 @@ def _end_tracking(
         sink.close(0.0)
         return
     if stop_reason is not None:
+        if stop_reason.kind is StopKind.ABANDONED:
+            end_unfinished_trials(study, sink, stop_reason.text)
+            CheckpointRetention(study.folder, study.spec, study.trials())
         write_final_report(study, sink, view, reporter, stop_reason)
         end_parent_run(study, sink, stop_reason.kind.name, _STATUS.get(stop_reason.kind, "KILLED"), stop_reason.text)
     left = sink.close(_DELIVERY_SECONDS)

@@ -9,12 +9,14 @@ from types import TracebackType
 
 from orchestrator.execution import trial_retries
 from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.execution.trainer_warnings import WarningLog
 from orchestrator.execution.trial_lifecycle import ActiveAttempt, AttemptLauncher, finish_attempt, release_attempt
 from orchestrator.execution.trial_retries import RepeatedBug, RetryPolicy
 from orchestrator.execution.user_requests import StopConditions, TrialRequests, remaining_reason
 from orchestrator.interfaces import ProgressView, TrackingSink
+from orchestrator.study.database.driver_lease import EXTENDING_REQUESTS
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, Outcome, TrialRecord, TrialState, WaitForTrial
 from trainer.config.trial import TrialConfig
@@ -44,7 +46,7 @@ class TrialController:
         self._on_trial_end = on_trial_end
         self._active: dict[str, ActiveAttempt] = {}
         self._retries = RetryPolicy(study, view, longest_row)
-        self._stop_conditions = StopConditions(study)
+        self._stop_conditions = StopConditions(study, view)
         self._trial_requests = TrialRequests(study, sink, view, on_trial_end)
         self._repeated_bug = RepeatedBug(study)
         self._oom_kills = trial_retries.OomKillCounter()
@@ -86,11 +88,19 @@ class TrialController:
             self._exhausted = not self._active
             return None
         if trial is None:
-            self._exhausted = not self._active
+            # A request that arrived with the last trial's end may give more to do; `poll` answers it first.
+            pending = any(request.kind in EXTENDING_REQUESTS for request in self._study.requests())
+            self._exhausted = not self._active and not pending
             return None
         active = self._launcher.start_attempt(trial)
         self._active[active.task.id] = active
         return active.task
+
+    def trials_at_a_time(self, slots: Slots) -> int:
+        """Return how many trials may run now: `budget.concurrency` can be changed while the sweep runs."""
+        most = slots.at_a_time(self._study.spec.budget.concurrency)
+        visible = self._study.terms.most_at_a_time(self._study.spec)
+        return most if visible is None else min(most, visible)
 
     def mark_started(self, task_id: str) -> None:
         """Record that a worker started this attempt, from which its GPU time counts; repeated calls have no effect."""

@@ -38,7 +38,7 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
     token = session_folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="utf-8")
-    os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "TUNE_MAX_PENDING_TRIALS_PG": str(slots.count)}
+    os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "TUNE_MAX_PENDING_TRIALS_PG": str(slots.max_count)}
     import ray
 
     prepare_ray_environment(folder)
@@ -48,7 +48,10 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
                 address="local",
                 num_cpus=0,  # slots are counted instead; Ray would start idle workers for CPUs
                 num_gpus=visible_gpus(),
-                resources={SLOT_RESOURCE: float(slots.count), PROCESS_RESOURCE: float(slots.count * slots.processes)},
+                resources={
+                    SLOT_RESOURCE: float(slots.max_count),
+                    PROCESS_RESOURCE: float(slots.max_count * slots.processes),
+                },
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,

@@ -52,6 +52,8 @@ class AttemptTask:
     """Folder with another trial's checkpoint from which a clone starts."""
     mirror: str | None = None
     """URL of the trial's folder in the sweep's mirror."""
+    first_attempt: int = 1
+    """Attempts before it failed and are not continued."""
 
     @property
     def id(self) -> str:

@@ -172,7 +172,7 @@ def connect_cluster(
             machines = _wait_for_nodes(cluster_address.machines, signals, view)
             _check_nodes(folder.parent, machines, signals)
             slots = slots_on(spec, list(machines.values()), is_shared_cluster=True)
-            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)
+            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.max_count)
             many = "" if len(machines) == 1 else "s"
             view.log(f"Ray cluster {address}: {len(machines)} machine{many}, {slots.count} concurrent trials")
             yield slots

@@ -47,6 +47,17 @@ class Slots:
     """CPUs per trial on a cluster shared with others; None on our own, where slots are counted instead."""
     trials_per_process: int = 1
     """Trials that take turns in one process over one frozen base model."""
+    fitting: int | None = None
+    """Concurrent trials that fit, if a larger `budget.concurrency` allows them; None: `count`."""
+
+    @property
+    def max_count(self) -> int:
+        """Concurrent trials that fit without a restart of Ray."""
+        return self.count if self.fitting is None else max(self.count, self.fitting)
+
+    def at_a_time(self, concurrency: int | None) -> int:
+        """Return how many trials run at a time with this `budget.concurrency`, which may have changed meanwhile."""
+        return min(self.max_count, concurrency or self.max_count)
 
     @property
     def shared_processes(self) -> int:
@@ -140,6 +151,8 @@ def slots_on(
         problem = f"{label} {_amounts(cores, trials_in_process * gpus_per_trial)}; {where}"
         raise SpecError([SpecProblem("resources", "resources", problem)])
     count = min(fitting, spec.budget.concurrency or fitting)
+    # Fewer trials than would share a process have processes of their own, which may not fit another one.
+    most = fitting if count >= trials_in_process else count
     trials_in_process = min(trials_in_process, count)
     return Slots(
         count,
@@ -148,6 +161,7 @@ def slots_on(
         processes,
         cpus=_cores(spec) if is_shared_cluster else None,
         trials_per_process=trials_in_process,
+        fitting=most,
     )
 
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Self
 
 from orchestrator.errors import ExitCode
+from orchestrator.study import trial_records
 from orchestrator.terminal_streams import TERMINATION_SIGNALS
 
 _SIGNALS = (signal.SIGINT, *TERMINATION_SIGNALS)
@@ -26,6 +27,7 @@ class StopKind(StrEnum):
     FINISHED = "finished"
     INTERRUPTED = "interrupted"
     STOPPED = "stopped"
+    ABANDONED = trial_records.ABANDONED
     PAUSED = "paused"
     ONLY_PAUSED_LEFT = "paused trials are left"
     OUT_OF_BUDGET = "out of budget"

@@ -19,7 +19,7 @@ from orchestrator.interfaces import ProgressView, TrackingSink
 from orchestrator.mirror import trial_mirror
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialRecord, TrialState
-from orchestrator.tracking.run_metadata import end_tags, start_tags
+from orchestrator.tracking.run_metadata import FIRST_ATTEMPT, end_tags, start_tags
 from trainer.config.trial import TrialConfig
 from trainer.storage.failpoints import failpoint
 
@@ -71,18 +71,22 @@ class AttemptLauncher:
             yaml.dump(config.model_dump(mode="json"), Dumper=_DUMPER, sort_keys=False, allow_unicode=True),
             encoding="utf-8",
         )
-        all_earlier = [sweep_folder.attempt(trial.number, k) for k in range(1, trial.attempt)]
+        all_earlier = [sweep_folder.attempt(trial.number, k) for k in range(trial.first_attempt, trial.attempt)]
         fork = None if trial.fork is None else sweep_folder.forks / trial.fork.folder_name
         existing = tuple(p for p in all_earlier if p.is_dir())
         spec = self._study.spec
         mirror = None if spec.mirror is None else trial_mirror(spec.mirror, spec.name, trial.number).url
-        task = AttemptTask(run_name, trial.attempt, config.model_dump_json(), folder, existing, fork, mirror)
+        task = AttemptTask(
+            run_name, trial.attempt, config.model_dump_json(), folder, existing, fork, mirror, trial.first_attempt
+        )
         record = self._study.trial(trial.number)
         assert record is not None
         tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt), **start_tags(trial.number)}
         tags |= {"origin": record.origin} if record.origin else {}
         tags |= {"clone.of": str(record.parent)} if record.parent is not None else {}
         tags |= {"clone.from_update": str(record.fork.step)} if record.fork is not None else {}
+        tags |= {FIRST_ATTEMPT: str(trial.first_attempt)} if trial.first_attempt > 1 else {}
+        tags |= {f"failed.attempt_{failed.attempt}": failed.reason for failed in record.failed_attempts}
         if config is not configured:  # the logged params stay as configured
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
         self._sink.start_run(

@@ -96,7 +96,7 @@ class ControllerSearch(SearchAlgorithm):
         assert experiment is not None
         with self._controller as controller:
             controller.poll()
-            task = controller.next_attempt(self._slots.count)
+            task = controller.next_attempt(controller.trials_at_a_time(self._slots))
         if task is None:
             return None
         trial = TuneTrial(
@@ -142,7 +142,9 @@ class ControllerScheduler(FIFOScheduler):
         """Keep as many warm workers as there are slots; Tune's own cache drops one when two trials end together."""
         if not self._cache_enlarged:
             tune_wrapper: Any = tune_controller  # Tune passes its controller in a wrapper
-            tune_wrapper._tune_controller._actor_cache.increase_max(trial.placement_group_factory, by=self._slots.count)
+            tune_wrapper._tune_controller._actor_cache.increase_max(
+                trial.placement_group_factory, by=self._slots.max_count
+            )
             self._cache_enlarged = True
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:

@@ -12,10 +12,23 @@ from collections.abc import Callable, Mapping, Sequence
 from orchestrator.execution.messages import AttemptTask
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.interfaces import ProgressView, TrackingSink
+from orchestrator.spec.estimates.sweep_plan import total_trials
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study import budget_changes
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import budget_exceeded, target_reached
-from orchestrator.study.trial_records import ANSWERED_EVENT, Outcome, Request, RequestKind, TrialRecord, TrialState
+from orchestrator.study.trial_records import (
+    ABANDONED,
+    ANSWERED_EVENT,
+    LAPSED_EVENT,
+    Outcome,
+    Request,
+    RequestKind,
+    TrialRecord,
+    TrialState,
+)
+from trainer.storage.atomic_files import write_text
 
 PAUSED_STATUS = "KILLED"
 """MLflow has no status for paused runs; their tag `state` is PAUSED."""
@@ -54,6 +67,8 @@ class TrialRequests:
                 if not task.release_requested:
                     self._view.log(f"trial {number} will checkpoint and pause: {request.text}")
                     task.request_release()
+            case RequestKind.RETRY:
+                self._complete(request, f"trial {number} is not retried: it runs")
             case _ if number not in self._pause_requests:
                 self._complete(request, f"trial {number} was not paused")
             case _:
@@ -61,7 +76,9 @@ class TrialRequests:
 
     def _apply_now(self, number: int, request: Request) -> None:
         record = self._study.trial(number)
-        if record is None or record.state.is_final:
+        if request.kind == RequestKind.RETRY:
+            self._retry(number, request, record)
+        elif record is None or record.state.is_final:
             state = "unknown" if record is None else f"{record.state} already"
             self._complete(request, f"too late to {request.kind}: trial {number} is {state}")
         elif request.kind in (RequestKind.PRUNE, RequestKind.STOP):
@@ -79,6 +96,15 @@ class TrialRequests:
             self._study.unpause(number, request.text)
             self._complete(request)
             self._view.log(f"trial {number} continues: {request.text}")
+
+    def _retry(self, number: int, request: Request, record: TrialRecord | None) -> None:
+        if record is None or record.state is not TrialState.FAILED:
+            state = "unknown" if record is None else record.state
+            self._complete(request, f"trial {number} is not retried: it is {state}, and only failed trials are")
+            return
+        self._study.retry_failed([number], request.text)
+        self._complete(request)
+        self._view.log(f"trial {number} is tried again: {request.text}")
 
     def requested_outcome(self, number: int) -> Outcome | None:
         """Return the outcome that a user requested for this trial; None without a request."""
@@ -118,9 +144,36 @@ class TrialRequests:
             self._view.log(message)
 
 
+def end_unfinished_trials(study: Study, sink: TrackingSink, reason: str) -> list[TrialRecord]:
+    """End every trial that has begun and not ended as PRUNED, in tracking and in the study; return their records."""
+    outcome = Outcome(TrialState.PRUNED, f"{ABANDONED}: {reason}")
+    ended: list[TrialRecord] = []
+    for record in study.trials():
+        if not record.state.is_final:
+            tags = {"state": outcome.state.value, "reason": outcome.reason}
+            sink.end_run(str(record.number), status=PAUSED_STATUS, tags=tags, at=time.time())
+            ended.append(study.end_without_worker(record.number, outcome))
+    for request in study.requests():
+        study.complete_request(request.seq)
+        study.add_event(LAPSED_EVENT, f"a request to {request.kind} lapsed: {request.text}", request.trial)
+    return ended
+
+
 def outcome_of_request(request: Request) -> Outcome:
     """Return the outcome of a trial that a user stopped or pruned."""
     return Outcome(TrialState.PRUNED, f"by request: {request.text}")
+
+
+def apply_budget_request(study: Study, view: ProgressView | None, request: Request) -> None:
+    """Change the budget as requested (`orchestrate set`), in the study, in the sweep's file and in the view."""
+    spec = budget_changes.with_budget(study.spec, request.text)
+    changes = study.amend(spec)
+    write_text(study.folder.spec, dump_spec(spec))
+    study.complete_request(request.seq)
+    if view is not None:
+        view.change_spec(spec, total_trials(spec))
+        for change in changes:
+            view.log(f"changed {change}")
 
 
 _REQUEST_POLL_SECONDS = 1.0
@@ -132,12 +185,13 @@ class StopConditions:
     `stop_reason` is never unset, except after a pause. `has_polled`: whether the last call of `poll` read the study.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, view: ProgressView | None = None) -> None:
         self.stop_reason: StopReason | None = None
+        self._view = view
         self.trial_requests: Sequence[Request] = ()
         self.has_polled = False
         self._study, self._polled_at = study, 0.0
-        self._target: str = _target_reached(study.spec, study.best()) if study.spec.budget.target is not None else ""
+        self._target = _target_reached(study.spec, study.best()) if study.spec.budget.target is not None else ""
 
     def poll(self) -> StopReason | None:
         """Read the study, at most once a second; return why the sweep must stop, else None."""
@@ -156,7 +210,13 @@ class StopConditions:
         return self.stop_reason
 
     def _apply_sweep_request(self, request: Request) -> None:
-        if request.kind == RequestKind.STOP:
+        if request.kind == RequestKind.SET:
+            apply_budget_request(self._study, self._view, request)
+            self._target = _target_reached(self._study.spec, self._study.best())
+            return
+        if request.kind == RequestKind.ABANDON:
+            self.stop_reason = StopReason(StopKind.ABANDONED, request.text)
+        elif request.kind == RequestKind.STOP:
             self.stop_reason = StopReason(StopKind.STOPPED, request.text or "stopped by `orchestrate stop`")
         elif request.kind == RequestKind.PAUSE and self.stop_reason is None:
             self.stop_reason = StopReason(StopKind.PAUSED, request.text)
@@ -204,8 +264,12 @@ def wait_while_paused(study: Study, view: ProgressView, signals: SignalHandler, 
         if signals.received:
             return StopReason(StopKind.INTERRUPTED)
         for request in study.requests():
-            if request.trial is None:
+            if request.trial is None and request.kind == RequestKind.SET:
+                apply_budget_request(study, view, request)
+            elif request.trial is None:
                 study.complete_request(request.seq)
+                if request.kind == RequestKind.ABANDON:
+                    return StopReason(StopKind.ABANDONED, request.text)
                 if request.kind == RequestKind.STOP:
                     return StopReason(StopKind.STOPPED, request.text)
                 if request.kind == RequestKind.UNPAUSE:

@@ -17,9 +17,20 @@ Startup = Annotated[int, Field(ge=1, description="Random trials before the sampl
 
 
 class GridSampler(FrozenModel):
-    """Every combination once, in the file's order (the last dimension advances fastest)."""
+    """Every combination once, in the file's order (the last dimension advances fastest) or shuffled."""
 
     kind: Literal["grid"] = "grid"
+    order: Literal["file", "shuffled"] | None = Field(
+        default=None,
+        description="file: the last setting of search advances fastest; shuffled: by seed, the seeds of a "
+        "configuration together. By default shuffled if budget.trials ends the sweep before the grid does.",
+    )
+    seed: int = Field(default=0, description="Of the shuffled order; same seed, same trials.")
+
+    @property
+    def shuffle_seed(self) -> int | None:
+        """Seed of the shuffled order; None for the file's order, which sweeps without `order` have too."""
+        return self.seed if self.order == "shuffled" else None
 
 
 class RandomSampler(FrozenModel):

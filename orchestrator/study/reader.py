@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from orchestrator.errors import StorageRefused, StudyMissing
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study import retried_trials
 from orchestrator.study.database import optuna_trials
 from orchestrator.study.database.enqueued_trials import EnqueuedTrial, TrialQueue
 from orchestrator.study.database.optuna_trials import MICRO_BATCH, OptunaTrials
@@ -137,6 +138,11 @@ class StudyReader:
         """Return how many of the last ended trials failed with the same BUG in a row, and its text."""
         with self._database.snapshot():
             return optuna_trials.consecutive_bugs(self._frozen())
+
+    def failed_alike(self, same_bug: str) -> list[int]:
+        """Return the failed trials for which the last driver stopped, whose reason begins with `same_bug`."""
+        with self._database.snapshot() as connection:
+            return retried_trials.failed_alike(self._frozen(), self._repository.events(connection, 0), same_bug)
 
     def micro_batch_limit(self) -> int | None:
         """Return the limit on tokens per micro-batch that out-of-memory errors have set; None without any."""

@@ -15,7 +15,7 @@ from orchestrator.errors import StorageRefused
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.pruners import WilcoxonPruner, depends_on_other_trials
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study import sweep_terms, trial_records
+from orchestrator.study import retried_trials, sweep_terms, trial_records
 from orchestrator.study.database import driver_lease, optuna_trials
 from orchestrator.study.database.driver_lease import DriverLease, Heartbeat
 from orchestrator.study.database.optuna_trials import (
@@ -158,6 +158,11 @@ class Study(StudyReader):
     def check_concurrency(self, slots: int) -> None:
         """Raise TooManySlots if the visibility rule does not allow this many trials at a time."""
         self.terms.check_concurrency(self.spec, slots)
+
+    @property
+    def draw_error(self) -> Exception | None:
+        """The error for which no new trial can be drawn; None without one. Enqueued trials and retries still run."""
+        return self._issuer.draw_error
 
     def exhausted_reason(self) -> str:
         """Return why no new trial will be issued; "" if one will be."""
@@ -324,6 +329,11 @@ class Study(StudyReader):
             record = self._record_outcome(connection, trial_id, outcome)
         self._running.pop(number, None)
         return record
+
+    def retry_failed(self, numbers: Sequence[int], reason: str) -> None:
+        """Make failed trials unfinished again: each is issued before any new trial, with its number, from the start."""
+        with self._driving() as connection:
+            retried_trials.reopen(connection, self._optuna_trials, self._repository, numbers, reason)
 
     # --- inside --------------------------------------------------------------------------------------------------
 

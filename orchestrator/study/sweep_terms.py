@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from orchestrator.errors import SpecChanged, TooManySlots
+from orchestrator.errors import SearchNarrowed, SpecChanged, TooManySlots
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import depends_on_other_trials
 from orchestrator.spec.samplers import AdaptiveSampler, Asap
 from orchestrator.spec.sweep_spec import Budget, SweepSpec
+from orchestrator.study.search_widening import widening_problems
 from orchestrator.study.trial_records import TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.config.trial import flatten
@@ -52,9 +53,14 @@ class SweepTerms:
 
     def check_concurrency(self, spec: SweepSpec, slots: int) -> None:
         """Raise TooManySlots if the visibility rule does not allow `slots` trials at a time."""
+        most = self.most_at_a_time(spec)
+        if most is not None and slots > most:
+            raise TooManySlots(slots, most)
+
+    def most_at_a_time(self, spec: SweepSpec) -> int | None:
+        """Return the most concurrent trials that the visibility rule allows; None for any number."""
         matters = isinstance(spec.sampler, AdaptiveSampler) or depends_on_other_trials(spec.pruner)
-        if matters and self.lag is not None and slots > self.lag:
-            raise TooManySlots(slots, self.lag)
+        return self.lag if matters else None
 
     def as_json(self) -> dict[str, Any]:
         """Return the terms as JSON values for the database."""
@@ -89,7 +95,7 @@ class SweepTerms:
 
 
 AMENDABLE = ("budget", "resources", "tracking", "notify", "judge", "keep_models", "description", "mirror")
-"""Sections of a spec that no trial's result depends on."""
+"""Sections of a spec that no trial's result depends on. Lists and ranges of `search` may grow (`search_widening`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +119,25 @@ def spec_differences(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
     """Return every setting that differs, sorted by path."""
     before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
     paths = sorted(path for path in before.keys() | after.keys() if before.get(path, ...) != after.get(path, ...))
-    return [SettingChange(path, before.get(path), after.get(path)) for path in paths]
+    return [
+        SettingChange(path.replace("search.dimensions.", "search."), before.get(path), after.get(path))
+        for path in paths
+    ]
 
 
 def allowed_changes(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
-    """Return the settings that differ. Raises SpecChanged if one would make trials incomparable."""
+    """Return the settings that differ.
+
+    Raises:
+        SpecChanged: a change would make trials incomparable.
+        SearchNarrowed: the search is not only wider than before.
+    """
     found = spec_differences(old, new)
-    fixed = [change for change in found if change.path.split(".")[0] not in AMENDABLE]
+    fixed = [change for change in found if change.path.split(".")[0] not in (*AMENDABLE, "search")]
     if fixed:
         raise SpecChanged(new.name, [change.path for change in fixed], [str(change) for change in fixed], AMENDABLE)
+    if problems := widening_problems(old, new):
+        raise SearchNarrowed(new.name, problems)
     return found
 
 

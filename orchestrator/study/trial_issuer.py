@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy import Connection
 
+from orchestrator.errors import first_line
 from orchestrator.spec.search.manual_trials import manual_params, out_of_space
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -30,7 +32,7 @@ from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.pruning.pruner import TrialPruner
 from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPolicy
 from orchestrator.study.sweep_terms import SweepTerms, Usage, budget_exceeded, target_reached
-from orchestrator.study.trial_records import DUPLICATE_EVENT, SKIPPED_EVENT, Trial, TrialState
+from orchestrator.study.trial_records import DUPLICATE_EVENT, ISSUED, SKIPPED_EVENT, Trial, TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot, visible_trials
 from trainer.config.trial import TrialConfig, config_fingerprint
 from trainer.training.schedule import total_updates
@@ -53,6 +55,8 @@ class TrialIssuer:
         self._trials, self._repository, self._queue = optuna_trials, repository, queue
         self._spec, self._terms = spec, terms
         self._policy = SamplingPolicy(spec, terms.lag, terms.warm_start_trials)
+        self.draw_error: Exception | None = None
+        """Why no new trial can be drawn: the first error, raised after the last trial that can run without a draw."""
 
     def exhausted_reason(
         self, connection: Connection, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]
@@ -68,6 +72,8 @@ class TrialIssuer:
         issued, most = sum(not trial.is_beyond_budget for trial in trials), self._spec.budget.trials
         if most is not None and issued >= most:
             return f"{issued} of {most} trials issued"
+        if self.draw_error is not None and not waiting:
+            return f"no trial can be drawn: {first_line(self.draw_error)}"
         return "" if waiting else self._policy.exhausted_reason(trials)
 
     def _budget_reason(self, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
@@ -91,13 +97,17 @@ class TrialIssuer:
         waiting = self._queue.waiting(connection)
         if waiting:
             return self._issue_enqueued(connection, waiting[0], number)
-        sampled = self._policy.sample(trials)
+        try:
+            sampled = self._policy.sample(trials)
+        except Exception as error:  # noqa: BLE001 - raised by the driver once the running trials have ended
+            self.draw_error = error
+            return None
         if sampled is None:
             return None
         extra_attrs: dict[str, Any] = {SAMPLER_NOTE: sampled.sampler_note} if sampled.sampler_note else {}
-        if not_searched := out_of_space(self._spec.search, sampled.params):
+        inside = self._optuna_params(sampled.params, out_of_space(self._spec.search, sampled.params))
+        if len(inside) < len(sampled.params):
             extra_attrs[PARAMS] = sampled.params
-        inside = {path: value for path, value in sampled.params.items() if path not in not_searched}
         issued = self._create(connection, number, sampled, inside, extra_attrs)
         for text in sampled.skipped_combinations:
             self._repository.add_event(connection, SKIPPED_EVENT, text, number)
@@ -116,7 +126,7 @@ class TrialIssuer:
         extra_attrs = {"leaves": dict(enqueued.leaves), "params": params, "origin": enqueued.origin}
         extra_attrs |= {"by_hand": enqueued.by_hand, "parent": enqueued.parent}
         extra_attrs |= {"fork": None if enqueued.fork is None else enqueued.fork.as_json()}
-        inside = {path: value for path, value in params.items() if path not in not_searched}
+        inside = self._optuna_params(params, not_searched)
         # A fork differs from a trial with the same settings that starts from the initial model and may still be drawn.
         fingerprint = config_fingerprint(config) if enqueued.fork is None else f"fork {enqueued.seq}"
         trial, trial_id = self._create(
@@ -124,6 +134,17 @@ class TrialIssuer:
         )
         self._queue.mark_issued(connection, enqueued, number)
         return replace(trial, fork=enqueued.fork), trial_id
+
+    def _optuna_params(self, params: Mapping[str, Any], not_searched: Collection[str]) -> dict[str, Any]:
+        """Return the params that Optuna's tables can hold: in one study a list of values cannot change there."""
+        stored = self._trials.distributions()
+        inside = {path: value for path, value in params.items() if path not in not_searched}
+        return {
+            path: value
+            for path, value in inside.items()
+            if not isinstance(stored.get(path), CategoricalDistribution)
+            or stored[path] == self._policy.distributions[path]
+        }
 
     def _create(
         self,
@@ -143,7 +164,7 @@ class TrialIssuer:
             user_attrs={**attrs, **extra_attrs},
         )
         trial_id = self._trials.create(template)
-        self._repository.add_event(connection, "issued", "attempt 1", number)
+        self._repository.add_event(connection, ISSUED, "attempt 1", number)
         return Trial(number, 1, sampled.params, sampled.config), trial_id
 
     def retry(self, connection: Connection, frozen: FrozenTrial) -> IssuedTrial:
@@ -151,11 +172,12 @@ class TrialIssuer:
         attempt = frozen.user_attrs[ATTEMPTS] + 1
         trial_id = self._trials.optuna_id(frozen.number)
         self._trials.set(trial_id, ATTEMPTS, attempt)
-        self._repository.add_event(connection, "issued", f"attempt {attempt}", frozen.number)
+        self._repository.add_event(connection, ISSUED, f"attempt {attempt}", frozen.number)
         params = optuna_trials.trial_params(frozen, self._spec.search.paths)
         all_params = frozen.user_attrs[ENQUEUED]["leaves"] if ENQUEUED in frozen.user_attrs else params
         config = apply_params(self._spec.base, all_params)
-        return Trial(frozen.number, attempt, params, config, fork=optuna_trials.trial_fork(frozen)), trial_id
+        fork, first = optuna_trials.trial_fork(frozen), optuna_trials.first_attempt(frozen)
+        return Trial(frozen.number, attempt, params, config, fork=fork, first_attempt=first), trial_id
 
     def make_pruner(self, connection: Connection, number: int, trials: Sequence[TrialSnapshot]) -> TrialPruner:
         """Return the pruner of trial `number` with the trials that are visible to it."""

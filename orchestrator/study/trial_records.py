@@ -73,6 +73,15 @@ class Fork:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """A failure of a trial that was retried: its last attempt, why it failed and after which update."""
+
+    attempt: int
+    reason: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """A trial to run. `attempt` counts from 1; a retried trial keeps its number and gets the next attempt."""
 
@@ -83,6 +92,8 @@ class Trial:
     micro_batch: int | None = None
     """Limit on tokens per micro-batch, set after this or another trial ran out of memory."""
     fork: Fork | None = None
+    first_attempt: int = 1
+    """The first attempt since the trial was last retried after a failure; older ones are not continued."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +130,13 @@ class TrialRecord:
     """The trial that it is a clone of."""
     fork: Fork | None = None
     """The parent's checkpoint that it continues from; None: it started from the initial model."""
+    failed_attempts: tuple[FailedAttempt, ...] = ()
+    """Failures after which the trial was retried, oldest first."""
+
+    @property
+    def first_attempt(self) -> int:
+        """The first attempt since the trial was last retried after a failure."""
+        return self.failed_attempts[-1].attempt + 1 if self.failed_attempts else 1
 
 
 class RequestKind(StrEnum):
@@ -128,6 +146,9 @@ class RequestKind(StrEnum):
     PAUSE = "pause"
     UNPAUSE = "unpause"
     PRUNE = "prune"
+    RETRY = "retry"
+    SET = "set"
+    ABANDON = "abandon"
 
 
 # Kinds of events.
@@ -143,6 +164,10 @@ SKIPPED_EVENT = "left out"
 DUPLICATE_EVENT = "twin"
 """A sampled configuration that equals an earlier trial's."""
 STOPPING = "stopping"
+ISSUED = "issued"
+
+ABANDONED = "abandoned"
+"""Beginning of a stop reason: the sweep was ended for good, with its unfinished trials."""
 PAUSED = "paused"
 UNPAUSED = "unpaused"
 

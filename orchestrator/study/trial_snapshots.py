@@ -10,6 +10,14 @@ from orchestrator.study.trial_records import TrialState
 
 
 @dataclass(frozen=True, slots=True)
+class PastFailure:
+    """A failure after which a trial was retried, once `trials` trials had been issued; `curve`: up to the failure."""
+
+    trials: int
+    curve: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
 class TrialSnapshot:
     """One trial as samplers and pruners see it. A running one has params and no results."""
 
@@ -32,6 +40,8 @@ class TrialSnapshot:
     fingerprint: str = ""
     is_fork: bool = False
     """Continues another trial's checkpoint: its result is not that of its params alone, so samplers ignore it."""
+    failures: tuple[PastFailure, ...] = ()
+    """Failures after which it was retried, oldest first."""
 
 
 def as_running(trial: TrialSnapshot) -> TrialSnapshot:
@@ -39,14 +49,24 @@ def as_running(trial: TrialSnapshot) -> TrialSnapshot:
     return replace(trial, state=TrialState.RUNNING, values=None, curve={}, diverged=False)
 
 
+def as_seen_by(trial: TrialSnapshot, number: int) -> TrialSnapshot:
+    """Return the trial as trial `number` may know it: FAILED if it was retried only after that one was issued."""
+    failure = next((past for past in trial.failures if number < past.trials), None)
+    if failure is None:
+        return trial
+    return replace(trial, state=TrialState.FAILED, values=None, curve=failure.curve, diverged=False)
+
+
 def visible_trials(trials: Sequence[TrialSnapshot], number: int, lag: int | None) -> list[TrialSnapshot]:
     """Return the earlier trials; those after number - lag appear as running, without results.
 
+    A trial that was retried after trial `number` was issued stays FAILED for it, so that no decision about it changes.
     Without a lag all existing results are visible. Forks are never visible.
     """
     before = [trial for trial in trials if trial.number < number and not trial.is_fork]
     if lag is None:
         return before
+    before = [as_seen_by(trial, number) for trial in before]
     return [trial if trial.number <= number - lag else as_running(trial) for trial in before]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.interfaces import SWEEP_RUN, MessageRejected
 from orchestrator.tracking.mlflow_client import connect, ensure_experiment, save_view, translate_errors
-from orchestrator.tracking.run_metadata import NOTE, RUN, SWEEP_ID, SWEEP_NAME, with_links
+from orchestrator.tracking.run_metadata import FIRST_ATTEMPT, NOTE, RUN, RUN_NAME, SWEEP_ID, SWEEP_NAME, with_links
 from trainer.results import StepMetrics
 
 if TYPE_CHECKING:
@@ -67,6 +67,12 @@ class MlflowReceiver:
 
         with self._mlflow() as client:
             found = self._search(client, run)
+            if found is not None and tags.get(FIRST_ATTEMPT, "1") != found.data.tags.get(FIRST_ATTEMPT, "1"):
+                # The run of a failed attempt stays as it is, under another name; its metrics do not mix with these.
+                before = int(tags.get(FIRST_ATTEMPT, "1")) - 1
+                name_tags = {RUN: f"{run}, attempt {before}", RUN_NAME: f"{name} failed, attempt {before}"}
+                self._set_tags(client, found.info.run_id, name_tags)
+                found = None
             if found is None:
                 found = client.create_run(
                     self._experiment_id,

@@ -31,6 +31,7 @@ from orchestrator.tracking.message_journal import (
     deliver,
     encode,
 )
+from orchestrator.tracking.run_metadata import FIRST_ATTEMPT
 from trainer.results import StepMetrics
 from trainer.storage.failpoints import failpoint
 from trainer.storage.file_lock import FileLock
@@ -95,6 +96,7 @@ class Outbox:
             raise OutboxLocked(folder)
         self._journal = Journal(folder / "messages.jsonl")
         self._last_step: dict[str, int] = {}
+        self._first_attempt: dict[str, str] = {}
         self._latest = 0.0
         for _, message in self._journal.scan():
             self._track_state(message)
@@ -186,6 +188,11 @@ class Outbox:
     def _track_state(self, message: Message) -> None:
         if not isinstance(message, (SetTags, LogArtifact)):
             self._latest = max(self._latest, message.at)
+        if isinstance(message, StartRun):
+            first = message.tags.get(FIRST_ATTEMPT, "1")
+            if self._first_attempt.get(message.run, "1") != first:  # retried after a failure: its steps begin again
+                self._last_step.pop(message.run, None)
+            self._first_attempt[message.run] = first
         if isinstance(message, LogMetrics):
             self._last_step[message.run] = max(self._last_step.get(message.run, -1), *(p.step for p in message.metrics))
 

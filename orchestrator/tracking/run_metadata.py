@@ -24,6 +24,10 @@ SWEEP_NAME = "prefsweep.sweep"
 RUN = "prefsweep.run"
 """Tags of every run."""
 
+FIRST_ATTEMPT = "prefsweep.first_attempt"
+"""Tag of a trial that was retried after a failure: the first attempt of this run. Earlier ones have a run of their own.
+"""
+
 NOTE = "mlflow.note.content"
 """MLflow's tag for a run's description, in Markdown."""
 RUN_NAME = "mlflow.runName"

@@ -81,6 +81,14 @@ def test_the_description_says_what_ended_how_and_stays_short_enough() -> None:
     assert "mlflow:" not in complete
 
 
+def test_a_trial_not_to_use_is_not_offered_for_export() -> None:
+    records = [record(0, value=0.5), record(1, value=0.6)]
+    for trial, offered in (("1", False), ("0", True)):
+        findings = [DiagnosisFinding("answers_lost", FindingLevel.SERIOUS, "Fewer right answers", "e", trials=(trial,))]
+        text = run_description(make_spec("mine"), records, "finished", findings=findings)
+        assert ("orchestrate best mine --export DIR" in text) is offered
+
+
 def test_nothing_complete_yet_is_said() -> None:
     assert "No trial has completed yet." in run_description(make_spec(), [], "running")
     failed = [record(0, TrialState.FAILED, reason="boom", failure=FailureKind.BUG)]

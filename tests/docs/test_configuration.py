@@ -45,6 +45,21 @@ def test_an_example_is_a_valid_sweep(section: str, text: str, tmp_path: Path) ->
     assert load_spec_text(yaml.dump(merged(minimal, given)).replace("'", ""), tmp_path).name
 
 
+def test_the_example_of_variables_and_shared_parts_is_a_valid_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pairs.jsonl").touch()
+    for name in ("USER", "MODELS", "DATA"):
+        monkeypatch.delenv(name, raising=False)
+    text = (
+        make_page().partition("## The file: variables, shared parts")[2].partition("```yaml\n")[2].partition("```")[0]
+    )
+    spec = load_spec_text(text, tmp_path)
+    assert (spec.name, spec.base.model.name_or_path) == ("someone-simpo", "org/model")
+    assert spec.sft is not None
+    assert (spec.base.training.max_steps, spec.sft.training.max_steps) == (300, 300)
+
+
 def test_every_key_is_in_an_example() -> None:
     shown = "\n".join(text for _, text in EXAMPLES)
     assert [key for key in keys(schema()) if not re.search(rf"\b{key}\b", shown)] == []

@@ -57,7 +57,10 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quickstart = (ROOT / "sweeps" / "quickstart.yaml").read_text(encoding="utf-8")
     (where / "sweep.yaml").write_text(quickstart.replace("name: quickstart", "name: submitted"))
     (where / "trial.yaml").write_text(yaml.safe_dump(yaml.safe_load(quickstart)["base"]))
-    rows = [{"prompt": f"Add {n} and 1.", "chosen": f"{n + 1}", "rejected": f"{n + 2}"} for n in range(64)]
+    rows = [
+        {"prompt": f"Add {n} and 1.", "chosen": f"{n + 1}", "rejected": f"{n + 2}", "answer": f"{n + 1}"}
+        for n in range(64)
+    ]
     (where / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (where / "bin").mkdir()
     for scheduler in ("sbatch", "kubectl"):
@@ -67,6 +70,13 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run([*ORCHESTRATE, "sweep", "sweeps/quickstart.yaml", *SMALL], where)
     assert done.returncode == 0, done.stderr
     assert "Best: trial" in done.stdout
+    exported = run([*ORCHESTRATE, "best", "quickstart", "--export", "my-base"], where)
+    assert exported.returncode == 0, exported.stderr
+    own = (ROOT / "docs" / "own-model-and-data.md").read_text(encoding="utf-8")
+    files = re.findall(r"```yaml\n# ([\w-]+\.yaml)\n(.*?)```", own, flags=re.DOTALL)
+    assert len(files) == own.count("```yaml") == 5
+    for name, text in files:
+        (where / name).write_text(text, encoding="utf-8")
     return where
 
 

@@ -70,6 +70,7 @@ class SilentView:
         self.said.append(text)
 
     def set_total_updates(self, updates_of: Any) -> None: ...
+    def change_spec(self, spec: Any, total: int | None) -> None: ...
     def update_trial(self, record: TrialRecord) -> None:
         self.records.append(record)
 

@@ -1,7 +1,7 @@
 """YAML 1.2 files as plain values, each with its line, and a trial's file as its configuration.
 
 Nothing is executed, and size and nesting are limited. Plain scalars follow YAML 1.2's core schema: PyYAML implements
-1.1, where `6e-7` is text and `no` is false.
+1.1, where `6e-7` is text and `no` is false. Of 1.1 the merge key `<<` is kept, as files with anchors need it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Document:
     source: str
     value: Any = None
     lines: dict[Location, str] = field(default_factory=dict[Location, str])
+    unquoted_none: list[Location] = field(default_factory=list[Location])
+    """Where the file has the word None without quotes: text in YAML, and null in Python."""
 
     def location(self, loc: Location) -> str:
         """Return `file:line` of this path, or of the nearest group around it."""
@@ -83,7 +85,7 @@ def parse_yaml(text: str, source: str) -> Document:
     builder = _Builder(document)
     document.value = builder.build(root, ())
     if builder.problems:
-        raise InvalidYaml(builder.problems)
+        raise InvalidYaml(sorted(builder.problems, key=lambda problem: int(problem.where.rpartition(":")[2])))
     return document
 
 
@@ -115,11 +117,16 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
+"""Keys of a mapping, each with the nodes of key and value."""
+
+
 class _Builder:
-    """Converts nodes to values. An alias counts each time it is used."""
+    """Converts nodes to values. An alias counts each time it is used; `<<` adds the keys that a mapping lacks."""
 
     def __init__(self, document: Document) -> None:
         self._document, self._built = document, 0
+        self._merged: dict[int, _Pairs | None] = {}
         self.problems: list[YamlProblem] = []
 
     def build(self, node: yaml.Node, loc: Location) -> Any:
@@ -143,28 +150,56 @@ class _Builder:
         if node.tag != f"{TAG}map":
             self._add_error(node, loc, f"the tag {node.tag} has no meaning here")
         out: dict[str, Any] = {}
-        first: dict[str, str] = {}
+        for key, (key_node, value_node) in self._pairs(node, loc).items():
+            self._document.lines[*loc, key] = self._at(key_node)
+            out[key] = self.build(value_node, (*loc, key))
+        return out
+
+    def _pairs(self, node: yaml.MappingNode, loc: Location) -> _Pairs:
+        """Return the mapping's own keys, then those of `<<` that it does not have, the first mapping's first.
+
+        Each mapping is read once, so that its mistakes are reported once and `<<` in `<<` costs no more than its keys.
+        """
+        if (known := self._merged.get(id(node))) is not None:
+            return known
+        self._merged[id(node)] = None
+        own: _Pairs = {}
+        merged: list[yaml.Node] = []
+        merge_key: yaml.Node | None = None
         for key_node, value_node in node.value:
+            if _is_merge_key(key_node):
+                if merge_key is not None:
+                    first = self._at(merge_key)
+                    self._add_error(key_node, loc, f"<< is given twice (first at {first}); write <<: [*one, *other]")
+                merge_key = merge_key or key_node
+                merged += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                continue
             key = self._key(key_node, loc)
             if key is None:
                 continue
-            if key in out:
-                self._add_error(key_node, (*loc, key), f"given twice (first at {first[key]})")
+            if key in own:
+                self._add_error(key_node, (*loc, key), f"given twice (first at {self._at(own[key][0])})")
                 continue
-            first[key] = self._document.lines[(*loc, key)] = self._at(key_node)
-            out[key] = self.build(value_node, (*loc, key))
-        return out
+            own[key] = (key_node, value_node)
+        for other in merged:
+            if self._merged.get(id(other), own) is None:
+                self._add_error(merge_key or node, loc, "<<: a mapping cannot contain itself")
+            elif isinstance(other, yaml.MappingNode):
+                own = own | {key: pair for key, pair in self._pairs(other, loc).items() if key not in own}
+            else:
+                self._add_error(merge_key or node, loc, "<< takes a mapping or a list of mappings, such as <<: *name")
+        self._merged[id(node)] = own
+        return own
 
     def _key(self, node: yaml.Node, loc: Location) -> str | None:
         if not isinstance(node, yaml.ScalarNode):
             self._add_error(node, loc, "a key must be a word")
             return None
-        if node.tag == _PLAIN and node.value == "<<":
-            self._add_error(node, loc, "the merge key << is not YAML 1.2; write the keys out")
-            return None
         return str(node.value)
 
     def _scalar(self, node: yaml.Node, loc: Location) -> Any:
+        if node.tag == _PLAIN and node.value == "None":
+            self._document.unquoted_none.append(loc)
         try:
             return parse_scalar(node.value) if node.tag == _PLAIN else parse_tagged_scalar(node.tag, node.value)
         except InvalidScalar as error:
@@ -177,6 +212,10 @@ class _Builder:
 
     def _at(self, node: yaml.Node) -> str:
         return f"{self._document.source}:{node.start_mark.line + 1}"
+
+
+def _is_merge_key(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == _PLAIN and node.value == "<<"
 
 
 def _read_text(path: Path) -> str:

@@ -14,7 +14,7 @@ from dashboards.analysis.significance import Difference, Significance
 from dashboards.analysis.small_samples import SMALL_SAMPLE_PAIRS
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, state_counts
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.diagnosis.findings import FindingLevel
+from dashboards.diagnosis.findings import NO_DIAGNOSIS, FindingLevel, reasons_not_to_use
 from dashboards.formatting import format_brief, format_counts, format_signed, format_value
 from dashboards.report.blocks import Block, Code, Findings, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from orchestrator.judge.judgements import headline
@@ -131,13 +131,14 @@ def winner_panel(analysis: SweepAnalysis) -> Panel | None:
 
 def _health(analysis: SweepAnalysis, winner: TrialFrame) -> Paragraph:
     """Return one line with the serious findings about the winner; the diagnosis panel has the evidence."""
-    about = [finding for finding in analysis.findings if not finding.trials or winner.label in finding.trials]
-    serious = [finding.title for finding in about if finding.level is FindingLevel.SERIOUS]
-    if not serious:
+    if analysis.is_rehearsal:
+        return Paragraph(f"{NO_DIAGNOSIS} Do not use its models.", strong=True, level=FindingLevel.SERIOUS)
+    reasons = reasons_not_to_use(analysis.findings, winner.label)
+    if not reasons:
         return Paragraph("The diagnosis has no serious finding about this trial.")
-    listed = "; ".join(title[:1].lower() + title[1:] for title in serious)
+    where = "ranking" if analysis.frame.sweeps else "diagnosis"
     return Paragraph(
-        f"Do not use this trial yet: {listed}. The next steps are in the diagnosis.",
+        f"Do not use this trial yet: {'; '.join(reasons)}. The next steps are in the {where}.",
         strong=True,
         level=FindingLevel.SERIOUS,
     )
@@ -322,6 +323,8 @@ def diagnosis_panel(analysis: SweepAnalysis) -> Panel | None:
     """Return the findings, most serious first."""
     if not analysis.frame.trials:
         return None
+    if analysis.is_rehearsal:
+        return Panel("diagnosis", "Diagnosis", "", (Paragraph(NO_DIAGNOSIS),))
     if not analysis.findings:
         over = all(trial.record.state.is_final for trial in analysis.frame.trials)
         nothing = "No trial completed, so there is nothing to diagnose." if over else "No trial is complete yet."

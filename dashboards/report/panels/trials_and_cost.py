@@ -16,6 +16,7 @@ from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.formatting import format_count, format_duration, format_hours, format_value
 from dashboards.report.blocks import Block, Chart, Charts, Code, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from dashboards.report.figures import BLUE, GOLD, GREEN, GREY, PINK, VERMILION, escape_text, figure, state_marker
+from orchestrator.study.retried_trials import never_trained, numbers_text
 from orchestrator.study.trial_records import TrialState
 from trainer.metrics import CHOSEN, MARGIN
 
@@ -54,11 +55,27 @@ def trials_panel(analysis: SweepAnalysis) -> Panel | None:
         if trial.failure and trial.failure not in seen_before and len(seen_before) < _MAX_TRACEBACKS:
             seen_before.add(trial.failure)
             blocks.append(Code(f"Trial {trial.label}: end of the traceback", trial.failure, folded=True))
+    if failures := _past_failures(frame):
+        blocks.append(failures)
     blocks.append(_all_trials_table(frame))
     lead = f"{len(stopped)} of {len(frame.trials)} trials stopped before their last update." if stopped else ""
+    if failed := never_trained(trial.record for trial in frame.trials):
+        lead += f" {len(failed)} of them failed and were never trained to the end: {numbers_text(failed)}."
+        lead += "" if frame.sweeps else f" orchestrate resume {frame.name} --retry-failed tries them again."
     if not stopped:
         blocks.insert(0, Paragraph("No trial failed and none was stopped early."))
     return Panel("trials", "Stopped trials" if stopped else "All trials", lead, blocks)
+
+
+def _past_failures(frame: SweepFrame) -> Table | None:
+    """Return the failures of trials that were tried again; None without any."""
+    rows = tuple(
+        (trial.label, str(failed.attempt), str(failed.step), _truncate(failed.reason))
+        for trial in frame.trials
+        for failed in trial.record.failed_attempts
+    )
+    head = ("trial", "attempt", "update", "failed with")
+    return Table(head, rows, frozenset({1, 2}), folded="Failures of trials that were tried again") if rows else None
 
 
 def _all_trials_table(frame: SweepFrame) -> Table:

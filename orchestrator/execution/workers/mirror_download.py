@@ -27,7 +27,11 @@ FORK_ATTEMPT = 0
 def attempt_folders(task: AttemptTask) -> dict[int, Path]:
     """Return the folders by attempt number up to this one, with that of a clone's start checkpoint."""
     fork = {} if task.fork is None else {FORK_ATTEMPT: task.fork}
-    return fork | {k: task.folder.parent / str(k) for k in range(1, task.attempt)} | {task.attempt: task.folder}
+    return (
+        fork
+        | {k: task.folder.parent / str(k) for k in range(task.first_attempt, task.attempt)}
+        | {task.attempt: task.folder}
+    )
 
 
 def download_attempts(mirror: Mirror, task: AttemptTask, on_damaged: Callable[[str], None]) -> list[tuple[int, int]]:

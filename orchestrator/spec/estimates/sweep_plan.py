@@ -18,8 +18,9 @@ from orchestrator.spec.estimates.gpu_memory import max_micro_batch_tokens, memor
 from orchestrator.spec.estimates.input_sizes import ModelShape, RowCounts, model_shape
 from orchestrator.spec.loading.serialization import spec_hash
 from orchestrator.spec.samplers import GridSampler, StagedSampler, max_trials
-from orchestrator.spec.search.corners import extreme_space, sample_corners
-from orchestrator.spec.search.dimensions import Params
+from orchestrator.spec.search.corners import valid_corners
+from orchestrator.spec.search.dimensions import Params, values_equal
+from orchestrator.spec.search.manual_trials import short_value
 from orchestrator.spec.search.space import Grid
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -128,6 +129,40 @@ class IntRange:
         return f"{self.least:,}" if self.least == self.most else f"{self.least:,} to {self.most:,}"
 
 
+_LISTED_POINTS = 1_000
+_SHOWN_VALUES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class GridPart:
+    """The part of a grid that the budget lets a sweep try.
+
+    `seed`: of the shuffled order, None for the file's; `tried`: the points in their order, at most 1,000; `values`: how
+    many of the points have each value of each setting.
+    """
+
+    seed: int | None
+    trials: int
+    points: int
+    tried: list[Params]
+    values: dict[str, list[tuple[Any, int]]]
+
+    def __str__(self) -> str:
+        order = (
+            f"shuffled with sampler.seed {self.seed}" if self.seed is not None else "the first ones in the file's order"
+        )
+        counts = "; ".join(f"{path} {self._counts(listed)}" for path, listed in self.values.items())
+        return f"budget.trials has {self.trials:,} of the grid's {self.points:,} points, {order}: {counts}"
+
+    def _counts(self, listed: list[tuple[Any, int]]) -> str:
+        if len(listed) > _SHOWN_VALUES:
+            return f"{sum(count > 0 for _, count in listed)} of {len(listed)} values"
+        return ", ".join(
+            f"{value if isinstance(value, str) else short_value(value)} ({f'{count}x' if count else 'never'})"
+            for value, count in listed
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class WrittenPath:
     """A path or URL that the sweep writes to, and what it writes."""
@@ -148,6 +183,7 @@ class SweepPlan:
     trials: int | None
     grid: int | None
     equal_points: list[dict[str, Any]]
+    grid_part: GridPart | None
     corners: list[Params]
     concurrency: int | None
     budget: dict[str, Any]
@@ -199,10 +235,18 @@ def make_plan(
         DataError: The data has fewer pairs than one update.
     """
     notices_out = list(notices)
-    grid = Grid(spec.search, spec.base) if isinstance(spec.sampler, GridSampler) else None
+    grid = _grid(spec)
     trials, distinct = _trials(spec, grid, notices_out)
-    corners = list(sample_corners(extreme_space(spec.search)))
-    configs = [spec.search.apply(spec.base, params) for params in corners]
+    part = None if grid is None or trials is None or distinct is None else _grid_part(spec, grid, trials, distinct)
+    if part is not None:
+        notices_out.append(str(part))
+    if grid is not None and grid.invalid:
+        text = ", ".join(f"{path}={value}" for path, value in grid.invalid[0][0].items())
+        notices_out.append(
+            f"{len(grid.invalid)} of the grid's points are no valid trial and are left out, first {text}"
+        )
+    valid = valid_corners(spec.search, spec.base)
+    corners, configs = [params for params, _ in valid], [config for _, config in valid]
     updates = list(_updates(configs, rows.train))
     pairs = [u * c.training.pairs_per_update for u, c in zip(updates, configs, strict=False)]
     # Both responses at full length with their own prompt; packing computes a shared prompt once, so it needs less.
@@ -223,6 +267,7 @@ def make_plan(
         trials=trials,
         grid=distinct,
         equal_points=[{"dropped": d, "equal_to": k} for d, k in grid.equal] if grid else [],
+        grid_part=part,
         corners=corners,
         concurrency=min(concurrency, trials) if concurrency and trials else concurrency,
         budget=spec.budget.model_dump(exclude_none=True),
@@ -241,8 +286,33 @@ def make_plan(
 
 def total_trials(spec: SweepSpec) -> int | None:
     """Return the number of trials of the sweep, the lower of budget and grid; None if only time limits it."""
-    grid = Grid(spec.search, spec.base) if isinstance(spec.sampler, GridSampler) else None
-    return _trials(spec, grid, [])[0]
+    return _trials(spec, _grid(spec), [])[0]
+
+
+def _grid(spec: SweepSpec) -> Grid | None:
+    if not isinstance(spec.sampler, GridSampler):
+        return None
+    return Grid(spec.search, spec.base, spec.sampler.shuffle_seed)
+
+
+def _grid_part(spec: SweepSpec, grid: Grid, trials: int, distinct: int) -> GridPart | None:
+    """Return the points that the budget lets the sweep try; None if it is walked to its end."""
+    assert isinstance(spec.sampler, GridSampler)
+    outside = _count_outside_grid(grid, spec) if distinct <= MAX_GRID_POINTS else 0
+    points, distinct = trials // _repeats(spec) - outside, distinct - outside
+    if points >= distinct or points < 1:
+        return None
+    tried = [point for index in range(points) if (point := grid.params_at(index)) is not None]
+    values: dict[str, list[tuple[Any, int]]] = {}
+    for path in spec.search.paths:
+        found = sorted({point[path] for point in tried if path in point}, key=str)
+        listed = list(dict.fromkeys(spec.search.choices(path) or found))
+        values[path] = [(value, sum(path in p and values_equal(p[path], value) for p in tried)) for value in listed]
+    return GridPart(spec.sampler.shuffle_seed, points, distinct, tried[:_LISTED_POINTS], values)
+
+
+def _repeats(spec: SweepSpec) -> int:
+    return int(getattr(spec, "repeats", 1))
 
 
 def _trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) -> tuple[int | None, int | None]:

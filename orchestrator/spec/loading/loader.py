@@ -5,6 +5,7 @@ Each section is loaded on its own, so that an error in one does not hide errors 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,26 +26,35 @@ from orchestrator.spec.loading.method_sections import (
     load_order,
     load_pruner,
     load_sampler,
+    settle_grid_order,
 )
 from orchestrator.spec.loading.overrides import apply_overrides
-from orchestrator.spec.loading.search_section import load_enqueue, load_search, location_of
+from orchestrator.spec.loading.right_forms import explain, flow, loss_form, option_form
+from orchestrator.spec.loading.search_section import check_values, load_enqueue, load_search, location_of
 from orchestrator.spec.loading.shorthands import expand_shorthands, resolve_paths
 from orchestrator.spec.loading.validation_errors import (
+    NONE_PROBLEM,
     SOURCE_MODELS,
+    UNKNOWN_KEY,
     ErrorCollector,
     format_value,
     parse_document,
     read_document,
 )
+from orchestrator.spec.loading.variables import expand_variables, keep_variables
 from orchestrator.spec.search import corners
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
+from orchestrator.spec.search.trial_params import LOSS_KIND, list_settings
 from orchestrator.spec.sweep_spec import SECTION_ORDER, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
+from trainer.config.loss_config import alias_hint
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import Document, Location
 
 M = TypeVar("M", bound=BaseModel)
 
+_EXTENSION = "x-"
+"""Beginning of top-level keys that hold shared anchors and are no part of the sweep, as in Compose files."""
 SOURCE_KEYS = tuple(SOURCE_MODELS.values())
 
 
@@ -57,6 +67,8 @@ def load_sections(findings: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
     search = load_search(findings, tree.get("search"))
     if base is not None and search is not None:
         search = _check_corners(findings, search, base)
+    else:
+        check_values(findings, tree.get("search"))
     budget = _load_section(findings, Budget, tree, "budget")
     objectives = load_objectives(findings, tree, search, base)
     sampler = load_sampler(findings, tree.get("sampler"))
@@ -68,6 +80,10 @@ def load_sections(findings: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
     enqueue = None
     if base is not None and search is not None and objectives is not None:
         enqueue = load_enqueue(findings, tree.get("enqueue"), search, base, objectives)
+    if findings.is_new and sampler is not None and base is not None and search is not None and budget is not None:
+        repeats = cast(Any, tree.get("repeats"))
+        repeats = repeats if isinstance(repeats, int) and repeats > 0 else 1
+        sampler = settle_grid_order(sampler, tree.get("sampler"), search, base, budget, enqueue or (), repeats)
     resources = _load_section(findings, Resources, tree, "resources")
     if resources is not None and base is not None and search is not None:
         _check_sharing(findings, resources, base, search, enqueue or ())
@@ -170,7 +186,15 @@ def _check_corners(findings: ErrorCollector, search: SearchSpace, base: TrialCon
     found = corners.find_corner_problems(search, base, is_new=findings.is_new)
     for problem in found:
         loc = _value_location(findings, search, problem)
-        findings.add(loc, problem.problem, problem.hint)
+        hint = problem.hint
+        if problem.path == LOSS_KIND and (form := loss_form(problem.value)):
+            hint = f"{form} under base, or search loss.loss_type"
+        elif problem.path in list_settings() and isinstance(problem.value, str):
+            values = [value for value in search.listed_values(problem.path) if isinstance(value, str)]
+            hint = f"for lists write [[{', '.join(values)}]]" if not problem.value.startswith("[") else hint
+        elif problem.path.startswith("loss."):
+            hint = alias_hint(problem.path.removeprefix("loss."), base.loss.kind) or hint
+        findings.add(loc, problem.problem, hint)
     return None if found else corners.with_typed_values(search, base)
 
 
@@ -221,7 +245,7 @@ def load_spec_text(
 
 
 def _load_document(document: Document, folder: Path, sets: Sequence[str], name: str | None, is_new: bool) -> LoadedSpec:
-    findings = ErrorCollector(document, is_new=is_new)
+    findings = ErrorCollector(document, is_new=is_new, explain=functools.partial(_explain, document))
     if not isinstance(document.value, dict):
         findings.add(
             (), f"a sweep is a mapping with the keys {', '.join(SECTION_ORDER)}; this is {format_value(document.value)}"
@@ -230,14 +254,44 @@ def _load_document(document: Document, folder: Path, sets: Sequence[str], name: 
     tree = cast(dict[str, Any], document.value)
     expand_shorthands(tree)
     notices = apply_overrides(document, sets, findings.items)
+    for key in [key for key in tree if key.startswith(_EXTENSION)]:
+        del tree[key]
+    if is_new:
+        notices += expand_variables(findings, tree)
+    else:
+        keep_variables(tree)
     if name is not None:
         tree["name"] = name
         document.lines["name",] = f"--name {name}"
-    resolve_paths(findings, tree, folder)
+    notices += resolve_paths(findings, tree, folder)
     spec = load_sections(findings, tree)
-    if spec is None:
+    if is_new:
+        _check_none(findings)
+    if spec is None or findings.items:
         raise SpecError(sorted(findings.items, key=_line_of))
     return LoadedSpec(spec, tuple(notices), document)
+
+
+def _explain(document: Document, problem: str, loc: Location, value: Any) -> str:
+    if problem == UNKNOWN_KEY and document.location(loc).startswith("--set "):
+        return option_form(".".join(map(str, loc)).removeprefix("base."), flow(value))
+    return explain(problem, loc, value)
+
+
+def _check_none(findings: ErrorCollector) -> None:
+    """Report the word None where a setting would take it as text."""
+    document = findings.document
+    reported = {finding.path for finding in findings.items}
+    for loc in document.unquoted_none:
+        path = ".".join(map(str, loc))
+        from_file = document.lines.get(loc, "--").startswith(document.source)
+        if (
+            not from_file
+            or str(loc[0]).startswith(_EXTENSION)
+            or any(f"{each}.".startswith(f"{path}.") for each in reported)
+        ):
+            continue
+        findings.add(loc, NONE_PROBLEM, "write null, or 'None' in quotes for the text")
 
 
 def _line_of(finding: SpecProblem) -> tuple[str, int]:

@@ -5,13 +5,14 @@ A method is a name alone, or a mapping with its `kind`. Objectives are one metri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel
 
 from orchestrator.errors import closest_match
 from orchestrator.folders import SWEEP_NAME_PATTERN
+from orchestrator.spec.loading.right_forms import method_form
 from orchestrator.spec.loading.search_section import location_of
 from orchestrator.spec.loading.validation_errors import ErrorCollector, format_value, models_in
 from orchestrator.spec.objectives import (
@@ -36,8 +37,8 @@ from orchestrator.spec.samplers import (
     check_stages,
 )
 from orchestrator.spec.search.dimensions import is_numeric
-from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.search.trial_params import LOSS_KIND
+from orchestrator.spec.search.space import Grid, SearchSpace
+from orchestrator.spec.search.trial_params import LOSS_KIND, apply_params
 from orchestrator.spec.sweep_spec import Budget
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import Location
@@ -81,10 +82,38 @@ def _load_kind(
     if model is None:
         near = closest_match(str(kind), kinds)
         where = (*loc, "kind") if isinstance(given, dict) else loc
-        hint = f"did you mean {near}?" if near else ""
+        hint = method_form(str(loc[0]), kind, body, kinds) or (f"did you mean {near}?" if near else "")
         findings.add(where, f"must be one of {', '.join(kinds)}; not {format_value(kind)}", hint)
         return None
     return findings.validate(model, body, loc)
+
+
+def settle_grid_order(
+    sampler: Sampler,
+    given: Any,
+    search: SearchSpace,
+    base: TrialConfig,
+    budget: Budget,
+    enqueue: Sequence[Mapping[str, Any]],
+    repeats: int,
+) -> Sampler:
+    """Return the sampler; a grid that `budget.trials` ends early is shuffled, unless the file says its order.
+
+    Else the budget would try the first values of the first settings only.
+    """
+    says = isinstance(given, dict) and "order" in given
+    size = search.size()
+    if not isinstance(sampler, GridSampler) or says or budget.trials is None or size is None:
+        return sampler
+    if size <= _COUNTED:
+        points = [apply_params(base, point).canonical_params() for point in Grid(search, base)]
+        given_points = [apply_params(base, params).canonical_params() for params in enqueue]
+        size = len(points) + sum(point not in points for point in given_points)
+    return sampler.model_copy(update={"order": "shuffled"}) if size * repeats > budget.trials else sampler
+
+
+_COUNTED = 2_000
+"""Points of a grid up to which equal ones are counted once, to decide whether the budget ends it early."""
 
 
 def check_sampler(

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from orchestrator.errors import SpecError, SpecProblem, closest_match
+from orchestrator.spec.loading.right_forms import option_form
 from orchestrator.spec.loading.shorthands import expand_shorthands
-from orchestrator.spec.loading.validation_errors import parse_document
+from orchestrator.spec.loading.validation_errors import NONE_PROBLEM, UNKNOWN_KEY, parse_document
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, values_equal
 from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND
 from orchestrator.spec.sweep_spec import SECTION_ORDER
@@ -32,10 +33,15 @@ def apply_overrides(document: Document, sets: Sequence[str], problems: list[Spec
         first = path.partition(".")[0]
         if first not in _SECTIONS and first not in SECTION_ORDER:
             near = closest_match(first, [*_SECTIONS, *SECTION_ORDER])
-            problems.append(SpecProblem(flag, path, "unknown key", f"did you mean {near}?" if near else ""))
+            hint = option_form(path, text) or (f"did you mean {near}?" if near else "")
+            problems.append(SpecProblem(flag, path, UNKNOWN_KEY, hint))
             continue
         try:
-            given.append((flag, path, parse_document(text, flag).value if text.strip() else None))
+            parsed = parse_document(text, flag) if text.strip() else None
+            if parsed is not None and parsed.unquoted_none:
+                problems.append(SpecProblem(flag, path, NONE_PROBLEM, f"write --set {path}=null"))
+                continue
+            given.append((flag, path, None if parsed is None else parsed.value))
         except SpecError as error:
             problems += [SpecProblem(flag, path, f.problem, f.hint) for f in error.problems]
     fresh = {path for _, path, _ in given}

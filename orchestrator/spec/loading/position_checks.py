@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.spec.loading.search_section import location_of
-from orchestrator.spec.search.corners import extreme_space, sample_corners
+from orchestrator.spec.search.corners import valid_corners
 from orchestrator.spec.search.dimensions import Params
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -39,8 +39,8 @@ def check_lengths(spec: SweepSpec, document: Document) -> list[str]:
 
 def _found(spec: SweepSpec) -> Iterator[tuple[Location, LengthFinding]]:
     """Findings of each corner of the search, each enqueued trial and the SFT stage, with locations in the file."""
-    for params in sample_corners(extreme_space(spec.search)):
-        for found in _of_trial(spec, spec.search.apply(spec.base, params)):
+    for params, config in valid_corners(spec.search, spec.base):
+        for found in _of_trial(spec, config):
             yield _loc(spec, params, found.path), found
     for number, given in enumerate(spec.enqueue):
         for found in _of_trial(spec, apply_params(spec.base, given)):

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Any, cast
 
 from orchestrator.errors import SpecProblem, closest_match
-from orchestrator.spec.loading.validation_errors import ErrorCollector, format_value
+from orchestrator.spec.loading.range_forms import fraction_problem, range_form
+from orchestrator.spec.loading.validation_errors import UNKNOWN_KEY, ErrorCollector, format_value, value_problem
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Dimension, Scalar
 from orchestrator.spec.search.manual_trials import check_manual_trial
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.search.trial_params import apply_params, config_paths, list_paths
+from orchestrator.spec.search.trial_params import apply_params, config_paths, list_as_text, list_paths, read_list
 from trainer.config.loss_config import SimpoLoss, alias_hint
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import Location
@@ -56,26 +57,52 @@ def location_of(zipped: tuple[dict[str, tuple[Scalar, ...]], ...], path: str) ->
 
 
 def _load_dimension(findings: ErrorCollector, loc: Location, entry: Any) -> Dimension | None:
+    path = str(loc[-1])
     if isinstance(entry, tuple):
+        entry = _with_list_texts(path, entry)
         if not _check_scalars(findings, loc, cast(tuple[Any, ...], entry)):
             return None
         return findings.validate(DIMENSION_KINDS["choice"], {"choice": entry}, loc, lambda inner: inner[1:])
     if not isinstance(entry, dict):
-        findings.add(
-            loc, f"must be a list of values or a range, not {format_value(entry)}", f"for one value: [{entry}]"
-        )
+        hint = range_form(path, entry) or f"for one value: [{entry}]"
+        findings.add(loc, f"must be a list of values or a range, not {format_value(entry)}", hint)
         return None
     body = cast(dict[str, Any], entry)
     kinds = [kind for kind in DIMENSION_KINDS if kind in body]
     if len(kinds) != 1:
-        findings.add(
-            loc, f"needs exactly one of {', '.join(DIMENSION_KINDS)}", f"it has {', '.join(kinds or body) or 'none'}"
-        )
+        has = f"it has {', '.join(kinds or body) or 'none'}"
+        hint = "" if kinds else range_form(path, body)
+        findings.add(loc, f"needs exactly one of {', '.join(DIMENSION_KINDS)}", f"{has}; {hint}" if hint else has)
         return None
-    listed = body.get("choice")
+    listed = _with_list_texts(path, body.get("choice"))
+    body = body | ({"choice": listed} if "choice" in body else {})
     if isinstance(listed, tuple) and not _check_scalars(findings, (*loc, "choice"), cast(tuple[Any, ...], listed)):
         return None
-    return findings.validate(DIMENSION_KINDS[kinds[0]], body, loc)
+    dimension = findings.validate(DIMENSION_KINDS[kinds[0]], body, loc)
+    problem = fraction_problem(path, dimension) if dimension is not None and findings.is_new else None
+    if problem is not None:
+        findings.add(loc, *problem)
+        return None
+    return dimension
+
+
+def check_values(findings: ErrorCollector, given: Any) -> None:
+    """Report values of `search` that no trial can have, each on its own; for files without a valid base.
+
+    With one, every corner is checked as a whole trial instead.
+    """
+    reported = {finding.path for finding in findings.items}
+    for path, entry in cast(dict[str, Any], given).items() if isinstance(given, dict) else ():
+        fields = config_paths().get(path)
+        listed = cast(dict[str, Any], entry).get("choice") if isinstance(entry, dict) else entry
+        if fields is None or not isinstance(listed, tuple) or ".".join((SEARCH, path)) in reported:
+            continue
+        inner = ("choice",) if isinstance(entry, dict) else ()
+        for i, value in enumerate(cast(tuple[Any, ...], listed)):
+            loc = (SEARCH, path, *inner, i)
+            given_value = read_list(path, list_as_text(path, value))
+            if ".".join(map(str, loc)) not in reported and (problem := value_problem(fields, given_value)) is not None:
+                findings.add(loc, *problem)
 
 
 def _load_zip(findings: ErrorCollector, entry: Any) -> tuple[dict[str, tuple[Scalar, ...]], ...]:
@@ -86,14 +113,23 @@ def _load_zip(findings: ErrorCollector, entry: Any) -> tuple[dict[str, tuple[Sca
         if not isinstance(group, dict) or not group:
             findings.add(loc, f"must be a mapping from settings to lists of equal length, not {format_value(group)}")
             continue
-        for path, listed in cast(dict[str, Any], group).items():
+        group = cast(dict[str, Any], group)
+        for path, listed in list(group.items()):
             _check_path(findings, (*loc, path), path)
+            group[path] = listed = _with_list_texts(path, listed)
             if not isinstance(listed, tuple) or not listed:
                 findings.add((*loc, path), f"must be a list of values, not {format_value(listed)}")
             else:
                 _check_scalars(findings, (*loc, path), cast(tuple[Any, ...], listed))
         out.append(cast(dict[str, tuple[Scalar, ...]], group))
     return tuple(out)
+
+
+def _with_list_texts(path: str, listed: Any) -> Any:
+    """Return the values with each list as the text that stands for it."""
+    if not isinstance(listed, tuple):
+        return listed
+    return tuple(list_as_text(path, value) for value in cast(tuple[Any, ...], listed))
 
 
 def _check_path(findings: ErrorCollector, loc: Location, path: str) -> bool:
@@ -106,8 +142,11 @@ def _check_path(findings: ErrorCollector, loc: Location, path: str) -> bool:
         findings.add(loc, "is a group of settings, not a setting", "its settings: " + ", ".join(under))
     else:
         near = closest_match(path, config_paths())
+        form = findings.form(UNKNOWN_KEY, loc)
         hint = alias_hint(path.removeprefix("loss."), _loss_kind(findings)) if path.startswith("loss.") else ""
-        findings.add(loc, "there is no such setting in a trial", hint or (f"did you mean {near}?" if near else ""))
+        findings.add(
+            loc, "there is no such setting in a trial", hint or form or (f"did you mean {near}?" if near else "")
+        )
     return False
 
 
@@ -150,7 +189,7 @@ def load_enqueue(
         if not isinstance(one, dict) or not one:
             findings.add(loc, f"must be a mapping from settings to values, not {format_value(one)}")
             continue
-        params = cast(dict[str, Any], one)
+        params = {path: list_as_text(path, value) for path, value in cast(dict[str, Any], one).items()}
         wrong = [
             SpecProblem("", path, f"one trial has one value, not {format_value(value)}")
             for path, value in params.items()

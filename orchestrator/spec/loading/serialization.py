@@ -16,9 +16,11 @@ from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.loading.method_sections import ORDERS, PRUNERS, SAMPLERS
 from orchestrator.spec.loading.validation_errors import models_in
+from orchestrator.spec.loading.variables import escape_names
 from orchestrator.spec.objectives import objective_metrics
+from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Choice, Scalar
-from orchestrator.spec.search.trial_params import config_paths
+from orchestrator.spec.search.trial_params import config_paths, list_settings, read_list
 from orchestrator.spec.sweep_spec import SECTION_ORDER, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import InvalidScalar, parse_scalar
@@ -40,7 +42,7 @@ def dump_spec(spec: SweepSpec, *, brief: bool = False) -> str:
         if metrics:
             tree[direction] = metrics if len(metrics) > 1 else metrics[0]
     tree["search"] = _search(spec)
-    ordered = {key: tree[key] for key in SECTION_ORDER if key in tree}
+    ordered = escape_names({key: tree[key] for key in SECTION_ORDER if key in tree})
     return yaml.dump(ordered, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -74,6 +76,8 @@ def spec_hash(spec: SweepSpec) -> str:
     tree = spec.model_dump(
         mode="json", exclude={"notify": True, "judge": True, "mirror": True, "tracking": {"artifacts"}}
     )
+    if isinstance(spec.sampler, GridSampler) and spec.sampler.order is None:  # a sweep of before there was an order
+        tree["sampler"] = {"kind": spec.sampler.kind}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
@@ -81,16 +85,23 @@ def _search(spec: SweepSpec) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for path, dimension in spec.search.dimensions.items():
         body = dimension.model_dump(mode="json")
+        if isinstance(dimension, Choice):
+            body["choice"] = _listed(path, dimension.choice)
         when = body.pop("when")
         if isinstance(dimension, Choice) and not when:
-            out[path] = list(dimension.choice)
+            out[path] = _listed(path, dimension.choice)
         else:
             out[path] = {key: value for key, value in body.items() if value is not None} | (
                 {"when": when} if when else {}
             )
     if spec.search.zipped:
-        out["zip"] = [{path: list(listed) for path, listed in group.items()} for group in spec.search.zipped]
+        out["zip"] = [{path: _listed(path, listed) for path, listed in group.items()} for group in spec.search.zipped]
     return out
+
+
+def _listed(path: str, values: tuple[Scalar, ...]) -> list[Any]:
+    lists = [read_list(path, value) for value in values]
+    return [list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value for value in lists]
 
 
 _LINE_ENDS = "\x85\u2028\u2029"
@@ -107,7 +118,7 @@ class _Dumper(yaml.SafeDumper):
     def represent_text(self, data: str) -> yaml.ScalarNode:
         """Quote text that YAML 1.2 would read as another type; PyYAML quotes those of YAML 1.1."""
         try:
-            quoted = parse_scalar(data) != data
+            quoted = parse_scalar(data) != data or data == "None"
         except InvalidScalar:
             quoted = True
         style = '"' if any(line_end in data for line_end in _LINE_ENDS) else "'" if quoted else None
@@ -137,6 +148,8 @@ def schema() -> Json:
     for kind in DIMENSION_KINDS:
         definitions[DIMENSION_KINDS[kind].__name__]["required"] = [kind]
     listed = {"type": "array", "minItems": 1, "items": TypeAdapter(Scalar).json_schema()}
+    one_list = {"type": "array", "items": TypeAdapter(Scalar).json_schema()}
+    lists = {"type": "array", "minItems": 1, "items": {"anyOf": [TypeAdapter(Scalar).json_schema(), one_list]}}
     group = {"type": "object", "minProperties": 1, "propertyNames": {"enum": list(config_paths())}}
     zipped: Json = {"type": "array", "items": group | {"additionalProperties": listed}}
     several: Json = {
@@ -158,7 +171,11 @@ def schema() -> Json:
                 {"type": "null"},
                 {
                     "type": "object",
-                    "properties": {path: {"anyOf": [listed, *dimensions]} for path in config_paths()} | {"zip": zipped},
+                    "properties": {
+                        path: {"anyOf": [lists if path in list_settings() else listed, *dimensions]}
+                        for path in config_paths()
+                    }
+                    | {"zip": zipped},
                     "additionalProperties": False,
                 },
             ],
@@ -195,6 +212,7 @@ def schema() -> Json:
         "title": "A sweep of prefsweep",
         "type": "object",
         "properties": properties,
+        "patternProperties": {"^x-": {"description": "Anchors that other sections share; no part of the sweep."}},
         "required": ["name", "base"],
         "additionalProperties": False,
         "$defs": definitions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -28,10 +29,11 @@ def expand_shorthands(tree: Any) -> None:
         judge["reward_model"] = {"name_or_path": judge["reward_model"]}
 
 
-def resolve_paths(findings: ErrorCollector, tree: Any, folder: Path) -> None:
+def resolve_paths(findings: ErrorCollector, tree: Any, folder: Path) -> list[str]:
     """Make file names absolute in place, first relative to `folder`, then to the working directory.
 
-    A name from the command line is resolved in the opposite order. Missing files are added to `findings`.
+    A name from the command line is resolved in the opposite order. Missing files are added to `findings`. Returns a
+    notice for each name that is taken as the hub's although a folder here has nearly the same.
     """
     finder = _PathResolver(findings, folder)
     base = _group(tree, "base")
@@ -44,11 +46,21 @@ def resolve_paths(findings: ErrorCollector, tree: Any, folder: Path) -> None:
         searched = _group(tree, "search")
         if searched is not None:
             finder.searched_paths(searched, f"{section}.{path}")
+    return finder.notices
+
+
+_SIMILAR = 0.75
+"""Similarity above which a folder's name counts as a name misspelt; hub names and folders often share a few letters."""
+
+
+def _is_readable_folder(path: Path) -> bool:
+    return _path_exists(path.is_dir) and os.access(path, os.R_OK | os.X_OK)
 
 
 class _PathResolver:
     def __init__(self, findings: ErrorCollector, folder: Path) -> None:
         self._findings, self._folder = findings, folder
+        self.notices: list[str] = []
 
     def data_sources(self, data: dict[str, Any] | None, loc: Location) -> None:
         """Resolve the sources that are files; report missing ones."""
@@ -77,9 +89,29 @@ class _PathResolver:
         found = next((p for p in self._candidates(given, loc) if _path_exists(p.exists)), None)
         if found is not None:
             return str(found)
+        near = self._nearest_folder(given, loc)
         if given.startswith(("./", "../", "/", "~")):
-            self._findings.add(loc, f"there is no {given}", self._first_existing(given, loc))
+            hint = f"did you mean {near}?" if near else self._first_existing(given, loc)
+            self._findings.add(loc, f"there is no {given}", hint)
+        elif near is not None and loc[-1] != "chat_template":
+            path = ".".join(map(str, loc))
+            self.notices.append(f"{path}: there is no folder {given}, so it is a name on the hub; did you mean {near}?")
         return given
+
+    def _nearest_folder(self, given: str, loc: Location) -> Path | None:
+        """Return the folder or file whose path differs from the given one by misspelt parts only; None without one."""
+        for candidate in self._candidates(given, loc):
+            at = Path(candidate.anchor)
+            for part in candidate.parts[1:]:
+                if not _path_exists((at / part).exists):
+                    names = sorted(p.name for p in at.iterdir()) if _is_readable_folder(at) else []
+                    part = closest_match(part, names, _SIMILAR) or ""
+                at = at / part
+                if not part:
+                    break
+            else:
+                return at
+        return None
 
     def _resolve_file(self, source: dict[str, Any], loc: Location) -> None:
         given: str = source["path"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import SpecError, SpecProblem, closest_match
@@ -31,6 +32,9 @@ _EXPECTED = {
 }
 SOURCE_MODELS = {"FileSource": "path", "HubSource": "dataset", "GeneratedSource": "generated"}
 """Each kind of data source and its key."""
+UNKNOWN_KEY = "unknown key"
+NOT_A_MAPPING = "must be a mapping"
+NONE_PROBLEM = "None is text in YAML"
 _BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
 
 
@@ -76,19 +80,50 @@ def format_value(value: Any) -> str:
 class ErrorCollector:
     """Collects findings; `validate` builds a pydantic model or adds its errors."""
 
-    def __init__(self, document: Document, *, is_new: bool = True) -> None:
-        """`is_new`: a user's file, in which values that are no longer allowed are refused."""
-        self.document, self.is_new = document, is_new
+    def __init__(
+        self,
+        document: Document,
+        *,
+        is_new: bool = True,
+        explain: Callable[[str, Location, Any], str] = lambda _problem, _loc, _value: "",
+    ) -> None:
+        """Collect findings of a file.
+
+        Args:
+            document: The parsed file.
+            is_new: A user's file, in which values that are no longer allowed are refused.
+            explain: The form to write, by the problem, its place and the file's value there; "" if it is not known.
+        """
+        self.document, self.is_new, self._explain = document, is_new, explain
         self.items: list[SpecProblem] = []
+        self.explained: set[Location] = set()
+        """Places whose value is known to be wrong: what pydantic says of it is left out."""
 
     def add(self, loc: Location, problem: str, hint: str = "") -> None:
         """Add a finding at this location of the file."""
         self.items.append(SpecProblem(self.document.location(loc), ".".join(map(str, loc)), problem, hint))
 
     def unknown_key(self, loc: Location, known: list[str]) -> None:
-        """Add a finding for an unknown key, with the most similar known key or all of them."""
+        """Add a finding for an unknown key: the form to write, else the most similar known key or all of them."""
         near = closest_match(str(loc[-1]), known)
-        self.add(loc, "unknown key", f"did you mean {near}?" if near else f"valid: {', '.join(known)}")
+        hint = f"did you mean {near}?" if near else f"valid: {', '.join(known)}"
+        self.add(loc, UNKNOWN_KEY, self.form(UNKNOWN_KEY, loc) or hint)
+
+    def form(self, problem: str, loc: Location) -> str:
+        """Return what to write instead of the file's value at this place; "" if it is not known."""
+        return self._explain(problem, loc, self.value_at(loc))
+
+    def value_at(self, loc: Location) -> Any:
+        """Return the file's value at this place; None without one."""
+        value = self.document.value
+        for part in loc:
+            if isinstance(value, dict):
+                value = cast(dict[Any, Any], value).get(part)
+            elif isinstance(value, tuple) and isinstance(part, int) and part < len(cast(tuple[Any, ...], value)):
+                value = cast(Any, value[part])
+            else:
+                return None
+        return value
 
     def validate(
         self,
@@ -114,8 +149,11 @@ class ErrorCollector:
             return model.model_validate(value, strict=True, context=None if self.is_new else STORED)
         except ValidationError as error:
             for inner, problem, hint in _error_messages(model, value, error):
-                if not (inner[:1] and inner[0] in already_reported) and not any(inner[: len(w)] == w for w in invalid):
-                    self.add((*loc, *to_file_location(inner)), problem, hint)
+                if (inner[:1] and inner[0] in already_reported) or any(inner[: len(w)] == w for w in invalid):
+                    continue
+                at = (*loc, *to_file_location(inner))
+                if at not in self.explained:
+                    self.add(at, problem, self.form(problem, at) or hint)
         return None
 
 
@@ -124,6 +162,21 @@ def first_error(model: type[BaseModel], error: ValidationError) -> tuple[Locatio
     item = error.errors(include_url=False)[0]
     fields = [part for part in item["loc"] if not _is_member(model, part)]
     return (tuple(fields), *_error_message(model, item))
+
+
+def value_problem(fields: Sequence[FieldInfo], value: Any) -> tuple[str, str] | None:
+    """Return message and hint where none of a setting's fields (several where kinds of loss differ) takes the value."""
+    found: tuple[str, str] | None = None
+    for field in fields:
+        try:
+            create_model("Setting", value=(cast(Any, field.annotation), field)).model_validate(
+                {"value": value}, strict=True, context=STORED
+            )
+        except ValidationError as error:
+            found = found or _error_message(BaseModel, error.errors(include_url=False)[0])
+        else:
+            return None
+    return found
 
 
 def _is_member(model: type[BaseModel], part: str | int) -> bool:
@@ -184,7 +237,7 @@ def _error_message(model: type[BaseModel], item: ErrorDetails) -> tuple[str, str
     if kind == "extra_forbidden":
         known = known_keys(model, item["loc"][:-1])
         near = closest_match(str(item["loc"][-1]), known)
-        return "unknown key", f"did you mean {near}?" if near else f"valid: {', '.join(known)}"
+        return UNKNOWN_KEY, f"did you mean {near}?" if near else f"valid: {', '.join(known)}"
     if kind == "missing":
         return ("is missing: a range is [low, high]" if isinstance(item["loc"][-1], int) else "is required"), ""
     if kind == "literal_error":
@@ -192,7 +245,7 @@ def _error_message(model: type[BaseModel], item: ErrorDetails) -> tuple[str, str
     if kind == "union_tag_invalid":
         return _one_of(str(context["expected_tags"]).replace("'", ""), context["tag"])
     if kind in _EXPECTED:
-        return f"must be {_EXPECTED[kind]}, not {format_value(given)}", ""
+        return f"must be {_EXPECTED[kind]}, not {format_value(given)}", _meant_by(given, _EXPECTED[kind])
     if kind in _BOUNDS:
         bound = kind.replace("_", " ").removesuffix(" equal")
         least = {"greater_than_equal": "at least", "less_than_equal": "at most"}.get(kind, bound)
@@ -202,6 +255,19 @@ def _error_message(model: type[BaseModel], item: ErrorDetails) -> tuple[str, str
     if kind == "value_error":
         return str(context["error"]), ""
     return item["msg"][:1].lower() + item["msg"][1:], ""
+
+
+_YES, _NO, _NONE = ("yes", "y", "on"), ("no", "n", "off"), ("none", "nil", "nan", "undefined")
+
+
+def _meant_by(given: Any, expected: str) -> str:
+    """Return what to write for a word that is a value of YAML 1.1 or Python and text in YAML 1.2."""
+    word = given.lower() if isinstance(given, str) else ""
+    if word in _NONE:
+        return "write null"
+    if expected == _EXPECTED["bool_type"] and word in (*_YES, *_NO):
+        return "write true" if word in _YES else "write false"
+    return ""
 
 
 def _one_of(listed: str, given: Any) -> tuple[str, str]:

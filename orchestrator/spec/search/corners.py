@@ -6,13 +6,21 @@ A corner is a configuration at an extreme of the search space: an end of each ra
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from pydantic import ValidationError
 
 from orchestrator.spec.loading.validation_errors import first_error, format_value
 from orchestrator.spec.search.dimensions import Choice, GridIndex, Params, Scalar, values_equal
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.search.trial_params import LOSS_KIND, UnknownPath, apply_params, default_loss
+from orchestrator.spec.search.trial_params import (
+    LOSS_KIND,
+    UnknownPath,
+    apply_params,
+    default_loss,
+    list_as_text,
+    list_settings,
+)
 from trainer.config.trial import TrialConfig, flatten
 
 MAX_CORNERS = 512
@@ -36,16 +44,20 @@ def find_corner_problems(space: SearchSpace, base: TrialConfig, *, is_new: bool 
     found: dict[tuple[str, str], CornerProblem] = {}
     failures: list[tuple[Params, ValueError]] = []
     legal: list[Params] = []
-    for params in sample_corners(corners):
+    checked = [*sample_corners(corners)]
+    if len(corners) > MAX_CORNERS:
+        checked += sample_corners(extreme_space(space))
+    for params in checked:
         try:
             config = apply_params(base, params, is_new=is_new)
         except ValueError as error:
             failures.append((params, error))
             continue
         legal.append(params)
+        flat = config.flat_params()
         for path, value in params.items():
-            if not _is_as_written(value, config.flat_params().get(path)):
-                typed = config.flat_params().get(path)
+            typed = list_as_text(path, flat.get(path))
+            if not _is_as_written(value, typed):
                 problem = CornerProblem(
                     path,
                     value,
@@ -63,7 +75,7 @@ def with_typed_values(space: SearchSpace, base: TrialConfig) -> SearchSpace:
     typed: dict[tuple[str, str], Scalar] = {}
     for params in sample_corners(space.corners()):
         typed_params = apply_params(base, params).flat_params()
-        typed |= {(p, repr(v)): typed_params[p] for p, v in params.items() if v is not None}
+        typed |= {(p, repr(v)): list_as_text(p, typed_params[p]) for p, v in params.items() if v is not None}
 
     def to_setting_type(path: str, listed: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
         return tuple(typed.get((path, repr(value)), value) for value in listed)
@@ -91,7 +103,19 @@ def extreme_space(space: SearchSpace) -> GridIndex:
 
 def corner_configs(space: SearchSpace, base: TrialConfig) -> list[TrialConfig]:
     """Return the trial configurations at the corners of `extreme_space`."""
-    return [space.apply(base, params) for params in sample_corners(extreme_space(space))]
+    return [config for _, config in valid_corners(space, base)]
+
+
+def valid_corners(space: SearchSpace, base: TrialConfig) -> list[tuple[Params, TrialConfig]]:
+    """Return the corners of `extreme_space` that are trials, each with its configuration.
+
+    All of them are, unless there are more corners than are checked when the file is loaded.
+    """
+    found: list[tuple[Params, TrialConfig]] = []
+    for params in sample_corners(extreme_space(space)):
+        with suppress(ValidationError):
+            found.append((params, space.apply(base, params)))
+    return found
 
 
 def extreme_values(listed: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
@@ -119,7 +143,8 @@ def _unknown_paths(space: SearchSpace, base: TrialConfig) -> Iterator[CornerProb
         except ValueError:
             continue  # Not a kind of loss: the corner with this value reports it.
     for path in space.paths:
-        if path not in typed_params or isinstance(typed_params[path], (tuple, list, dict)):
+        is_list = isinstance(typed_params.get(path), (tuple, list, dict)) and path not in list_settings()
+        if path not in typed_params or is_list:
             if path in typed_params:
                 yield CornerProblem(path, None, "is a list and cannot be searched")
             else:

@@ -15,7 +15,14 @@ from orchestrator.spec.loading.validation_errors import first_error, format_valu
 from orchestrator.spec.objectives import Objective, check_fixed_evaluation, check_metric
 from orchestrator.spec.search.dimensions import Choice, IntUniform, LogUniform, Scalar, Uniform, values_equal
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, UnknownPath, apply_params, config_paths, list_paths
+from orchestrator.spec.search.trial_params import (
+    EQUIVALENT_PATHS,
+    UnknownPath,
+    apply_params,
+    config_paths,
+    list_as_text,
+    list_paths,
+)
 from trainer.config.trial import TrialConfig
 
 SHARED_SECTIONS = ("data", "model")
@@ -79,7 +86,7 @@ def manual_params(base: TrialConfig, space: SearchSpace, given: Mapping[str, Sca
     `apply_params(base, params)` gives the same trial.
     """
     config = apply_params(base, given)
-    all_params = config.flat_params()
+    all_params = {path: list_as_text(path, value) for path, value in config.flat_params().items()}
     active = space.active({path: all_params[path] for path in space.paths if path in all_params})
     params = {path: value for path, value in active.items() if value is not None or path in given}
     # gamma and gamma_beta_ratio name the same margin: keep one.

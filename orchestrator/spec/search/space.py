@@ -5,6 +5,7 @@ Kinds of loss are compared at equal data and updates: settings of these must not
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -24,7 +25,7 @@ from orchestrator.spec.search.dimensions import (
     order_axes,
     values_equal,
 )
-from orchestrator.spec.search.trial_params import LOSS_KIND, apply_params
+from orchestrator.spec.search.trial_params import LOSS_KIND, SEED, apply_params
 from trainer.config.base import FrozenModel
 from trainer.config.trial import TrialConfig
 
@@ -93,17 +94,19 @@ class SearchSpace(FrozenModel):
             ]
         )
 
-    def grid_index(self) -> GridIndex:
-        """Return all combinations, numbered, the last setting advancing fastest; `Grid` has the distinct ones."""
-        return GridIndex(
-            [
-                *(
-                    GridAxis((path,), all_values(dimension), _conditions(dimension))
-                    for path, dimension in self.dimensions.items()
-                ),
-                *self._groups(),
-            ]
-        )
+    def grid_index(self, *, fastest: str = "") -> GridIndex:
+        """Return all combinations, numbered, the last setting advancing fastest; `Grid` has the distinct ones.
+
+        `fastest`: a setting that advances fastest wherever the file has it.
+        """
+        axes = [
+            *(
+                GridAxis((path,), all_values(dimension), _conditions(dimension))
+                for path, dimension in self.dimensions.items()
+            ),
+            *self._groups(),
+        ]
+        return GridIndex(sorted(axes, key=lambda axis: axis.paths == (fastest,)))
 
     def listed_values(self, path: str) -> tuple[Scalar, ...]:
         """Return a setting's values as listed in the file, or the ends of its range."""
@@ -166,16 +169,26 @@ class SearchSpace(FrozenModel):
 
 
 class Grid:
-    """The distinct points of a finite search space over `base`, in order; points that give equal trials count once."""
+    """The distinct valid points of a finite search space over `base`; points that give equal trials count once.
 
-    def __init__(self, space: SearchSpace, base: TrialConfig) -> None:
-        self._base, self._axes = base, space.grid_index()
+    They are in the file's order, or with `shuffle_seed` in an order that depends on the seed alone, in which the values
+    of `training.seed` stay together.
+    """
+
+    def __init__(self, space: SearchSpace, base: TrialConfig, shuffle_seed: int | None = None) -> None:
+        self._base, self._shuffle_seed = base, shuffle_seed
+        self._axes = space.grid_index(fastest="" if shuffle_seed is None else SEED)
         self._size = len(self._axes)
+        last = self._axes.ordered[-1] if self._axes.ordered else None
+        seeds = last is not None and last.paths == (SEED,) and not last.when and last.values is not None
+        self._together = len(last.values) if seeds and last is not None and last.values is not None else 1
         self._enumerated = 0
         self._points: list[Params] = []
         self._seen: dict[str, int] = {}
         self.equal: list[tuple[Params, Params]] = []
         """Pairs of a dropped point and the equal point before it, as far as the grid was enumerated."""
+        self.invalid: list[tuple[Params, ValueError]] = []
+        """Points that are no valid trial, each with the error, as far as the grid was enumerated."""
 
     def params_at(self, index: int) -> Params | None:
         """Return the index-th distinct point; None past the last."""
@@ -194,14 +207,43 @@ class Grid:
         return sum(1 for _ in self)
 
     def _step(self) -> None:
-        params = self._axes.params_at(self._enumerated)
+        params = self._axes.params_at(self._position(self._enumerated))
         self._enumerated += 1
-        key = json.dumps(apply_params(self._base, params).canonical_params(), sort_keys=True)
+        try:
+            key = json.dumps(apply_params(self._base, params).canonical_params(), sort_keys=True)
+        except ValueError as error:  # the corners that are checked before the start are not all combinations
+            self.invalid.append((params, error))
+            return
         if key in self._seen:
             self.equal.append((params, self._points[self._seen[key]]))
             return
         self._seen[key] = len(self._points)
         self._points.append(params)
+
+    def _position(self, index: int) -> int:
+        if self._shuffle_seed is None:
+            return index
+        block, inside = divmod(index, self._together)
+        return _shuffled(block, self._size // self._together, self._shuffle_seed) * self._together + inside
+
+
+_ROUNDS = 8
+
+
+def _shuffled(index: int, size: int, seed: int) -> int:
+    """Return where a permutation of `size` numbers takes this one: a Feistel network, walked until it is in range.
+
+    Needs no memory for large grids, and is the same on every machine and Python version.
+    """
+    bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    while True:
+        left, right = index >> bits, index & ((1 << bits) - 1)
+        for number in range(_ROUNDS):
+            digest = hashlib.blake2b(f"{seed} {number} {right}".encode(), digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(digest, "big") & ((1 << bits) - 1))
+        index = left << bits | right
+        if index < size:
+            return index
 
 
 def _conditions(dimension: Dimension) -> dict[str, tuple[Scalar, ...]]:

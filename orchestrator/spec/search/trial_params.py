@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
@@ -14,8 +16,11 @@ from orchestrator.spec.loading.validation_errors import models_in
 from orchestrator.spec.search.dimensions import Scalar
 from trainer.config.loss_config import LossConfig
 from trainer.config.trial import STORED, TrialConfig, flatten
+from trainer.config.yaml_files import parse_scalar
 
 LOSS_KIND = "loss.kind"
+SEED = "training.seed"
+"""Of the data order and of the initialisation of adapters."""
 EQUIVALENT_PATHS = {"loss.gamma": "loss.gamma_beta_ratio", "loss.gamma_beta_ratio": "loss.gamma"}
 """Two names of one margin: setting one clears the other."""
 
@@ -71,7 +76,7 @@ def apply_params(base: TrialConfig, params: Mapping[str, Scalar], *, is_new: boo
         equivalent = EQUIVALENT_PATHS.get(path)
         if equivalent is not None and value is not None and equivalent not in params:
             _set_path(tree, equivalent, None)
-        _set_path(tree, path, value)
+        _set_path(tree, path, read_list(path, value))
     return TrialConfig.model_validate(tree, context=None if is_new else STORED)
 
 
@@ -100,6 +105,43 @@ def list_paths() -> frozenset[str]:
         for name, field in model.model_fields.items()
         if models_in(field.annotation) and _is_list(field.annotation)
     )
+
+
+# --- settings that are lists, as one value of a search ---------------------------------------------------------------
+
+_WORD = re.compile(r"[A-Za-z_][\w.*/-]*")
+
+
+@cache
+def list_settings() -> frozenset[str]:
+    """Return the settings whose value is a list, such as lora.target_modules. A searched value of them is one text."""
+    return frozenset(path for path, fields in config_paths().items() if any(_is_list(f.annotation) for f in fields))
+
+
+def list_as_text(path: str, value: Any) -> Any:
+    """Return a list as the text that stands for it in a search, `[q_proj, v_proj]`; any other value unchanged.
+
+    Optuna's tables and every table of trials hold plain values only.
+    """
+    if path not in list_settings() or not isinstance(value, list | tuple):
+        return value
+    items = list(cast(tuple[Any, ...], value))
+    if any(isinstance(item, list | tuple | dict) for item in items):
+        return value
+    plain = all(not isinstance(item, str) or (_WORD.fullmatch(item) and parse_scalar(item) == item) for item in items)
+    return "[" + ", ".join(map(str, items)) + "]" if plain and items else json.dumps(items)
+
+
+def read_list(path: str, value: Any) -> Any:
+    """Return the list that a searched text stands for; any other value unchanged."""
+    if path not in list_settings() or not isinstance(value, str) or not (value[:1] == "[" and value[-1:] == "]"):
+        return value
+    if '"' in value or value == "[]":
+        try:
+            return tuple(json.loads(value))
+        except ValueError:
+            return value
+    return tuple(parse_scalar(item.strip()) for item in value[1:-1].split(","))
 
 
 def _walk(model: type[BaseModel], prefix: str, found: dict[str, list[FieldInfo]]) -> None:

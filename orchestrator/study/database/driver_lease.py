@@ -55,7 +55,9 @@ def watch_heartbeat(counters: Callable[[], tuple[float, int] | None], timeout: f
     return True
 
 
-EXPIRING_REQUESTS = (RequestKind.STOP, RequestKind.PAUSE, RequestKind.UNPAUSE)
+EXTENDING_REQUESTS = (RequestKind.RETRY, RequestKind.SET)
+"""Requests that may give a driver more to do, so that it answers them before it ends."""
+EXPIRING_REQUESTS = (RequestKind.STOP, RequestKind.PAUSE, RequestKind.UNPAUSE, RequestKind.ABANDON)
 """For the whole sweep these are for the driver that runs at that moment, not for one that resumes later."""
 
 

@@ -9,12 +9,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import TrialIntermediateValueModel, TrialModel  # tables without a public name
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
+from sqlalchemy import Connection, delete, update
 
-from orchestrator.study.trial_records import FailureKind, Fork, TrialRecord, TrialState
-from orchestrator.study.trial_snapshots import TrialSnapshot
+from orchestrator.study.trial_records import FailedAttempt, FailureKind, Fork, TrialRecord, TrialState
+from orchestrator.study.trial_snapshots import PastFailure, TrialSnapshot
 
 TO_OPTUNA = {
     TrialState.RUNNING: OptunaState.RUNNING,
@@ -31,6 +34,11 @@ STARTED = "started_at"
 PAUSE_REASON = "paused"
 """Why a trial is paused; empty or absent if it is not."""
 OUTCOME = "outcome"
+"""How a trial ended; empty or absent while it has not, also after a failure that is retried."""
+FAILURES = "failures"
+"""Failures after which a trial was retried, each with `attempt`, `reason`, `step`, `trials` (issued before the retry)
+and `curve` (the pruner's metric by update).
+"""
 VALUES = "values"
 SAMPLER_NOTE = "note"
 UPDATES = "updates"
@@ -43,7 +51,8 @@ ENQUEUED = "given"
 
 
 PARAMS = "params"
-"""All params of a sampled trial if some are outside of the search space, which Optuna's distributions cannot hold.
+"""All params of a sampled trial if Optuna's distributions cannot hold some: they are outside of the search space, or
+their list of values has grown since the sweep began.
 
 The staged sampler also starts from and returns to values of `base` or of an enqueued trial.
 """
@@ -75,6 +84,7 @@ def to_record(
         origin=attrs.get(ENQUEUED, {}).get("origin", ""),
         parent=attrs.get(ENQUEUED, {}).get("parent"),
         fork=trial_fork(trial),
+        failed_attempts=tuple(FailedAttempt(f["attempt"], f["reason"], f["step"]) for f in attrs.get(FAILURES, ())),
     )
 
 
@@ -82,6 +92,12 @@ def trial_fork(trial: FrozenTrial) -> Fork | None:
     """Return the checkpoint of another trial that this one continues from; None if there is none."""
     stored = trial.user_attrs.get(ENQUEUED, {}).get("fork")
     return None if stored is None else Fork.from_json(stored)
+
+
+def first_attempt(trial: FrozenTrial) -> int:
+    """Return the first attempt since the trial was last retried after a failure."""
+    failures = trial.user_attrs.get(FAILURES)
+    return failures[-1]["attempt"] + 1 if failures else 1
 
 
 def is_running(trial: FrozenTrial) -> bool:
@@ -123,6 +139,10 @@ def to_snapshot(trial: FrozenTrial) -> TrialSnapshot:
         is_beyond_budget=bool(attrs.get(ENQUEUED, {}).get("by_hand")),
         fingerprint=attrs[FINGERPRINT],
         is_fork=trial_fork(trial) is not None,
+        failures=tuple(
+            PastFailure(f["trials"], {int(step): value for step, value in f["curve"].items()})
+            for f in attrs.get(FAILURES, ())
+        ),
     )
 
 
@@ -132,9 +152,7 @@ def micro_batch_limit(trials: Iterable[FrozenTrial]) -> int | None:
     Limits of trials that ran out of memory anyway are ignored.
     """
     found = [
-        trial.user_attrs[MICRO_BATCH]
-        for trial in trials
-        if MICRO_BATCH in trial.user_attrs and not _failed_for_memory(trial)
+        limit for trial in trials if (limit := trial.user_attrs.get(MICRO_BATCH)) and not _failed_for_memory(trial)
     ]
     return min(found, default=None)
 
@@ -145,11 +163,8 @@ def _failed_for_memory(trial: FrozenTrial) -> bool:
 
 def consecutive_bugs(trials: Iterable[FrozenTrial]) -> tuple[int, str]:
     """Return how many of the last ended trials failed with the same BUG in a row, and its text."""
-    ended = sorted(
-        (trial for trial in trials if OUTCOME in trial.user_attrs), key=lambda trial: trial.user_attrs[OUTCOME]["order"]
-    )
     count, text = 0, ""
-    for trial in reversed(ended):
+    for trial in reversed(by_end(trials)):
         outcome = trial.user_attrs[OUTCOME]
         if outcome["failure"] != FailureKind.BUG or (count and outcome["reason"] != text):
             break
@@ -157,11 +172,16 @@ def consecutive_bugs(trials: Iterable[FrozenTrial]) -> tuple[int, str]:
     return count, text
 
 
+def by_end(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the ended trials in the order in which they ended."""
+    return sorted((t for t in trials if t.user_attrs.get(OUTCOME)), key=lambda t: t.user_attrs[OUTCOME]["order"])
+
+
 class OptunaTrials:
     """All trials of a study: cached reads, and writes.
 
-    A process that only reads reads unfinished and new trials again each time; the driver, which is the only writer,
-    only those that it changed. `invalidate` must be called after a failed transaction.
+    A process that only reads reads unfinished, failed and new trials again each time; the driver, which is the only
+    writer, only those that it changed. `invalidate` must be called after a failed transaction.
     """
 
     def __init__(self, storage: RDBStorage, study_id: int) -> None:
@@ -178,6 +198,7 @@ class OptunaTrials:
         self._last = -1
         self._open: set[int] = set()
         self._snapshots: list[TrialSnapshot] = []
+        self._distributions: dict[str, BaseDistribution] = {}
         self._attrs: dict[str, Any] | None = None
 
     def set_exclusive(self) -> None:
@@ -213,6 +234,11 @@ class OptunaTrials:
         """Return a trial by Optuna's id."""
         return self.trials()[self._ids[trial_id]]
 
+    def distributions(self) -> Mapping[str, BaseDistribution]:
+        """Return each path's distribution in the first trial that has it."""
+        self.trials()
+        return self._distributions
+
     def study_attrs(self) -> Mapping[str, Any]:
         """Return the user attributes of the study."""
         if self._attrs is None or not self._exclusive:
@@ -247,6 +273,14 @@ class OptunaTrials:
         self._storage.set_trial_state_values(trial_id, state, values)
         self._stale.add(trial_id)
 
+    def reopen(self, connection: Connection, trial_id: int) -> None:
+        """Make a failed trial RUNNING again, without its intermediate values. Optuna itself changes no ended trial."""
+        trials, values = TrialModel.__table__, TrialIntermediateValueModel.__table__
+        connection.execute(delete(values).where(values.c.trial_id == trial_id))
+        row = {"state": OptunaState.RUNNING, "datetime_complete": None}
+        connection.execute(update(trials).where(trials.c.trial_id == trial_id).values(row))
+        self._stale.add(trial_id)
+
     def set_study(self, key: str, value: Any) -> None:
         """Set a user attribute of the study."""
         self._storage.set_study_user_attr(self._study_id, key, value)
@@ -264,6 +298,7 @@ class OptunaTrials:
         trial_id = trial._trial_id  # pyright: ignore[reportPrivateUsage]
         if trial.number == len(self._trials):
             self._trials.append(trial)
+            self._distributions = trial.distributions | self._distributions
             self._snapshots.append(to_snapshot(trial))
             self._ids[trial_id] = trial.number
         else:
@@ -272,4 +307,5 @@ class OptunaTrials:
         self._last = max(self._last, trial_id)
         ended = trial.state.is_finished()
         (self._open.discard if ended else self._open.add)(trial.number)
-        (self._stale.discard if ended or self._exclusive else self._stale.add)(trial_id)
+        final = ended and trial.state is not OptunaState.FAIL  # a failed trial may be retried by the driver
+        (self._stale.discard if final or self._exclusive else self._stale.add)(trial_id)

@@ -22,6 +22,7 @@ from orchestrator.study.database.tables import (
     PROGRESS,
     REQUEST,
     SPEC,
+    STEP_METRICS,
     SWEEP,
 )
 from orchestrator.study.pruning.divergence_guard import as_number
@@ -186,6 +187,11 @@ class SweepRepository:
             StepMetrics(row.step, decode(row.metrics))
             for row in connection.execute(tables.SELECT_STEP_METRICS, self._sweep_and_trial(trial))
         ]
+
+    def remove_metrics(self, connection: Connection, trial: int) -> None:
+        """Remove the stored metrics of a trial that begins again after a failure."""
+        for table in (STEP_METRICS, PAIRS, PROGRESS):
+            connection.execute(delete(table).where((table.c.sweep == self.sweep) & (table.c.trial == trial)))
 
     def add_pair_margins(self, connection: Connection, trial: int, metrics: Sequence[StepMetrics]) -> None:
         """Store the margins of each held-out pair, where the metrics have them."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
+from pydantic import ValidationError
+
+from orchestrator.errors import OrchestrateError, first_line
+from orchestrator.spec.loading.validation_errors import first_error
 from orchestrator.spec.pruners import depends_on_other_trials
 from orchestrator.spec.samplers import (
     AdaptiveSampler,
@@ -29,6 +33,8 @@ from trainer.config.trial import TrialConfig, config_fingerprint
 
 MAX_REDRAWS = 20
 """Random redraws of a configuration that an earlier trial has, before it is accepted as a duplicate."""
+MAX_INVALID = 50
+"""Draws of one trial that may be invalid in a row; from the half on they are random."""
 MAX_RESAMPLES = 3
 """Repeated proposals of an adaptive sampler before random redraws."""
 
@@ -101,7 +107,8 @@ class SamplingPolicy:
             case GridSampler():
                 assert self._grid is not None
                 params = self._grid.next(tried)
-                return None if params is None else self.to_trial(params)
+                left_out = self._grid.left_out(is_first=position == 0)
+                return None if params is None else replace(self.to_trial(params), skipped_combinations=left_out)
             case StagedSampler():
                 assert self._staged is not None
                 step = self._staged.next(trials)
@@ -114,7 +121,7 @@ class SamplingPolicy:
             case RandomSampler():
                 return self._first_untried(position, 0, tried)
             case QmcSampler(seed=seed):
-                sampled = self.to_trial(sample_sobol(self._space, seed, position))
+                sampled = self._valid_trial(lambda other: self._sobol_or_uniform(seed, position, other), 0)
                 return sampled if sampled.fingerprint not in tried else self._first_untried(position, 1, tried)
             case TpeSampler() | GpSampler() | NsgaIISampler() | CmaEsSampler():
                 return self._sample_adaptive(trials, tried)
@@ -131,19 +138,80 @@ class SamplingPolicy:
         position = _sampled_count(trials)
         snapshots = [*self._warm_start_trials, *visible_trials(trials, len(trials), self._lag)]
         for again in range(1 + MAX_RESAMPLES):
-            sampled = self.to_trial(*self._adaptive.propose(snapshots, stable_seed(self._seed, position, again)))
+            sampled = self._valid_trial(
+                lambda seed: self._propose(snapshots, seed), stable_seed(self._seed, position, again)
+            )
             if sampled.fingerprint not in tried:
                 return sampled
         return self._first_untried(position, 1 + MAX_RESAMPLES, tried)
 
+    def _valid_trial(self, draw: Callable[[int], _Drawn], seed: int) -> SampledTrial:
+        """Return the trial that `draw` gives for the seed; invalid combinations are left out and others drawn.
+
+        The corners are checked before a sweep begins, but not every combination of a large search. Raises NoValidTrial.
+        """
+        left_out: list[str] = []
+        for again in range(MAX_INVALID):
+            params, note = (draw if again < MAX_INVALID // 2 else self._uniform)(_other_seed(seed, again))
+            try:
+                sampled = self.to_trial(params, {k: v for k, v in note.items() if k != SAMPLER_ERROR})
+            except ValidationError as error:
+                left_out.append(invalid_text(params, error))
+                continue
+            problem = note.get(SAMPLER_ERROR)
+            return replace(sampled, skipped_combinations=(*left_out, *([] if problem is None else [problem])))
+        raise NoValidTrial(left_out[-1])
+
+    def _propose(self, snapshots: Sequence[TrialSnapshot], seed: int) -> _Drawn:
+        """Return the sampler's proposal; a random one, with the reason, where the sampler fails."""
+        assert self._adaptive is not None
+        try:
+            return self._adaptive.propose(snapshots, seed)
+        except Exception as error:  # noqa: BLE001 - a numerical failure of the library must not end the sweep
+            text = f"{type(error).__name__}: {first_line(error)}"
+            reason = f"sampler {self._sampler.kind} failed, drawn at random: {text}"
+            return sample_uniform(self._space, seed), {SAMPLER_ERROR: reason}
+
+    def _uniform(self, seed: int) -> _Drawn:
+        return sample_uniform(self._space, seed), {}
+
+    def _sobol_or_uniform(self, seed: int, position: int, other: int) -> _Drawn:
+        return (sample_sobol(self._space, seed, position), {}) if not other else self._uniform(other)
+
     def _first_untried(self, position: int, redraw: int, tried: Collection[str]) -> SampledTrial:
         sampled = None
         for again in range(redraw, redraw + 1 + MAX_REDRAWS):
-            sampled = self.to_trial(sample_uniform(self._space, stable_seed(self._seed, position, again)))
+            sampled = self._valid_trial(self._uniform, stable_seed(self._seed, position, again))
             if sampled.fingerprint not in tried:
                 break
         assert sampled is not None
         return sampled
+
+
+_Drawn = tuple[dict[str, Any], dict[str, Any]]
+"""Params and a note of the sampler."""
+SAMPLER_ERROR = "sampler error"
+
+
+class NoValidTrial(OrchestrateError):
+    """Every combination that was drawn is an invalid trial."""
+
+    def __init__(self, example: str) -> None:
+        super().__init__(
+            f"{MAX_INVALID} draws in a row from search are invalid trials, such as {example}; "
+            "begin another sweep with another search (`orchestrate sweep FILE --name OTHER`)"
+        )
+
+
+def invalid_text(params: Mapping[str, Any], error: ValidationError) -> str:
+    """Return why these params are no trial."""
+    loc, sentence, _ = first_error(TrialConfig, error)
+    text = ", ".join(f"{path}={value}" for path, value in params.items())
+    return f"not a valid trial: {text}: {'.'.join(map(str, loc))} {sentence}"
+
+
+def _other_seed(seed: int, again: int) -> int:
+    return seed if again == 0 else stable_seed(seed, again)
 
 
 def _sampled_count(trials: Sequence[TrialSnapshot]) -> int:
@@ -155,8 +223,9 @@ class _GridWalk:
     """The grid's points in order, without those that enqueued trials had."""
 
     def __init__(self, spec: SweepSpec) -> None:
-        self._spec, self._grid = spec, Grid(spec.search, spec.base)
+        self._spec, self._grid = spec, _grid_of(spec)
         self._fingerprints: list[str] = []
+        self._reported = 0
 
     def next(self, tried: Collection[str]) -> dict[str, Any] | None:
         """Return the first point that was not tried; None if all were."""
@@ -168,6 +237,23 @@ class _GridWalk:
                 return point
             index += 1
         return None
+
+    def left_out(self, *, is_first: bool) -> tuple[str, ...]:
+        """Return the invalid points passed since the last call, each with the reason; those of earlier drivers are not.
+
+        `is_first`: no trial of the grid was issued before.
+        """
+        before = self._reported if self._reported or is_first else len(self._grid.invalid)
+        self._reported = len(self._grid.invalid)
+        return tuple(
+            invalid_text(params, error) if isinstance(error, ValidationError) else str(error)
+            for params, error in self._grid.invalid[before:]
+        )
+
+
+def _grid_of(spec: SweepSpec) -> Grid:
+    seed = spec.sampler.shuffle_seed if isinstance(spec.sampler, GridSampler) else None
+    return Grid(spec.search, spec.base, seed)
 
 
 def _adaptive_sampler(spec: SweepSpec) -> OptunaSampler | CmaEsReplay | None:

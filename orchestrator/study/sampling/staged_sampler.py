@@ -17,7 +17,7 @@ from orchestrator.spec.search.manual_trials import manual_params
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.study.trial_records import TrialState
-from orchestrator.study.trial_snapshots import TrialSnapshot
+from orchestrator.study.trial_snapshots import TrialSnapshot, as_seen_by
 from trainer.config.trial import TrialConfig, config_fingerprint
 
 
@@ -79,10 +79,12 @@ class StagedReplay:
             tried |= {point.fingerprint for point in points}
             if number + 1 == len(self.stages):
                 break
-            ended = sampled[: len(sampled) - remaining]
+            ended, following = sampled[: len(sampled) - remaining], sampled[len(sampled) - remaining :]
+            first = following[0].number if following else len(trials)  # of the next stage
             before = [
                 trial for trial in trials if not trial.is_fork and (not ended or trial.number <= ended[-1].number)
             ]
+            before = [as_seen_by(trial, first) for trial in before]
             if (unfinished := next((trial for trial in before if not trial.state.is_final), None)) is not None:
                 return StagedStep(blocking_trial=unfinished.number)
             winner = self._best(before)

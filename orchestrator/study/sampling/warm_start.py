@@ -8,6 +8,7 @@ from pathlib import Path
 from orchestrator.errors import OrchestrateError
 from orchestrator.folders import existing_sweep
 from orchestrator.spec.search.manual_trials import out_of_space
+from orchestrator.spec.search.trial_params import list_as_text
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.trial_records import TrialState
@@ -74,7 +75,9 @@ def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
 def _translate(trial: TrialSnapshot, other_spec: SweepSpec, spec: SweepSpec) -> TrialSnapshot | None:
     """Return the trial with the settings that this sweep searches; None if it is outside of the search space."""
     all_params = other_spec.search.apply(other_spec.base, trial.params).flat_params() | dict(trial.params)
-    params = spec.search.active({path: all_params[path] for path in spec.search.paths if path in all_params})
+    params = spec.search.active(
+        {path: list_as_text(path, all_params[path]) for path in spec.search.paths if path in all_params}
+    )
     required = [path for path, dimension in spec.search.dimensions.items() if not dimension.when]
     required += [path for group in spec.search.zipped for path in group]
     if any(path not in params for path in required) or out_of_space(spec.search, params):

@@ -82,6 +82,23 @@ def test_equal_sweeps_cannot_be_told_apart(tmp_path: Path) -> None:
     assert "it is not distinguishable from" in comparison_summary(found)
 
 
+def test_serious_findings_are_the_same_everywhere_on_the_page(tmp_path: Path) -> None:
+    def hollow(name: str, chosen: float) -> SweepFrame:
+        script = Script(quality=0.9, chosen=chosen)
+        return frame_of(run_sweep(tmp_path, make_spec(name, RATES), lambda _: script))
+
+    found = compare_sweeps([hollow("a", -4.0), hollow("b", -3.0)])
+    assert [finding.title.split(":")[0] for finding in found.serious] == ["a", "b"]
+    text = Tree(comparison_page(found)).text
+    assert "no serious finding" not in text
+    assert "Do not use this trial yet: a: margins rise" in text
+    console = Console(file=io.StringIO(), width=120)
+    print_comparison(found, console)
+    assert console.file.getvalue().count("serious: ") == 2  # type: ignore[attr-defined]
+    healthy = comparison_page(compare_sweeps([hollow("c", -0.9), hollow("d", -0.8)]))
+    assert "no serious finding about this trial" in Tree(healthy).text
+
+
 def test_one_without_a_complete_trial_comes_last(tmp_path: Path) -> None:
     folder = run_sweep(tmp_path, make_spec("z", RATES), lambda _: Script(outcome=FAILED))
     found = compare_sweeps([frame_of(folder), swept(tmp_path, "a", 0.5)])

@@ -53,6 +53,7 @@ def fake_commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "orchestrator.cli.sweep_summary": {"watch_sweep": "watch"},
         "orchestrator.commands.status": {"status": "status", "best": "best"},
         "orchestrator.commands.model_export": {"export_best_model": "export"},
+        "orchestrator.cli.report_data": {"reasons_not_to_export": "reasons"},
     }
     for place, names in fakes.items():
         module = ModuleType(place)
@@ -169,6 +170,7 @@ def test_the_other_commands_pass_on(
     fake_commands: dict[str, Any], known: SweepFolder, home: Path, tmp_path: Path
 ) -> None:
     fake_commands |= {"resume": 0, "ui": 0, "status": STATUS, "best": {"number": 1}, "export": tmp_path / "m"}
+    fake_commands["reasons"] = []
     for arguments in (
         ["resume", "known", "--set", "budget.trials=9"],
         ["status", "known", "--watch"],
@@ -184,6 +186,7 @@ def test_the_other_commands_pass_on(
         ),
         ("watch", ("known", home), {}),
         ("best", ("known", home), {}),
+        ("reasons", ("known", home, 1), {}),
         (
             "export",
             ("known", home, tmp_path / "m", True),

@@ -1,7 +1,7 @@
 """A bug that ends the driver leaves its trace where people look, and gives the name back where nothing was begun."""
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from orchestrator.errors import ExitCode, NameTaken, StorageRefused, SweepHeld
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.folders import CRASHED_SWEEPS, SweepFolder
 from orchestrator.spec.loading.loader import load_spec
+from orchestrator.study.sampling.sampling_policy import NoValidTrial, SampledTrial, SamplingPolicy
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
+from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.results import StepMetrics
 
 TEXT = """
@@ -204,3 +206,53 @@ def test_a_bug_in_a_driver_that_was_replaced_is_not_told_of_the_sweep(
         told = (SweepFolder(root, "s").outbox / "messages.jsonl").read_text()
         assert "RUNNING" in told
         assert "FAILED" not in told, "nothing more to MLflow"
+
+
+def test_an_error_while_a_trial_is_drawn_leaves_a_sweep_that_runs_what_it_can_and_resumes(
+    file: Path,
+    trials_run_by: Callable[[Run], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sample, root = SamplingPolicy.sample, file.parent / "runs"
+
+    def breaks_after_one(policy: SamplingPolicy, trials: Sequence[TrialSnapshot]) -> SampledTrial | None:
+        if any(not trial.is_enqueued for trial in trials):
+            raise ZeroDivisionError("a bug of the sampler")
+        return sample(policy, trials)
+
+    trials_run_by(good)
+    with monkeypatch.context() as patch:
+        patch.setattr(SamplingPolicy, "sample", breaks_after_one)
+        assert cli.main(["sweep", str(file)]) == ExitCode.INTERNAL_ERROR
+        assert "internal error: ZeroDivisionError: a bug of the sampler" in capsys.readouterr().err
+        assert [trial["state"] for trial in status("s", root)["trials"]] == ["COMPLETE"]
+        assert cli.main(["enqueue", "s", "--set", "loss.beta=7"]) == 0
+        assert cli.main(["resume", "s"]) == ExitCode.INTERNAL_ERROR
+        assert [trial["state"] for trial in status("s", root)["trials"]] == ["COMPLETE", "COMPLETE"]
+        assert parent_runs(root)[0][:2] == ("FAILED", "FAILED")
+    assert cli.main(["resume", "s"]) == 0
+    assert [trial["state"] for trial in status("s", root)["trials"]] == ["COMPLETE"] * 3
+
+
+def test_a_search_without_a_valid_trial_gives_its_name_back(
+    file: Path,
+    trials_run_by: Callable[[Run], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_valid(*_: object) -> None:
+        raise NoValidTrial("loss.beta=0")
+
+    trials_run_by(good)
+    root = file.parent / "runs"
+    with monkeypatch.context() as patch:
+        patch.setattr(SamplingPolicy, "sample", none_valid)
+        assert cli.main(["sweep", str(file)]) == ExitCode.USER
+        messages = capsys.readouterr().err
+        assert "draws in a row from search are invalid trials, such as loss.beta=0" in messages
+        assert "Traceback" not in messages
+        assert not list((root / "s").glob("internal-error-*.txt"))
+        assert status("s", root)["why"].startswith("error: no trial can be drawn: ")
+    assert cli.main(["sweep", str(file)]) == 0
+    assert status("s", root)["state"] == "finished"

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,8 +7,12 @@ import pytest
 from orchestrator.errors import ExitCode, SpecError
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.loading.loader import load_spec, load_spec_text, load_with_notices
+from orchestrator.spec.loading.serialization import dump_spec, spec_hash
 from orchestrator.spec.samplers import RandomSampler
-from orchestrator.spec.sweep_spec import GridSampler, Objective, SweepSpec
+from orchestrator.spec.search.manual_trials import manual_params
+from orchestrator.spec.search.space import Grid
+from orchestrator.spec.sweep_spec import Budget, GridSampler, Objective, SweepSpec
+from orchestrator.study.sweep_terms import allowed_changes
 from trainer.config.loss_config import DpoLoss, SimpoLoss
 from trainer.config.trial import FileSource, GeneratedSource, HubSource, TrialConfig
 from trainer.metrics import COMPARISON_METRIC
@@ -356,3 +361,111 @@ def test_set_is_blamed_for_its_own(findings: Refused, flag: str, said: str) -> N
 def test_both_margins_in_one_file(findings: Refused) -> None:
     (messages,) = findings("base: {model: m/m, data: {train: rows.jsonl}, loss: {gamma: 1.0, gamma_beta_ratio: 0.5}}")
     assert "give one of them" in messages
+
+
+# --- shared anchors, lists as values, the grid's order ---------------------------------------------------------------
+def test_blocks_that_begin_with_x_hold_shared_anchors_and_are_no_part_of_the_sweep(
+    load_text: Load, findings: Refused
+) -> None:
+    spec = load_text("""
+x-training: &training {learning_rate: 1e-5, max_steps: 20}
+x-notes: [anything, {at: all}]
+base:
+  model: org/model
+  data: {train: rows.jsonl}
+  training: {<<: *training, seed: 3}
+sft: {training: *training}
+""")
+    assert (spec.base.training.learning_rate, spec.base.training.seed) == (1e-5, 3)
+    assert spec.sft is not None
+    assert (spec.sft.training.learning_rate, spec.sft.training.max_steps) == (1e-5, 20)
+    text = dump_spec(spec)
+    assert "x-" not in text
+    (found,) = findings("x-a: &a\n  bf16: 3\nbase:\n  model: m/m\n  data: {train: rows.jsonl}\n  training: {<<: *a}\n")
+    assert found.startswith("sweep.yaml:2: base.training.bf16: must be true or false")
+    (found,) = findings("base: {model: m/m, data: {train: rows.jsonl}, x-a: 1}")
+    assert "base.x-a: unknown key" in found
+
+
+LISTS = """
+base: {model: org/model, data: {train: rows.jsonl}, lora: {}, loss: {kind: dpo}}
+search:
+  lora.target_modules: [[q_proj, v_proj], all-linear, ["7", k.proj]]
+  loss.loss_type: {choice: [[sigmoid, sft], ipo]}
+enqueue: [{lora.target_modules: [o_proj]}]
+"""
+
+
+def test_settings_that_are_lists_can_be_searched_and_enqueued(load_text: Load, folder: Path) -> None:
+    spec = load_text(LISTS)
+    modules = ("[q_proj, v_proj]", "all-linear", '["7", "k.proj"]')
+    assert spec.search.choices("lora.target_modules") == modules
+    tried = [spec.search.apply(spec.base, point) for point in Grid(spec.search, spec.base)]
+    assert len(tried) == 6
+    expected = [("q_proj", "v_proj"), "all-linear", ("7", "k.proj")]
+    assert [config.lora and config.lora.target_modules for config in tried[::2]] == expected
+    assert isinstance(tried[0].loss, DpoLoss)
+    assert tried[0].loss.loss_type == ("sigmoid", "sft")
+    (given,) = spec.enqueue
+    assert manual_params(spec.base, spec.search, given)["lora.target_modules"] == "[o_proj]"
+    written = dump_spec(spec)
+    assert "  - [q_proj, v_proj]\n" in written
+    assert load_spec_text(written, folder) == spec
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("lora.target_modules: [q_proj, v_proj]", "for lists write [[q_proj, v_proj]]"),
+        ("lora.target_modules: [[q_proj, [x]]]", "a searched value is a number, text, true, false or null, not a list"),
+        ("lora.target_modules: [[1]]", "search.lora.target_modules.0: "),
+        ("lora.r: [[8]]", "a searched value is a number, text, true, false or null, not a list"),
+    ],
+)
+def test_values_that_are_no_list_of_the_setting(findings: Refused, line: str, said: str) -> None:
+    base = "base: {model: org/model, data: {train: rows.jsonl}, lora: {}}"
+    found = findings(f"search:\n  {line}\n{base}\n")
+    assert all(one.startswith("sweep.yaml:2: ") for one in found)
+    assert any(said in one for one in found), found
+
+
+WIDE = "search: {loss.beta: [1, 2, 3, 4], training.seed: [1, 2]}\n"
+
+
+def test_a_grid_that_its_budget_ends_early_is_shuffled_unless_the_file_says_its_order(load_text: Load) -> None:
+    def order(text: str) -> str | None:
+        sampler = load_text(WIDE + text).sampler
+        assert isinstance(sampler, GridSampler)
+        return sampler.order
+
+    assert order("budget: {trials: 4}") == "shuffled"
+    assert order("budget: {trials: 4}\nsampler: {kind: grid, seed: 7}") == "shuffled"
+    assert order("budget: {trials: 8}\nenqueue: [{loss.beta: 9}]") == "shuffled"
+    for whole in (
+        "",
+        "budget: {trials: 8}",
+        "budget: {hours: 1}",
+        "budget: {trials: 8}\nenqueue: [{loss.beta: 4, training.seed: 1}]",
+    ):
+        assert order(whole) is None
+    assert order("budget: {trials: 4}\nsampler: {kind: grid, order: file}") == "file"
+    assert order("sampler: {kind: grid, order: shuffled}") == "shuffled"
+
+
+def test_a_begun_sweep_keeps_its_order_whatever_its_budget_becomes(load_text: Load, folder: Path) -> None:
+    for trials in (None, 3):
+        begun = load_text(WIDE).model_copy(update={"budget": Budget(trials=trials)})
+        resumed = load_spec_text(dump_spec(begun), folder, ["budget.trials=2"])
+        assert allowed_changes(begun, resumed)
+        assert resumed.sampler == GridSampler()
+    shuffled = load_text(WIDE + "budget: {trials: 4}")
+    resumed = load_spec_text(dump_spec(shuffled), folder, ["budget.trials=100"])
+    assert resumed.sampler == GridSampler(order="shuffled")
+    old = SweepSpec.from_stored(without_order(shuffled))
+    assert old.sampler == GridSampler()
+    assert spec_hash(old) == spec_hash(old.model_copy(update={"sampler": GridSampler()})) != spec_hash(shuffled)
+
+
+def without_order(spec: SweepSpec) -> str:
+    """The spec as versions without `sampler.order` stored it."""
+    return json.dumps(json.loads(spec.model_dump_json()) | {"sampler": {"kind": "grid"}})

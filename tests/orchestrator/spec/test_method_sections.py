@@ -42,7 +42,7 @@ def test_rungs_in_updates_or_shares(load_text: Load, findings: Findings) -> None
 
 
 WRONG = {
-    "nearest": ("sampler: nsga2", "did you mean nsgaii?"),
+    "nearest": ("sampler: nsga2", "write sampler: nsgaii"),
     "nearest pruner": ("pruner: medain", "did you mean median?"),
     "setting": ("pruner: {kind: median, n_warmup: 3}", "unknown key (did you mean n_warmup_steps?)"),
     "order": ("order: fast", "order: must be one of reproducible, asap"),

@@ -8,6 +8,7 @@ from orchestrator.errors import DataError
 from orchestrator.spec.estimates.input_sizes import RowCounts, count_rows
 from orchestrator.spec.estimates.sweep_plan import IntRange, SweepPlan, make_plan, total_trials
 from orchestrator.spec.sweep_spec import SweepSpec
+from tests.support.specs import make_spec
 from trainer.config.trial import DataConfig
 
 Load = Callable[..., SweepSpec]
@@ -34,6 +35,36 @@ def test_equal_points_and_a_budget_above_the_grid_are_told(load_text: Load) -> N
     assert found.equal_points == [{"dropped": {"loss.beta": 2.0}, "equal_to": {"loss.beta": 2.0}}]
     assert [note for note in found.notices if "equal another" in note]
     assert [note for note in found.notices if "above the grid's 2 points" in note]
+
+
+def test_the_plan_says_which_part_of_a_grid_its_budget_tries(load_text: Load) -> None:
+    grid = "search: {loss.beta: [1.0, 2.0, 3.0], training.learning_rate: [1e-6, 2e-6, 3e-6, 4e-6]}\n"
+    grid += "budget: {trials: 6}\n"
+    shuffled = planned(load_text(grid))
+    assert shuffled.grid_part is not None
+    assert (shuffled.grid_part.seed, shuffled.grid_part.trials, shuffled.grid_part.points) == (0, 6, 12)
+    assert [count for _, count in shuffled.grid_part.values["loss.beta"]] == [3, 1, 2]
+    (said,) = [note for note in shuffled.notices if "of the grid's" in note]
+    begins = (
+        "budget.trials has 6 of the grid's 12 points, shuffled with sampler.seed 0: loss.beta 1 (3x), 2 (1x), 3 (2x); "
+    )
+    assert said.startswith(begins)
+    in_order = planned(load_text(grid + "sampler: {kind: grid, order: file}\n"))
+    (said,) = [note for note in in_order.notices if "of the grid's" in note]
+    assert "the first ones in the file's order: loss.beta 1 (4x), 2 (2x), 3 (never)" in said
+    assert json.loads(json.dumps(in_order.as_json()))["grid_part"]["tried"][5] == {
+        "loss.beta": 2.0,
+        "training.learning_rate": 2e-6,
+    }
+    assert planned(load_text(grid, "budget.trials=12")).grid_part is None
+
+
+def test_points_of_a_grid_that_are_no_trial_are_told() -> None:
+    dimensions = {"loss.loss_type": {"choice": ["sigmoid", "hinge"]}, "loss.label_smoothing": {"choice": [0.0, 0.1]}}
+    found = planned(make_spec(dimensions))
+    assert (found.trials, found.grid) == (3, 3)
+    said = "1 of the grid's points are no valid trial and are left out, first loss.loss_type=hinge"
+    assert f"{said}, loss.label_smoothing=0.1" in found.notices
 
 
 def test_total_trials(load_text: Load) -> None:

@@ -60,7 +60,17 @@ CORPUS = {
     "python name": ("a: !!python/name:os.system\n", "has no meaning here"),
     "own tag": ("a: !secret x\n", "f:1: a: the tag !secret has no meaning here"),
     "tagged mapping": ("a: !thing {b: 1}\n", "f:1: a: the tag !thing has no meaning here"),
-    "merge key": ("a: &x {b: 1}\nc:\n  <<: *x\n", "f:3: c: the merge key"),
+    "merge of a value": ("c:\n  <<: 3\n", "f:2: c: << takes a mapping or a list of mappings"),
+    "merge twice": ("a: &x {b: 1}\nc:\n  <<: *x\n  <<: *x\n", "f:4: c: << is given twice (first at f:3)"),
+    "merge of itself": ("a: &x\n  b: 1\n  <<: *x\n", "f:3: a: <<: a mapping cannot contain itself"),
+    "merge bomb": (
+        "a: &a {k: [1,1,1,1,1,1,1,1,1]}\n"
+        + "".join(
+            f"{b}: &{b} {{<<: *{a}, m{b}: [{','.join([f'*{a}'] * 9)}]}}\n"
+            for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        ),
+        "too many values",
+    ),
     "loop": ("a: &x [*x]\n", "aliases expand without end"),
     "bomb": (
         "a: &a [1,1,1,1,1,1,1,1,1]\n"
@@ -121,3 +131,31 @@ def test_places() -> None:
     document = parse_document("a:\n  b:\n    - 1\n    - 2\nc: {d: 1}\n", "f")
     paths = {("a",): "f:1", ("a", "b"): "f:2", ("a", "b", 1): "f:4", ("c", "d"): "f:5", ("a", "b", 1, "x"): "f:4"}
     assert {loc: document.location(loc) for loc in paths} == paths
+
+
+MERGED = """\
+x-shared: &shared
+  learning_rate: 1e-6
+  bf16: true
+x-more: &more {bf16: false, seed: 3}
+one:
+  <<: *shared
+  learning_rate: 2e-6
+two:
+  <<: [*more, *shared]
+three: {<<: *more, "<<": text}
+"""
+
+
+def test_a_merge_key_adds_the_keys_that_a_mapping_lacks_with_the_lines_where_they_are_written() -> None:
+    document = parse_document(MERGED, "f")
+    assert document.value["one"] == {"learning_rate": 2e-6, "bf16": True}
+    assert document.value["two"] == {"bf16": False, "seed": 3, "learning_rate": 1e-6}
+    assert document.value["three"] == {"<<": "text", "bf16": False, "seed": 3}
+    places = {("one", "learning_rate"): "f:7", ("one", "bf16"): "f:3", ("two", "bf16"): "f:4", ("two", "seed"): "f:4"}
+    assert {loc: document.location(loc) for loc in places} == places
+
+
+def test_merged_mappings_are_merged_in_turn() -> None:
+    text = "a: &a {k: 1, m: 1}\nb: &b {<<: *a, m: 2}\nc: {<<: *b, n: 3}\n"
+    assert parse_document(text, "f").value["c"] == {"n": 3, "m": 2, "k": 1}
