@@ -112,6 +112,11 @@ def format_signed(value: float) -> str:
     return ("+" if value > 0 else "") + format_value(float(f"{value:.2g}"))
 
 
+def format_half_width(interval: tuple[float, float] | None) -> str:
+    """Format a mean's interval as ` ± 0.012`; "" for None."""
+    return "" if interval is None else f" ± {float(f'{(interval[1] - interval[0]) / 2:.2g}'):g}"
+
+
 def format_params(params: Mapping[str, Any], paths: Sequence[str]) -> str:
     """Format as `beta=2 gamma=0.5 learning_rate=6e-7`, only the settings that this trial has."""
     short = short_names(paths)

@@ -13,12 +13,14 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from dashboards.analysis.seed_means import compared_paths
 from dashboards.analysis.sweep_frame import state_counts
 from dashboards.diagnosis.findings import DiagnosisFinding, reasons_not_to_use
-from dashboards.formatting import format_counts, format_params, format_value, short_names
+from dashboards.formatting import format_counts, format_half_width, format_params, format_value, short_names
 from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
+from orchestrator.study.repeats import rank_configurations
+from orchestrator.study.trial_records import TrialRecord, TrialState
 from orchestrator.tracking.run_metadata import view_key
 from trainer.metrics import CHOSEN, MARGIN, REJECTED
 
@@ -61,7 +63,7 @@ def run_description(
         parts += ["### Diagnosis", "\n".join(_finding_line(finding) for finding in findings[:_FINDINGS])]
         if rest := findings[_FINDINGS : _FINDINGS + _MORE_IN_REPORT]:
             parts.append("Also: " + "; ".join(_one_line(finding.title) for finding in rest) + ".")
-    ranked = rank_trials(records, spec.first_objective)
+    ranked = rank_configurations(records, spec, [spec.first_objective])
     if ranked:
         parts += [
             f"### Best trials by {spec.first_objective.metric}",
@@ -87,11 +89,13 @@ def _urgency(record: TrialRecord) -> tuple[int, int]:
 
 def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
     head = f"**{state.capitalize()}**: {len(records)} trials ({format_counts(state_counts(records)) or 'none yet'})."
-    best = next(iter(rank_trials(records, spec.first_objective)), None)
+    best = next(iter(rank_configurations(records, spec, [spec.first_objective])), None)
     if best is None:
         return f"{head} No trial has completed{' yet' if state == 'running' else ''}."
-    chosen = format_params(best.params, spec.search.paths) or "the only configuration"
-    value = f"{spec.first_objective.metric} = **{format_value(best.value)}**"
+    chosen = format_params(best.params, compared_paths(spec)) or "the only configuration"
+    value = f"{spec.first_objective.metric} = **{format_value(best.value)}**" + (
+        f" ({best.seeds_text})" if best.seeds else ""
+    )
     return f"{head} **Best: [trial {best.number}](mlflow:{best.number})** `{chosen}` {value}"
 
 
@@ -101,8 +105,8 @@ def _links(spec: SweepSpec, records: Sequence[TrialRecord], findings: Sequence[D
     if report:
         links.append("[Report](mlflow:sweep/artifacts/report.html)")
     links.append(f"`orchestrate report {spec.name}`")
-    best = next(iter(rank_trials(records, *spec.objectives)), None)
-    if not is_rehearsal(spec) and (best is None or not reasons_not_to_use(findings, str(best.number))):
+    best = next(iter(rank_configurations(records, spec)), None)
+    if not is_rehearsal(spec) and (best is None or not reasons_not_to_use(findings, best.label)):
         links.append(f"`orchestrate best {spec.name} --export DIR`")
     return " · ".join(links)
 
@@ -113,15 +117,22 @@ def _finding_line(finding: DiagnosisFinding) -> str:
 
 
 def _table(spec: SweepSpec, records: Sequence[TrialRecord], last: str) -> str:
-    paths = spec.search.paths
+    paths = compared_paths(spec) if any(record.seeds for record in records) else spec.search.paths
     short = short_names(paths)
     head = ["trial", "state", *(short[p] for p in paths), last]
     rule = ["---:", "---", *("---:" for _ in paths), "---" if last == "reason" else "---:"]
     rows = [head]
     for record in records:
-        cells = [f"[{record.number}](mlflow:{record.number})", state_label(record)]
+        cells = [f"[{record.label}](mlflow:{record.number})", state_label(record)]
         cells += [format_value(record.params.get(path)) for path in paths]
-        rows.append([*cells, _one_line(record.reason) if last == "reason" else format_value(record.value)])
+        rows.append(
+            [
+                *cells,
+                _one_line(record.reason)
+                if last == "reason"
+                else format_value(record.value) + format_half_width(record.interval),
+            ]
+        )
     padded = [
         [first, *(f"&nbsp;{cell}" for cell in others)] for first, *others in rows
     ]  # MLflow's cells have no padding

@@ -286,7 +286,7 @@ def as_json(found: SweepComparison) -> dict[str, Any]:
     """Return the comparison as printed by `compare --json`."""
     rows: list[dict[str, Any]] = []
     for rank, c in enumerate(found.sweeps, 1):
-        usage = costs(c.frame.trials)
+        usage = costs(c.frame.all_trials)
         rows.append(
             {
                 "place": rank if c.trial else None,

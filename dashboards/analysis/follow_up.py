@@ -246,6 +246,8 @@ def _spec(frame: SweepFrame, name: str, base: TrialConfig, search: SearchSpace) 
         "budget": Budget(trials=None if grid else _TRIALS, concurrency=frame.spec.budget.concurrency).model_dump(),
         "storage": None,
     }
+    if SEED in search.paths:
+        tree["repeats"] = 1
     once = ("enqueue", "warm_start")  # belong to the first sweep only
     for part in ("base", "sft"):
         if tree[part] is not None and is_removed_distributed(tree[part]["training"]["distributed"]):

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from dashboards.analysis.held_out_pairs import DamagedPairs, HeldOutPairs, read_held_out
+from dashboards.analysis.seed_means import compared_paths, merge_frames
 from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialCurves, TrialFrame
 from dashboards.formatting import short_names
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, FAILURE_FILE, SweepFolder
@@ -48,13 +49,21 @@ def load_frame(study: Study, *, state: str, updates_of: UpdatesOf | None = None)
             "between them are estimated without pairing."
         )
     data = folder.path / DATA_FILE
+    configurations, paths = merge_frames(trials, spec), compared_paths(spec)
+    has_seeds = any(trial.record.seeds for trial in configurations)
+    if has_seeds:
+        notices.append(
+            "Trials that differ in training.seed only are one configuration: its values and curves are means over the "
+            "complete seeds, its answers those of its best seed."
+        )
     return SweepFrame(
         name=spec.name,
         description=spec.description,
         objective=spec.first_objective,
-        paths=spec.search.paths,
+        paths=paths,
         space=spec.search,
-        trials=trials,
+        trials=configurations,
+        seed_trials=trials if has_seeds else (),
         spec=spec,
         state=state,
         at=time.time(),
@@ -65,7 +74,7 @@ def load_frame(study: Study, *, state: str, updates_of: UpdatesOf | None = None)
         gpus=_gpus(folder, spec.resources.gpus_per_trial),
         notices=tuple(notices),
         further_objectives=spec.also,
-        short_names=short_names(spec.search.paths),
+        short_names=short_names(paths),
     )
 
 

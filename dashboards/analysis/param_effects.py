@@ -15,6 +15,7 @@ from dashboards.analysis.significance import Difference, paired_difference, tria
 from dashboards.analysis.small_samples import ROUNDING_TOLERANCE
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
+from orchestrator.study.repeats import mean_interval
 from orchestrator.study.trial_records import TrialState
 
 MAX_COMPARED = 8
@@ -305,26 +306,26 @@ SEED = "training.seed"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SeedGroup:
-    """Complete trials that differ only in the seed, with mean and standard deviation of their objective."""
+    """Complete trials that differ only in the seed; mean, standard deviation, 95% interval of their objective."""
 
     trials: tuple[TrialFrame, ...]
     paths: tuple[str, ...]
     mean: float
     spread: float
+    interval: tuple[float, float] | None
 
 
 def seed_groups(frame: SweepFrame) -> list[SeedGroup]:
-    """Return configurations with at least two seeds, best mean first; empty where the seed was not searched."""
-    if SEED not in frame.paths:
-        return []
-    paths = tuple(p for p in frame.paths if p != SEED)
-    found: dict[str, list[TrialFrame]] = {}
-    for trial in frame.comparable_trials:
-        found.setdefault(repr([trial.record.params.get(p) for p in paths]), []).append(trial)
-    groups = [_group(trials, paths) for trials in found.values() if len(trials) > 1]
+    """Return configurations with at least two complete seeds, best mean first; empty where no seed was repeated."""
+    by_number = {trial.number: trial for trial in frame.all_trials}
+    groups = [
+        _group([by_number[s.trial] for s in trial.record.seeds if s.state is TrialState.COMPLETE], frame.paths)
+        for trial in frame.comparable_trials
+        if frame.seed_trials and trial.record.complete_seeds > 1
+    ]
     return sorted(groups, key=lambda group: -frame.sign * group.mean)
 
 
 def _group(trials: list[TrialFrame], paths: tuple[str, ...]) -> SeedGroup:
     values = [trial.record.value for trial in trials if trial.record.value is not None]
-    return SeedGroup(tuple(trials), paths, statistics.fmean(values), statistics.stdev(values))
+    return SeedGroup(tuple(trials), paths, fmean(values), statistics.stdev(values), mean_interval(values))

@@ -137,10 +137,18 @@ def paired_difference(a: Column, b: Column, metric: str) -> Difference:
 
 
 def trial_values(frame: SweepFrame, trial: TrialFrame, metric: str | None = None) -> Column | None:
-    """Return the metric (default: the objective) on each held-out pair after training, [N]; None without pairs."""
+    """Return the metric (default: the objective) on each held-out pair after training, [N]; None without pairs.
+
+    Of a configuration trained with several seeds: the mean over them.
+    """
     if trial.pairs is None:
         return None
-    return metric_by_pair(metric or frame.objective.metric, trial.pairs, trial.config.loss)
+    same = [pairs for pairs in trial.seed_pairs if pairs.same_pairs(trial.pairs)]
+    if len(same) < len(trial.seed_pairs) or len(same) < trial.record.complete_seeds:
+        same = []  # some seeds lack these pairs: the best one stands for them
+    each = [metric_by_pair(metric or frame.objective.metric, p, trial.config.loss) for p in same or [trial.pairs]]
+    values = [column for column in each if column is not None]
+    return np.mean(values, axis=0) if values else None
 
 
 def _columns(frame: SweepFrame, ranked: Sequence[TrialFrame]) -> tuple[NDArray[np.float64], list[TrialFrame]] | None:

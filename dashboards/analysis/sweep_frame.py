@@ -89,6 +89,8 @@ class TrialFrame:
     """The end of the traceback of a trial that failed."""
     judgements: tuple[Judgement, ...] = ()
     """Judgements of its answers."""
+    seed_pairs: tuple[HeldOutPairs, ...] = ()
+    """Of a configuration trained with several seeds: the held-out pairs of each complete trial."""
 
     @property
     def record(self) -> TrialRecord:
@@ -169,15 +171,22 @@ class SweepFrame:
     further_objectives: tuple[Objective, ...] = ()
     """Objectives after the first, of a multi-objective sweep."""
     short_names: Mapping[str, str] = field(default_factory=dict[str, str])
+    seed_trials: tuple[TrialFrame, ...] = ()
+    """Each trial by itself, where `trials` are configurations trained with several seeds; else empty."""
+
+    @property
+    def all_trials(self) -> tuple[TrialFrame, ...]:
+        """Every trial by itself, for counts and costs."""
+        return self.seed_trials or self.trials
 
     @cached_property
     def ranked(self) -> list[TrialFrame]:
-        """Complete trials, best first."""
+        """Complete trials, best first; configurations with all their seeds before others."""
         by_number = {trial.number: trial for trial in self.trials}
-        return [
-            by_number[r.number]
-            for r in rank_trials([c.record for c in self.trials], self.objective, *self.further_objectives)
-        ]
+        ranked = rank_trials([c.record for c in self.trials], self.objective, *self.further_objectives)
+        if self.seed_trials:
+            ranked.sort(key=lambda record: max(0, self.spec.seeds_per_configuration - record.complete_seeds))
+        return [by_number[r.number] for r in ranked]
 
     @cached_property
     def comparable_trials(self) -> list[TrialFrame]:

@@ -103,7 +103,7 @@ def table_row(c: ComparedSweep, rank_number: int) -> tuple[str, ...]:
 
 def extra_columns(c: ComparedSweep) -> tuple[str, ...]:
     """Return the cells of the columns in EXTRA_HEAD, for wide terminals and the page."""
-    usage = costs(c.frame.trials)
+    usage = costs(c.frame.all_trials)
     trials = f"{len(c.frame.ranked)}/{len(c.frame.trials)}"
     if c.trial is None:
         return ("–", "–", "–", "–", trials, "–", format_hours(usage.seconds))

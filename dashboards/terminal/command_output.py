@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.formatting import table_width, wide_console
+from dashboards.formatting import format_half_width, table_width, wide_console
 from orchestrator.spec.estimates.disk_space import format_bytes
 from orchestrator.study.retried_trials import numbers_text
 
@@ -143,7 +143,7 @@ def print_status(status: Mapping[str, Any]) -> None:
     for text in (status.get("why"), *status.get("waiting", ()), _mirror(status.get("mirror"))):
         if text:
             console.print(text, markup=False)
-    trials: Sequence[Mapping[str, Any]] = status.get("trials", ())
+    trials: Sequence[Mapping[str, Any]] = status.get("configurations") or status.get("trials", ())
     if failed := status.get("never_trained"):
         text = f"{len(failed)} of {len(trials)} trials failed and were never trained to the end: {numbers_text(failed)}"
         console.print(f"{text}; orchestrate resume {status['name']} --retry-failed", markup=False)
@@ -159,14 +159,14 @@ def print_status(status: Mapping[str, Any]) -> None:
             str(trial["state"]),
             f"{trial.get('step', 0)}/{trial.get('steps') or '?'}",
             *(_short(params[path]) if path in params else "-" for path in paths),
-            *([_short(metrics.get(metric))] if metric else []),
+            *([_short(metrics.get(metric)) + _seeds_text(trial)] if metric else []),
             escape("; ".join(text for text in (trial.get("reason"), trial.get("origin")) if text)),
         )
     if not console.is_terminal or _needed_width(table, trials) <= console.width:
         console.print(table)
         return
     for trial in trials:  # on a narrow terminal one row per trial would cut values
-        value = f"  {metric}={_short(trial.get('metrics', {}).get(metric))}" if metric else ""
+        value = f"  {metric}={_short(trial.get('metrics', {}).get(metric))}{_seeds_text(trial)}" if metric else ""
         progress = f"{trial.get('step', 0)}/{trial.get('steps') or '?'}"
         head = f"trial {_trial_cell(trial, status)} {trial['state']} {progress}{value}"
         console.print(head, markup=False, style="bold")
@@ -185,8 +185,14 @@ def _mirror(found: Mapping[str, Any] | None) -> str:
 
 def _trial_cell(trial: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Return the trial number, with a star for the best trial or a trial of the Pareto front."""
-    number = trial["number"]
-    return f"★ {number}" if number in found.get("front", ()) else str(number)
+    label = trial.get("label") or str(trial["number"])
+    return f"★ {label}" if trial["number"] in found.get("front", ()) else label
+
+
+def _seeds_text(found: Mapping[str, Any]) -> str:
+    """Return the half width of the mean's interval and the number of seeds; "" for a single trial."""
+    count = found.get("complete_seeds")
+    return f"{format_half_width(found['interval'])} ({count} seed{'s' if count > 1 else ''})" if count else ""
 
 
 def _needed_width(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:
@@ -215,6 +221,15 @@ def print_best(found: Mapping[str, Any]) -> None:
             for member in value:
                 texts = ", ".join(map(_short, member["values"])) + "  " + _params(member["params"])
                 table.add_row(escape(f"front trial {member['number']}"), escape(texts))
+        elif key == "seeds":
+            for seed in value:
+                text = f"trial {seed['trial']} {seed['state']}" + (
+                    "" if seed["value"] is None else f" {_short(seed['value'])}"
+                )
+                table.add_row(escape(f"seed {seed['seed']}"), escape(text))
+        elif key == "interval":
+            if value is not None:
+                table.add_row("95% interval of the mean", " to ".join(map(_short, value)))
         elif isinstance(value, Mapping):
             for name, content in sorted(value.items()):
                 table.add_row(escape(f"{key} {name}"), escape(_short(content)))

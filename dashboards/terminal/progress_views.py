@@ -14,13 +14,14 @@ from rich.live import Live
 from rich.segment import SegmentLines
 from rich.text import Text
 
+from dashboards.analysis.seed_means import compared_paths, merge_curves
 from dashboards.analysis.sweep_frame import TrialCurves, state_counts
 from dashboards.formatting import format_duration, format_params, format_value, progress_bar
-from dashboards.terminal.trial_tables import trial_table
+from dashboards.terminal.trial_tables import best_record, trial_table
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
+from orchestrator.study.trial_records import TrialRecord, TrialState
 from trainer.metrics import COMPARISON_METRIC, MARGIN
 from trainer.results import StepMetrics
 
@@ -183,27 +184,33 @@ class LiveTableView:
         if self._stage:
             return Group(head, Text(self._stage, style="cyan"))
         max_rows = max(3, size.height - _ROWS_KEPT_FREE)
-        shown = most_relevant(list(progress.trials.values()), max_rows, progress.spec.first_objective)
+        rows = merge_curves(list(progress.trials.values()), progress.spec)
+        seeds = progress.spec.seeds_per_configuration
+        shown = most_relevant(rows, max_rows, progress.spec.first_objective, seeds)
         table = trial_table(
             shown,
-            progress.spec.search.paths,
+            compared_paths(progress.spec),
             progress.spec.first_objective,
             updates_of=progress.updates_of,
             width=size.width,
             most_reasons=max_rows - len(shown),
+            seeds=seeds,
         )
-        hidden = len(progress.trials) - len(shown)
+        hidden = len(rows) - len(shown)
         return Group(head, table, Text(f"… and {hidden} finished trials more", style="dim") if hidden else Text(""))
 
 
-def most_relevant(all_curves: list[TrialCurves], max_rows: int, objective: Objective) -> list[TrialCurves]:
+def most_relevant(
+    all_curves: list[TrialCurves], max_rows: int, objective: Objective, seeds: int = 1
+) -> list[TrialCurves]:
     """Return at most `max_rows` trials by number: the best, the running ones, then the newest finished ones."""
     if len(all_curves) > max_rows:
-        best = [record.number for record in rank_trials([v.record for v in all_curves], objective)[:1]]
+        first = best_record([v.record for v in all_curves], objective, seeds)
+        best = None if first is None else first.number
 
         def urgency(curves: TrialCurves) -> tuple[int, int]:
             finished = curves.record.state.is_final
-            return (0 if curves.record.number in best else 1 if not finished else 2, -curves.record.number)
+            return (0 if curves.record.number == best else 1 if not finished else 2, -curves.record.number)
 
         all_curves = sorted(all_curves, key=urgency)[:max_rows]
     return sorted(all_curves, key=lambda v: v.record.number)

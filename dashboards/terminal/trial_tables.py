@@ -10,13 +10,23 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dashboards.analysis.seed_means import compared_paths, merge_curves
 from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
-from dashboards.formatting import format_params, format_value, progress_bar, short_names, sparkline, table_width
+from dashboards.formatting import (
+    format_half_width,
+    format_params,
+    format_value,
+    progress_bar,
+    short_names,
+    sparkline,
+    table_width,
+)
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.trial_records import TrialRecord, TrialState, pareto_front, rank_trials
+from orchestrator.study.repeats import front_of_configurations, rank_configurations
+from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
 from trainer.metrics import COMPARISON_METRIC, MARGIN
 
 _STYLE = {
@@ -45,6 +55,7 @@ def trial_table(
     updates_of: UpdatesOf | None,
     width: int,
     most_reasons: int | None = None,
+    seeds: int = 1,
 ) -> RenderableType:
     """Return a table with one row per trial.
 
@@ -57,9 +68,11 @@ def trial_table(
         updates_of: total updates of a trial by its params; None where unknown.
         width: terminal width in characters.
         most_reasons: number of reasons below the table, the newest; None for all, wrapped.
+        seeds: trials of each configuration; one with fewer is not the best while another has all.
     """
+    best = best_record([v.record for v in all_curves], objective, seeds)
     reason = max((len(_remark(curves, False)) for curves in all_curves), default=0)
-    wide = _table(all_curves, paths, objective, updates_of, is_wide=True, sparkline_width=12)
+    wide = _table(all_curves, paths, objective, updates_of, best, is_wide=True, sparkline_width=12)
     if table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
         return wide
     candidates = (
@@ -68,6 +81,7 @@ def trial_table(
             paths,
             objective,
             updates_of,
+            best,
             is_wide=False,
             sparkline_width=sparkline_width,
             is_narrow=sparkline_width < 6,
@@ -76,9 +90,9 @@ def trial_table(
     )
     table = next((made for made in candidates if table_width(made).maximum <= width), None)
     if table is None:
-        table = _folded_table(all_curves, paths, objective, updates_of, progress=True)
+        table = _folded_table(all_curves, paths, objective, updates_of, best, progress=True)
         if table_width(table).minimum > width:
-            table = _folded_table(all_curves, paths, objective, updates_of, progress=False)
+            table = _folded_table(all_curves, paths, objective, updates_of, best, progress=False)
     reasons = [v.record for v in all_curves if v.record.reason]
     if most_reasons is not None:
         reasons = reasons[max(0, len(reasons) - most_reasons) :] if most_reasons > 0 else []
@@ -92,6 +106,7 @@ def _table(
     paths: Sequence[str],
     objective: Objective,
     updates_of: UpdatesOf | None,
+    best: TrialRecord | None,
     *,
     is_wide: bool,
     sparkline_width: int,
@@ -99,7 +114,6 @@ def _table(
 ) -> Table:
     """Return the table. `is_narrow`: wrapped column names and no padding; values are never cut."""
     short = short_names(paths)
-    best = next(iter(rank_trials([v.record for v in all_curves], objective)), None)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0) if is_narrow else (0, 1))
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -115,7 +129,7 @@ def _table(
         table.add_column("", overflow="fold")
     for curves in all_curves:
         first = best is not None and best is curves.record
-        row = [Text(f"★ {curves.record.number}" if first else str(curves.record.number)), state_text(curves)]
+        row = [Text(f"★ {curves.record.label}" if first else curves.record.label), state_text(curves)]
         row += [Text(format_value(curves.record.params.get(path))) for path in paths]
         total = None if updates_of is None else updates_of(curves.record.params)
         row += [_progress(curves, total, is_wide), _objective_cell(curves, objective, first)]
@@ -138,11 +152,11 @@ def _folded_table(
     paths: Sequence[str],
     objective: Objective,
     updates_of: UpdatesOf | None,
+    best: TrialRecord | None,
     *,
     progress: bool,
 ) -> Table:
     """Return a table with all settings in one wrapped column, for settings that need more than the width."""
-    best = next(iter(rank_trials([v.record for v in all_curves], objective)), None)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0))
     metric = _break_name(objective.metric.removeprefix("eval_"))
     for name in ("trial", "state", "configuration", *(["step"] if progress else []), metric):
@@ -151,13 +165,19 @@ def _folded_table(
         first = best is not None and best is curves.record
         total = None if updates_of is None else updates_of(curves.record.params)
         table.add_row(
-            Text(f"★ {curves.record.number}" if first else str(curves.record.number)),
+            Text(f"★ {curves.record.label}" if first else curves.record.label),
             state_text(curves),
             Text(format_params(curves.record.params, paths)),
             *([_progress(curves, total, is_wide=False)] if progress else []),
             _objective_cell(curves, objective, first),
         )
     return table
+
+
+def best_record(records: Sequence[TrialRecord], objective: Objective, seeds: int) -> TrialRecord | None:
+    """Return the best of these records; one with all `seeds` before one with fewer."""
+    ranked = rank_trials(records, objective)
+    return min(ranked, key=lambda record: max(0, seeds - record.complete_seeds), default=None)
 
 
 def _progress(curves: TrialCurves, planned_updates: int | None, is_wide: bool) -> Text:
@@ -173,12 +193,15 @@ def _progress(curves: TrialCurves, planned_updates: int | None, is_wide: bool) -
 
 def _objective_cell(curves: TrialCurves, objective: Objective, best: bool) -> Text:
     value = curves.record.value if curves.record.value is not None else curves.last(objective.metric)
-    return Text("" if value is None else format_value(value), style="bold green" if best else "")
+    text = "" if value is None else format_value(value) + format_half_width(curves.record.interval)
+    return Text(text, style="bold green" if best else "")
 
 
 def _remark(curves: TrialCurves, best: bool) -> str:
     if best:
-        return "best"
+        return "best, " + curves.record.seeds_text if curves.record.seeds else "best"
+    if curves.record.seeds and not curves.record.reason:
+        return curves.record.seeds_text
     if curves.record.reason:
         return curves.record.reason
     return f"attempt {curves.record.attempts}" if curves.record.attempts > 1 else ""
@@ -189,10 +212,12 @@ def print_final_summary(
 ) -> None:
     """Print the table of trials and the best configuration, or the Pareto front."""
     ordered = sorted(all_curves, key=lambda v: v.record.number)
+    paths, rows = compared_paths(spec), merge_curves(ordered, spec)
+    seeds = spec.seeds_per_configuration
     console.print(
-        trial_table(ordered, spec.search.paths, spec.first_objective, updates_of=updates_of, width=console.size.width)
+        trial_table(rows, paths, spec.first_objective, updates_of=updates_of, width=console.size.width, seeds=seeds)
     )
-    ranked = rank_trials([v.record for v in ordered], *spec.objectives)
+    ranked = rank_configurations([v.record for v in ordered], spec)
     if not ranked:
         over = bool(ordered) and all(v.record.state.is_final for v in ordered)
         console.print(
@@ -202,12 +227,15 @@ def print_final_summary(
         )
         return
     if len(spec.objectives) > 1:
-        _print_front(spec, pareto_front(ranked, spec.objectives), console)
+        _print_front(spec, front_of_configurations([v.record for v in ordered], spec), console)
         return
     best, metric = ranked[0], spec.first_objective.metric
     console.print(
-        Text("Best: ", style="bold").append(f"trial {best.number}", style="bold green")
-        + Text(f"  {format_params(best.params, spec.search.paths)}  {metric}={format_value(best.value)}")
+        Text("Best: ", style="bold").append(
+            f"{'trials' if len(best.seeds) > 1 else 'trial'} {best.label}", style="bold green"
+        )
+        + Text(f"  {format_params(best.params, paths)}  {metric}={format_value(best.value)}")
+        + Text(f" ({best.seeds_text})" if best.seeds else "")
     )
     start = next((v.values(metric)[0] for v in ordered if v.values(metric)), None)
     if start is not None and best.value is not None:
@@ -222,7 +250,7 @@ def _print_front(spec: SweepSpec, best: Sequence[TrialRecord], console: Console)
         values = "  ".join(f"{objective.metric}={format_value(value)}" for objective, value in objective_values)
         console.print(
             Text(f"  trial {record.number}", style="bold green")
-            + Text(f"  {format_params(record.params, spec.search.paths)}  {values}")
+            + Text(f"  {format_params(record.params, compared_paths(spec))}  {values}")
         )
 
 

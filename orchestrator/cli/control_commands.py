@@ -111,12 +111,13 @@ def clone(name: str, trial: int, sets: Sequence[str], why: str, from_checkpoint:
 @click.command()
 @_NAME
 @SET
-def enqueue(name: str, sets: Sequence[str]) -> None:
+@click.option("--again", is_flag=True, help="Train a trial with these settings once more, with another training.seed.")
+def enqueue(name: str, sets: Sequence[str], again: bool) -> None:
     """Enqueue a trial with these settings, the others as in base; runs next, in addition to budget.trials."""
     existing_sweep(runs_folder(), name)
     from orchestrator.commands.request_commands import enqueue_trial
 
-    _print(enqueue_trial(name, runs_folder(), sets))
+    _print(enqueue_trial(name, runs_folder(), sets, again=again))
 
 
 def _request(kind: str, name: str, trial: int | None, reason: str) -> None:

@@ -65,7 +65,8 @@ def reasons_not_to_export(name: str, root: Path, trial: int) -> list[str]:
     frame = load_sweep_frame(existing_sweep(root, name))
     if is_rehearsal(frame.spec):
         return ["it belongs to a rehearsal"]
-    return reasons_not_to_use(diagnose(frame), str(trial))
+    label = next((t.label for t in frame.trials if t.number == trial), str(trial))
+    return reasons_not_to_use(diagnose(frame), label)
 
 
 def suggest(name: str, root: Path, to: Path | None) -> str:

@@ -11,7 +11,7 @@ from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.data_stage import load_report
 from orchestrator.errors import ExitCode, NoTrialCompleted, OrchestrateError
 from orchestrator.folders import DATA_FILE, SweepFolder, existing_sweep
-from orchestrator.spec.search.trial_params import apply_params
+from orchestrator.spec.search.trial_params import SEED, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord
@@ -78,7 +78,7 @@ def export_best_model(
     from trainer.models.model_files import BASE_FOLDER, export_model
 
     disable_progress_bar()
-    config = apply_params(spec.base, record.params)
+    config = apply_params(spec.base, record.trained_params)
     check = _Check(folder, spec, config, model, trust_remote_code, log) if compare else None
     try:
         export_model(
@@ -178,7 +178,7 @@ def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merg
     """
     from trainer.data.data_report import DataReport
 
-    config = apply_params(spec.base, record.params)
+    config = apply_params(spec.base, record.trained_params)
     found = None if report is None else DataReport.model_validate_json(report)
     base = config.model.name_or_path or f"a generated {config.model.generated and config.model.generated.architecture}"
     kind = "LoRA adapters" if config.lora and not merged else "merged LoRA weights" if config.lora else "full weights"
@@ -194,6 +194,7 @@ def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merg
         f"{spec.first_objective.metric} ({spec.first_objective.direction}): {record.value:.6g} after "
         f"{record.step} updates.",
         *([f"Loaded with plain transformers and compared: {compared}."] if compared else []),
+        *_seed_lines(record),
         *_fork_lines(record),
         "## Data",
         *_data_lines(config.data),
@@ -205,6 +206,13 @@ def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merg
     lines += ["## Metrics", "| metric | last value |\n|---|---|\n" + "\n".join(metrics)]
     lines += ["## Configuration", "| setting | value |\n|---|---|\n" + "\n".join(fixed)]
     return "\n\n".join(lines) + "\n"
+
+
+def _seed_lines(record: TrialRecord) -> list[str]:
+    if not record.seeds:
+        return []
+    seed = record.trained_params[SEED]
+    return [f"Values are the {record.seeds_text}; these weights are the best seed's (training.seed {seed})."]
 
 
 def _fork_lines(record: TrialRecord) -> list[str]:

@@ -18,6 +18,13 @@ from typing import Any
 from uuid import uuid4
 
 from orchestrator import folders
+from orchestrator.commands.enqueue_checks import (
+    check_like_plan,
+    equal_trial,
+    options_of,
+    waits_already,
+    with_another_seed,
+)
 from orchestrator.driver.checkpoint_retention import fork_lock
 from orchestrator.errors import OrchestrateError, SpecError, SpecProblem
 from orchestrator.folders import SweepFolder, existing_sweep
@@ -31,7 +38,7 @@ from orchestrator.spec.search.manual_trials import (
     short_value,
 )
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, apply_params, list_as_text
+from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, SEED, apply_params, list_as_text
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.retried_trials import can_begin_again
@@ -229,12 +236,15 @@ def _check_length(study: StudyReader, parent: TrialRecord, config: TrialConfig, 
         )
 
 
-def enqueue_trial(name: str, root: Path, sets: Sequence[str]) -> list[str]:
+def enqueue_trial(name: str, root: Path, sets: Sequence[str], *, again: bool = False) -> list[str]:
     """Enqueue a trial with these settings, the others as in `base`; return notices about it.
+
+    It is checked as `plan` checks a file. `again`: a trial with these settings is trained once more, with another seed.
 
     Raises:
         SpecError: with all invalid settings.
-        RequestRefused: no setting is given.
+        DataError: there are fewer pairs than one update takes.
+        RequestRefused: no setting is given, or a trial has these settings already.
     """
     folder = existing_sweep(root, name)
     with open_study(folder) as study:
@@ -242,13 +252,38 @@ def enqueue_trial(name: str, root: Path, sets: Sequence[str]) -> list[str]:
         _check(study.spec, sets, params)
         if not params:
             raise RequestRefused("name the settings of the trial: --set loss.beta=3 --set loss.gamma=1")
-        study.enqueue(params, f"enqueued by {current_user()}", kind="enqueued")
+        params, warnings = check_like_plan(study.spec, root, params, options_of(sets))
+        equal = equal_trial(study, params)
+        if again:
+            if equal is None:
+                raise RequestRefused(f"no trial of {name} has these settings: enqueue it without --again")
+            params = with_another_seed(study, equal)
+        else:
+            _refuse_repetition(study, params, equal)
+        origin = f"enqueued by {current_user()}" if equal is None or not again else _again_text(equal.number)
+        study.enqueue(params, origin, kind="enqueued")
         notices = [f"enqueued a trial with {_format_params(params)}: it runs next, in addition to budget.trials"]
+        if again and study.terms.distinct:  # the sampler learns from the mean of the seeds
+            params = {path: value for path, value in params.items() if path != SEED}
         return [
             *notices,
+            *warnings,
             *_out_of_space_notice(study.spec, params),
             *when_applied(name, folders.lock_holder(folder) is not None),
         ]
+
+
+def _again_text(number: int) -> str:
+    return f"trial {number} again with another seed, enqueued by {current_user()}"
+
+
+def _refuse_repetition(study: StudyReader, params: Mapping[str, Any], equal: TrialRecord | None) -> None:
+    """Raise RequestRefused if the trial would repeat one that was issued or waits, with the same seed."""
+    if equal is None and not waits_already(study, params):
+        return
+    what = "a waiting trial" if equal is None else f"trial {equal.number} ({equal.state})"
+    hint = "it is trained once" if equal is None else "`orchestrate enqueue` with --again trains it with another seed"
+    raise RequestRefused(f"{what} of {study.folder.name} has these settings and this seed already; {hint}")
 
 
 def enqueue_clone(
@@ -269,10 +304,13 @@ def enqueue_clone(
         changed = _parse_sets(sets)
         params = _clone_params(parent.params, changed)
         _check(study.spec, sets, params)
+        params, warnings = check_like_plan(study.spec, root, params, options_of(sets))
         before, after = apply_params(base, parent.params), apply_params(base, params)
         repeats_failed = parent.state is TrialState.FAILED and not from_checkpoint
         if before.canonical_params() == after.canonical_params() and not repeats_failed:
             raise RequestRefused(f"a clone of trial {trial} without changes repeats it; change a setting with --set")
+        if not from_checkpoint:
+            _refuse_repetition(study, params, equal_trial(study, params))
         from_checkpoint_text = ""
         fork = None
         with ExitStack() as stack:
@@ -289,7 +327,7 @@ def enqueue_clone(
             notices.append("the sampler ignores its result, which depends on two configurations")
         else:
             notices += _out_of_space_notice(study.spec, params)
-        return [*notices, *when_applied(name, folders.lock_holder(folder) is not None)]
+        return [*notices, *warnings, *when_applied(name, folders.lock_holder(folder) is not None)]
 
 
 def _clone_params(parent: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:

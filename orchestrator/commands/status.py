@@ -23,6 +23,7 @@ from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
+from orchestrator.study.repeats import merge_records
 from orchestrator.study.retried_trials import never_trained
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import spec_differences
@@ -107,6 +108,30 @@ def _status_object(
         "elapsed": round(seconds, 1),
         "run_id": run_ids.get("sweep"),
         "trials": [_trial(t, run_ids, updates_of) for t in trials],
+    } | _configurations(spec, trials, run_ids, updates_of)
+
+
+def _configurations(
+    spec: SweepSpec, trials: list[TrialRecord], run_ids: dict[str, str], updates_of: UpdatesOf | None
+) -> dict[str, Any]:
+    """Return `configurations`, one entry for all seeds of each; nothing where no trial repeats another."""
+    merged = merge_records(trials, spec)
+    if not any(record.seeds for record in merged):
+        return {}
+    return {"configurations": [_trial(record, run_ids, updates_of) | _seeds(record) for record in merged]}
+
+
+def _seeds(record: TrialRecord) -> dict[str, Any]:
+    """Return the mean's interval and number of seeds, and each trial's seed; nothing for a single trial."""
+    if not record.seeds:
+        return {}
+    return {
+        "label": record.label,
+        "interval": None if record.interval is None else list(record.interval),
+        "complete_seeds": record.complete_seeds,
+        "seeds": [
+            {"trial": s.trial, "seed": s.seed, "state": s.state.value, "value": _json(s.value)} for s in record.seeds
+        ],
     }
 
 
@@ -158,6 +183,7 @@ def best(name: str, root: Path) -> dict[str, Any]:
     return {
         "number": record.number,
         "value": record.value,
+        **_seeds(record),
         "goal": {"metric": objective.metric, "direction": objective.direction},
         "front": [
             {"number": r.number, "values": list(r.values or ()), "params": dict(r.params)}

@@ -15,7 +15,8 @@ from orchestrator.execution.workers.mirror_upload import UPLOADING
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
-from orchestrator.study.trial_records import TrialRecord, rank_trials
+from orchestrator.study.repeats import group_by_configuration, is_decided, merge_record, rank_configurations
+from orchestrator.study.trial_records import TrialRecord
 from trainer.storage import checkpoint_manifest
 from trainer.storage.failpoints import failpoint
 from trainer.storage.file_lock import FileLock
@@ -33,29 +34,30 @@ class CheckpointRetention:
     ) -> None:
         """`on_removed`: called with each ended trial whose checkpoints were removed, and whether its weights were."""
         self._folder, self._spec, self._on_removed = folder, spec, on_removed
-        self._best = self._ranked(records)
+        self._records = {record.number: record for record in records}
+        self._kept = self._to_keep()
         for record in records:
             if record.state.is_final:
-                self._clear(record, model=record not in self._best)
+                self._clear(record, model=record.number not in self._kept)
 
     def on_trial_end(self, record: TrialRecord) -> None:
         """Remove an ended trial's checkpoints, and the final weights of trials no longer among the best."""
-        before = [best for best in self._best if best.number != record.number]
-        self._best = self._ranked([*before, record])
-        for other in (*before, record):
-            if other not in self._best:
-                self._clear(other, model=True)
-                self._notify(other, model=True)
+        before = self._kept - {record.number}
+        self._records[record.number] = record
+        self._kept = self._to_keep()
+        for number in sorted((before | {record.number}) - self._kept):
+            self._clear(self._records[number], model=True)
+            self._notify(self._records[number], model=True)
         self._clear(record, model=False)
-        if record in self._best:
+        if record.number in self._kept:
             self._notify(record, model=False)
 
     def _notify(self, record: TrialRecord, *, model: bool) -> None:
         if self._on_removed is not None:
             self._on_removed(record, model)
 
-    def _ranked(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-        return models_to_keep(self._spec, records)
+    def _to_keep(self) -> set[int]:
+        return {record.number for record in models_to_keep(self._spec, list(self._records.values()))}
 
     def _clear(self, record: TrialRecord, *, model: bool) -> None:
         for attempt in self._folder.trial(record.number).glob("[0-9]*"):
@@ -68,8 +70,18 @@ class CheckpointRetention:
 
 
 def models_to_keep(spec: SweepSpec, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the trials whose final weights are kept, best first."""
-    return rank_trials(records, *spec.objectives)[: spec.models_kept]
+    """Return the trials whose final weights are kept: of the best configurations, best first, the best seed each.
+
+    A configuration that waits for more seeds keeps its best so far: its mean may become the best.
+    """
+    ranked = rank_configurations(records, spec)
+    waiting = {
+        record.number
+        for group in group_by_configuration(records, spec.search)
+        if spec.seeds_per_configuration > 1 and not is_decided(group, spec)
+        for record in (merge_record(group, spec),)
+    }
+    return [record for k, record in enumerate(ranked) if k < spec.models_kept or record.number in waiting]
 
 
 def model_folder(folder: SweepFolder, record: TrialRecord) -> Path | None:

@@ -15,7 +15,7 @@ from orchestrator.judge.answer_pairs import AnswerPair
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.study.reader import StudyReader
-from orchestrator.study.trial_records import rank_trials
+from orchestrator.study.repeats import rank_configurations
 from trainer.config.position_limits import known_positions, refuse_long_answers
 from trainer.config.trial import TrialConfig
 from trainer.storage.atomic_files import digest_of
@@ -114,7 +114,7 @@ def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_cod
     from trainer.models.model_files import model_fingerprint, resolve_model_path
 
     folder, spec = study.folder, study.spec
-    ranked = rank_trials(study.trials(), *spec.objectives)[: config.top]
+    ranked = rank_configurations(study.trials(), spec)[: config.top]
     report = load_report(folder)
     if not ranked or report is None:
         raise NoTrialCompleted(f"no trial of {spec.name} has completed yet: there is nothing to judge")

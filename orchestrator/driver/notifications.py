@@ -231,6 +231,7 @@ class NotifyingView:
                 "no trial completed"
                 if best is None
                 else f"best is trial {best.number} with {self._spec.first_objective.metric} = {best.value:.4g}"
+                + (f" ({best.seeds_text})" if best.seeds else "")
             )
             self._send("finished", "; ".join(parts), None if best is None else best.number)
         self._delivery.close(_LAST_SECONDS)

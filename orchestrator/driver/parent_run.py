@@ -91,6 +91,8 @@ def end_parent_run(study: Study, sink: TrackingSink, state: str, status: str, re
     tags = {"state": state, "reason": reason, "failed.trials": numbers_text(failed) or "none"}
     if best is not None:
         tags |= {"best.trial": str(best.number), "best.value": f"{best.value}"}
+        tags |= {"best.seeds": str(best.complete_seeds)} if best.seeds else {}
+        tags |= {"best.interval": f"{best.interval[0]} to {best.interval[1]}"} if best.interval is not None else {}
         tags |= {f"best.{path}": str(value) for path, value in best.params.items()}
     sink.end_run(SWEEP_RUN, status=status, tags=tags, at=time.time())
 

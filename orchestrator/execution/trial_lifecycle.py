@@ -17,6 +17,8 @@ from orchestrator.execution.messages import AttemptTask
 from orchestrator.folders import FAILURE_FILE
 from orchestrator.interfaces import ProgressView, TrackingSink
 from orchestrator.mirror import trial_mirror
+from orchestrator.spec.search.trial_params import SEED
+from orchestrator.study.repeats import group_by_configuration
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialRecord, TrialState
 from orchestrator.tracking.run_metadata import FIRST_ATTEMPT, end_tags, start_tags
@@ -84,6 +86,7 @@ class AttemptLauncher:
         tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt), **start_tags(trial.number)}
         tags |= {"origin": record.origin} if record.origin else {}
         tags |= {"clone.of": str(record.parent)} if record.parent is not None else {}
+        tags |= self._repeat_tags(record)
         tags |= {"clone.from_update": str(record.fork.step)} if record.fork is not None else {}
         tags |= {FIRST_ATTEMPT: str(trial.first_attempt)} if trial.first_attempt > 1 else {}
         tags |= {f"failed.attempt_{failed.attempt}": failed.reason for failed in record.failed_attempts}
@@ -94,6 +97,17 @@ class AttemptLauncher:
         )
         self._view.update_trial(record)
         return ActiveAttempt(trial, task, trial_retries.kernel_oom_kills())
+
+    def _repeat_tags(self, record: TrialRecord) -> dict[str, str]:
+        """Return the tags `group` (number of the configuration's first trial) and `repeat` (from 0), if seeds vary."""
+        spec = self._study.spec
+        if spec.repeats == 1 and SEED not in record.params:
+            return {}
+        groups = group_by_configuration(self._study.trials(), spec.search)
+        numbers = next(found for g in groups if record.number in (found := [member.number for member in g]))
+        if len(numbers) == 1 and spec.repeats == 1 and spec.search.choices(SEED) is None:
+            return {}
+        return {"group": str(numbers[0]), "repeat": str(numbers.index(record.number))}
 
 
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}

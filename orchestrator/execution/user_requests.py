@@ -230,7 +230,9 @@ class StopConditions:
 
     def on_trial_end(self, record: TrialRecord) -> None:
         """Check an ended trial against the budget's target."""
-        self._target = self._target or _target_reached(self._study.spec, record)
+        if self._study.spec.budget.target is not None and not self._target:
+            spec = self._study.spec
+            self._target = _target_reached(spec, record if spec.repeats == 1 else self._study.best())
 
     def budget_reason(self) -> StopReason | None:
         """Return the stop reason where the time limit or the target is reached, with the setting that extends it."""
@@ -247,6 +249,8 @@ class StopConditions:
 def _target_reached(spec: SweepSpec, record: TrialRecord | None) -> str:
     objective, target = spec.first_objective, spec.budget.target
     if record is None or not target_reached(spec.budget, objective, record.value):
+        return ""
+    if record.complete_seeds < spec.repeats:
         return ""
     return f"trial {record.number} has {objective.metric} {record.value:g}, the target is {target:g}"
 

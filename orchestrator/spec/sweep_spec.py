@@ -20,6 +20,7 @@ from orchestrator.spec.pruners import NoPruner, Pruner
 from orchestrator.spec.samplers import GridSampler, Order, Reproducible, Sampler
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
+from orchestrator.spec.search.trial_params import SEED
 from trainer.config.base import FrozenModel, NonEmptyStr, NonNegativeFloat, PositiveFloat, PositiveInt
 from trainer.config.trial import STORED, DataConfig, TrainingConfig, TrialConfig
 
@@ -83,6 +84,7 @@ SECTION_ORDER = (
     "search",
     "enqueue",
     "sampler",
+    "repeats",
     "warm_start",
     "order",
     "maximize",
@@ -105,7 +107,9 @@ SECTION_ORDER = (
 class Budget(FrozenModel):
     """Limits on the whole sweep, all its drivers together."""
 
-    trials: PositiveInt | None = Field(default=None, description="Total trials. By default all points of the grid.")
+    trials: PositiveInt | None = Field(
+        default=None, description="Total trials, each repeat counted. By default all points."
+    )
     hours: PositiveFloat | None = Field(
         default=None, description="Wall-clock hours of the sweep's drivers, summed over them."
     )
@@ -198,6 +202,11 @@ class SweepSpec(FrozenModel):
     search: SearchSpace = SearchSpace()
     sampler: Sampler = GridSampler()
     enqueue: tuple[dict[str, Scalar], ...] = ()
+    repeats: Annotated[int, Field(ge=1)] = Field(
+        default=1,
+        description="Trainings of each configuration, each with another training.seed; samplers and ranking use the "
+        "mean. budget.trials counts trainings.",
+    )
     warm_start: NonEmptyStr | None = None
     order: Order = Reproducible()
     goal: Objective
@@ -230,6 +239,14 @@ class SweepSpec(FrozenModel):
     def models_kept(self) -> int:
         """How many of the best trials' weights stay on disk: the larger of `keep_models` and `judge.top`."""
         return self.keep_models if self.judge is None else max(self.keep_models, self.judge.top)
+
+    @property
+    def seeds_per_configuration(self) -> int:
+        """How many trials a configuration has at the end: `repeats`, or the seeds of a grid that lists them."""
+        listed = self.search.choices(SEED)
+        if listed is None or not isinstance(self.sampler, GridSampler):
+            return self.repeats
+        return len(set(listed))
 
     @property
     def first_objective(self) -> Objective:

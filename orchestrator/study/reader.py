@@ -19,6 +19,7 @@ from orchestrator.study.database.optuna_trials import MICRO_BATCH, OptunaTrials
 from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.database.study_database import StudyDatabase, study_exists, study_url
 from orchestrator.study.database.tables import OLDEST_SCHEMA, SCHEMA
+from orchestrator.study.repeats import front_of_configurations, rank_configurations
 from orchestrator.study.sweep_terms import TERMS_KEY, SweepTerms, Usage
 from orchestrator.study.trial_records import (
     DRIVER_EVENT,
@@ -30,8 +31,6 @@ from orchestrator.study.trial_records import (
     Request,
     SpecVersion,
     TrialRecord,
-    pareto_front,
-    rank_trials,
 )
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.results import StepMetrics
@@ -67,7 +66,7 @@ class StudyReader:
         self._study_id = row.study_id
         self._optuna_trials = OptunaTrials(database.storage, row.study_id)
         database.on_rollback = self._optuna_trials.invalidate
-        self.terms = SweepTerms.from_json(attrs[TERMS_KEY]) if TERMS_KEY in attrs else SweepTerms()
+        self.terms = SweepTerms.from_json(attrs[TERMS_KEY]) if TERMS_KEY in attrs else SweepTerms(distinct=False)
         self.spec = SweepSpec.from_stored(versions[-1].text)
 
     # --- opening -------------------------------------------------------------------------------------------------
@@ -122,12 +121,12 @@ class StudyReader:
             return self._repository.metric_history(connection, number)
 
     def best(self) -> TrialRecord | None:
-        """Return the complete trial with the best objective; with several objectives, the first of the Pareto front."""
-        return next(iter(rank_trials(self.trials(), *self.spec.objectives)), None)
+        """Return the configuration with the best objective; with several objectives, the first of the Pareto front."""
+        return next(iter(rank_configurations(self.trials(), self.spec)), None)
 
     def pareto_front(self) -> list[TrialRecord]:
-        """Return the complete trials on the Pareto front; with one objective, the best."""
-        return pareto_front(self.trials(), self.spec.objectives)
+        """Return the configurations on the Pareto front; with one objective, the best."""
+        return front_of_configurations(self.trials(), self.spec)
 
     def events(self, after: int = 0) -> list[Event]:
         """Return the events after event number `after`, in order."""

@@ -18,15 +18,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import retried_trials, sweep_terms, trial_records
 from orchestrator.study.database import driver_lease, optuna_trials
 from orchestrator.study.database.driver_lease import DriverLease, Heartbeat
-from orchestrator.study.database.optuna_trials import (
-    MICRO_BATCH,
-    OUTCOME,
-    PAUSE_REASON,
-    REQUESTED_OUTCOME,
-    STARTED,
-    TO_OPTUNA,
-    VALUES,
-)
+from orchestrator.study.database.optuna_trials import MICRO_BATCH, OUTCOME, PAUSE_REASON, REQUESTED_OUTCOME, TO_OPTUNA
 from orchestrator.study.database.study_database import StudyDatabase, create_study
 from orchestrator.study.pruning.divergence_guard import DivergenceGuard, as_number
 from orchestrator.study.pruning.pruner import TrialPruner, pruning_objective
@@ -369,11 +361,11 @@ class Study(StudyReader):
         _, last_metrics = self._repository.progress_of(connection, frozen.number)
         final, values = resolve_outcome(outcome, last_metrics, self.spec.objectives)
         order = self._repository.add_event(connection, final.state.lower(), final.reason, frozen.number)
-        finished = max(time.time(), frozen.user_attrs[STARTED])
+        finished = max(time.time(), frozen.user_attrs[optuna_trials.STARTED])
         self._set(trial_id, REQUESTED_OUTCOME, outcome_to_json(outcome))
         self._set(trial_id, OUTCOME, outcome_to_json(final) | {"order": order, "finished_at": finished})
         if values is not None:
-            self._set(trial_id, VALUES, [str(value) for value in values])  # JSON has no infinity
+            self._set(trial_id, optuna_trials.VALUES, [str(value) for value in values])  # JSON has no infinity
         self._optuna_trials.finish(trial_id, TO_OPTUNA[final.state], values)
         return self._record(connection, self._optuna_trials.trial(trial_id))
 

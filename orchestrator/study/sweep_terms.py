@@ -34,12 +34,14 @@ class SweepTerms:
     """Terms of one sweep.
 
     `lag`: trial n sees the results of trials up to n - lag, None in `order: asap`; `train_pairs`: None if unknown;
-    `warm_start_trials`: trials of the sweep named by `warm_start`.
+    `warm_start_trials`: trials of the sweep named by `warm_start`; `distinct`: see `SamplingPolicy`, false for sweeps
+    of earlier versions, which continue as they began.
     """
 
     lag: int | None = LAG_PER_SLOT
     train_pairs: int | None = None
     warm_start_trials: tuple[TrialSnapshot, ...] = ()
+    distinct: bool = True
 
     @classmethod
     def create(
@@ -75,7 +77,7 @@ class SweepTerms:
             }
             for trial in self.warm_start_trials
         ]
-        return {"lag": self.lag, "train_pairs": self.train_pairs, "earlier": stored_trials}
+        return {"lag": self.lag, "train_pairs": self.train_pairs, "earlier": stored_trials, "distinct": self.distinct}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
@@ -91,7 +93,7 @@ class SweepTerms:
             )
             for trial in stored["earlier"]
         ]
-        return cls(stored["lag"], stored["train_pairs"], tuple(trials))
+        return cls(stored["lag"], stored["train_pairs"], tuple(trials), stored.get("distinct", False))
 
 
 AMENDABLE = ("budget", "resources", "tracking", "notify", "judge", "keep_models", "description", "mirror")

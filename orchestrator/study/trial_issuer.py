@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from orchestrator.errors import first_line
 from orchestrator.spec.search.manual_trials import manual_params, out_of_space
-from orchestrator.spec.search.trial_params import apply_params
+from orchestrator.spec.search.trial_params import SEED, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database import optuna_trials
 from orchestrator.study.database.enqueued_trials import EnqueuedTrial, TrialQueue
@@ -30,10 +30,11 @@ from orchestrator.study.database.optuna_trials import (
 )
 from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.pruning.pruner import TrialPruner
+from orchestrator.study.repeats import NextRepeat, configuration_key, merge_snapshots, next_repeat
 from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPolicy
 from orchestrator.study.sweep_terms import SweepTerms, Usage, budget_exceeded, target_reached
-from orchestrator.study.trial_records import DUPLICATE_EVENT, ISSUED, SKIPPED_EVENT, Trial, TrialState
-from orchestrator.study.trial_snapshots import TrialSnapshot, visible_trials
+from orchestrator.study.trial_records import DUPLICATE_EVENT, ISSUED, REPEAT_EVENT, SKIPPED_EVENT, Trial, TrialState
+from orchestrator.study.trial_snapshots import TrialSnapshot, first_unfinished, visible_trials
 from trainer.config.trial import TrialConfig, config_fingerprint
 from trainer.training.schedule import total_updates
 
@@ -54,7 +55,7 @@ class TrialIssuer:
     ) -> None:
         self._trials, self._repository, self._queue = optuna_trials, repository, queue
         self._spec, self._terms = spec, terms
-        self._policy = SamplingPolicy(spec, terms.lag, terms.warm_start_trials)
+        self._policy = SamplingPolicy(spec, terms.lag, terms.warm_start_trials, distinct=terms.distinct)
         self.draw_error: Exception | None = None
         """Why no new trial can be drawn: the first error, raised after the last trial that can run without a draw."""
 
@@ -67,21 +68,27 @@ class TrialIssuer:
     def search_exhausted_reason(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> str:
         """Return why the search is exhausted, apart from limits on time; "" if it is not."""
         waiting = self._queue.waiting(connection)
-        if any(enqueued.by_hand for enqueued in waiting):
+        if any(enqueued.by_hand for enqueued in waiting) or self._next_repeat(trials, by_hand=True) is not None:
             return ""
         issued, most = sum(not trial.is_beyond_budget for trial in trials), self._spec.budget.trials
         if most is not None and issued >= most:
             return f"{issued} of {most} trials issued"
-        if self.draw_error is not None and not waiting:
+        if waiting or self._next_repeat(trials) is not None:
+            return ""
+        if self.draw_error is not None:
             return f"no trial can be drawn: {first_line(self.draw_error)}"
-        return "" if waiting else self._policy.exhausted_reason(trials)
+        return self._policy.exhausted_reason(trials)
+
+    def _next_repeat(self, trials: Sequence[TrialSnapshot], *, by_hand: bool = False) -> NextRepeat | None:
+        visible = visible_trials(trials, len(trials), self._terms.lag)
+        return next_repeat(trials, visible, self._spec, by_hand=by_hand)
 
     def _budget_reason(self, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
         """Return the exceeded limit on time, or the trial that reached `budget.target`; "" if neither."""
         budget, objective = self._spec.budget, self._spec.first_objective
         if budget.has_time_limit and (over := budget_exceeded(budget, usage())):
             return over
-        for trial in trials if budget.target is not None else ():
+        for trial in merge_snapshots(trials, self._spec) if budget.target is not None else ():
             value = trial.values[0] if trial.values and trial.state is TrialState.COMPLETE else None
             if target_reached(budget, objective, value):
                 return f"trial {trial.number} reached the target {budget.target:g}: {objective.metric} is {value:g}"
@@ -89,12 +96,26 @@ class TrialIssuer:
 
     def blocking_trial(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> int | None:
         """Return the number of a trial that must end before the next one is issued; None if there is none."""
-        return self._policy.blocking_trial(trials, enqueued=bool(self._queue.waiting(connection)))
+        waiting, repeat = self._queue.waiting(connection), self._next_repeat(trials)
+        if repeat is not None and self._terms.lag is not None and not (waiting and waiting[0].by_hand):
+            # Whether it is issued depends on the results of its configuration that trial `len(trials)` may know.
+            open_ = first_unfinished(repeat.group, len(trials) - self._terms.lag)
+            if open_ is not None:
+                return open_
+        return self._policy.blocking_trial(trials, enqueued=bool(waiting) or repeat is not None)
 
     def next(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> IssuedTrial | None:
-        """Issue the trial after these: an enqueued one if any waits, else a sampled one; None if exhausted."""
+        """Issue the trial after these: enqueued by hand, a repeat, enqueued by the file or sampled; None if exhausted.
+
+        Once the budget's trials are issued, only trials enqueued by hand and their repeats follow.
+        """
         number = len(trials)
         waiting = self._queue.waiting(connection)
+        if waiting and waiting[0].by_hand:
+            return self._issue_enqueued(connection, waiting[0], number)
+        by_hand = self._next_repeat(trials, by_hand=True)
+        if (repeat := by_hand or self._next_repeat(trials)) is not None:
+            return self._issue_repeat(connection, repeat, number)
         if waiting:
             return self._issue_enqueued(connection, waiting[0], number)
         try:
@@ -146,6 +167,25 @@ class TrialIssuer:
             or stored[path] == self._policy.distributions[path]
         }
 
+    def _issue_repeat(self, connection: Connection, repeat: NextRepeat, number: int) -> IssuedTrial:
+        """Issue a configuration again with another seed; of an enqueued trial, as an enqueued one."""
+        first, place = self._trials.trials()[repeat.group[0].number], len(repeat.group)
+        seed = {SEED: repeat.seed}
+        params = {**optuna_trials.trial_params(first, self._spec.search.paths), **seed}
+        given = first.user_attrs.get(ENQUEUED)
+        leaves = params if given is None else {**given["leaves"], **seed}
+        config = apply_params(self._spec.base, leaves)
+        attrs: dict[str, Any] = {PARAMS: params}
+        if given is not None:
+            origin = f"{given['origin']}; repeat {place} of trial {first.number}"
+            attrs = {ENQUEUED: {**given, "leaves": leaves, "params": params, "origin": origin}}
+        inside = self._optuna_params(first.params, {*out_of_space(self._spec.search, dict(first.params)), SEED})
+        sampled = SampledTrial(params, config, config_fingerprint(config))
+        issued = self._create(connection, number, sampled, inside, attrs)
+        text = f"repeat {place} of trial {first.number}: training.seed {repeat.seed}"
+        self._repository.add_event(connection, REPEAT_EVENT, text, number)
+        return issued
+
     def _create(
         self,
         connection: Connection,
@@ -183,6 +223,9 @@ class TrialIssuer:
         """Return the pruner of trial `number` with the trials that are visible to it."""
         updates = next(trial.updates for trial in trials if trial.number == number)
         snapshots = visible_trials(trials, number, self._terms.lag)
+        if self._spec.repeats > 1:  # compared with other configurations, never with another seed of its own
+            key = configuration_key(next(trial.params for trial in trials if trial.number == number))
+            snapshots = [trial for trial in snapshots if configuration_key(trial.params) != key]
         return TrialPruner.create(
             self._spec, number, updates, snapshots, lambda other: self._repository.pair_margins(connection, other)
         )

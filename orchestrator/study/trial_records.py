@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from orchestrator.spec.objectives import Objective
+from orchestrator.spec.search.trial_params import SEED
 from trainer.config.trial import TrialConfig
 
 
@@ -104,8 +105,22 @@ class WaitForTrial:
 
 
 @dataclass(frozen=True, slots=True)
+class SeedResult:
+    """One of the trials of a configuration that is trained with several seeds."""
+
+    trial: int
+    seed: int
+    state: TrialState
+    value: float | None
+    """The first objective's value; None until complete."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrialRecord:
-    """The study's record of one trial. `metrics`: the last value of each metric; `step`: the last update reported."""
+    """The study's record of one trial, or of a configuration (`seeds`), whose values are means over its trials.
+
+    `metrics`: the last value of each metric; `step`: the last update reported.
+    """
 
     number: int
     state: TrialState
@@ -132,11 +147,48 @@ class TrialRecord:
     """The parent's checkpoint that it continues from; None: it started from the initial model."""
     failed_attempts: tuple[FailedAttempt, ...] = ()
     """Failures after which the trial was retried, oldest first."""
+    seeds: tuple[SeedResult, ...] = ()
+    """Of a configuration: each of its trials, by number; empty for a trial."""
+    interval: tuple[float, float] | None = None
+    """Of a configuration: 95% t interval of `value` over its seeds; None with fewer than two complete ones."""
 
     @property
     def first_attempt(self) -> int:
         """The first attempt since the trial was last retried after a failure."""
         return self.failed_attempts[-1].attempt + 1 if self.failed_attempts else 1
+
+    @property
+    def complete_seeds(self) -> int:
+        """How many trials `value` is the mean of."""
+        if not self.seeds:
+            return int(self.state is TrialState.COMPLETE)
+        return sum(seed.state is TrialState.COMPLETE for seed in self.seeds)
+
+    @property
+    def seeds_text(self) -> str:
+        """What `value` is, such as "mean of 3 seeds, 95% interval 0.71 to 0.75"; "" for a trial."""
+        if not self.seeds or not self.complete_seeds:
+            return ""
+        count = self.complete_seeds
+        of = f" of {len(self.seeds)}" if count < len(self.seeds) else ""
+        text = f"mean of {count}{of} seeds" if len(self.seeds) > 1 else "one seed"
+        if self.interval is None:
+            return text
+        return f"{text}, 95% interval {self.interval[0]:.4g} to {self.interval[1]:.4g}"
+
+    @property
+    def trained_params(self) -> Mapping[str, Any]:
+        """The params of trial `number`: of a configuration, with that trial's seed."""
+        seed = next((seed.seed for seed in self.seeds if seed.trial == self.number), None)
+        return self.params if seed is None else {**self.params, SEED: seed}
+
+    @property
+    def label(self) -> str:
+        """The trial's number; of a configuration the numbers of its trials, such as "3-5"."""
+        numbers = [seed.trial for seed in self.seeds] or [self.number]
+        if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+            return f"{numbers[0]}-{numbers[-1]}"
+        return ",".join(map(str, numbers))
 
 
 class RequestKind(StrEnum):
@@ -161,6 +213,8 @@ LAPSED_EVENT = "lapsed"
 """A request to the previous driver expired: no driver acts on it."""
 SKIPPED_EVENT = "left out"
 """An invalid combination that the sampler skipped."""
+REPEAT_EVENT = "repeat"
+"""A configuration was issued again with another seed."""
 DUPLICATE_EVENT = "twin"
 """A sampled configuration that equals an earlier trial's."""
 STOPPING = "stopping"

@@ -34,9 +34,14 @@ GRID = {"loss.beta": {"choice": [2.0, 2.5]}, "loss.gamma": {"choice": [0.5, 1.0]
 RANGES = {"loss.beta": {"uniform": [1.0, 4.0]}, "training.learning_rate": {"log_uniform": [1e-7, 1e-5]}}
 
 
+def seeds(count: int) -> dict[str, Any]:
+    """A range of seeds, in which each trial stands for itself; a list of them would be one configuration."""
+    return {"training.seed": {"int_uniform": [0, count - 1]} if count > 1 else {"choice": [0]}}
+
+
 def make_spec(search: Mapping[str, Any] | int = 6, zipped: Any = (), **more: Any) -> SweepSpec:
     """A grid named `s` over `search`: its dimensions, or a number of seeds."""
-    dimensions = {"training.seed": {"choice": list(range(search))}} if isinstance(search, int) else search
+    dimensions = seeds(search) if isinstance(search, int) else search
     given: dict[str, Any] = {
         "name": "s",
         "base": BASE,

@@ -28,7 +28,7 @@ MAX_LISTED = 10
 
 def no_result_text(frame: SweepFrame) -> str:
     """Return one sentence on the state of a sweep without a complete trial."""
-    ends = state_counts(trial.record for trial in frame.trials)
+    ends = state_counts(trial.record for trial in frame.all_trials)
     if not frame.trials:
         return "No trial has started yet."
     if all(trial.record.state.is_final for trial in frame.trials):
@@ -114,12 +114,13 @@ def winner_panel(analysis: SweepAnalysis) -> Panel | None:
                 str(len(g.trials)),
                 format_value(g.mean),
                 f"± {format_value(g.spread)}",
+                "–" if g.interval is None else " … ".join(map(format_value, g.interval)),
             )
             for g in groups
         )
-        blocks.append(Paragraph("Mean and standard deviation over seeds of the same configuration:"))
-        head = ("configuration", "seeds", frame.objective.metric, "standard deviation")
-        blocks.append(Table(head, rows[:MAX_LISTED], frozenset({1, 2, 3})))
+        blocks.append(Paragraph("Mean, standard deviation and 95 % t interval over seeds of the same configuration:"))
+        head = ("configuration", "seeds", frame.objective.metric, "standard deviation", "95 % interval")
+        blocks.append(Table(head, rows[:MAX_LISTED], frozenset({1, 2, 3, 4})))
     blocks.append(Code("The winner's searched settings", _yaml(_nested(dict(winner.record.params)))))
     blocks.append(
         Code(
@@ -156,12 +157,23 @@ def _no_winner_blocks(frame: SweepFrame) -> list[Block]:
 def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigure]:
     winner = significance.winner
     start = frame.initial_value(frame.objective.metric)
-    planned = f" of {frame.planned}" if frame.planned and frame.planned > len(frame.trials) else ""
-    ends = format_counts(state_counts(trial.record for trial in frame.trials))
+    planned = f" of {frame.planned}" if frame.planned and frame.planned > len(frame.all_trials) else ""
+    ends = format_counts(state_counts(trial.record for trial in frame.all_trials))
     value = format_brief(winner.record.value)
     found = [
         KeyFigure(f"best: trial {winner.label}", frame.describe_params(winner) or "the only configuration"),
-        KeyFigure(frame.objective.metric, value, "" if start is None else f"{format_brief(start)} before training"),
+        KeyFigure(
+            frame.objective.metric,
+            value,
+            "; ".join(
+                text
+                for text in (
+                    "" if start is None else f"{format_brief(start)} before training",
+                    winner.record.seeds_text,
+                )
+                if text
+            ),
+        ),
     ]
     if significance.against_initial is not None:
         found.append(
@@ -185,7 +197,7 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
         interval = f"95 % interval {rate.low:.0%} … {rate.high:.0%}"
         by = f"{interval}, by {judgements.judge_label}, {judgements.decoding} answers"
         found.append(KeyFigure("answers preferred to the initial model's", f"{rate.value:.0%}", by))
-    found.append(KeyFigure("trials", f"{len(frame.trials)}{planned}", ends))
+    found.append(KeyFigure("trials", f"{len(frame.all_trials)}{planned}", ends))
     return found
 
 

@@ -219,13 +219,13 @@ def cost_panel(analysis: SweepAnalysis) -> Panel | None:
     frame = analysis.frame
     if not frame.trials:
         return None
-    total = costs(frame.trials)
+    total = costs(frame.all_trials)
     unit = "GPU-hours" if frame.gpus else "slot-hours"
     figures = [
         KeyFigure(
             unit,
             format_hours(total.seconds),
-            f"{len(frame.trials)} trials" + (_wall_time(frame) if frame.hours else ""),
+            f"{len(frame.all_trials)} trials" + (_wall_time(frame) if frame.hours else ""),
         ),
         KeyFigure("updates", f"{total.updates:,}", f"{total.pairs:,} pairs trained on"),
     ]
@@ -303,8 +303,8 @@ def _history(frame: SweepFrame) -> Chart | None:
 
 def _by_outcome(frame: SweepFrame, unit: str) -> Table:
     rows: list[tuple[str, ...]] = []
-    for end in dict.fromkeys(trial.state_label for trial in frame.trials):
-        part: Costs = costs([trial for trial in frame.trials if trial.state_label == end])
+    for end in dict.fromkeys(trial.state_label for trial in frame.all_trials):
+        part: Costs = costs([trial for trial in frame.all_trials if trial.state_label == end])
         tokens = "–" if part.tokens is None else format_count(part.tokens)
         saved = format_hours(part.saved_seconds) if part.saved_seconds else "–"
         rows.append((end.lower(), str(part.trials), f"{part.updates:,}", tokens, format_hours(part.seconds), saved))

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from orchestrator.spec.search.trial_params import SEED
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.hub_cache import model_file
 from trainer.config.model_folder import count_elements
@@ -49,10 +50,20 @@ def disk_need(spec: SweepSpec, trials: int) -> DiskNeed | None:
     each = _BYTES[config.model.dtype]
     checkpoint, model = trained * each * _STATES, trained * each
     several = _CHECKPOINTS + (spec.mirror is not None)  # one more is being uploaded
-    need = trials * several * checkpoint + (spec.models_kept + trials) * model
+    kept = spec.models_kept + _undecided(spec, trials)
+    need = trials * several * checkpoint + (kept + trials) * model
     if spec.sft is not None:  # trains all weights, before any trial; the result stays on disk
         need = max(need, several * count * each * _STATES) + count * each
-    return DiskNeed(need, checkpoint, model, trials, spec.models_kept, several)
+    return DiskNeed(need, checkpoint, model, trials, kept, several)
+
+
+def _undecided(spec: SweepSpec, trials: int) -> int:
+    """Return how many configurations at most wait for more seeds and keep a model each."""
+    if spec.seeds_per_configuration == 1:
+        return 0
+    if spec.repeats > 1 or spec.search.paths[-1] == SEED:
+        return trials
+    return (spec.search.size() or 0) // spec.seeds_per_configuration
 
 
 def parameter_count(model: ModelConfig) -> int | None:

@@ -316,23 +316,45 @@ def _repeats(spec: SweepSpec) -> int:
 
 
 def _trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) -> tuple[int | None, int | None]:
-    """Return the number of trials, and the number of distinct grid points."""
-    budget = spec.budget.trials
+    """Return the number of trials (trainings), and the number of distinct grid points."""
+    trials, distinct = _limited_trials(spec, grid, notices_out)
+    if trials is not None and trials % spec.repeats:
+        notices_out.append(
+            f"{trials} trials are no multiple of repeats {spec.repeats}: the last configuration gets fewer seeds"
+        )
+    return trials, distinct
+
+
+def _limited_trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) -> tuple[int | None, int | None]:
+    budget, repeats = spec.budget.trials, spec.repeats
+    if repeats > 1:
+        notices_out.append(
+            f"each configuration is trained with {repeats} seeds (training.seed {spec.base.training.seed} to "
+            f"{spec.base.training.seed + repeats - 1}); budget.trials counts each training"
+        )
     if isinstance(spec.sampler, StagedSampler):
-        most = max_trials(spec.sampler, spec.search) + len(spec.enqueue)
+        most = (max_trials(spec.sampler, spec.search) + len(spec.enqueue)) * repeats
         return min(budget or most, most), None
-    if grid is None:
+    size = spec.search.size()
+    if size is None:
         return budget, None
-    size = spec.search.size() or 0
+    if grid is None and size > MAX_GRID_POINTS:
+        return budget or size * repeats, None
     if size > MAX_GRID_POINTS:
         notices_out.append(f"the grid has {size:,} combinations, too many to count equal ones")
-        return budget or size, size
-    distinct = grid.count() + _count_outside_grid(grid, spec)
-    if grid.equal:
-        notices_out.append(f"{len(grid.equal)} of {size} grid points equal another one and are left out")
-    if budget is not None and budget > distinct:
-        notices_out.append(f"budget.trials {budget} is above the grid's {distinct} points; {distinct} trials will run")
-    return min(budget or distinct, distinct), distinct
+        return budget or size * repeats, size
+    points = grid or Grid(spec.search, spec.base)
+    distinct = points.count() + _count_outside_grid(points, spec)
+    if points.equal and grid is not None:
+        notices_out.append(f"{len(points.equal)} of {size} grid points equal another one and are left out")
+    most = distinct * repeats
+    if budget is not None and budget > most:
+        whose = "grid" if grid is not None else "search space"
+        times = f" with {repeats} seeds each" if repeats > 1 else ""
+        notices_out.append(
+            f"budget.trials {budget} is above the {whose}'s {distinct} points{times}; {most} trials will run"
+        )
+    return min(budget or most, most), None if grid is None else distinct
 
 
 def _count_outside_grid(grid: Grid, spec: SweepSpec) -> int:

@@ -20,6 +20,7 @@ from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.loading.method_sections import (
     check_pruner,
+    check_repeats,
     check_sampler,
     check_warm_start,
     load_objectives,
@@ -87,6 +88,8 @@ def load_sections(findings: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
     resources = _load_section(findings, Resources, tree, "resources")
     if resources is not None and base is not None and search is not None:
         _check_sharing(findings, resources, base, search, enqueue or ())
+    if search is not None:
+        check_repeats(findings, tree.get("repeats"), search)
     if sampler is not None:
         check_warm_start(findings, tree.get("warm_start"), sampler)
     parts = {
@@ -106,7 +109,11 @@ def load_sections(findings: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
         "notify": _load_section(findings, Notify, tree, "notify") if tree.get("notify") is not None else None,
         "judge": _load_section(findings, JudgeConfig, tree, "judge") if tree.get("judge") is not None else None,
         "sft": _load_sft(findings, tree.get("sft")),
-    } | {key: tree[key] for key in ("description", "keep_models", "storage", "mirror", "warm_start") if key in tree}
+    } | {
+        key: tree[key]
+        for key in ("description", "repeats", "keep_models", "storage", "mirror", "warm_start")
+        if key in tree
+    }
     built = {key: part for key, part in parts.items() if part is not None}
     spec = findings.validate(SweepSpec, built, (), already_reported=frozenset(parts.keys() - built.keys()))
     return None if findings.items else spec
@@ -242,6 +249,11 @@ def load_spec_text(
 ) -> SweepSpec:
     """Load a sweep from text as `load_spec` does; relative file names are resolved from `folder` first."""
     return _load_document(parse_document(text, source), folder, sets, None, is_new).spec
+
+
+def load_document(document: Document, folder: Path) -> SweepSpec:
+    """Load a stored sweep from a parsed document; relative file names are resolved from `folder` first."""
+    return _load_document(document, folder, (), None, is_new=False).spec
 
 
 def _load_document(document: Document, folder: Path, sets: Sequence[str], name: str | None, is_new: bool) -> LoadedSpec:

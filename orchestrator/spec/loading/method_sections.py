@@ -38,7 +38,7 @@ from orchestrator.spec.samplers import (
 )
 from orchestrator.spec.search.dimensions import is_numeric
 from orchestrator.spec.search.space import Grid, SearchSpace
-from orchestrator.spec.search.trial_params import LOSS_KIND, apply_params
+from orchestrator.spec.search.trial_params import LOSS_KIND, SEED, apply_params
 from orchestrator.spec.sweep_spec import Budget
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import Location
@@ -134,7 +134,8 @@ def check_sampler(
             for where, problem, hint in check_stages(sampler, search):
                 findings.add(("sampler", *where), problem, hint)
         case _:
-            if budget.trials is None and budget.hours is None and budget.gpu_hours is None:
+            limits = (budget.trials, budget.hours, budget.gpu_hours)
+            if search.size() is None and limits == (None, None, None):
                 problem = f"sampler {sampler.kind} never ends by itself"
                 findings.add(("budget",), problem, "give budget.trials, budget.hours or budget.gpu_hours")
             if isinstance(sampler, AdaptiveSampler) and not search.paths:
@@ -178,6 +179,13 @@ def check_pruner(
     problem = check_metric(objective.metric, objective.direction, search.paths) or unmeasured_reason(objective.metric)
     if problem is not None and (pruner.metric is not None or unmeasured_reason(objective.metric)):
         findings.add(("pruner", "metric") if pruner.metric is not None else ("pruner",), *problem)
+
+
+def check_repeats(findings: ErrorCollector, given: Any, search: SearchSpace) -> None:
+    """Report `repeats` in a sweep that also searches the seed, so that each trial has two."""
+    if isinstance(given, int) and given > 1 and SEED in search.paths:
+        problem = f"each configuration gets {given} seeds, and search has {SEED} too"
+        findings.add(("repeats",), problem, f"remove one: repeat k has base.{SEED} + k")
 
 
 def check_warm_start(findings: ErrorCollector, given: Any, sampler: Sampler) -> None:

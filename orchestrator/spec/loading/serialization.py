@@ -78,6 +78,8 @@ def spec_hash(spec: SweepSpec) -> str:
     )
     if isinstance(spec.sampler, GridSampler) and spec.sampler.order is None:  # a sweep of before there was an order
         tree["sampler"] = {"kind": spec.sampler.kind}
+    if spec.repeats == 1:  # as before there were repeats
+        del tree["repeats"]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
@@ -185,6 +187,7 @@ def schema() -> Json:
             "anyOf": [{"type": "null"}, {"type": "array", "items": given}],
         },
         "sampler": _by_kind(SAMPLERS, definitions) | {"description": "Which settings are tried; grid by default."},
+        "repeats": spec["repeats"],
         "warm_start": spec["warm_start"] | {"description": "A finished sweep whose trials the sampler learns from."},
         "order": _by_kind(ORDERS, definitions)
         | {"description": "Which results a proposal or a pruning decision may depend on; reproducible by default."},

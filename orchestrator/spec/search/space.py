@@ -118,6 +118,10 @@ class SearchSpace(FrozenModel):
         """Return whether the setting has a continuous range."""
         return path in self.dimensions and all_values(self.dimensions[path]) is None
 
+    def is_range(self, path: str) -> bool:
+        """Return whether the setting is searched over a range rather than a list."""
+        return path in self.dimensions and not isinstance(self.dimensions[path], Choice)
+
     def _groups(self) -> list[GridAxis]:
         return [GridAxis(tuple(group), tuple(zip(*group.values(), strict=True))) for group in self.zipped]
 

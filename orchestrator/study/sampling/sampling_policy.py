@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
@@ -24,6 +25,7 @@ from orchestrator.spec.samplers import (
 )
 from orchestrator.spec.search.space import Grid
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.repeats import merge_snapshots
 from orchestrator.study.sampling.adaptive_samplers import CmaEsReplay, OptunaSampler
 from orchestrator.study.sampling.distributions import space_distributions
 from orchestrator.study.sampling.random_samplers import sample_sobol, sample_uniform, sampler_seed, stable_seed
@@ -32,9 +34,11 @@ from orchestrator.study.trial_snapshots import TrialSnapshot, first_unfinished, 
 from trainer.config.trial import TrialConfig, config_fingerprint
 
 MAX_REDRAWS = 20
-"""Random redraws of a configuration that an earlier trial has, before it is accepted as a duplicate."""
+"""Random redraws of a configuration that an earlier trial has, before an untried one is looked for."""
 MAX_INVALID = 50
 """Draws of one trial that may be invalid in a row; from the half on they are random."""
+MAX_POINTS, MAX_DRAWS = 20_000, 1_000
+"""Points of a finite search space and draws of an infinite one among which an untried one is looked for."""
 MAX_RESAMPLES = 3
 """Repeated proposals of an adaptive sampler before random redraws."""
 
@@ -56,13 +60,21 @@ class SamplingPolicy:
 
     `lag`: trial n sees results of trials up to n - lag; None: all results.
     `warm_start_trials`: another sweep's trials, numbered below 0.
+    `distinct`: no configuration is proposed twice, and one with several seeds counts once, by its mean; a sweep that
+    began before this rule accepts a repeated configuration after the redraws.
     """
 
     def __init__(
-        self, spec: SweepSpec, lag: int | None = None, warm_start_trials: Sequence[TrialSnapshot] = ()
+        self,
+        spec: SweepSpec,
+        lag: int | None = None,
+        warm_start_trials: Sequence[TrialSnapshot] = (),
+        *,
+        distinct: bool = True,
     ) -> None:
         self._spec, self._sampler, self._space, self._base = spec, spec.sampler, spec.search, spec.base
-        self._lag, self._warm_start_trials = lag, tuple(warm_start_trials)
+        self._lag, self._warm_start_trials, self._distinct = lag, tuple(warm_start_trials), distinct
+        self._points = _FinitePoints(spec) if spec.search.size() is not None else None
         self._seed = sampler_seed(spec.sampler)
         self._grid = _GridWalk(spec) if isinstance(spec.sampler, GridSampler) else None
         self._adaptive = _adaptive_sampler(spec)
@@ -83,26 +95,37 @@ class SamplingPolicy:
             open_ = first_unfinished(trials, len(trials) - self._lag)
             if open_ is not None:
                 return open_
-        return None if enqueued or self._staged is None else self._staged.next(trials).blocking_trial
+        return (
+            None
+            if enqueued or self._staged is None
+            else self._staged.next(self._merged(trials), len(trials)).blocking_trial
+        )
 
     def exhausted_reason(self, trials: Sequence[TrialSnapshot]) -> str:
         """Return why the search is exhausted after these trials; "" if it is not, or not yet known to be."""
-        if self._grid is not None and self._grid.next({trial.fingerprint for trial in trials}) is None:
-            return f"all {_sampled_count(trials)} points of the grid issued"
+        tried = {trial.fingerprint for trial in trials}
+        if self._grid is not None:
+            if self._grid.next(tried) is not None:
+                return ""
+            return f"all points tried: {self._grid.seen} of the grid"
         if self._staged is not None:
-            step = self._staged.next(trials)
+            step = self._staged.next(self._merged(trials), len(trials))
             if step.point is None and step.blocking_trial is None:
                 return "; ".join([f"all {len(self._staged.stages)} stages done", *step.skipped_combinations])
-        return ""
+            return ""
+        if not self._distinct or self._has_free_range or self._untried(_sampled_count(trials), tried) is not None:
+            return ""
+        return "all points tried" if self._points is None else f"all points tried: {self._points}"
 
     def sample(self, trials: Sequence[TrialSnapshot]) -> SampledTrial | None:
         """Return the trial after these; None if the search is exhausted. Enqueued trials do not shift other draws.
 
-        A configuration that was tried before is redrawn a bounded number of times, then accepted; the grid skips points
-        that enqueued trials had.
+        A configuration that was tried before is redrawn a bounded number of times, then an untried one is looked for;
+        the grid skips points that enqueued trials had.
         """
-        position = _sampled_count(trials)
         tried = {trial.fingerprint for trial in trials}
+        number, all_trials, trials = len(trials), trials, self._merged(trials)
+        position = _sampled_count(trials)
         match self._sampler:
             case GridSampler():
                 assert self._grid is not None
@@ -111,7 +134,7 @@ class SamplingPolicy:
                 return None if params is None else replace(self.to_trial(params), skipped_combinations=left_out)
             case StagedSampler():
                 assert self._staged is not None
-                step = self._staged.next(trials)
+                step = self._staged.next(trials, number)
                 point = step.point
                 return (
                     None
@@ -124,7 +147,7 @@ class SamplingPolicy:
                 sampled = self._valid_trial(lambda other: self._sobol_or_uniform(seed, position, other), 0)
                 return sampled if sampled.fingerprint not in tried else self._first_untried(position, 1, tried)
             case TpeSampler() | GpSampler() | NsgaIISampler() | CmaEsSampler():
-                return self._sample_adaptive(trials, tried)
+                return self._sample_adaptive(visible_trials(all_trials, number, self._lag), position, tried)
             case _:
                 assert_never(self._sampler)
 
@@ -133,10 +156,14 @@ class SamplingPolicy:
         config = self._space.apply(self._base, params)
         return SampledTrial(params, config, config_fingerprint(config), sampler_note or {})
 
-    def _sample_adaptive(self, trials: Sequence[TrialSnapshot], tried: Collection[str]) -> SampledTrial:
+    def _merged(self, trials: Sequence[TrialSnapshot]) -> Sequence[TrialSnapshot]:
+        return merge_snapshots(trials, self._spec) if self._distinct else trials
+
+    def _sample_adaptive(
+        self, visible: Sequence[TrialSnapshot], position: int, tried: Collection[str]
+    ) -> SampledTrial | None:
         assert self._adaptive is not None
-        position = _sampled_count(trials)
-        snapshots = [*self._warm_start_trials, *visible_trials(trials, len(trials), self._lag)]
+        snapshots = [*self._warm_start_trials, *self._merged(visible)]
         for again in range(1 + MAX_RESAMPLES):
             sampled = self._valid_trial(
                 lambda seed: self._propose(snapshots, seed), stable_seed(self._seed, position, again)
@@ -178,14 +205,34 @@ class SamplingPolicy:
     def _sobol_or_uniform(self, seed: int, position: int, other: int) -> _Drawn:
         return (sample_sobol(self._space, seed, position), {}) if not other else self._uniform(other)
 
-    def _first_untried(self, position: int, redraw: int, tried: Collection[str]) -> SampledTrial:
+    def _first_untried(self, position: int, redraw: int, tried: Collection[str]) -> SampledTrial | None:
         sampled = None
         for again in range(redraw, redraw + 1 + MAX_REDRAWS):
-            sampled = self._valid_trial(self._uniform, stable_seed(self._seed, position, again))
+            try:
+                sampled = self._draw(position, again)
+            except NoValidTrial:
+                if self._points is None or not self._distinct:
+                    raise
+                break  # few points of the space are valid: they are gone through in turn
             if sampled.fingerprint not in tried:
-                break
-        assert sampled is not None
-        return sampled
+                return sampled
+        return self._untried(position, tried) if self._distinct else sampled
+
+    def _untried(self, position: int, tried: Collection[str]) -> SampledTrial | None:
+        """Return an untried trial where redraws found none: of a finite space the next one after a random point."""
+        if self._points is not None:
+            params = self._points.untried(tried, stable_seed(self._seed, position, _START))
+            return None if params is None else self.to_trial(params)
+        draws = (self._draw(position, _START + again) for again in range(MAX_DRAWS))
+        return next((sampled for sampled in draws if sampled.fingerprint not in tried), None)
+
+    def _draw(self, position: int, again: int) -> SampledTrial:
+        return self._valid_trial(self._uniform, stable_seed(self._seed, position, again))
+
+    @functools.cached_property
+    def _has_free_range(self) -> bool:
+        """Whether a continuous range is searched in every trial, so that there is always an untried configuration."""
+        return any(axis.values is None and not axis.when for axis in self._space.grid_index().ordered)
 
 
 _Drawn = tuple[dict[str, Any], dict[str, Any]]
@@ -219,6 +266,40 @@ def _sampled_count(trials: Sequence[TrialSnapshot]) -> int:
     return sum(not trial.is_enqueued for trial in trials)
 
 
+_START = 1_000
+"""First redraw that is not one of the bounded redraws."""
+
+
+class _FinitePoints:
+    """The combinations of a finite search space by number, with the fingerprints of those looked at; invalid: None."""
+
+    def __init__(self, spec: SweepSpec) -> None:
+        self._spec, self._axes = spec, spec.search.grid_index()
+        self._fingerprints: dict[int, str | None] = {}
+
+    def __str__(self) -> str:
+        size, seen = len(self._axes), len({*self._fingerprints.values()} - {None})
+        return f"{seen} of the search space" if len(self._fingerprints) == size else f"none is left among {seen:,}"
+
+    def untried(self, tried: Collection[str], start: int) -> dict[str, Any] | None:
+        """Return the first untried combination from `start` on, around the end; None if there is none."""
+        size = len(self._axes)
+        for step in range(min(size, MAX_POINTS)):
+            index = (start + step) % size
+            if index not in self._fingerprints:
+                self._fingerprints[index] = self._fingerprint(index)
+            if self._fingerprints[index] is not None and self._fingerprints[index] not in tried:
+                return self._axes.params_at(index)
+        return None
+
+    def _fingerprint(self, index: int) -> str | None:
+        try:
+            config = self._spec.search.apply(self._spec.base, self._axes.params_at(index))
+        except ValidationError:
+            return None
+        return config_fingerprint(config)
+
+
 class _GridWalk:
     """The grid's points in order, without those that enqueued trials had."""
 
@@ -226,6 +307,11 @@ class _GridWalk:
         self._spec, self._grid = spec, _grid_of(spec)
         self._fingerprints: list[str] = []
         self._reported = 0
+
+    @property
+    def seen(self) -> int:
+        """How many points were looked at."""
+        return len(self._fingerprints)
 
     def next(self, tried: Collection[str]) -> dict[str, Any] | None:
         """Return the first point that was not tried; None if all were."""

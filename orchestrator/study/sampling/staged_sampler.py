@@ -58,12 +58,12 @@ class StagedReplay:
         self._config, self._space, self._base, self._objective = config, space, base, objective
         self.stages = stage_paths(config, space)
 
-    def next(self, trials: Sequence[TrialSnapshot]) -> StagedStep:
-        """Return the step after these trials."""
+    def next(self, trials: Sequence[TrialSnapshot], next_number: int) -> StagedStep:
+        """Return the step after these trials, the repeats of each merged; `next_number`: of the trial to be issued."""
         sampled = [trial for trial in trials if not trial.is_enqueued]
-        first_sampled = len(trials) - len(sampled) if not sampled else sampled[0].number
+        first_sampled = sampled[0].number if sampled else math.inf
         remaining = len(sampled)
-        tried = {trial.fingerprint for trial in trials[:first_sampled]}
+        tried = {trial.fingerprint for trial in trials if trial.number < first_sampled}
         winner: TrialSnapshot | None = None
         invalid: list[str] = []
         for number, stage in enumerate(self.stages):
@@ -80,7 +80,7 @@ class StagedReplay:
             if number + 1 == len(self.stages):
                 break
             ended, following = sampled[: len(sampled) - remaining], sampled[len(sampled) - remaining :]
-            first = following[0].number if following else len(trials)  # of the next stage
+            first = following[0].number if following else next_number  # of the next stage
             before = [
                 trial for trial in trials if not trial.is_fork and (not ended or trial.number <= ended[-1].number)
             ]

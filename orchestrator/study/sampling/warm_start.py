@@ -11,6 +11,7 @@ from orchestrator.spec.search.manual_trials import out_of_space
 from orchestrator.spec.search.trial_params import list_as_text
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
+from orchestrator.study.repeats import merge_snapshots
 from orchestrator.study.trial_records import TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.config.trial import flatten
@@ -43,7 +44,8 @@ def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
     if not StudyReader.exists(folder):
         raise WarmStartRefused(name, "has not begun its trials")
     with StudyReader.open(folder) as other:
-        other_spec, snapshots = other.spec, other.snapshots()
+        other_spec = other.spec
+        snapshots = merge_snapshots(other.snapshots(), other_spec)  # of several seeds the mean
     if other_spec.objectives != spec.objectives:
         objectives_text = [
             ", ".join(f"{objective.direction} {objective.metric}" for objective in sweep_spec.objectives)

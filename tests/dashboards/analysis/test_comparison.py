@@ -28,7 +28,7 @@ def swept(root: Path, name: str, quality: float, pairs: int = 300, steps: int = 
 
 def test_the_ruler_ranks_objectives_whatever_their_own_goal(tmp_path: Path) -> None:
     simpo, objective = swept(tmp_path, "simpo", 0.9), {"metric": "eval_loss", "direction": "minimize"}
-    dpo = swept(tmp_path, "dpo", 0.3, base=DPO, search={"training.seed": {"choice": [1, 2]}}, goal=objective)
+    dpo = swept(tmp_path, "dpo", 0.3, base=DPO, search={"training.seed": {"int_uniform": [1, 2]}}, goal=objective)
     found = compare_sweeps([dpo, simpo])
     assert [c.frame.name for c in found.sweeps] == ["simpo", "dpo"]
     assert [c.objective for c in found.sweeps] == ["simpo", "dpo"]
@@ -64,7 +64,7 @@ def test_what_is_not_matched_is_said_with_numbers(tmp_path: Path) -> None:
     a = swept(tmp_path, "a", 0.5)
     training = {"pairs_per_update": 16, "max_steps": 20, "bf16": True}
     b = swept(tmp_path, "b", 0.5, pairs=200, steps=20, base={"training": training, "lora": {}})
-    c = swept(tmp_path, "c", 0.5, search={"training.seed": {"choice": [1, 2, 3, 4, 5]}})
+    c = swept(tmp_path, "c", 0.5, search={"training.seed": {"int_uniform": [1, 5]}})
     text = " ".join(compare_sweeps([a, b, c]).warnings)
     for words in (
         "the held-out pairs are not the same (a: 300; c: 300; b: 200)",

@@ -127,7 +127,7 @@ def test_a_bug_after_a_trial_had_begun_keeps_the_name_and_a_good_resume_clears_t
     trials_run_by(good)
     assert cli.main(["resume", "s"]) == 0
     found = status("s", root)
-    assert (found["state"], found["why"]) == ("finished", "all 2 points of the grid issued")
+    assert (found["state"], found["why"]) == ("finished", "all points tried: 2 of the grid")
     assert parent_runs(root) == [("FINISHED", "FINISHED", "")]
 
 

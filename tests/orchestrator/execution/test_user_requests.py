@@ -46,7 +46,7 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
 
     queued = command_output(root, "enqueue", "s", "--set", "training.seed=77")
     assert "it runs next" in queued
-    assert "outside the search space: training.seed (0, 1, 2, 3)" in queued
+    assert "outside the search space: training.seed (0 to 3)" in queued
     assert "not running" not in queued
     assert "requested to pause trial 0 of s: it is checkpointed" in command_output(
         root, "pause", "s", "0", "--why", "a debugger needs the slot"

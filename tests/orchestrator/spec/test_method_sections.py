@@ -54,6 +54,11 @@ WRONG = {
     "no side": ("pruner: {kind: median, metric: eval_lengths/chosen}", "neither better when high nor when low"),
     "which goal": ("maximize: [eval_accuracies/logp, eval_margins/logp]\npruner: median", "name the metric to compare"),
     "endless": ("search: {loss.beta: {uniform: [1, 4]}}\nsampler: tpe", "sampler tpe never ends by itself"),
+    "seeds twice": (
+        "search: {training.seed: [1, 2]}\nrepeats: 2",
+        "repeats: each configuration gets 2 seeds, and search has training.seed too",
+    ),
+    "no repeats": ("repeats: 0", "repeats"),
     "nothing": ("sampler: gp\nbudget: {trials: 3}", "has nothing to search"),
     "one number": (
         "search: {loss.beta: {uniform: [1, 4]}}\nbudget: {trials: 3}\nsampler: cmaes",

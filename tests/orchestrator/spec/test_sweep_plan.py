@@ -73,7 +73,22 @@ def test_total_trials(load_text: Load) -> None:
         budget: total_trials(load_text(f"{grid}budget: {budget}")) for budget in ("{}", "{trials: 1}", "{trials: 9}")
     }
     assert totals == {"{}": 2, "{trials: 1}": 1, "{trials: 9}": 2}
-    assert total_trials(load_text("sampler: random\nbudget: {hours: 1}")) is None
+    endless = "search: {loss.beta: {uniform: [1, 4]}}\nsampler: random\n"
+    assert total_trials(load_text(f"{endless}budget: {{hours: 1}}")) is None
+    finite = "search: {loss.beta: [2, 2.5]}\nsampler: tpe\n"
+    assert [total_trials(load_text(finite + more)) for more in ("", "budget: {trials: 9}", "repeats: 3")] == [2, 2, 6]
+
+
+def test_repeats_are_counted_and_told(load_text: Load) -> None:
+    found = planned(load_text("search: {loss.beta: [2, 2.5]}\nsampler: tpe\nrepeats: 3\nbudget: {trials: 5}"))
+    assert (found.trials, found.concurrency) == (5, 4)
+    told = " ".join(found.notices)
+    assert "each configuration is trained with 3 seeds (training.seed 42 to 44); budget.trials counts each" in told
+    assert "5 trials are no multiple of repeats 3: the last configuration gets fewer seeds" in told
+    found = planned(load_text("search: {loss.beta: [2, 2.5]}\nrepeats: 3\nbudget: {trials: 9}"))
+    assert (found.trials, found.grid) == (6, 2)
+    assert not [note for note in found.notices if "no multiple" in note]
+    assert [note for note in found.notices if "the grid's 2 points with 3 seeds each; 6 trials will run" in note]
 
 
 def test_unknown_rows(load_text: Load) -> None:

@@ -35,7 +35,7 @@ def test_a_grid_passes_over_what_was_given_and_budget_is_for_the_sampler(create:
     records = study.trials()
     assert [r.origin for r in records[:3]] == ["enqueued by ann", "enqueued by bob", ""]
     assert dict(records[1].params) == found[1]
-    assert study.exhausted_reason() == "all 3 points of the grid issued"
+    assert study.exhausted_reason() == "all points tried: 4 of the grid"
 
 
 def test_a_random_sweep_draws_the_same_with_and_without(create: Create) -> None:

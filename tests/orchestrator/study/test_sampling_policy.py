@@ -15,6 +15,7 @@ from orchestrator.study.sampling.adaptive_samplers import OptunaSampler
 from orchestrator.study.sampling.random_samplers import stable_seed
 from orchestrator.study.sampling.sampling_policy import NoValidTrial, SamplingPolicy
 from orchestrator.study.study import Study
+from orchestrator.study.sweep_terms import TERMS_KEY
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from tests.support.specs import METRIC, RANGES, SAMPLERS, make_spec
@@ -71,11 +72,17 @@ def test_zipped_leaves_are_drawn_together() -> None:
     assert seen == {(2.0, 1e-6), (2.5, 5e-7), (10.0, 3e-7)}
 
 
-def test_what_was_tried_is_drawn_again_a_bounded_number_of_times(
+def test_a_sweep_begun_before_repeats_were_refused_draws_them_as_it_began(
     template: Callable[[Path, SweepSpec], SweepFolder], tmp_path: Path
 ) -> None:
     spec = random_spec({"loss.beta": {"choice": [2.0, 2.5, 3.0]}}, budget=Budget(trials=5))
-    with Study.open(template(tmp_path, spec)) as study:
+    folder = template(tmp_path, spec)
+    with Study.open(folder) as study:  # its terms as an earlier version stored them
+        terms = study.terms.as_json()
+        del terms["distinct"]
+        study._optuna_trials.set_study(TERMS_KEY, terms)  # pyright: ignore[reportPrivateUsage]
+    with Study.open(folder) as study:
+        assert not study.terms.distinct
         sampled = [t.params["loss.beta"] for t in iter(study.ask, None)]
         assert (len(sampled), sorted(sampled[:3])) == (5, [2.0, 2.5, 3.0])
         twins = [e for e in study.events() if e.kind == "twin"]

@@ -45,7 +45,7 @@ def test_grid_is_issued_in_order_each_point_once(create: Create) -> None:
         (2, {"loss.beta": 2.5, "loss.gamma": 0.5}),
         (3, {"loss.beta": 2.5, "loss.gamma": 1.0}),
     ]
-    assert study.exhausted_reason() == "all 4 points of the grid issued"
+    assert study.exhausted_reason() == "all points tried: 4 of the grid"
     assert [t.state for t in study.trials()] == [TrialState.RUNNING] * 4
 
 

@@ -1,0 +1,241 @@
+"""Repeats: trials that differ in `training.seed` only are one configuration, with the mean of its seeds.
+
+Repeat k of a configuration has the first trial's seed + k. Samplers, ranking, tables and the report see one trial for
+each configuration; its value is the mean over the seeds that completed, with a t interval.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any, TypeVar
+
+from orchestrator.spec.objectives import Objective
+from orchestrator.spec.search.space import SearchSpace
+from orchestrator.spec.search.trial_params import SEED
+from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.trial_records import SeedResult, TrialRecord, TrialState, pareto_front, rank_trials
+from orchestrator.study.trial_snapshots import TrialSnapshot
+
+CONFIDENCE = 0.95
+"""Of the t interval of a mean over seeds."""
+
+AnyTrial = TypeVar("AnyTrial", TrialRecord, TrialSnapshot)
+
+
+def group_by_configuration(trials: Sequence[AnyTrial], space: SearchSpace) -> list[list[AnyTrial]]:
+    """Return the trials of each configuration, which differ in `training.seed` only, in order of their first numbers.
+
+    A seed that is searched over a range is a setting like others; forks and trials with equal seeds stay apart.
+    """
+    if space.is_range(SEED) or not any(SEED in trial.params for trial in trials):
+        return [[trial] for trial in trials]
+    groups: list[list[AnyTrial]] = []
+    known: dict[str, tuple[list[AnyTrial], set[Any]]] = {}
+    for trial in sorted(trials, key=lambda t: t.number):
+        if _is_fork(trial):
+            groups.append([trial])
+            continue
+        key, seed = configuration_key(trial.params), trial.params.get(SEED)
+        members, seeds = known.get(key, ([], set[Any]()))
+        if not members or seed in seeds:
+            members, seeds = known[key] = ([], set())
+            groups.append(members)
+        members.append(trial)
+        seeds.add(seed)
+    return groups
+
+
+def configuration_key(params: Mapping[str, Any]) -> str:
+    """Return a text that is equal for params which differ in `training.seed` only."""
+    return json.dumps({path: value for path, value in params.items() if path != SEED}, sort_keys=True)
+
+
+def _is_fork(trial: TrialRecord | TrialSnapshot) -> bool:
+    return trial.is_fork if isinstance(trial, TrialSnapshot) else trial.fork is not None
+
+
+# --- which repeat comes next -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NextRepeat:
+    """The next trial of a configuration with fewer than `repeats`: its trials so far, and the seed."""
+
+    group: tuple[TrialSnapshot, ...]
+    seed: int
+
+
+def next_repeat(
+    trials: Sequence[TrialSnapshot], visible: Sequence[TrialSnapshot], spec: SweepSpec, *, by_hand: bool = False
+) -> NextRepeat | None:
+    """Return the next repeat to train: of the first configuration with too few; None if there is none.
+
+    A configuration of which a visible trial was pruned or diverged gets no more.
+
+    Args:
+        trials: All trials.
+        visible: The trials with the results that the next trial may depend on.
+        spec: The sweep.
+        by_hand: Only repeats of trials enqueued while the sweep runs.
+    """
+    if spec.repeats == 1:
+        return None
+    stopped = {trial.number for trial in visible if trial.diverged or trial.state is TrialState.PRUNED}
+    for group in group_by_configuration(trials, spec.search):
+        first = group[0]
+        if len(group) >= spec.repeats or first.is_fork or (by_hand and not first.is_beyond_budget):
+            continue
+        if any(trial.number in stopped for trial in group):
+            continue
+        begun = int(first.params.get(SEED, spec.base.training.seed))
+        used = {int(trial.params.get(SEED, spec.base.training.seed)) for trial in group}
+        seed = next(begun + k for k in range(len(used) + 1) if begun + k not in used)
+        return NextRepeat(tuple(group), seed)
+    return None
+
+
+def free_seed(group: Sequence[TrialRecord], base_seed: int, waiting: Sequence[int] = ()) -> int:
+    """Return the seed of the next trial of a configuration: the smallest after its first that none of them has."""
+    used = {int(record.params.get(SEED, base_seed)) for record in group} | set(waiting)
+    begun = int(group[0].params.get(SEED, base_seed))
+    return next(begun + k for k in range(len(used) + 1) if begun + k not in used)
+
+
+# --- one trial for a configuration -----------------------------------------------------------------------------------
+
+
+def merge_snapshots(trials: Sequence[TrialSnapshot], spec: SweepSpec) -> list[TrialSnapshot]:
+    """Return one snapshot a configuration, for samplers, with the number and params of its first trial.
+
+    It runs until all its trials have ended. Its values are the means over the complete ones; if one was pruned or
+    diverged, the configuration counts as pruned or diverged.
+    """
+    if SEED in spec.search.paths:
+        return list(trials)
+    groups = group_by_configuration(trials, spec.search)
+    return [g[0] if len(g) == 1 and spec.repeats == 1 else _merge(g, spec.repeats) for g in groups]
+
+
+def _merge(group: Sequence[TrialSnapshot], repeats: int) -> TrialSnapshot:
+    first = replace(group[0], is_enqueued=all(trial.is_enqueued for trial in group))
+    stopped = any(trial.diverged or trial.state is TrialState.PRUNED for trial in group)
+    waits = len(group) < repeats and not stopped and not first.is_fork
+    if waits or any(not trial.state.is_final for trial in group):
+        return replace(first, state=TrialState.RUNNING, values=None, curve={}, diverged=False)
+    diverged = next((trial for trial in group if trial.diverged), None)
+    pruned = [trial for trial in group if trial.state is TrialState.PRUNED]
+    complete = [trial for trial in group if trial.state is TrialState.COMPLETE]
+    if diverged is not None:
+        return replace(first, state=diverged.state, values=diverged.values, curve=diverged.curve, diverged=True)
+    members = pruned or complete
+    if not members:
+        return replace(first, state=TrialState.FAILED, values=None)
+    values = [trial.values for trial in members if trial.values is not None]
+    means = tuple(fmean(column) for column in zip(*values, strict=True)) if values else None
+    return replace(first, state=members[0].state, values=means, curve=members[0].curve, diverged=False)
+
+
+def merge_records(records: Sequence[TrialRecord], spec: SweepSpec) -> list[TrialRecord]:
+    """Return one record a configuration. A configuration of one trial is its record.
+
+    Of several: values and metrics are means over the complete trials; number, attempts and step are those of the
+    complete trial with the best first objective, whose weights stand for the configuration; seconds are the sum.
+    """
+    groups = group_by_configuration(records, spec.search)
+    return [g[0] if len(g) == 1 and not _is_repeated(spec) else merge_record(g, spec) for g in groups]
+
+
+def _is_repeated(spec: SweepSpec) -> bool:
+    """Whether the sweep trains configurations with several seeds, so that a single one is named as such."""
+    return spec.repeats > 1 or spec.search.choices(SEED) is not None
+
+
+def merge_record(group: Sequence[TrialRecord], spec: SweepSpec) -> TrialRecord:
+    """Return the record of one configuration; see `merge_records`."""
+    complete = [record for record in group if record.state is TrialState.COMPLETE and record.value is not None]
+    sign = -1.0 if spec.first_objective.direction == "maximize" else 1.0
+    best = min(complete, key=lambda r: (sign * (r.value or 0.0), r.number)) if complete else group[0]
+    seeds = tuple(
+        SeedResult(r.number, int(r.params.get(SEED, spec.base.training.seed)), r.state, r.value) for r in group
+    )
+    merged = replace(
+        best,
+        state=_state_of(group, complete),
+        params={path: value for path, value in best.params.items() if path != SEED},
+        seeds=seeds,
+        seconds=sum(record.seconds for record in group),
+        started_at=min((r.started_at for r in group if r.started_at is not None), default=None),
+        finished_at=max((r.finished_at for r in group if r.finished_at is not None), default=None),
+    )
+    if not complete:
+        return replace(merged, reason=next((r.reason for r in group if r.reason), ""))
+    rows = [record.values or (record.value or 0.0,) for record in complete]
+    values = tuple(fmean(column) for column in zip(*rows, strict=True))
+    names = [name for name in complete[0].metrics if all(name in record.metrics for record in complete)]
+    return replace(
+        merged,
+        value=values[0],
+        values=values,
+        interval=mean_interval([row[0] for row in rows]),
+        metrics={name: fmean(record.metrics[name] for record in complete) for name in names},
+    )
+
+
+def _state_of(group: Sequence[TrialRecord], complete: Sequence[TrialRecord]) -> TrialState:
+    for state in (TrialState.RUNNING, TrialState.PAUSED):
+        if any(record.state is state for record in group):
+            return state
+    if complete:
+        return TrialState.COMPLETE
+    return TrialState.PRUNED if any(record.state is TrialState.PRUNED for record in group) else TrialState.FAILED
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95% t interval of the mean, which assumes normal values; None for fewer than two finite values."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return None
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+# --- ranking ---------------------------------------------------------------------------------------------------------
+
+
+def rank_configurations(
+    records: Sequence[TrialRecord], spec: SweepSpec, objectives: Sequence[Objective] = ()
+) -> list[TrialRecord]:
+    """Return the configurations with a value, best mean first; those with all their seeds come before the others.
+
+    Else a configuration with one lucky seed would win. `objectives`: by default the sweep's.
+    """
+    return [record for tier in _tiers(records, spec) for record in rank_trials(tier, *(objectives or spec.objectives))]
+
+
+def front_of_configurations(records: Sequence[TrialRecord], spec: SweepSpec) -> list[TrialRecord]:
+    """Return the Pareto front of the configurations with the most of their seeds; with one objective, the best."""
+    return next((front for tier in _tiers(records, spec) if (front := pareto_front(tier, spec.objectives))), [])
+
+
+def _tiers(records: Sequence[TrialRecord], spec: SweepSpec) -> list[list[TrialRecord]]:
+    """Return the configurations by how many of their seeds are missing, fewest first."""
+    tiers: dict[int, list[TrialRecord]] = {}
+    for record in merge_records(records, spec):
+        # A merged record is ranked once it has a value, also while further seeds run.
+        ranked = replace(record, state=TrialState.COMPLETE) if record.value is not None and record.seeds else record
+        missing = max(0, spec.seeds_per_configuration - record.complete_seeds)
+        tiers.setdefault(missing, []).append(ranked)
+    return [tiers[missing] for missing in sorted(tiers)]
+
+
+def is_decided(group: Sequence[TrialRecord], spec: SweepSpec) -> bool:
+    """Return whether a configuration's trials have all ended and no more are to come, so that its mean is final."""
+    if not all(record.state.is_final for record in group):
+        return False
+    stopped = spec.repeats > 1 and any(record.state is TrialState.PRUNED for record in group)
+    return stopped or group[0].fork is not None or len(group) >= spec.seeds_per_configuration
