@@ -75,7 +75,7 @@ def safe_streams() -> Generator[None]:
 
 
 def drop_failed_output() -> None:
-    """From now on drop what cannot be written, as to a full disk: a sweep goes on without its log."""
+    """From now on drop what cannot be written, as to a full disk: a sweep continues without its log."""
     if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(raw := getattr(sys.stdout.buffer, "raw", None), _Output):
         raw.drops_all = True
 

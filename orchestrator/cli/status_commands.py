@@ -44,7 +44,8 @@ def attach(name: str) -> None:
         watch_sweep(name, runs_folder())
     except KeyboardInterrupt:
         click.echo(
-            f"{name} goes on; `orchestrate attach {name}` shows it again, `orchestrate stop {name}` stops it", err=True
+            f"{name} continues; `orchestrate attach {name}` shows it again, `orchestrate stop {name}` stops it",
+            err=True,
         )
 
 

@@ -55,7 +55,7 @@ def start_detached(folder: SweepFolder, arguments: Sequence[str], show: Callable
             show(reader.read().decode(errors="replace"))
             time.sleep(_POLL_SECONDS)
         show(reader.read().decode(errors="replace"))
-    process.returncode = 0 if code is None else code  # it is not waited for: it goes on after this process
+    process.returncode = 0 if code is None else code  # it is not waited for: it continues after this process
     if code is None:
         return DetachedDriver(process.pid, log, None)
     log.unlink()  # it has been shown

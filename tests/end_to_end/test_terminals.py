@@ -49,7 +49,7 @@ def test_a_detached_driver_outlives_its_terminal_and_no_reader_changes_a_sweeps_
     viewer.send_signal(signal.SIGINT)
     _, err = viewer.communicate(timeout=LIMIT_SECONDS)
     assert viewer.returncode == 0
-    assert "tiny goes on" in err
+    assert "tiny continues" in err
     assert folders.lock_holder(folder) is not None
     finished(root, "stop", "tiny")
     wait_until(lambda: folders.lock_holder(folder) is None)
