@@ -27,6 +27,7 @@ from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_client import tracking_uri
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
 from orchestrator.tracking.run_metadata import trials_filter
+from orchestrator.tracking.tracking_store import check_tracking_store, sweep_tracking_uri
 
 
 def presentation() -> Presentation:
@@ -101,7 +102,8 @@ def serve_ui(name: str | None, root: Path, port: int, *, open_browser: bool = Fa
 
     spec = load_spec(existing_sweep(root, name).spec, is_new=False) if name is not None else None
     tracking = spec.tracking if spec is not None else Tracking()
-    uri = tracking_uri(root, tracking.uri)
+    uri = tracking_uri(root, None) if name is None else sweep_tracking_uri(SweepFolder(root, name), tracking.uri)
+    check_tracking_store(uri, tracking.uri)
     with SignalHandler(lambda: "") as signals:
         shown = start_ui(root, uri, port=port)
         try:

@@ -1,4 +1,4 @@
-"""Commands `status`, `history`, `best` and `ui`."""
+"""Commands `status`, `attach`, `history`, `best` and `ui`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,22 @@ def status(name: str, as_json: bool, watch: bool) -> None:
         print_json(found)
     else:
         print_status(found)
+
+
+@click.command()
+@click.argument("name")
+def attach(name: str) -> None:
+    """Show the live table of a sweep that runs in the background. Ctrl-C leaves the sweep running."""
+    existing_sweep(runs_folder(), name)
+    from orchestrator.cli.sweep_summary import watch_sweep
+
+    try:
+        watch_sweep(name, runs_folder())
+    except KeyboardInterrupt:
+        click.echo(
+            f"{name} continues; `orchestrate attach {name}` shows it again, `orchestrate stop {name}` stops it",
+            err=True,
+        )
 
 
 @click.command()

@@ -24,10 +24,10 @@ from orchestrator.spec.loading.serialization import spec_hash
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.retried_trials import never_trained, numbers_text
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow_client import tracking_uri
 from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import NOTE, environment, environment_tags
+from orchestrator.tracking.tracking_store import sweep_tracking_uri
 from trainer.config.trial import flatten
 from trainer.storage.atomic_files import write_json
 
@@ -35,7 +35,7 @@ from trainer.storage.atomic_files import write_json
 def open_sink(study: Study, root: Path, reporter: SweepReporter) -> Outbox:
     """Return an outbox in the sweep's folder that delivers to its MLflow server."""
     tracking = study.spec.tracking
-    uri = tracking_uri(root, tracking.uri)
+    uri = sweep_tracking_uri(study.folder, tracking.uri)
     receiver = MlflowReceiver(
         root,
         uri=uri,

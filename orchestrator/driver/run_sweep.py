@@ -30,7 +30,9 @@ from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, Stop
 from orchestrator.execution.user_requests import end_unfinished_trials
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.mirror import MirrorError
+from orchestrator.nvidia_smi import hidden_gpus
 from orchestrator.spec.estimates.cost_estimate import check_share
+from orchestrator.spec.estimates.input_sizes import check_models
 from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, spec_hash
@@ -41,6 +43,7 @@ from orchestrator.study.retried_trials import can_begin_again, never_trained, nu
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import STOPPING, RequestKind
+from orchestrator.tracking.tracking_store import settle_tracking_uri
 from trainer.storage.atomic_files import write_text
 
 if TYPE_CHECKING:
@@ -72,11 +75,12 @@ def start(
         Why the sweep ended.
 
     Raises:
-        NameTaken, SpecError, MirrorError, DiskTooSmall: before anything is written.
+        NameTaken, SpecError, ModelError, MirrorError, DiskTooSmall: before anything is written.
         ClusterError, DataError: before the first trial.
     """
     folder = free_folder(root, spec.name)
     warm_start(spec, root)  # raises before anything is written
+    check_models(spec)
     check_remote_storage(spec, root)
     check_mirror_free(spec)
     if cluster_at is None:
@@ -167,6 +171,7 @@ def resume(
     with folders.sweep_lock(folder):
         has_study = Study.exists(folder)
         spec = _changed_spec(folder, overrides) if has_study else load_spec(folder.spec, overrides)
+        check_models(spec)
         check_remote_storage(spec, root)
         if cluster_at is None:
             _check_machine(folder, spec)
@@ -254,6 +259,8 @@ def abandon(name: str, root: Path, reporter: SweepReporter, reason: str, log: Ca
 def _check_machine(folder: SweepFolder, spec: SweepSpec) -> None:
     """Check this machine's GPUs and disk space for the sweep."""
     slots = plan_slots(spec)
+    if not slots.gpus and spec.resources.gpus_per_trial is None and (message := hidden_gpus()):
+        sys.stderr.write(f"{message}\n")
     check_share(spec, gpu_memory())
     check_disk_space(folder, spec, slots)
 
@@ -269,6 +276,8 @@ def _drive(
     trust_remote_code: bool,
 ) -> StopReason:
     try:
+        if message := settle_tracking_uri(folder, spec.tracking.uri):
+            sys.stderr.write(f"{message}\n")
         return _run_driver(folder, spec, presentation, cluster_at, trust_remote_code)
     except Exception as error:
         to_raise = record_crash(folder, error, presentation.reporter)

@@ -37,9 +37,26 @@ _HTTP_SETTINGS = {
 }
 
 
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
 def tracking_uri(root: Path, uri: str | None) -> str:
     """Return MLflow's tracking URI: the spec's `tracking.uri`, else $MLFLOW_TRACKING_URI, else runs/mlflow.db."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    return configured_store(uri) or default_store(root)
+
+
+def configured_store(uri: str | None) -> str | None:
+    """Return `uri` or $MLFLOW_TRACKING_URI, a relative SQLite file made absolute; None without either."""
+    given = uri or os.environ.get(URI_VARIABLE) or None
+    scheme, mark, path = (given or "").partition(":///")
+    if given is None or not scheme.startswith("sqlite") or not mark or path.startswith("/") or not path:
+        return given
+    return f"{scheme}:///{Path.cwd() / path}"  # the next driver may start in another folder
+
+
+def default_store(root: Path) -> str:
+    """Return the URI of the runs folder's own store."""
+    return f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
 def is_local(uri: str) -> bool:
@@ -76,7 +93,7 @@ def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, art
     with translate_errors():
         found = client.get_experiment_by_name(name)
         if found is None:
-            location = (root.resolve() / "artifacts" / name).as_uri() if is_local(uri) else None
+            location = default_location(root, name) if is_local(uri) else None
             location = location if artifacts is None else artifact_location(artifacts, name)
             try:
                 return client.create_experiment(name, artifact_location=location)
@@ -86,6 +103,12 @@ def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, art
                 found = client.get_experiment_by_name(name)
                 assert found is not None
         return found.experiment_id
+
+
+def default_location(root: Path, experiment: str) -> str:
+    """Return the artifact location of an experiment in the runs folder `root`, as a URI; never outside of it."""
+    leads_out = experiment.startswith("/") or ".." in experiment.split("/")
+    return (root.resolve() / "artifacts" / (quote(experiment, safe="") if leads_out else experiment)).as_uri()
 
 
 def artifact_location(artifacts: str, experiment: str) -> str:

@@ -9,11 +9,11 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
 from orchestrator.errors import OrchestrateError, StorageRefused
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
+from orchestrator.loopback import client_options, is_loopback
 from orchestrator.redaction import redact, without_credentials
 from orchestrator.tracking.mlflow_client import connect, ensure_experiment, save_view
 from orchestrator.tracking.run_metadata import charts_page
@@ -97,22 +97,12 @@ def sweep_page(
     return f"{base}/#{charts_page(number, sweep)}"
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _wait(ui: UiServer, log: Path) -> None:
     import httpx2
 
     assert ui.process is not None
     deadline = time.monotonic() + START_TIMEOUT
-    with httpx2.Client(timeout=2, trust_env=False) as client:  # no proxy stands before this machine
+    with httpx2.Client(timeout=2, **client_options(ui.base)) as client:
         while time.monotonic() < deadline and ui.process.poll() is None:
             with suppress(httpx2.HTTPError):
                 if client.get(f"{ui.base}/health").is_success:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config.hub_cache import cached_file, model_file
+from trainer.config.model_folder import check_model_files
 from trainer.config.trial import ModelConfig
 from trainer.environment import keep_deepspeed_off_stdout
 from trainer.models.adapter_merging import BaseGone, merge_adapters
@@ -160,6 +161,8 @@ def export_model(
         raise ModelError(f"{folder} exists already; nothing is overwritten")
     if not any(source.glob("*.safetensors")):
         raise ModelError(f"{source} has no saved model")
+
+    check_model_files(str(source))
 
     def write(target: Path) -> None:
         adapted = (source / ADAPTER_CONFIG).exists()
