@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 from rich.console import Console
 
 from dashboards.analysis.load_frame import load_frame
@@ -19,7 +20,7 @@ from dashboards.terminal.progress_views import open_view
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from orchestrator import folders
 from orchestrator.commands.status import sweep_state
-from orchestrator.driver import run_sweep
+from orchestrator.driver import orphaned_runs, run_sweep
 from orchestrator.driver.data_stage import known_steps
 from orchestrator.errors import ExitCode
 from orchestrator.execution.remote_cluster import ClusterAddress
@@ -33,7 +34,6 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
 from orchestrator.tracking.mlflow_client import tracking_uri
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
-from orchestrator.tracking.run_metadata import trials_filter
 
 _WATCH_SECONDS = 1.0
 """Seconds between two reads of the study by `status --watch`."""
@@ -87,7 +87,7 @@ def resume(
         trust_remote_code=trust_remote_code,
     )
     folder = existing_sweep(root, name)
-    return print_summary(folder, load_spec(folder.spec), ended)
+    return print_summary(folder, load_spec(folder.spec, is_new=False), ended)
 
 
 def watch_sweep(name: str, root: Path) -> None:
@@ -95,7 +95,7 @@ def watch_sweep(name: str, root: Path) -> None:
     folder = existing_sweep(root, name)
     while not Study.exists(folder) and folders.lock_holder(folder):
         time.sleep(_WATCH_SECONDS)
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         spec, steps = study.spec, known_steps(folder, study.spec)
         console = Console(stderr=True)
         before = study.usage().hours * 3600
@@ -133,22 +133,24 @@ def watch_sweep(name: str, root: Path) -> None:
 def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -> ExitCode:
     """Serve the MLflow UI on localhost until Ctrl-C and print the URL of the sweep's charts."""
 
-    spec = load_spec(existing_sweep(root, name).spec, is_new=False) if name is not None else None
+    spec, sweep_id = (None, "") if name is None else _stored_sweep(existing_sweep(root, name))
     tracking = spec.tracking if spec is not None else Tracking()
     uri = tracking_uri(root, tracking.uri)
     with SignalHandler(lambda: "") as signals:
         shown = start_ui(root, uri, port=port)
         try:
             page = shown.base
-            if spec is not None:
-                view = saved_view(spec, trials_filter(spec.name), time.time())
-                page = sweep_page(page, root, uri, tracking.experiment, spec.name, view, tracking.artifacts)
+            if spec is not None and sweep_id:
+                view = saved_view(spec, sweep_id, time.time())
+                page = sweep_page(page, root, shown.uri, tracking.experiment, sweep_id, view, tracking.artifacts)
             sys.stdout.write(f"{page}\n")
             sys.stdout.flush()
             if open_browser:
                 import webbrowser
 
                 webbrowser.open(page)
+            if shown.copy is not None:
+                sys.stderr.write("the tracking store cannot be written by this user: the page shows it as it is now\n")
             if shown.process is not None:
                 sys.stderr.write("serving on this machine only; stop with Ctrl-C\n")
                 while not signals.stop_requested and shown.process.poll() is None:
@@ -158,13 +160,28 @@ def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -
     return ExitCode.DONE
 
 
+def _stored_sweep(folder: SweepFolder) -> tuple[SweepSpec, str]:
+    """Return the spec of a sweep and its id, without any of the files that it names; no id before its first trial."""
+    if not Study.exists(folder):
+        return load_spec(folder.spec, is_new=False), ""
+    with Study.open(folder, read_only=True) as study:
+        return study.spec, study.id
+
+
+def end_orphaned_runs(name: str, root: Path) -> None:
+    """End the sweep's runs in MLflow if its driver was killed; called by commands that look at it."""
+    orphaned_runs.end_orphaned_runs(
+        existing_sweep(root, name), DashboardReporter(), lambda text: click.echo(text, err=True)
+    )
+
+
 def print_summary(folder: SweepFolder, spec: SweepSpec, ended: StopReason) -> ExitCode:
     """Print the table of trials, the best configuration and the next commands; return the exit code."""
     progress = Console(stderr=True)
     resume_line = f"  orchestrate resume {spec.name}"
     records: Sequence[TrialRecord] = []
     if Study.exists(folder):
-        with Study.open(folder) as study:
+        with Study.open(folder, read_only=True) as study:
             records = study.trials()
             curves = [_trial_curves(study, record) for record in records]
         console = wide_console()
@@ -186,7 +203,7 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, ended: StopReason) -> Ex
 
 
 def _print_findings(folder: SweepFolder, console: Console) -> None:
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         frame = load_frame(study, state="finished")
     if frame.ranked:
         print_findings(diagnose(frame), frame.name, console)

@@ -13,6 +13,7 @@ from orchestrator.errors import StorageRefused, StudyMissing
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database import optuna_trials
+from orchestrator.study.database.driver_lease import has_ended
 from orchestrator.study.database.enqueued_trials import EnqueuedTrial, TrialQueue
 from orchestrator.study.database.optuna_trials import MICRO_BATCH, OptunaTrials
 from orchestrator.study.database.repository import SweepRepository
@@ -77,9 +78,12 @@ class StudyReader:
         return study_exists(study_url(folder), folder.name)
 
     @classmethod
-    def open(cls, folder: SweepFolder) -> Self:
-        """Open the study of an existing sweep. Raises StudyMissing."""
-        return cls(folder, StudyDatabase(study_url(folder)))
+    def open(cls, folder: SweepFolder, *, read_only: bool = False) -> Self:
+        """Open the study of an existing sweep. Raises StudyMissing.
+
+        `read_only`: for commands that only look; the folder may belong to another user.
+        """
+        return cls(folder, StudyDatabase(study_url(folder), read_only=read_only))
 
     def dispose(self) -> None:
         """Close the database connections. Running trials stay RUNNING."""
@@ -159,6 +163,13 @@ class StudyReader:
         with self._database.snapshot() as c:
             last = self._repository.last_event(c, (DRIVER_EVENT, STOPPING))
         return last.text if last is not None and last.kind == STOPPING else ""
+
+    def driver_has_ended(self) -> bool:
+        """Return whether the last driver has certainly ended; False for one of another machine that may be alive."""
+        with self._database.snapshot() as c:
+            identity = self._repository.identity(c)
+            token = 0 if identity is None else identity.driver
+            return token == 0 or has_ended(self._repository.holder(c, token))
 
     def spec_history(self) -> list[SpecVersion]:
         """Return every spec this sweep ran with, oldest first."""

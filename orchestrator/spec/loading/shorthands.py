@@ -31,7 +31,8 @@ def expand_shorthands(tree: Any) -> None:
 def resolve_paths(findings: ErrorCollector, tree: Any, folder: Path) -> None:
     """Make file names absolute in place, first relative to `folder`, then to the working directory.
 
-    A name from the command line is resolved in the opposite order. Missing files are added to `findings`.
+    A name from the command line is resolved in the opposite order. Missing files are added to `findings`, except those
+    of a stored sweep, which can be looked at without them.
     """
     finder = _PathResolver(findings, folder)
     base = _group(tree, "base")
@@ -77,7 +78,7 @@ class _PathResolver:
         found = next((p for p in self._candidates(given, loc) if _path_exists(p.exists)), None)
         if found is not None:
             return str(found)
-        if given.startswith(("./", "../", "/", "~")):
+        if given.startswith(("./", "../", "/", "~")) and not self._is_stored(loc):
             self._findings.add(loc, f"there is no {given}", self._first_existing(given, loc))
         return given
 
@@ -85,6 +86,8 @@ class _PathResolver:
         given: str = source["path"]
         tried = self._candidates(given, loc)
         found = next((p for p in tried if _path_exists(p.is_file)), None)
+        if found is None and self._is_stored(loc):
+            return
         if found is None:
             names = sorted({p.name for t in tried if _path_exists(t.parent.is_dir) for p in t.parent.iterdir()})
             near = closest_match(Path(given).name, names)
@@ -92,6 +95,9 @@ class _PathResolver:
             self._findings.add(loc, f"there is no file {given}", hint)
         else:
             source["path"] = str(found)
+
+    def _is_stored(self, loc: Location) -> bool:
+        return not self._findings.is_new and not self._findings.document.location(loc).startswith("--set ")
 
     def _candidates(self, given: str, loc: Location) -> list[Path]:
         if "\0" in given:

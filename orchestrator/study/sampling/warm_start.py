@@ -41,7 +41,7 @@ def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
     folder = existing_sweep(root, name)
     if not StudyReader.exists(folder):
         raise WarmStartRefused(name, "has not begun its trials")
-    with StudyReader.open(folder) as other:
+    with StudyReader.open(folder, read_only=True) as other:
         other_spec, snapshots = other.spec, other.snapshots()
     if other_spec.objectives != spec.objectives:
         objectives_text = [", ".join(f"{g.direction} {g.metric}" for g in s.objectives) for s in (other_spec, spec)]
