@@ -69,6 +69,7 @@ class StudyReader:
         database.on_rollback = self._optuna_trials.invalidate
         self.terms = SweepTerms.from_json(attrs[TERMS_KEY]) if TERMS_KEY in attrs else SweepTerms()
         self.spec = SweepSpec.from_stored(versions[-1].text)
+        self._first_spec = self.spec if len(versions) == 1 else SweepSpec.from_stored(versions[0].text)
 
     # --- opening -------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from orchestrator.spec.samplers import AdaptiveSampler, Asap
 from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from orchestrator.study.trial_records import TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot
+from trainer.config.locations import is_move
 from trainer.config.trial import flatten
 
 TERMS_KEY = "settled"
@@ -115,12 +116,21 @@ def spec_differences(old: SweepSpec, new: SweepSpec) -> list[Change]:
 
 
 def allowed_changes(old: SweepSpec, new: SweepSpec) -> list[Change]:
-    """Return the settings that differ. Raises SpecChanged if one would make trials incomparable."""
+    """Return the settings that differ. Raises SpecChanged if one would make trials incomparable.
+
+    Files and folders of `base` and `sft` may be elsewhere; that their contents are equal is for the caller to check.
+    """
     found = spec_differences(old, new)
-    fixed = [change for change in found if change.path.split(".")[0] not in AMENDABLE]
+    fixed = [c for c in found if c.path.split(".")[0] not in AMENDABLE and not is_location(c)]
     if fixed:
         raise SpecChanged(new.name, [c.path for c in fixed], [str(c) for c in fixed], AMENDABLE)
     return found
+
+
+def is_location(change: Change) -> bool:
+    """Return whether a file or a folder of `base` or `sft` is only elsewhere."""
+    section, _, path = change.path.partition(".")
+    return section in ("base", "sft") and is_move(path, change.old, change.new)
 
 
 def _format_change(value: Any) -> str:
