@@ -1,4 +1,4 @@
-"""Data and models of a sweep that are elsewhere than when it began: found in a moved runs folder, checked by content."""
+"""Data and models of a sweep that are elsewhere than when it began, found in a moved runs folder and compared."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def _check_stage_data(folder: SweepFolder, old: SweepSpec, new: SweepSpec, trust
 
 def _other_data(name: str, path: str, was: str, now: str, listed: str) -> DataError:
     return DataError(
-        f"{path}: the data at its new place is not that with which {name} began (fingerprint {was}, now {now}), so that "
-        f"its trials would not be comparable; nothing was changed{listed}"
+        f"{path}: the data at its new place is not that with which {name} began (fingerprint {was}, now {now}), so "
+        f"that its trials would not be comparable; nothing was changed{listed}"
     )
 
 

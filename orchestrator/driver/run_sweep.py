@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import folders
 from orchestrator.driver.crash_report import free_folder, leave_trace, make_folder
+from orchestrator.driver.moved_inputs import check_inputs_exist, check_moved_inputs, follow_folder
 from orchestrator.driver.preflight import (
     DiskTooSmall,
     check_disk_space,
@@ -34,6 +35,7 @@ from orchestrator.spec.loading.serialization import dump_spec, spec_hash
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
+from orchestrator.study.sweep_terms import allowed_changes
 from trainer.storage.atomic_files import write_text
 
 if TYPE_CHECKING:
@@ -130,7 +132,8 @@ def resume(
         name: the sweep.
         root: the runs folder.
         presentation: progress view and reporter.
-        overrides: changes of settings that no result depends on (`sweep_terms.AMENDABLE`), as PATH=VALUE.
+        overrides: changes of settings that no result depends on (`sweep_terms.AMENDABLE`), as PATH=VALUE; also new
+            places of data and models, whose contents are compared.
         mirror: URL from which the sweep is restored if this disk does not have it.
         cluster_at: address of a Ray cluster; None for this machine.
         trust_remote_code: whether Python code of the model's repository may run.
@@ -150,10 +153,14 @@ def resume(
             with Study.open(folder) as study:
                 spec = study.spec
                 check_no_removed_values(folder, spec)
+                spec = follow_folder(spec, root)
                 if overrides:
                     spec = load_spec_text(dump_spec(spec), folder.path, overrides, source=str(folder.spec))
-                    for change in study.amend(spec):
-                        sys.stderr.write(f"changed {change}\n")
+                check_inputs_exist(spec)
+                allowed_changes(study.spec, spec)  # before contents are compared, which takes a while
+                check_moved_inputs(folder, study.spec, spec, trust_remote_code=trust_remote_code)
+                for change in study.amend(spec):
+                    sys.stderr.write(f"changed {change}\n")
                 if folder.spec.read_text(encoding="utf-8") != dump_spec(spec):
                     write_text(folder.spec, dump_spec(spec))
         else:
