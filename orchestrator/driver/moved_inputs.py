@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def check_moved_inputs(folder: SweepFolder, old: SweepSpec, new: SweepSpec, *, t
     moved = {change.path for change in spec_differences(old, new) if is_location(change)}
     if "base.model.name_or_path" in moved:
         _check_model(folder, old, new)
-    if any(path.startswith(("base.data.", "base.model.tokenizer")) for path in moved):
+    if any(path.startswith("base.") for path in moved):
         report = load_report(folder)
         now = _prepare(new.base, folder, trust_remote_code).report
         if report is not None and report.fingerprint != now.fingerprint:
@@ -98,7 +99,11 @@ def _check_model(folder: SweepFolder, old: SweepSpec, new: SweepSpec) -> None:
 
 def _recorded_models(folder: SweepFolder, name: str) -> set[str]:
     """Return the fingerprints of the model `name` in the results and checkpoints that were trained from it."""
-    runs = [*folder.path.glob("trials/*/*"), *folder.cache.glob("sft/*/*")]
+    by_trials = _recorded_in(folder.path.glob("trials/*/*"), name)
+    return by_trials or _recorded_in(folder.cache.glob("sft/*/*"), name)  # trials of a sweep with an SFT stage
+
+
+def _recorded_in(runs: Iterable[Path], name: str) -> set[str]:
     found: set[str] = set()
     for run in runs:
         config = stored_config(run)

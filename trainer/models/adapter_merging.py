@@ -86,7 +86,7 @@ def merge_adapters(
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")  # the weights are separated below
         warnings.filterwarnings("ignore", message=".*no longer tied.*")
         adapted = cast(Any, PeftModel).from_pretrained(loaded, str(source))
-        separated = _separate(base, shared)
+        separated = _separate(loaded, shared)
         merged_model = cast(PreTrainedModel, adapted.merge_and_unload())
     if separated:
         for config in {id(c): c for c in (merged_model.config, merged_model.config.get_text_config())}.values():
