@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -220,21 +222,30 @@ def _connect(database: Path) -> sqlite3.Connection:
     return connection
 
 
+_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
+
+
 def _connect_to_read(database: Path) -> sqlite3.Connection:
     """Connect so that nothing can be written, also where this user may not write the file or its folder.
 
     SQLite reads a database with a write-ahead log only where it finds or can create the log's index. Where a driver has
-    left neither log nor index and none can be created, the file is complete and is read as it is.
+    left neither log nor index and none can be created, the file is complete and is read as it is. An index that says
+    too little to a process which may not write it is done without: the files are copied into memory.
     """
     if os.access(database, os.W_OK) and os.access(database.parent, os.W_OK):
         connection = _connect(database)
     else:
-        complete = not database.with_name(f"{database.name}-wal").exists()
+        complete = not _log_of(database).exists()
         uri = f"file:{quote(str(database))}?mode=ro{'&immutable=1' if complete else ''}"
         connection = sqlite3.connect(
             uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
-    existing = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        try:
+            connection.execute(_TABLES)
+        except sqlite3.OperationalError:
+            connection.close()
+            connection = _copy_in_memory(database)
+    existing = {name for (name,) in connection.execute(_TABLES)}
     if SWEEP.name in existing:  # of an earlier version, whose missing tables are empty
         connection.execute("PRAGMA temp_store=MEMORY")
         for table in METADATA.sorted_tables:
@@ -243,6 +254,38 @@ def _connect_to_read(database: Path) -> sqlite3.Connection:
                 connection.execute(statement.replace("CREATE TABLE", "CREATE TEMP TABLE", 1))
     connection.execute("PRAGMA query_only=ON")
     return connection
+
+
+def _copy_in_memory(database: Path) -> sqlite3.Connection:
+    """Return a copy of the database and its write-ahead log as they are now, while a driver may write to them.
+
+    The copies of the two files fit if none of the log was moved into the database meanwhile: that changes the
+    database's time, or the log's header. Raises sqlite3.OperationalError if a file cannot be read.
+    """
+    log = _log_of(database)
+
+    def state() -> tuple[int, bytes]:
+        with log.open("rb") as stream:
+            return database.stat().st_mtime_ns, stream.read(32)
+
+    memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    with tempfile.TemporaryDirectory(prefix="orchestrate-") as folder:
+        copy = Path(folder) / database.name
+        try:
+            before, after = (0, b""), state()
+            while before != after:
+                shutil.copyfile(database, copy)
+                shutil.copyfile(log, _log_of(copy))
+                before, after = after, state()
+        except OSError as error:
+            raise sqlite3.OperationalError(f"{error.filename}: {error.strerror}") from error
+        with closing(_connect(copy)) as source:
+            source.backup(memory)
+    return memory
+
+
+def _log_of(database: Path) -> Path:
+    return database.with_name(f"{database.name}-wal")
 
 
 def create_study(folder: SweepFolder, spec: SweepSpec, terms: SweepTerms, storage: str | None) -> StudyDatabase:
