@@ -33,7 +33,7 @@ from orchestrator.execution.controller import TrialController
 from orchestrator.execution.messages import AttemptReport, AttemptResult, AttemptStatus, AttemptTask
 from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.folders import SweepFolder, create_sweep_folder
-from orchestrator.interfaces import SWEEP
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -196,12 +196,12 @@ class ScriptedTune:
 
 
 def _report(job: AttemptTask, step: int) -> AttemptReport:
-    number = int(job.run)
+    number = int(job.run_name)
     metrics = {name: 1.0 / (1 + step + path) for path, name in enumerate(_TRAINING)}
     if step % EVERY == 0 or step == REPORTS:
         metrics |= {name: 0.1 * path for path, name in enumerate(_EVALUATION)}
         metrics[OBJECTIVE] = 0.5 + (0.2 + 0.1 * math.sin(number)) * step / REPORTS
-    end = AttemptResult(AttemptStatus.FINISHED, "", steps=step) if step == REPORTS else None
+    end = AttemptResult(AttemptStatus.FINISHED, "", updates=step) if step == REPORTS else None
     return AttemptReport((StepMetrics(step, metrics),), end, pid=1000 + number % 64, counters={"imports": 1})
 
 
@@ -215,10 +215,10 @@ def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dic
     with Study.create(folder, spec, slots=slots, train_pairs=10_000) as study, SignalHandler(lambda: "") as signals:
         sink = open_sink(study, root, DashboardReporter())
         study.start_driving(0.0)
-        sink.start_run(SWEEP, name=spec.name, params={}, tags={}, at=time.time())
+        sink.start_run(SWEEP_RUN, name=spec.name, params={}, tags={}, at=time.time())
         after = AfterTrial(study, sink, DashboardReporter())
         controller = TrialController(
-            study, sink, view, signals, finish_config=lambda config: config, on_trial_end=after
+            study, sink, view, signals, complete_config=lambda config: config, on_trial_end=after
         )
         tune = ScriptedTune(controller, slots)
 

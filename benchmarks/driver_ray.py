@@ -31,7 +31,7 @@ from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.folders import SweepFolder, create_sweep_folder
-from orchestrator.interfaces import SWEEP
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from trainer.config.trial import TrialConfig
@@ -126,7 +126,7 @@ def run_product(root: Path, slots: Slots, trials: int, window: LatencyWindow) ->
     ):
         sink = open_sink(study, root, DashboardReporter())
         study.start_driving(0.0)
-        sink.start_run(SWEEP, name=spec.name, params={}, tags={}, at=time.time())
+        sink.start_run(SWEEP_RUN, name=spec.name, params={}, tags={}, at=time.time())
         view = PlainLogView(spec, Console(file=(root / "log").open("w"), width=160), total=trials)
         after = AfterTrial(study, sink, DashboardReporter())
         with local_cluster(folder.path / "ray", slots, signals):

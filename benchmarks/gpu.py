@@ -220,6 +220,7 @@ def make_optimizer(model: Any, trained: dict[str, Any], options: argparse.Namesp
 
 
 def gpu_name() -> str:
+    """Return the GPU's name for a result's record; "no GPU" without one."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

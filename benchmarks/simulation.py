@@ -77,6 +77,7 @@ class CachedSamplingPolicy(SamplingPolicy):
     memory: ClassVar[dict[tuple[str, int], SampledTrial]] = {}
 
     def sample(self, trials: Sequence[TrialSnapshot]) -> SampledTrial | None:
+        """Return the trial after these; with the random sampler from the cache, unless it is a duplicate here."""
         if not isinstance(self._spec.sampler, RandomSampler):
             return super().sample(trials)
         key = (f"{self._spec.search}{self._spec.sampler}", len(trials))
@@ -121,7 +122,7 @@ def simulate(spec: SweepSpec, curve_of: CurveFn, *, slots: int, lag: int | None,
                         number,
                         sampled.params,
                         updates=curve.updates,
-                        note=sampled.note,
+                        sampler_note=sampled.sampler_note,
                         fingerprint=sampled.fingerprint,
                     )
                 )

@@ -75,6 +75,7 @@ def compare(method: str, folder: Path, vocab_size: int, updates: int) -> dict[st
 
 
 def log(text: str) -> None:
+    """Print a line at once, also into a pipe."""
     print(text, flush=True)
 
 

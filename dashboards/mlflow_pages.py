@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from dashboards.analysis.sweep_frame import state_counts
-from dashboards.diagnosis.findings import Finding
+from dashboards.diagnosis.findings import DiagnosisFinding
 from dashboards.formatting import format_counts, format_params, format_value, short_names
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
 from orchestrator.tracking.run_metadata import trials_filter, view_key
+from trainer.metrics import CHOSEN, MARGIN, REJECTED
 
 _ROWS, _STOPPED, _FINDINGS, _MORE_IN_REPORT, _TITLES = 10, 8, 3, 4, 2
 """Numbers of rows and findings that keep the description within MLflow's limit of 8000 characters."""
@@ -31,7 +32,7 @@ def run_description(
     records: Sequence[TrialRecord],
     state: str,
     *,
-    findings: Sequence[Finding] = (),
+    findings: Sequence[DiagnosisFinding] = (),
     report: bool = False,
     judgements: tuple[int, str] | None = None,
 ) -> str:
@@ -59,9 +60,12 @@ def run_description(
         parts += ["### Diagnosis", "\n".join(_finding_line(finding) for finding in findings[:_FINDINGS])]
         if rest := findings[_FINDINGS : _FINDINGS + _MORE_IN_REPORT]:
             parts.append("Also: " + "; ".join(_one_line(finding.title) for finding in rest) + ".")
-    ranked = rank_trials(records, spec.goal)
+    ranked = rank_trials(records, spec.first_objective)
     if ranked:
-        parts += [f"### Best trials by {spec.goal.metric}", _table(spec, ranked[:_ROWS], spec.goal.metric)]
+        parts += [
+            f"### Best trials by {spec.first_objective.metric}",
+            _table(spec, ranked[:_ROWS], spec.first_objective.metric),
+        ]
     others = [r for r in records if r.state in (TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)]
     if others:
         others.sort(key=_urgency)
@@ -82,11 +86,11 @@ def _urgency(record: TrialRecord) -> tuple[int, int]:
 
 def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
     head = f"**{state.capitalize()}**: {len(records)} trials ({format_counts(state_counts(records)) or 'none yet'})."
-    best = next(iter(rank_trials(records, spec.goal)), None)
+    best = next(iter(rank_trials(records, spec.first_objective)), None)
     if best is None:
         return f"{head} No trial has completed{' yet' if state == 'running' else ''}."
     chosen = format_params(best.params, spec.search.paths) or "the only configuration"
-    value = f"{spec.goal.metric} = **{format_value(best.value)}**"
+    value = f"{spec.first_objective.metric} = **{format_value(best.value)}**"
     return f"{head} **Best: [trial {best.number}](mlflow:{best.number})** `{chosen}` {value}"
 
 
@@ -97,7 +101,7 @@ def _links(spec: SweepSpec, report: bool) -> str:
     return " · ".join([*links, f"`orchestrate report {spec.name}`", f"`orchestrate best {spec.name} --export DIR`"])
 
 
-def _finding_line(finding: Finding) -> str:
+def _finding_line(finding: DiagnosisFinding) -> str:
     text = f"- **{finding.level}: {_one_line(finding.title)}** {_one_line(finding.evidence, _MAX_EVIDENCE_LENGTH)}"
     return f"{text} *Next: {_one_line(finding.next_step, _MAX_EVIDENCE_LENGTH)}*"
 
@@ -125,11 +129,10 @@ def _one_line(text: str, longest: int = _MAX_REASON_LENGTH) -> str:
 
 
 _OUTCOME, _SEARCH, _TRAINING, _REWARDS = "held out", "search", "training", "rewards, scaled by beta"
-_CHOSEN, _REJECTED = "eval_logps_per_token/chosen", "eval_logps_per_token/rejected"
 _LINES = (
-    (_OUTCOME, "margin per token, held out", ("eval_margins/logp",)),
+    (_OUTCOME, "margin per token, held out", (MARGIN,)),
     (_OUTCOME, "accuracy, held out", ("eval_accuracies/logp",)),
-    (_OUTCOME, "log-probs per token, chosen and rejected", (_CHOSEN, _REJECTED)),
+    (_OUTCOME, "log-probs per token, chosen and rejected", (CHOSEN, REJECTED)),
     (_TRAINING, "loss", ("loss",)),
     (_TRAINING, "gradient norm", ("grad_norm",)),
     (_TRAINING, "tokens per second", ("tokens_per_second",)),
@@ -161,11 +164,11 @@ def view_state(spec: SweepSpec, runs: str) -> dict[str, Any]:
     """Return filter, columns, sections and charts in the format of the UI's state. `runs`: MLflow's filter."""
     sections = [_section(_OUTCOME), _section(_SEARCH) | _SECTION_DISPLAY, _section(_TRAINING), _section(_REWARDS)]
     sections += [_section(name, shown=False) for name in (*_GROUPS, _MORE)]
-    objective = f"metrics.`{spec.goal.metric}`"
+    objective = f"metrics.`{spec.first_objective.metric}`"
     return {
         "searchFilter": runs,
         "orderByKey": objective,
-        "orderByAsc": spec.goal.direction == "minimize",
+        "orderByAsc": spec.first_objective.direction == "minimize",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
@@ -222,7 +225,7 @@ def _lines() -> list[dict[str, Any]]:
 
 def _search_charts(spec: SweepSpec) -> list[dict[str, Any]]:
     """Return parallel coordinates of all searched settings and a contour of two numeric ones, first beta and gamma."""
-    paths, objective = spec.search.paths, spec.goal.metric
+    paths, objective = spec.search.paths, spec.first_objective.metric
     if not paths:
         return []
     parallel = _card("PARALLEL", _SEARCH, "parallel coordinates")

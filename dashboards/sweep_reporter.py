@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from dashboards.diagnosis.findings import Finding
+from dashboards.diagnosis.findings import DiagnosisFinding
 from dashboards.mlflow_pages import run_description, saved_view
 from orchestrator.interfaces import ReportFiles, UpdatesOf
 from orchestrator.judge.judgements import best_judged_trial, parse_judgements
@@ -24,11 +24,11 @@ class DashboardReporter:
         """Return key and value of the experiment tag with the saved view of charts."""
         return saved_view(spec, sweep_id, time.time())
 
-    def describe(self, study: Study, state: str, *, steps: UpdatesOf | None, diagnose: bool = True) -> str:
+    def describe(self, study: Study, state: str, *, updates_of: UpdatesOf | None, diagnose: bool = True) -> str:
         """Return the sweep's current description in Markdown."""
-        return _description(study, state, _findings(study, state, steps) if diagnose else ())
+        return _description(study, state, _findings(study, state, updates_of) if diagnose else ())
 
-    def write_report(self, study: Study, state: str, *, steps: UpdatesOf | None) -> ReportFiles:
+    def write_report(self, study: Study, state: str, *, updates_of: UpdatesOf | None) -> ReportFiles:
         """Write report.html and its figures into the sweep's folder.
 
         Raises:
@@ -38,23 +38,23 @@ class DashboardReporter:
         from dashboards.diagnosis.diagnose import analyze
         from dashboards.report.html_page import draw_panels, write_figures, write_report
 
-        analysis = analyze(load_frame(study, state=state, steps=steps))
+        analysis = analyze(load_frame(study, state=state, updates_of=updates_of))
         panels = draw_panels(analysis)
         page = write_report(analysis, study.folder.report, panels)
         figures = write_figures(analysis, study.folder.path / "figures", panels)
         return ReportFiles(page, figures, _description(study, state, analysis.findings, report=True))
 
 
-def _findings(study: Study, state: str, steps: UpdatesOf | None) -> Sequence[Finding]:
+def _findings(study: Study, state: str, updates_of: UpdatesOf | None) -> Sequence[DiagnosisFinding]:
     from dashboards.analysis.load_frame import load_frame
     from dashboards.diagnosis import diagnose
 
     records = study.trials()
     if len(records) > MAX_DIAGNOSED_TRIALS or not rank_trials(records, *study.spec.objectives):
         return ()
-    return diagnose.diagnose(load_frame(study, state=state, steps=steps))
+    return diagnose.diagnose(load_frame(study, state=state, updates_of=updates_of))
 
 
-def _description(study: Study, state: str, findings: Sequence[Finding], *, report: bool = False) -> str:
+def _description(study: Study, state: str, findings: Sequence[DiagnosisFinding], *, report: bool = False) -> str:
     judgements = best_judged_trial(study, parse_judgements(study.judgements()))
     return run_description(study.spec, study.trials(), state, findings=findings, report=report, judgements=judgements)

@@ -57,7 +57,7 @@ def terminal(name: str, to: Path) -> None:
         report = load_report(study.folder)
     steps = None if report is None else updates_by_params(spec, report)
     console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
-    print_final_summary(spec, views, console, steps=steps)
+    print_final_summary(spec, views, console, updates_of=steps)
     print_findings(diagnose(load_sweep_frame(folder)), name, console)
     drawn = console.export_svg(title=f"orchestrate sweep sweeps/{name}.yaml")
     to.write_text(_FONT.sub("", drawn), encoding="utf-8")  # rich would fetch a font from the network

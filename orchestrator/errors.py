@@ -39,27 +39,27 @@ class OrchestrateError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class SpecProblem:
     """One error in a sweep file or an override: its location, the problem and a hint how to fix it."""
 
     where: str
-    """`file:line`, or the command-line flag that holds the value."""
+    """`file:line`, or the command-line flag that holds the value; "" until it is known."""
     path: str
     """Dotted path of the setting; empty for the file as a whole."""
     problem: str
     hint: str = ""
 
     def __str__(self) -> str:
-        location = f"{self.where}: {self.path}: " if self.path else f"{self.where}: "
+        location = "".join(f"{part}: " for part in (self.where, self.path) if part)
         return f"{location}{self.problem}{f' ({self.hint})' if self.hint else ''}"
 
 
 class SpecError(OrchestrateError):
-    """The sweep file or its overrides are invalid. Holds all findings, not only the first."""
+    """The sweep file or its overrides are invalid. Holds all problems, not only the first."""
 
-    def __init__(self, findings: Sequence[Finding]) -> None:
-        self.findings = tuple(findings)
-        super().__init__("\n".join(str(f) for f in self.findings))
+    def __init__(self, problems: Sequence[SpecProblem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(f) for f in self.problems))
 
 
 class DataError(OrchestrateError):

@@ -18,7 +18,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from orchestrator.errors import InvalidSweepName, NameTaken, NoSuchSweep, SweepHeld, closest_match
-from trainer.storage.atomic_files import FileLock, failpoint, fsync, write_text
+from trainer.storage.atomic_files import fsync, write_text
+from trainer.storage.failpoints import failpoint
+from trainer.storage.file_lock import FileLock
 
 FAILURE_FILE = "failure.txt"
 """In an attempt's folder: the traceback of the error that ended it."""

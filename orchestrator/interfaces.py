@@ -69,14 +69,14 @@ class SweepReporter(Protocol):
         """Return key and value of the MLflow experiment tag that holds the saved view of charts."""
         ...
 
-    def describe(self, study: Study, state: str, *, steps: UpdatesOf | None, diagnose: bool = True) -> str:
+    def describe(self, study: Study, state: str, *, updates_of: UpdatesOf | None, diagnose: bool = True) -> str:
         """Return Markdown: progress and best trials and, with `diagnose`, findings and next steps.
 
-        state: "running", "finished" or "interrupted"; steps: updates of a trial by its params, None where unknown.
+        state: "running", "finished" or "interrupted"; updates_of: updates of a trial by its params, None where unknown.
         """
         ...
 
-    def write_report(self, study: Study, state: str, *, steps: UpdatesOf | None) -> ReportFiles:
+    def write_report(self, study: Study, state: str, *, updates_of: UpdatesOf | None) -> ReportFiles:
         """Write report.html and its figures to the sweep's folder."""
         ...
 
@@ -90,8 +90,8 @@ class Presentation:
     reporter: SweepReporter
 
 
-SWEEP = "sweep"
-SFT = "sft"
+SWEEP_RUN = "sweep"
+SFT_RUN = "sft"
 """Names of runs inside a sweep; the name of a trial's run is its number as text."""
 
 

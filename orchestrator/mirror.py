@@ -25,7 +25,8 @@ import fsspec
 from fsspec.registry import known_implementations
 
 from orchestrator.errors import OrchestrateError, StorageRefused, closest_match
-from trainer.storage.atomic_files import failpoint, fsync, sha256_of
+from trainer.storage.atomic_files import fsync, sha256_of
+from trainer.storage.failpoints import failpoint
 
 COMPLETE_LIST = "whole.json"
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})

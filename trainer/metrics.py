@@ -60,6 +60,10 @@ _TABLE = (
 )
 
 METRICS: dict[str, Metric] = {m.name: m for m in _TABLE}
+MARGIN = f"{EVAL}margins/logp"
+CHOSEN = f"{EVAL}logps_per_token/chosen"
+REJECTED = f"{EVAL}logps_per_token/rejected"
+EXACT_ANSWERS = f"{EVAL}exact_answers"
 COMPARISON_METRIC = f"{EVAL}accuracies/logp"
 """The held-out metric that no setting scales; sweeps of any objective can be compared by it."""
 

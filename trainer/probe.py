@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import load_trial
+from trainer.memory_limits import is_out_of_memory
 from trainer.results import TrialError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 DONE, UNUSABLE, OUT_OF_MEMORY = 0, 2, 3
 _UPDATES = 3
 _STATUS = Path("/proc/self/status")
-_OUT_OF_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trust-remote-code", action="store_true")
     options = parser.parse_args(arguments)
     try:
-        config, trust = load_trial(options.trial), options.trust_remote_code
-        found = measure(config, options.cache, gpu_share=options.gpu_share, trust_remote_code=trust)
+        config, trust_remote_code = load_trial(options.trial), options.trust_remote_code
+        found = measure(config, options.cache, gpu_share=options.gpu_share, trust_remote_code=trust_remote_code)
     except TrialError as error:
         sys.stderr.write(f"{error}\n")
         return UNUSABLE
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _OUT_OF_MEMORY_PHRASES):
+        if not is_out_of_memory(error):
             raise
         sys.stderr.write(f"out of memory: {str(error).partition(chr(10))[0]}\n")
         return OUT_OF_MEMORY

@@ -46,13 +46,13 @@ class _Setting:
     config: PreTrainedConfig
     name: str
     value: Any
-    zero: Any
+    neutral: Any
 
 
 @dataclass(slots=True)
 class _Record:
     settings: list[_Setting]
-    named: dict[str, str]
+    descriptions: dict[str, str]
     """Names of what was switched off, with the configured value."""
 
 
@@ -67,28 +67,28 @@ def switch_off(model: PreTrainedModel) -> None:
             if _is_probability(name, value):
                 record.settings.append(_Setting(config, name, value, type(value)(0)))
                 if not name.startswith(_OTHER_HEADS):
-                    record.named[name] = f"{value:g}"
+                    record.descriptions[name] = f"{value:g}"
             elif name == _ROUTERS and value is True:
                 record.settings.append(_Setting(config, name, value, False))
-                record.named[name] = "true"
+                record.descriptions[name] = "true"
     for module in model.modules():
         if isinstance(module, _DropoutNd) and module.p:
-            if f"{module.p:g}" not in record.named.values():
-                record.named[type(module).__name__] = f"{module.p:g}"
+            if f"{module.p:g}" not in record.descriptions.values():
+                record.descriptions[type(module).__name__] = f"{module.p:g}"
             module.p = 0.0
         for name, value in list(vars(module).items()):
             if _is_probability(name, value) or (name in _JITTER and isinstance(value, float) and value):
-                record.named[name] = f"{value:g}"
+                record.descriptions[name] = f"{value:g}"
                 setattr(module, name, _JITTER.get(name, 0.0))
     for setting in record.settings:
-        setattr(setting.config, setting.name, setting.zero)
+        setattr(setting.config, setting.name, setting.neutral)
     setattr(model, _RECORD, record)
 
 
 def switched_off(model: PreTrainedModel) -> dict[str, str]:
     """Return what `switch_off` found in this model: names and configured values."""
     record: _Record | None = getattr(model, _RECORD, None)
-    return {} if record is None else dict(record.named)
+    return {} if record is None else dict(record.descriptions)
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def as_configured(model: PreTrainedModel) -> Generator[None]:
         yield
     finally:
         for setting in settings:
-            setattr(setting.config, setting.name, setting.zero)
+            setattr(setting.config, setting.name, setting.neutral)
 
 
 def disable_random_modules(core: PreTrainedModel, run: Callable[[], Tensor], tolerance: float) -> list[str]:
@@ -146,10 +146,10 @@ def disable_random_modules(core: PreTrainedModel, run: Callable[[], Tensor], tol
                 modes[module] = False
                 setattr(module, "train", MethodType(_stay_in_eval_mode, module))  # noqa: B010 - it has another type
         if differs(None):
-            named = ", ".join(kind.__name__ for kind in found) or "no single module"
+            type_names = ", ".join(kind.__name__ for kind in found) or "no single module"
             raise StillRandom(
                 f"{type(core).__name__} computes other values in training mode than in evaluation mode, and the cause "
-                f"was not found ({named}): its log-probs cannot be compared"
+                f"was not found ({type_names}): its log-probs cannot be compared"
             )
         return [kind.__name__ for kind in found]
     finally:

@@ -44,7 +44,7 @@ class ResourceCache:
         """`sibling`: another cache of this process, with which this one shares `counters`, data and the weights of
         models, over which only adapters can be trained. A shared resource is freed when no cache uses it.
         """
-        self._cache, self._process_group, self._trust = cache, process_group, trust_remote_code
+        self._cache, self._process_group, self._trust_remote_code = cache, process_group, trust_remote_code
         self._shares = sibling is not None
         self.counters: Counter[str] = Counter() if sibling is None else sibling.counters
         self._all_data: WeakValueDictionary[str, LoadedData] = (
@@ -63,7 +63,7 @@ class ResourceCache:
         if self._data is None:
             # A generated model is created here, and transformers saves models in the first process only.
             with self._process_group.main_first():
-                tokenizer = load_tokenizer(model, data, self._cache, trust_remote_code=self._trust)
+                tokenizer = load_tokenizer(model, data, self._cache, trust_remote_code=self._trust_remote_code)
                 self._data = LoadedData(prepare(data, model, self._cache, tokenizer), tokenizer)
             self._all_data[key] = self._data
             self.counters["data_loaded"] += 1
@@ -86,7 +86,7 @@ class ResourceCache:
         with self._process_group.main_first():
             path = resolve_model_path(config, self._cache)
         model = load_model(
-            config, path, None if will_shard else self._process_group.device, trust_remote_code=self._trust
+            config, path, None if will_shard else self._process_group.device, trust_remote_code=self._trust_remote_code
         )
         self.counters["model_loaded"] += 1
         return model, config, model_fingerprint(config, path), weight_files(config, path)

@@ -65,11 +65,11 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """The result of a run. `steps` is the number of updates taken, `folder` the final weights of a finished run."""
+    """The result of a run. `updates` is the number of updates taken, `folder` the final weights of a finished run."""
 
     status: RunStatus
     reason: str
-    steps: int
+    updates: int
     folder: Path | None = None
 
 

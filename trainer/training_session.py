@@ -29,17 +29,17 @@ from trainer.storage.checkpoints import StoredRunResult, load_run_result, save_r
 from trainer.training.engine import Engine, TrainingInputs
 from trainer.training.packed_engine import PackedEngine
 from trainer.training.schedule import interval
-from trainer.training.train_loop import EvaluationFns, TrainLoop
+from trainer.training.train_loop import HeldOutEvaluation, TrainLoop
 
 log = logging.getLogger(__name__)
 
 # Settings that change the speed or the samples file, not the result.
-_WITHOUT_EFFECT = frozenset({"training.tokens_per_micro_batch", "training.distributed", "evaluation.samples"})
+_NOT_IN_DIGEST = frozenset({"training.tokens_per_micro_batch", "training.distributed", "evaluation.samples"})
 
 
 def config_digest(config: TrialConfig) -> str:
     """Return a digest of everything that determines a run's result; checkpoints continue only under the same digest."""
-    return digest_of({k: v for k, v in config.canonical_params().items() if k not in _WITHOUT_EFFECT})
+    return digest_of({k: v for k, v in config.canonical_params().items() if k not in _NOT_IN_DIGEST})
 
 
 class TrainingSession:
@@ -62,7 +62,7 @@ class TrainingSession:
             log_line: Called in the main process with each line of the data report before training.
         """
         disable_progress_bar()  # a bar per trial and file would flood the log
-        self._cache, self._trust = cache, trust_remote_code
+        self._cache, self._trust_remote_code = cache, trust_remote_code
         self._process_group = ProcessGroup() if sibling is None else sibling._process_group
         shared_resources = None if sibling is None else sibling._resources
         self._resources = ResourceCache(
@@ -80,7 +80,7 @@ class TrainingSession:
         Siblings share data, the initial models' outputs and the models' weights, so they train adapters only (else
         ModelError). Each trial has the same result, bit for bit, as without siblings.
         """
-        return TrainingSession(self._cache, trust_remote_code=self._trust, sibling=self)
+        return TrainingSession(self._cache, trust_remote_code=self._trust_remote_code, sibling=self)
 
     @property
     def counters(self) -> Counter[str]:
@@ -102,19 +102,19 @@ class TrainingSession:
         self._interrupted.set()
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         """Run one trial in `folder`. Yields metrics per `logging_steps` and per evaluation; step 0 is the initial
         model.
 
-        Continues from the newest valid checkpoint in `earlier` and `folder`, whose metrics are yielded again first; a
-        finished run is replayed, not repeated. Final weights are in `folder/model`. Closing the generator stops at
-        once and saves nothing.
+        Continues from the newest valid checkpoint in `earlier_attempts` and `folder`, whose metrics are yielded again
+        first; a finished run is replayed, not repeated. Final weights are in `folder/model`. Closing the generator
+        stops at once and saves nothing.
 
         Args:
             config: The trial.
             folder: The run folder.
-            earlier: Run folders of older attempts, the newest last.
+            earlier_attempts: Run folders of older attempts, the newest last.
             fork: Run folder of another configuration from whose newest checkpoint, metrics included, this trial starts
                 if it has no checkpoint of its own.
 
@@ -124,25 +124,25 @@ class TrainingSession:
             OSError: The disk cannot be written.
         """
         self._interrupted = threading.Event()  # one per run: a late interrupt must not reach the next
-        return self._run(config, folder, earlier, fork, self._interrupted.is_set)
+        return self._run(config, folder, earlier_attempts, fork, self._interrupted.is_set)
 
     def _run(
         self,
         config: TrialConfig,
         folder: Path,
-        earlier: Sequence[Path],
+        earlier_attempts: Sequence[Path],
         fork: Path | None,
         interrupted: Callable[[], bool],
     ) -> Generator[StepMetrics, None, RunResult]:
         digest = config_digest(config)
         self._resources.counters["trials"] += 1
         try:
-            stored = load_run_result([*earlier, folder])
+            stored = load_run_result([*earlier_attempts, folder])
             if stored is not None:
-                _accept_digest(stored.config_digest, config, [*earlier, folder], folder)
+                _accept_digest(stored.config_digest, config, [*earlier_attempts, folder], folder)
                 yield from stored.history
                 return stored.result
-            return (yield from self._train(config, folder, earlier, fork, digest, interrupted))
+            return (yield from self._train(config, folder, earlier_attempts, fork, digest, interrupted))
         except Interrupted:
             return RunResult(RunStatus.STOPPED, "interrupted before the first update", 0)
         finally:
@@ -152,15 +152,15 @@ class TrainingSession:
         self,
         config: TrialConfig,
         folder: Path,
-        earlier: Sequence[Path],
+        earlier_attempts: Sequence[Path],
         fork: Path | None,
         digest: str,
         interrupted: Callable[[], bool],
     ) -> Generator[StepMetrics, None, RunResult]:
         process_group, cancel_token = self._process_group, CancelToken(self._process_group, interrupted)
-        state = self._state([*earlier, folder], config, folder)
+        state = self._load_state([*earlier_attempts, folder], config, folder)
         digest = digest if state is None else state.config_digest  # what later attempts compare with
-        state = state or self._fork_state(fork)
+        state = state or self._load_fork_state(fork)
         prepared, tokenizer = self._resources.load_data(config.data, config.model)
         if self._log_line is not None and self.is_main:
             for line in prepared.report.summary_lines():
@@ -184,7 +184,9 @@ class TrainingSession:
         initial_logps = self._reference_cache.logps("eval", *reference_key)
         initial_completions = self._reference_cache.completions(*reference_key)
         samples = SampleFile(folder, config.evaluation.samples)
-        samples.restore([*([] if fork is None else [fork]), *earlier, folder], 0 if state is None else state.step)
+        samples.restore(
+            [*([] if fork is None else [fork]), *earlier_attempts, folder], 0 if state is None else state.step
+        )
         self._write_samples(samples, 0, initial_completions)
 
         if not sharded:
@@ -203,24 +205,24 @@ class TrainingSession:
 
         inputs = TrainingInputs(policy, evaluator.pair_model, prepared.train, reference, process_group, cancel_token)
         engine = create_engine(config, inputs, tokenizer, folder)
-        evaluation_fns = EvaluationFns(evaluator.metrics(initial_logps, initial_logps, initial_completions), evaluate)
-        loop = TrainLoop(config, inputs, engine, evaluation_fns, folder, earlier, digest, fingerprints)
+        evaluation = HeldOutEvaluation(evaluator.metrics(initial_logps, initial_logps, initial_completions), evaluate)
+        loop = TrainLoop(config, inputs, engine, evaluation, folder, earlier_attempts, digest, fingerprints)
         if state is not None:
             loop.restore(state)
             log.info("continues after update %d of %d", state.step, loop.total_updates)
         result = yield from loop.run()
         stored = StoredRunResult(digest, result, loop.history, fingerprints)
-        self._finish(stored, policy, evaluator, [*earlier, folder])
+        self._finish(stored, policy, evaluator, [*earlier_attempts, folder])
         return result
 
-    def _state(self, folders: Sequence[Path], config: TrialConfig, folder: Path) -> checkpoints.TrainState | None:
+    def _load_state(self, folders: Sequence[Path], config: TrialConfig, folder: Path) -> checkpoints.TrainState | None:
         with self._process_group.main_first():  # only the main process renames damaged ones
             state = checkpoints.load_newest(folders)
         if state is not None:
             _accept_digest(state.config_digest, config, folders, folder)
         return state
 
-    def _fork_state(self, fork: Path | None) -> checkpoints.TrainState | None:
+    def _load_fork_state(self, fork: Path | None) -> checkpoints.TrainState | None:
         """Return another run's state. Raises ResumeError without a valid checkpoint instead of starting from the
         beginning.
         """
@@ -247,7 +249,13 @@ class TrainingSession:
         tensors = policy.gather(keep=main) if finished else None
         if status is not RunStatus.STOPPED and main:
             if finished:
-                save_model(policy.model_to_save, evaluator.tokenizer, folders[-1] / "model", tensors, evaluator.stops)
+                save_model(
+                    policy.model_to_save,
+                    evaluator.tokenizer,
+                    folders[-1] / "model",
+                    tensors,
+                    evaluator.extra_end_tokens,
+                )
             save_run_result(folders[-1], stored)
             checkpoints.remove_checkpoints(folders)
         self._process_group.barrier()

@@ -22,13 +22,13 @@ from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import Choice
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.study.importance import importance
-from trainer.metrics import COMPARISON_METRIC, EVAL
+from trainer.metrics import CHOSEN, COMPARISON_METRIC, EXACT_ANSWERS, MARGIN
 
 _TOKEN_RATIO = 1.05
 """Largest ratio of training tokens that counts as matched: the lengths of sampled pairs vary."""
 _EFFORT_RATIO = 1.5
 """Largest ratio of complete trials that counts as matched."""
-_INITIAL_METRIC = f"{EVAL}logps_per_token/chosen"
+_INITIAL_METRIC = CHOSEN
 
 Entry = tuple[SweepFrame, TrialFrame | None]
 
@@ -41,7 +41,7 @@ def find_mismatches(entries: Sequence[Entry]) -> list[str]:
         _differ("the initial models differ", entries, lambda f, _: _model(f)),
         _initial_mismatch(entries),
         _differ("pairs per update differ", entries, lambda _, c: None if c is None else str(_pairs_per_update(c))),
-        _differ("updates differ", entries, lambda _, c: None if c is None else f"{c.curves.step:,}"),
+        _differ("updates differ", entries, lambda _, c: None if c is None else f"{c.curves.last_update:,}"),
         _token_mismatch(entries),
         _differ("precision differs", entries, lambda f, _: _precision(f)),
         _differ("the trained weights differ", entries, lambda f, _: "LoRA" if f.spec.base.lora else "all weights"),
@@ -114,7 +114,7 @@ def _effort_mismatch(entries: Sequence[Entry]) -> str:
 
 
 COMPARISON_OBJECTIVE = Objective(metric=COMPARISON_METRIC, direction="maximize")
-_WITHOUT_EFFECT = frozenset(
+_NOT_COMPARED = frozenset(
     f"training.{key}" for key in ("eval_steps", "save_steps", "logging_steps", "tokens_per_micro_batch", "max_steps")
 )
 """Settings that only affect evaluation and logging, or that the comparison of updates covers."""
@@ -172,18 +172,13 @@ def _differing_fixed_paths(frames: Sequence[SweepFrame]) -> list[str]:
         path
         for path in shared
         if path.startswith(("loss.", "training."))
-        and path not in _WITHOUT_EFFECT
+        and path not in _NOT_COMPARED
         and len({repr(base[path]) for base in bases}) > 1
     )
 
 
 def _scalar(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-MARGIN = f"{EVAL}margins/logp"
-CHOSEN = f"{EVAL}logps_per_token/chosen"
-EXACT_ANSWERS = f"{EVAL}exact_answers"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -281,7 +276,7 @@ def as_json(found: SweepComparison) -> dict[str, Any]:
                 else {"mean": c.behind.mean, "low": c.behind.low, "high": c.behind.high, "clear": c.behind.is_clear},
                 "complete": len(c.frame.ranked),
                 "trials": len(c.frame.trials),
-                "updates": None if c.trial is None else c.trial.curves.step,
+                "updates": None if c.trial is None else c.trial.curves.last_update,
                 "tokens": None if c.trial is None else c.trial.tokens,
                 "slot_hours": usage.seconds / 3600,
             }

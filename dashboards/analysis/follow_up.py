@@ -13,7 +13,7 @@ from dashboards.analysis.param_effects import SEED, boundary_optimum, diverged_f
 from dashboards.analysis.significance import Significance
 from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.diagnosis.findings import Finding, FindingLevel
+from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
 from dashboards.formatting import format_brief, format_value
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.spec.loading.serialization import dump_spec
@@ -147,7 +147,7 @@ def _learning_rate_range(analysis: SweepAnalysis, path: str) -> NextRange | None
     if path != LEARNING_RATE or analysis.significance is None:
         return None
     at = analysis.significance.winner.config.training.learning_rate
-    rules: dict[str, Finding] = {f.rule: f for f in analysis.findings if f.level is not FindingLevel.NOTE}
+    rules: dict[str, DiagnosisFinding] = {f.rule: f for f in analysis.findings if f.level is not FindingLevel.NOTE}
     for rule in ("chosen_falling", "degenerate_text", "unlikely_text", "answers_lost"):
         found = rules.get(rule)
         if found is not None and found.level is FindingLevel.SERIOUS:
@@ -180,7 +180,7 @@ def _learning_rate_range(analysis: SweepAnalysis, path: str) -> NextRange | None
 
 def _margin_range(analysis: SweepAnalysis, path: str) -> NextRange | None:
     """Do not extend gamma upwards where the winner's margin came at the cost of its answers."""
-    if path not in _MARGIN_PATHS or not _is_hollow(analysis.findings):
+    if path not in _MARGIN_PATHS or not _margin_gained_by_collapse(analysis.findings):
         return None
     found = boundary_optimum(analysis.frame, path)
     if found is None or found.is_low_end or found.inner is None:
@@ -196,10 +196,12 @@ def _lower_first(title: str) -> str:
     return title[:1].lower() + title[1:]
 
 
-def _sft_term(findings: tuple[Finding, ...], base: TrialConfig, frame: SweepFrame) -> dict[str, tuple[Dimension, str]]:
+def _sft_term(
+    findings: tuple[DiagnosisFinding, ...], base: TrialConfig, frame: SweepFrame
+) -> dict[str, tuple[Dimension, str]]:
     """Return an SFT term to search: it keeps the chosen log-probs up at the cost of some margin."""
     loss = base.loss
-    if not _is_hollow(findings) or {"loss.sft_weight", "loss.nll_scale"} & set(frame.paths):
+    if not _margin_gained_by_collapse(findings) or {"loss.sft_weight", "loss.nll_scale"} & set(frame.paths):
         return {}
     reason = "an SFT term keeps the chosen responses likely"
     if isinstance(loss, SimpoLoss):
@@ -207,11 +209,13 @@ def _sft_term(findings: tuple[Finding, ...], base: TrialConfig, frame: SweepFram
         return {} if loss.cross_entropy_weight > 0 else {"loss.sft_weight": (Choice(choice=(0.0, 0.1)), cited)}
     if isinstance(loss, SftLoss):
         return {}
-    at = loss.nll_scale
-    return {"loss.nll_scale": (Choice(choice=(at, 0.1 if at == 0 else round_value(2 * at))), reason)}
+    nll_scale = loss.nll_scale
+    return {
+        "loss.nll_scale": (Choice(choice=(nll_scale, 0.1 if nll_scale == 0 else round_value(2 * nll_scale))), reason)
+    }
 
 
-def _is_hollow(findings: tuple[Finding, ...]) -> bool:
+def _margin_gained_by_collapse(findings: tuple[DiagnosisFinding, ...]) -> bool:
     """Return whether the winner's chosen log-probs or right answers fell seriously while its margin rose."""
     return any(f.rule in ("chosen_falling", "answers_lost") and f.level is FindingLevel.SERIOUS for f in findings)
 

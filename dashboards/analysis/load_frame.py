@@ -25,19 +25,21 @@ _TRACEBACK_LINES = 12
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError)
 
 
-def load_frame(study: Study, *, state: str, steps: UpdatesOf | None = None) -> SweepFrame:
+def load_frame(study: Study, *, state: str, updates_of: UpdatesOf | None = None) -> SweepFrame:
     """Return the sweep's frame.
 
     Args:
         study: the study to read.
         state: the sweep's state as `status` prints it.
-        steps: returns the updates of a trial from its params; None where the data is not known.
+        updates_of: returns the updates of a trial from its params; None where the data is not known.
     """
     folder, spec = study.folder, study.spec
     notices: list[str] = []
     records = study.trials()
     judgements = _judgements(study, notices)
-    trials = tuple(_trial_frame(study, record, steps, judgements.get(record.number, ()), notices) for record in records)
+    trials = tuple(
+        _trial_frame(study, record, updates_of, judgements.get(record.number, ()), notices) for record in records
+    )
     deleted = [r.number for r in records if r.state is TrialState.COMPLETE and not folder.trial(r.number).is_dir()]
     if deleted:
         which = "all trials" if len(deleted) == len(records) else f"{len(deleted)} trials"
@@ -49,7 +51,7 @@ def load_frame(study: Study, *, state: str, steps: UpdatesOf | None = None) -> S
     return SweepFrame(
         name=spec.name,
         description=spec.description,
-        objective=spec.goal,
+        objective=spec.first_objective,
         paths=spec.search.paths,
         space=spec.search,
         trials=trials,
@@ -78,7 +80,11 @@ def _judgements(study: Study, notices: list[str]) -> dict[int, tuple[Judgement, 
 
 
 def _trial_frame(
-    study: Study, record: TrialRecord, steps: UpdatesOf | None, judgements: tuple[Judgement, ...], notices: list[str]
+    study: Study,
+    record: TrialRecord,
+    updates_of: UpdatesOf | None,
+    judgements: tuple[Judgement, ...],
+    notices: list[str],
 ) -> TrialFrame:
     curves = TrialCurves(record)
     curves.add(study.metric_history(record.number))
@@ -88,7 +94,7 @@ def _trial_frame(
         config=apply_params(study.spec.base, record.params),
         label=str(record.number),
         sweep=study.spec.name,
-        steps=None if steps is None else steps(record.params),
+        planned_updates=None if updates_of is None else updates_of(record.params),
         samples=_samples(_newest(attempts, SAMPLES_FILE), notices),
         pairs=_pairs(_newest(attempts, PAIRS_FILE), notices),
         judgements=judgements,

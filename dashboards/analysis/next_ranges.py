@@ -41,15 +41,15 @@ def next_range(frame: SweepFrame, path: str) -> NextRange:
     """Return the next range of a setting that the winner has."""
     dimension = frame.space.dimensions.get(path)
     if isinstance(dimension, (Uniform, LogUniform, IntUniform)):
-        return _range(frame, path, dimension)
+        return _continuous_range(frame, path, dimension)
     if not is_numeric(frame, path):
         return _best_choices(frame, path)
     at_edge = boundary_optimum(frame, path)
     if has_clear_effect(frame, path) is False:
         return NextRange(None, _without_effect(frame, path))
     if at_edge is not None and at_edge.extension:
-        return _extended(frame, path, at_edge)
-    return _refined(frame, path)
+        return _extended_range(frame, path, at_edge)
+    return _refined_range(frame, path)
 
 
 def _without_effect(frame: SweepFrame, path: str) -> str:
@@ -62,11 +62,11 @@ def _without_effect(frame: SweepFrame, path: str) -> str:
     )
 
 
-def _extended(frame: SweepFrame, path: str, found: BoundaryOptimum) -> NextRange:
+def _extended_range(frame: SweepFrame, path: str, found: BoundaryOptimum) -> NextRange:
     unstable_from = None if found.is_low_end else mostly_diverged_from(frame, path)
     if unstable_from is not None and unstable_from <= found.value:
         return replace(
-            _refined(frame, path), reason=f"not above {format_value(found.value)}: {_most_of(unstable_from)}"
+            _refined_range(frame, path), reason=f"not above {format_value(found.value)}: {_most_of(unstable_from)}"
         )
     limit = diverged_from(frame, path)
     extension = [v for v in found.extension if limit is None or v < limit]
@@ -94,19 +94,21 @@ def _most_of(value: float) -> str:
     return f"from {format_value(value)} upwards at least half of the trials diverged"
 
 
-def _refined(frame: SweepFrame, path: str) -> NextRange:
-    at = float(frame.ranked[0].record.params[path])
+def _refined_range(frame: SweepFrame, path: str) -> NextRange:
+    best_value = float(frame.ranked[0].record.params[path])
     tested = known_values(frame, path)
-    below, above = [v for v in tested if v < at], [v for v in tested if v > at]
+    below, above = [v for v in tested if v < best_value], [v for v in tested if v > best_value]
     values = [
-        *([midpoint(frame, path, below[-1], at)] if below else []),
-        at,
-        *([midpoint(frame, path, at, above[0])] if above else []),
+        *([midpoint(frame, path, below[-1], best_value)] if below else []),
+        best_value,
+        *([midpoint(frame, path, best_value, above[0])] if above else []),
     ]
     distinct = list(dict.fromkeys(values))
     if len(distinct) < 2:
         return NextRange(None, "only one value was tried")
-    return NextRange(_choice(frame, path, distinct), f"halfway to the neighbors of the best value, {format_value(at)}")
+    return NextRange(
+        _choice(frame, path, distinct), f"halfway to the neighbors of the best value, {format_value(best_value)}"
+    )
 
 
 def _choice(frame: SweepFrame, path: str, values: list[float]) -> Choice:
@@ -151,7 +153,7 @@ def _best_difference(frame: SweepFrame, other: TrialFrame) -> Difference | None:
     )
 
 
-def _range(frame: SweepFrame, path: str, dimension: Uniform | LogUniform | IntUniform) -> NextRange:
+def _continuous_range(frame: SweepFrame, path: str, dimension: Uniform | LogUniform | IntUniform) -> NextRange:
     """Span the best trials' values; extend the range where the best trial lies at an end of it."""
     ranked = [trial for trial in frame.ranked if path in trial.record.params]
     count = max(_MIN_TRIALS, math.ceil(_BEST_SHARE * len(ranked)))

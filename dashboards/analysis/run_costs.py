@@ -29,24 +29,28 @@ def costs(trials: Sequence[TrialFrame]) -> Costs:
     """Return the summed cost of these trials."""
     saved_updates, saved_seconds = 0, 0.0
     for trial in trials:
-        if trial.record.state is TrialState.PRUNED and trial.steps is not None and trial.curves.step > 0:
-            left = max(0, trial.steps - trial.curves.step)
+        if (
+            trial.record.state is TrialState.PRUNED
+            and trial.planned_updates is not None
+            and trial.curves.last_update > 0
+        ):
+            left = max(0, trial.planned_updates - trial.curves.last_update)
             saved_updates += left
-            saved_seconds += trial.record.seconds * left / trial.curves.step
-    counted = [trial.tokens for trial in trials if trial.curves.step > 0]
+            saved_seconds += trial.record.seconds * left / trial.curves.last_update
+    counted = [trial.tokens for trial in trials if trial.curves.last_update > 0]
     tokens = [count for count in counted if count is not None]
     return Costs(
         trials=len(trials),
         seconds=sum(trial.record.seconds for trial in trials),
-        updates=sum(trial.curves.step for trial in trials),
-        pairs=sum(trial.curves.step * trial.config.training.pairs_per_update for trial in trials),
+        updates=sum(trial.curves.last_update for trial in trials),
+        pairs=sum(trial.curves.last_update * trial.config.training.pairs_per_update for trial in trials),
         tokens=sum(tokens) if tokens and len(tokens) == len(counted) else None,
         saved_updates=saved_updates,
         saved_seconds=saved_seconds,
     )
 
 
-_END_EVENTS = frozenset({*(s.lower() for s in TrialState if s.finished), "released", "worker lost"})
+_END_EVENTS = frozenset({*(s.lower() for s in TrialState if s.is_final), "released", "worker lost"})
 _PID = re.compile(r"worker\.pid=(\d+)")
 
 

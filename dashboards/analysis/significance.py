@@ -58,7 +58,7 @@ class Significance:
     against_initial: Difference | None
     runners_up: tuple[tuple[TrialFrame, Difference], ...]
     """Trial and winner minus trial; positive where the winner's metric is higher."""
-    wins: dict[int, float]
+    first_place_shares: dict[int, float]
     """Trial -> share of bootstrap resamples in which it ranks first, ties divided; empty without pairs."""
     not_distinguishable: tuple[TrialFrame, ...]
     """Trials whose difference to the winner is not clear, the winner first."""
@@ -84,20 +84,20 @@ def analyze_significance(frame: SweepFrame) -> Significance | None:
             runners_up.append(
                 (trial, _interval(differences, resampled[:, 0] - resampled[:, k], is_share(frame.objective.metric)))
             )
-    shares = _win_shares(frame.sign * resampled)
-    wins = {trial.number: float(shares[k]) for k, trial in enumerate(known)}
+    shares = _first_place_shares(frame.sign * resampled)
+    first_place_shares = {trial.number: float(shares[k]) for k, trial in enumerate(known)}
     return Significance(
         winner=winner,
         pairs=len(matrix),
         paired=True,
         against_initial=_against_initial(frame, winner),
         runners_up=tuple(runners_up),
-        wins=wins,
+        first_place_shares=first_place_shares,
         not_distinguishable=(winner, *(trial for trial, difference in runners_up if not difference.is_clear)),
     )
 
 
-def _win_shares(resampled: Column) -> Column:
+def _first_place_shares(resampled: Column) -> Column:
     """Return how often each column is the highest, ties divided equally."""
     first = resampled >= resampled.max(axis=1, keepdims=True) - ROUNDING_TOLERANCE
     return np.mean(first / first.sum(axis=1, keepdims=True), axis=0)

@@ -48,7 +48,7 @@ class TrialCurves:
         return curve[-1][1] if curve else self.record.metrics.get(name)
 
     @property
-    def step(self) -> int:
+    def last_update(self) -> int:
         """Newest update with metrics."""
         newest = max((curve[-1][0] for curve in self.curves.values() if curve), default=0)
         return max(newest, self.record.step)
@@ -81,7 +81,7 @@ class TrialFrame:
     config: TrialConfig
     label: str
     sweep: str
-    steps: int | None = None
+    planned_updates: int | None = None
     """Planned updates of the trial; None where the data is not known."""
     samples: tuple[Sample, ...] = ()
     pairs: HeldOutPairs | None = None

@@ -12,15 +12,12 @@ import numpy as np
 from dashboards.analysis.held_out_pairs import spearman
 from dashboards.analysis.small_samples import MIN_TESTABLE_PAIRS, is_clear_correlation, share_difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.diagnosis.findings import Finding, FindingLevel
+from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
 from dashboards.formatting import format_value
 from trainer.config.loss_config import SimpoLoss
-from trainer.metrics import EVAL
+from trainer.metrics import CHOSEN, EVAL, EXACT_ANSWERS, MARGIN, REJECTED
 
-MARGIN = f"{EVAL}margins/logp"
 REWARD_MARGIN = f"{EVAL}rewards/margins"
-CHOSEN = f"{EVAL}logps_per_token/chosen"
-REJECTED = f"{EVAL}logps_per_token/rejected"
 
 GAMMA_SHARE = 0.5
 """Share of gamma. A mean reward margin below this share of the target counts as far below it."""
@@ -30,7 +27,7 @@ UNLIKELY_LOGP = -10.0
 """Nats per token. Below the log-prob of a uniform distribution over 22,000 tokens."""
 
 
-def margin_below_gamma(winner: TrialFrame) -> Iterator[Finding]:
+def margin_below_gamma(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a mean reward margin, beta x (difference of log-probs per token), far below SimPO's target gamma."""
     loss, margin = winner.config.loss, winner.last(REWARD_MARGIN)
     if (
@@ -46,7 +43,7 @@ def margin_below_gamma(winner: TrialFrame) -> Iterator[Finding]:
         reached = f" {share:.0%} of the {len(winner.pairs):,} held-out pairs reach the target."
     begun = winner.first(REWARD_MARGIN)
     since = "" if begun is None else f", from {format_value(begun)} at step 0"
-    yield Finding(
+    yield DiagnosisFinding(
         "margin_below_gamma",
         FindingLevel.NOTE,
         "The winner's margin is far below its target gamma",
@@ -60,7 +57,7 @@ def margin_below_gamma(winner: TrialFrame) -> Iterator[Finding]:
     )
 
 
-def chosen_logps_falling(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
+def chosen_logps_falling(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report margins that rise while the chosen log-probs fall, the typical collapse of SimPO."""
     falling = [trial for trial in frame.ranked if _falls(trial)]
     if not falling:
@@ -78,7 +75,7 @@ def chosen_logps_falling(frame: SweepFrame, winner: TrialFrame) -> Iterator[Find
         steps += [f"raise beta (now {format_value(beta)}{better})", "or add loss.sft_weight: 0.1"]
     else:
         steps.append("or raise loss.nll_scale")
-    yield Finding(
+    yield DiagnosisFinding(
         "chosen_falling",
         (FindingLevel.SERIOUS if -drop > margin else FindingLevel.WARNING) if winner_falls else FindingLevel.NOTE,
         "Margins rise while the chosen responses become less likely"
@@ -98,7 +95,7 @@ def _falls(trial: TrialFrame) -> bool:
     return margin is not None and drop is not None and margin > 0 and drop < -CHOSEN_DROP
 
 
-def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
+def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report chosen log-probs below -10 nats per token, worse than a uniform distribution over 22,000 tokens."""
     low = [c for c in frame.ranked if (c.last(CHOSEN) or 0.0) < UNLIKELY_LOGP]
     if not low:
@@ -106,7 +103,7 @@ def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
     worst = winner if winner in low else low[0]
     start = worst.first(CHOSEN)
     was_low = start is not None and start < UNLIKELY_LOGP
-    yield Finding(
+    yield DiagnosisFinding(
         "unlikely_text",
         FindingLevel.SERIOUS if winner in low else FindingLevel.NOTE,
         "Chosen responses have log-probs under -10 per token",
@@ -121,13 +118,13 @@ def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
     )
 
 
-def impossible_logps(frame: SweepFrame) -> Iterator[Finding]:
+def impossible_logps(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report log-probs above 0, which no probability distribution has."""
     wrong = [c for c in frame.trials if max(c.last(CHOSEN) or 0.0, c.last(REJECTED) or 0.0) > 0]
     if not wrong:
         return
     first = wrong[0]
-    yield Finding(
+    yield DiagnosisFinding(
         "impossible_logps",
         FindingLevel.SERIOUS,
         "Log-probs above 0, which are impossible",
@@ -139,7 +136,6 @@ def impossible_logps(frame: SweepFrame) -> Iterator[Finding]:
     )
 
 
-EXACT_ANSWERS = f"{EVAL}exact_answers"
 REPETITION = f"{EVAL}repetition"
 LENGTH = f"{EVAL}answer_length"
 
@@ -153,7 +149,7 @@ EXACT_DROP = 0.05
 """Drop of the share of right answers that is reported."""
 
 
-def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
+def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a drop of right answers while the objective improves."""
     drop, gain, start = winner.change(EXACT_ANSWERS), winner.change(frame.objective.metric), winner.first(EXACT_ANSWERS)
     prompts = winner.config.evaluation.prompts
@@ -163,7 +159,7 @@ def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
     changes = [change for trial in frame.ranked if (change := trial.change(EXACT_ANSWERS)) is not None]
     fewer = sum(change < 0 for change in changes)
     in_most_trials = prompts >= MIN_TESTABLE_PAIRS and len(changes) >= 5 and fewer >= 0.8 * len(changes)
-    yield Finding(
+    yield DiagnosisFinding(
         "answers_lost",
         FindingLevel.SERIOUS if high < 0 or in_most_trials else FindingLevel.WARNING,
         "Fewer right answers while the objective improves",
@@ -177,7 +173,7 @@ def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
     )
 
 
-def degenerate_text(winner: TrialFrame) -> Iterator[Finding]:
+def degenerate_text(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report answers that became repetitive or much longer."""
     problems: list[str] = []
     repeated, before = winner.last(REPETITION), winner.first(REPETITION)
@@ -188,7 +184,7 @@ def degenerate_text(winner: TrialFrame) -> Iterator[Finding]:
         problems.append(f"answers grew from {format_value(was)} to {format_value(length)} tokens")
     if problems:
         prompts = winner.config.evaluation.prompts
-        yield Finding(
+        yield DiagnosisFinding(
             "degenerate_text",
             FindingLevel.SERIOUS if prompts >= MIN_TESTABLE_PAIRS else FindingLevel.WARNING,
             "The winner's answers have become longer or repeat themselves",
@@ -198,7 +194,7 @@ def degenerate_text(winner: TrialFrame) -> Iterator[Finding]:
         )
 
 
-def length_bias(winner: TrialFrame) -> Iterator[Finding]:
+def length_bias(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a winner whose margin correlates with length difference, more than the initial model's."""
     if winner.pairs is None:
         return
@@ -210,7 +206,7 @@ def length_bias(winner: TrialFrame) -> Iterator[Finding]:
     if before is not None and abs(rho) < abs(before) + 0.1:
         return
     since = "" if before is None else f", {before:+.2f} before training"
-    yield Finding(
+    yield DiagnosisFinding(
         "length_bias",
         FindingLevel.NOTE,
         f"The winner prefers {'longer' if rho > 0 else 'shorter'} responses",

@@ -15,7 +15,7 @@ from dashboards.diagnosis.collapse_rules import (
     margin_below_gamma,
     unlikely_text,
 )
-from dashboards.diagnosis.findings import Finding, by_level
+from dashboards.diagnosis.findings import DiagnosisFinding, by_level
 from dashboards.diagnosis.search_rules import (
     confounded,
     diverging_region,
@@ -35,7 +35,7 @@ from dashboards.diagnosis.training_rules import (
 from orchestrator.study.importance import importance
 
 
-def diagnose(frame: SweepFrame, significance: Significance | None = None) -> list[Finding]:
+def diagnose(frame: SweepFrame, significance: Significance | None = None) -> list[DiagnosisFinding]:
     """Return the findings about a sweep, the most serious first.
 
     `significance`: the sweep's significance analysis; computed here where None.
@@ -71,7 +71,7 @@ class SweepAnalysis:
 
     frame: SweepFrame
     significance: Significance | None
-    findings: tuple[Finding, ...]
+    findings: tuple[DiagnosisFinding, ...]
     importances: dict[str, float]
 
 

@@ -1,4 +1,4 @@
-"""`Finding` and `FindingLevel`: one statement of a diagnosis and its severity."""
+"""`DiagnosisFinding` and `FindingLevel`: one statement of a diagnosis and its severity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ORDER = list(FindingLevel)
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DiagnosisFinding:
     """One statement of the diagnosis: title, evidence with numbers, and next step."""
 
     rule: str
@@ -30,15 +30,16 @@ class Finding:
     next_step: str
     trials: tuple[str, ...] = ()
     """Labels of the trials concerned."""
-    leaf: str = ""
+    setting: str = ""
     """Dotted path of the setting concerned."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the finding as printed by `report --json`."""
-        return asdict(self)
+        values = asdict(self)
+        return {"leaf" if name == "setting" else name: value for name, value in values.items()}
 
 
-def by_level(findings: list[Finding]) -> list[Finding]:
+def by_level(findings: list[DiagnosisFinding]) -> list[DiagnosisFinding]:
     """Return the findings sorted by level, most serious first."""
     return sorted(findings, key=lambda finding: _ORDER.index(finding.level))
 

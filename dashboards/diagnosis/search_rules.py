@@ -25,7 +25,7 @@ from dashboards.analysis.param_effects import (
 )
 from dashboards.analysis.significance import Significance
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.diagnosis.findings import Finding, FindingLevel, round_count
+from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel, round_count
 from dashboards.formatting import format_value
 from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
 from orchestrator.study.trial_records import FailureKind, TrialState
@@ -33,7 +33,7 @@ from orchestrator.study.trial_records import FailureKind, TrialState
 _MAX_LISTED = 6
 
 
-def optimum_at_boundary(frame: SweepFrame) -> Iterator[Finding]:
+def optimum_at_boundary(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report a best trial at an end of a searched setting, so that the optimum may lie outside."""
     for path in frame.paths:
         found = boundary_optimum(frame, path)
@@ -45,7 +45,7 @@ def optimum_at_boundary(frame: SweepFrame) -> Iterator[Finding]:
         extension = " and ".join(format_value(v) for v in found.extension)
         limit = diverged_from(frame, path)
         crosses_limit = limit is not None and any(v >= limit for v in found.extension)
-        yield Finding(
+        yield DiagnosisFinding(
             "at_the_edge",
             FindingLevel.WARNING,
             f"The best {frame.short_names.get(path, path)} is the {where} that was tried",
@@ -63,7 +63,7 @@ def optimum_at_boundary(frame: SweepFrame) -> Iterator[Finding]:
         )
 
 
-def no_clear_effect(frame: SweepFrame) -> Iterator[Finding]:
+def no_clear_effect(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report settings whose values do not differ significantly on these held-out pairs."""
     for path in frame.paths:
         values = [level.value for level in levels(frame, path)]
@@ -74,7 +74,7 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[Finding]:
         known = [(d, n, a, b) for c, a, b in found if c is not None for d, n in [c]]
         widest, count, a, b = max(known, key=lambda row: abs(row[0].mean))
         required = widest.pairs_needed
-        yield Finding(
+        yield DiagnosisFinding(
             "not_told_apart",
             FindingLevel.NOTE,
             f"The values of {frame.short_names.get(path, path)} are not distinguishable with these trials",
@@ -93,7 +93,7 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[Finding]:
         )
 
 
-def too_few_pairs(significance: Significance) -> Iterator[Finding]:
+def too_few_pairs(significance: Significance) -> Iterator[DiagnosisFinding]:
     """Report differences to the runners-up that are not significant with this number of held-out pairs."""
     if not significance.runners_up or len(significance.not_distinguishable) < 2:
         return
@@ -105,10 +105,10 @@ def too_few_pairs(significance: Significance) -> Iterator[Finding]:
         else ""
     )
     wins_text = ""
-    if significance.wins:
-        share = significance.wins[significance.winner.number]
+    if significance.first_place_shares:
+        share = significance.first_place_shares[significance.winner.number]
         wins_text = f" The winner ranks first in {share:.0%} of bootstrap resamples of the pairs."
-    yield Finding(
+    yield DiagnosisFinding(
         "too_few_pairs",
         FindingLevel.WARNING,
         f"These {len(significance.not_distinguishable)} configurations are not distinguishable",
@@ -133,7 +133,7 @@ CONFOUNDED_CORRELATION = 0.95
 """Rank correlation from which two settings count as confounded."""
 
 
-def confounded(frame: SweepFrame) -> Iterator[Finding]:
+def confounded(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report pairs of settings that were only varied together, exactly or by rank correlation."""
     for a, b in combinations([p for p in frame.paths if p != SEED], 2):
         trials = [c for c in frame.comparable_trials if a in c.record.params and b in c.record.params]
@@ -146,7 +146,7 @@ def confounded(frame: SweepFrame) -> Iterator[Finding]:
         first, second = frame.short_names.get(a, a), frame.short_names.get(b, b)
         first_params = trials[0].record.params
         other_value = next(value for key, value in values_b.items() if key != repr(first_params[b]))
-        yield Finding(
+        yield DiagnosisFinding(
             "varied_together",
             FindingLevel.WARNING,
             f"{first} and {second} were only varied together",
@@ -175,7 +175,7 @@ def _confounding(frame: SweepFrame, trials: list[TrialFrame], a: str, b: str) ->
     return ""
 
 
-def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
+def diverging_region(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report a region of one setting in which every trial diverged, else the number of diverged trials."""
     diverged = [trial for trial in frame.trials if trial.record.diverged]
     if not diverged:
@@ -186,7 +186,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
     if explained:
         path = max(explained, key=lambda p: len(explained[p]))  # the setting that explains most diverged trials
         limit, in_region = limits[path], explained[path]
-        yield Finding(
+        yield DiagnosisFinding(
             "diverging_region",
             FindingLevel.WARNING,
             f"Every trial with {frame.short_names.get(path, path)} of {format_value(limit)} or more diverged",
@@ -202,7 +202,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
         yield found
         return
     finished = frame.in_state(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
-    yield Finding(
+    yield DiagnosisFinding(
         "diverging_region",
         FindingLevel.SERIOUS
         if not frame.ranked
@@ -216,7 +216,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
     )
 
 
-def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> Finding | None:
+def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> DiagnosisFinding | None:
     """Return a finding for listed values of one setting with which all trials diverged and without which none did."""
     ended = frame.in_state(TrialState.COMPLETE, TrialState.PRUNED)
     for path in frame.paths:
@@ -227,7 +227,7 @@ def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> Finding 
         if not safe or safe & bad.keys() or any(path not in c.record.params for c in diverged):
             continue
         values = " or ".join(format_value(value) for value in bad.values())
-        return Finding(
+        return DiagnosisFinding(
             "diverging_region",
             FindingLevel.WARNING,
             f"Every trial with {frame.short_names.get(path, path)} {values} diverged",
@@ -248,13 +248,13 @@ _FAILURE_ADVICE = {
 }
 
 
-def failures(frame: SweepFrame) -> Iterator[Finding]:
+def failures(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report failed trials, one finding per kind of failure."""
     failed = frame.in_state(TrialState.FAILED)
     for kind, count in Counter(trial.record.failure for trial in failed).most_common():
         of_kind = [trial for trial in failed if trial.record.failure is kind]
         reason, most_common = Counter(trial.record.reason for trial in of_kind).most_common(1)[0]
-        yield Finding(
+        yield DiagnosisFinding(
             "failures",
             FindingLevel.SERIOUS if not frame.ranked else FindingLevel.WARNING,
             f"{count} of {len(frame.trials)} trials failed"

@@ -10,7 +10,7 @@ import numpy as np
 from dashboards.analysis.significance import Significance
 from dashboards.analysis.small_samples import MIN_RECOMMENDED_PAIRS, SMALL_SAMPLE_PAIRS, pairs_needed, share_interval
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.diagnosis.findings import Finding, FindingLevel, round_count
+from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel, round_count
 from dashboards.formatting import format_value
 from trainer.metrics import EVAL
 
@@ -19,7 +19,7 @@ NEAR_HALF = 0.6
 """Accuracy. Where the upper end of its 95 % interval is below this, the trial counts as no better than chance."""
 
 
-def worse_than_initial(frame: SweepFrame, significance: Significance) -> Iterator[Finding]:
+def worse_than_initial(frame: SweepFrame, significance: Significance) -> Iterator[DiagnosisFinding]:
     """Report that no complete trial improved the objective over the initial model."""
     start, best = frame.initial_value(frame.objective.metric), significance.winner.record.value
     if start is None or best is None or _improved(frame, significance.winner):
@@ -37,7 +37,7 @@ def worse_than_initial(frame: SweepFrame, significance: Significance) -> Iterato
         step = "The objective did not change: raise the learning rate by a factor of 3 to 10, or train longer."
     else:
         step = "Try learning rates 3 and 10 times smaller, and check that the chosen responses are the better ones."
-    yield Finding(
+    yield DiagnosisFinding(
         "worse_than_start",
         FindingLevel.SERIOUS,
         "No trial is better than the initial model",
@@ -55,13 +55,13 @@ def _improved(frame: SweepFrame, winner: TrialFrame) -> bool:
     return start is None or best is None or frame.sign * (best - start) > 0
 
 
-def gain_not_clear(frame: SweepFrame, significance: Significance) -> Iterator[Finding]:
+def gain_not_clear(frame: SweepFrame, significance: Significance) -> Iterator[DiagnosisFinding]:
     """Report a gain over the initial model that is not significant on these held-out pairs."""
     against = significance.against_initial
     if against is None or against.is_clear or frame.sign * against.mean <= 0:
         return
     required = against.pairs_needed
-    yield Finding(
+    yield DiagnosisFinding(
         "gain_not_clear",
         FindingLevel.WARNING,
         "The winner is not clearly better than the initial model",
@@ -76,7 +76,7 @@ def gain_not_clear(frame: SweepFrame, significance: Significance) -> Iterator[Fi
     )
 
 
-def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
+def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report an accuracy that does not differ significantly from 0.5.
 
     Only for a winner that improved; otherwise `worse_than_initial` reports. With few pairs the finding is about the
@@ -96,7 +96,7 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
     at_chance = high < NEAR_HALF
     if not at_chance and count <= SMALL_SAMPLE_PAIRS:
         required = pairs_needed(accuracy - 0.5, 0.5, count)
-        yield Finding(
+        yield DiagnosisFinding(
             "few_pairs",
             FindingLevel.WARNING,
             "Too few held-out pairs to decide whether the winner's accuracy is above chance",
@@ -106,7 +106,7 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
             (winner.label,),
         )
         return
-    yield Finding(
+    yield DiagnosisFinding(
         "coin_toss",
         FindingLevel.SERIOUS if at_chance else FindingLevel.WARNING,
         f"The winner's accuracy {'is' if at_chance else 'may be'} no better than chance",
@@ -118,14 +118,14 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
     )
 
 
-def ties(winner: TrialFrame) -> Iterator[Finding]:
+def ties(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report held-out pairs whose responses have exactly the same log-prob per token; they count as wrong."""
     if winner.pairs is None:
         return
     tied = int(np.sum(winner.pairs.margins == 0))
     if tied < max(2, 0.01 * len(winner.pairs)):
         return
-    yield Finding(
+    yield DiagnosisFinding(
         "ties",
         FindingLevel.WARNING,
         "Some held-out pairs are ties, which count as wrong",
@@ -146,7 +146,7 @@ OVERFITTING_RISE = 0.1
 _MIN_EVALUATIONS = 4
 
 
-def loss_plateau(winner: TrialFrame) -> Iterator[Finding]:
+def loss_plateau(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a held-out loss that hardly changed, or that was flat in the second half."""
     curve = _curve(winner, LOSS)
     if len(curve) < 3 or curve[-1][0] == 0:
@@ -156,7 +156,7 @@ def loss_plateau(winner: TrialFrame) -> Iterator[Finding]:
     if _only_rose(curve):
         return  # reported by `overfitting`
     if start - lowest < MIN_LOSS_CHANGE * abs(start):
-        yield Finding(
+        yield DiagnosisFinding(
             "loss_plateau",
             FindingLevel.WARNING,
             "The loss hardly changed",
@@ -172,7 +172,7 @@ def loss_plateau(winner: TrialFrame) -> Iterator[Finding]:
     middle = min(value for step, value in curve if step <= last / 2)
     if middle - lowest < PLATEAU_FRACTION * (start - lowest):
         at = next(step for step, value in curve if value <= middle)
-        yield Finding(
+        yield DiagnosisFinding(
             "loss_plateau",
             FindingLevel.NOTE,
             f"The loss was flat after about {at} of {last} updates",
@@ -185,7 +185,7 @@ def loss_plateau(winner: TrialFrame) -> Iterator[Finding]:
         )
 
 
-def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
+def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a held-out loss that rose again after its minimum (overfitting), or that only rose."""
     curve = _curve(winner, LOSS)
     rose = _only_rose(curve)
@@ -203,7 +203,7 @@ def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
         if objective
         else ""
     )
-    yield Finding(
+    yield DiagnosisFinding(
         "overfitting",
         FindingLevel.WARNING if fell else FindingLevel.NOTE,
         "The held-out loss only rose" if rose else f"The held-out loss rose again after update {at}",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from dashboards.diagnosis.findings import Finding, FindingLevel
+from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Code:
 class Findings:
     """Findings of the diagnosis."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[DiagnosisFinding, ...]
     kind: ClassVar[str] = "findings"
 
 

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dashboards.analysis.comparison import CHOSEN, EXACT_ANSWERS, MARGIN, ComparedSweep, SweepComparison
+from dashboards.analysis.comparison import ComparedSweep, SweepComparison
 from dashboards.analysis.run_costs import costs
 from dashboards.diagnosis.diagnose import diagnose
 from dashboards.diagnosis.findings import FindingLevel
@@ -18,7 +18,7 @@ from dashboards.formatting import format_brief, format_count, format_hours, form
 from dashboards.report.blocks import Block, Findings, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from dashboards.report.html_page import render_page
 from dashboards.report.panels import PANELS
-from trainer.metrics import COMPARISON_METRIC
+from trainer.metrics import CHOSEN, COMPARISON_METRIC, EXACT_ANSWERS, MARGIN
 
 HEAD = ("", "sweep", "objective", "trial", "configuration", COMPARISON_METRIC.removeprefix("eval_"), "behind by (95 %)")
 _CONFIGURATION, _FOLDED = 4, 22

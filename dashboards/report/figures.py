@@ -45,13 +45,15 @@ _DIGITS = 4
 
 def figure(traces: Sequence[Any], **layout: Any) -> dict[str, Any]:
     """Return traces and layout as plotly JSON, validated by plotly; page.js adds fonts, grids and theme colors."""
-    made = go.Figure(data=list(traces), layout={"template": None, "showlegend": False, "margin": MARGIN, **layout})
+    made = go.Figure(
+        data=list(traces), layout={"template": None, "showlegend": False, "margin": CHART_MARGINS, **layout}
+    )
     tree: dict[str, Any] = made.to_plotly_json()
     tree["layout"].pop("template", None)
     return {"data": _plain(tree["data"]), "layout": _plain(tree["layout"])}
 
 
-MARGIN = {"l": 52, "r": 14, "t": 10, "b": 42}
+CHART_MARGINS = {"l": 52, "r": 14, "t": 10, "b": 42}
 
 
 def _plain(value: Any) -> Any:

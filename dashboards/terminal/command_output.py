@@ -50,7 +50,7 @@ def print_plan(plan: SweepPlan) -> None:
     table.add_row(
         "disk space, at most", unknown if plan.disk_bytes is None else f"about {format_bytes(plan.disk_bytes)}"
     )
-    table.add_row("hash of the sweep file", plan.identity[:12])
+    table.add_row("hash of the sweep file", plan.spec_hash[:12])
     console.print(table)
     _print_estimate(console, plan)
     _print_probe(console, plan)
@@ -86,7 +86,7 @@ def _print_estimate(console: Console, plan: SweepPlan) -> None:
     table.add_row("memory per GPU", f"{made.memory.total / 1e9:,.3g} GB: {listed}")
     if made.gpu_memory is not None:
         fits = f"{made.tokens_per_micro_batch:,} tokens" if made.tokens_per_micro_batch else "less than one pair"
-        table.add_row("micro-batch that fits", f"{fits}, on {made.place}")
+        table.add_row("micro-batch that fits", f"{fits}, on {made.gpu_description}")
     if made.trials_on_a_gpu is not None:
         with_copies, shared = made.trials_on_a_gpu
         row = f"{with_copies} with one model each, {shared} sharing one frozen base model (trials_per_process)"
@@ -122,7 +122,7 @@ def _print_probe(console: Console, plan: SweepPlan) -> None:
     if (right := probe.corrected) is not None:
         if probe.gpu and right.gpu_memory is not None:
             fits = f"{right.tokens_per_micro_batch:,} tokens" if right.tokens_per_micro_batch else "less than one pair"
-            table.add_row("micro-batch that fits", f"{fits}, on {right.place}")
+            table.add_row("micro-batch that fits", f"{fits}, on {right.gpu_description}")
         hours = "GPU-hours" if probe.gpu else "hours"
         if right.gpu_hours_per_trial is not None:
             table.add_row(f"{hours} per trial", f"{right.gpu_hours_per_trial:,.3g}")

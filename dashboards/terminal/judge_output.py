@@ -70,28 +70,28 @@ EXTRA_HEAD = ("same in both orders", "characters", "score", "no vote", "cost")
 
 def table_row(judgement: Judgement) -> tuple[str, ...]:
     """Return the cells of the columns in HEAD."""
-    by = {"checker": "checker", "reward": "reward model"}.get(judgement.judge, judgement.by)
+    judge_name = {"checker": "checker", "reward": "reward model"}.get(judgement.judge, judgement.judge_name)
     counts = tuple(map(str, (judgement.wins, judgement.ties, judgement.losses)))
     return (
         str(judgement.trial),
-        by,
+        judge_name,
         judgement.decoding,
         format_rate(judgement.win_rate),
         format_rate(judgement.lc_win_rate),
         *counts,
-        "–" if judgement.first is None else f"{judgement.first.value:.0%}",
+        "–" if judgement.first_position_rate is None else f"{judgement.first_position_rate.value:.0%}",
     )
 
 
 def extra_columns(judgement: Judgement) -> tuple[str, ...]:
     """Return the cells of the columns in EXTRA_HEAD, for wide terminals and the page."""
-    agree = "–" if judgement.agree is None else f"{judgement.agree:.0%}"
-    cost = None if judgement.asked is None else judgement.asked.cost
+    order_agreement = "–" if judgement.order_agreement is None else f"{judgement.order_agreement:.0%}"
+    cost = None if judgement.usage is None else judgement.usage.cost
     score = (
         "–" if judgement.score is None else f"{format_value(judgement.score)} ({format_value(judgement.start_score)})"
     )
     return (
-        agree,
+        order_agreement,
         f"{judgement.length:.0f} ({judgement.start_length:.0f})",
         score,
         str(judgement.left_out),
@@ -106,9 +106,9 @@ def format_rate(found: Rate | None) -> str:
 
 def _lines(judgement: Judgement) -> Text:
     """Return a judgement on three lines, for a terminal in which the table's cells would be cut."""
-    trial, by, decoding, win_rate, at_equal_length, wins, ties, losses, first = table_row(judgement)
+    trial, judge_name, decoding, win_rate, at_equal_length, wins, ties, losses, first = table_row(judgement)
     return Text(
-        f"trial {trial}, {by}, {decoding} answers: win rate {win_rate}\n"
+        f"trial {trial}, {judge_name}, {decoding} answers: win rate {win_rate}\n"
         f"   at equal length {at_equal_length}\n"
         f"   wins {wins}, ties {ties}, losses {losses}, first shown {first}"
     )

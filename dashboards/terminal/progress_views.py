@@ -16,11 +16,12 @@ from rich.text import Text
 
 from dashboards.analysis.sweep_frame import TrialCurves, state_counts
 from dashboards.formatting import format_duration, format_params, format_value, progress_bar
-from dashboards.terminal.trial_tables import ACCURACIES, MARGINS, trial_table
+from dashboards.terminal.trial_tables import trial_table
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
+from trainer.metrics import COMPARISON_METRIC, MARGIN
 from trainer.results import StepMetrics
 
 Clock = Callable[[], float]
@@ -36,14 +37,14 @@ class SweepProgress:
         self,
         spec: SweepSpec,
         total: int | None,
-        steps: UpdatesOf | None,
+        updates_of: UpdatesOf | None,
         clock: Clock = time.monotonic,
         *,
         before: float = 0.0,
     ) -> None:
         """`before`: seconds that earlier drivers of the sweep ran."""
         self._before = before
-        self.spec, self.total, self.updates_of = spec, total, steps
+        self.spec, self.total, self.updates_of = spec, total, updates_of
         self.trials: dict[int, TrialCurves] = {}
         self._clock, self._began = clock, clock()
         self._first_at: float | None = None
@@ -52,7 +53,7 @@ class SweepProgress:
     def update(self, record: TrialRecord) -> bool:
         """Store the record; return whether the trial was known as unfinished."""
         curves = self.trials.get(record.number)
-        was_unfinished = curves is not None and not curves.record.state.finished
+        was_unfinished = curves is not None and not curves.record.state.is_final
         if curves is None:
             curves = self.trials[record.number] = TrialCurves(record)
             self._done_before += self._share_of(curves)  # an earlier driver's work is not part of this speed
@@ -64,7 +65,7 @@ class SweepProgress:
     def headline(self) -> str:
         """Return progress bar, counts by state, elapsed time and estimated remaining time."""
         ends = state_counts(v.record for v in self.trials.values())
-        done = sum(v.record.state.finished for v in self.trials.values())
+        done = sum(v.record.state.is_final for v in self.trials.values())
         total = max(self.total or 0, len(self.trials))  # enqueued trials exceed the budget
         share = self._done() / max(1, total)
         text = [f"{progress_bar(share, 20)} {done}/{total} trials"]
@@ -85,10 +86,10 @@ class SweepProgress:
         return sum(self._share_of(curves) for curves in self.trials.values())
 
     def _share_of(self, curves: TrialCurves) -> float:
-        if curves.record.state.finished:
+        if curves.record.state.is_final:
             return 1.0
-        steps = self.total_updates(curves)
-        return min(1.0, curves.step / steps) if steps else 0.0
+        planned_updates = self.total_updates(curves)
+        return min(1.0, curves.last_update / planned_updates) if planned_updates else 0.0
 
     def _seconds_left(self, total: int) -> float | None:
         done = self._done()
@@ -119,11 +120,11 @@ class LiveTableView:
         console: Console,
         *,
         total: int | None = None,
-        steps: UpdatesOf | None = None,
+        updates_of: UpdatesOf | None = None,
         before: float = 0.0,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._progress = SweepProgress(spec, total, steps, clock, before=before)
+        self._progress = SweepProgress(spec, total, updates_of, clock, before=before)
         self._console, self._clock = console, clock
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._drawn_at: float | None = None
@@ -178,12 +179,12 @@ class LiveTableView:
         if self._stage:
             return Group(head, Text(self._stage, style="cyan"))
         max_rows = max(3, size.height - _ROWS_KEPT_FREE)
-        shown = most_relevant(list(progress.trials.values()), max_rows, progress.spec.goal)
+        shown = most_relevant(list(progress.trials.values()), max_rows, progress.spec.first_objective)
         table = trial_table(
             shown,
             progress.spec.search.paths,
-            progress.spec.goal,
-            steps=progress.updates_of,
+            progress.spec.first_objective,
+            updates_of=progress.updates_of,
             width=size.width,
             most_reasons=max_rows - len(shown),
         )
@@ -197,7 +198,7 @@ def most_relevant(all_curves: list[TrialCurves], max_rows: int, objective: Objec
         best = [record.number for record in rank_trials([v.record for v in all_curves], objective)[:1]]
 
         def urgency(curves: TrialCurves) -> tuple[int, int]:
-            finished = curves.record.state.finished
+            finished = curves.record.state.is_final
             return (0 if curves.record.number in best else 1 if not finished else 2, -curves.record.number)
 
         all_curves = sorted(all_curves, key=urgency)[:max_rows]
@@ -213,10 +214,10 @@ class PlainLogView:
         console: Console,
         *,
         total: int | None = None,
-        steps: UpdatesOf | None = None,
+        updates_of: UpdatesOf | None = None,
         before: float = 0.0,
     ) -> None:
-        self._progress = SweepProgress(spec, total, steps, before=before)
+        self._progress = SweepProgress(spec, total, updates_of, before=before)
         self._console = console
 
     def set_stage(self, text: str) -> None:
@@ -236,13 +237,13 @@ class PlainLogView:
         self._progress.update(record)
         text = [f"trial {record.number} {record.state}", format_params(record.params, self._progress.spec.search.paths)]
         if record.value is not None:
-            text.append(f"{self._progress.spec.goal.metric}={format_value(record.value)}")
+            text.append(f"{self._progress.spec.first_objective.metric}={format_value(record.value)}")
         if record.reason:
             text.append(record.reason)
         if record.state is TrialState.RUNNING and record.attempts > 1:
             text.append(f"attempt {record.attempts}")
         self.log("  ".join(w for w in text if w))
-        if record.state.finished:
+        if record.state.is_final:
             self.log(self._progress.headline())
 
     def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None:
@@ -250,11 +251,11 @@ class PlainLogView:
         curves = self._progress.trials[number]
         curves.add(metrics)
         for step_metrics in metrics:
-            names = dict.fromkeys((self._progress.spec.goal.metric, ACCURACIES, MARGINS))
+            names = dict.fromkeys((self._progress.spec.first_objective.metric, COMPARISON_METRIC, MARGIN))
             texts = [f"{n}={format_value(step_metrics.metrics[n])}" for n in names if n in step_metrics.metrics]
             if texts:
-                steps = self._progress.total_updates(curves)
-                of = f"/{steps}" if steps else ""
+                planned_updates = self._progress.total_updates(curves)
+                of = f"/{planned_updates}" if planned_updates else ""
                 self.log(f"trial {number} step {step_metrics.step}{of}  " + "  ".join(texts))
 
     def refresh(self) -> None:
@@ -265,8 +266,13 @@ class PlainLogView:
 
 
 def open_view(
-    spec: SweepSpec, console: Console, *, total: int | None = None, steps: UpdatesOf | None = None, before: float = 0.0
+    spec: SweepSpec,
+    console: Console,
+    *,
+    total: int | None = None,
+    updates_of: UpdatesOf | None = None,
+    before: float = 0.0,
 ) -> LiveTableView | PlainLogView:
     """Return a live table on a terminal, else plain lines. `before`: seconds that earlier drivers ran."""
     kind = LiveTableView if console.is_terminal and not console.is_dumb_terminal else PlainLogView
-    return kind(spec, console, total=total, steps=steps, before=before)
+    return kind(spec, console, total=total, updates_of=updates_of, before=before)

@@ -62,9 +62,9 @@ def prune(name: str, trial: int, why: str) -> None:
 def clone(name: str, trial: int, sets: Sequence[str], why: str, from_checkpoint: bool) -> None:
     """Enqueue a copy of TRIAL with some settings changed; runs next, in addition to budget.trials."""
     existing_sweep(runs_folder(), name)
-    from orchestrator.commands.trial_control import clone as queue
+    from orchestrator.commands.request_commands import enqueue_clone
 
-    _print(queue(name, runs_folder(), trial, sets, why, from_checkpoint=from_checkpoint))
+    _print(enqueue_clone(name, runs_folder(), trial, sets, why, from_checkpoint=from_checkpoint))
 
 
 @click.command()
@@ -73,14 +73,14 @@ def clone(name: str, trial: int, sets: Sequence[str], why: str, from_checkpoint:
 def enqueue(name: str, sets: Sequence[str]) -> None:
     """Enqueue a trial with these settings, the others as in base; runs next, in addition to budget.trials."""
     existing_sweep(runs_folder(), name)
-    from orchestrator.commands.trial_control import enqueue as queue
+    from orchestrator.commands.request_commands import enqueue_trial
 
-    _print(queue(name, runs_folder(), sets))
+    _print(enqueue_trial(name, runs_folder(), sets))
 
 
 def _request(kind: str, name: str, trial: int | None, reason: str) -> None:
     existing_sweep(runs_folder(), name)
-    from orchestrator.commands.trial_control import request_control
+    from orchestrator.commands.request_commands import request_control
 
     _print(request_control(name, runs_folder(), kind, trial, reason))
 

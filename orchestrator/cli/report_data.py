@@ -46,8 +46,8 @@ def load_sweep_frame(folder: SweepFolder) -> SweepFrame:
         raise NothingToReport(folder.name)
     with Study.open(folder, read_only=True) as study:
         report = load_report(folder)
-        steps = None if report is None else updates_by_params(study.spec, report)
-        return load_frame(study, state=sweep_state(study), steps=steps)
+        updates_of = None if report is None else updates_by_params(study.spec, report)
+        return load_frame(study, state=sweep_state(study), updates_of=updates_of)
 
 
 def report(name: str, root: Path, to: Path | None) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def as_json(analysis: SweepAnalysis) -> dict[str, Any]:
             "params": dict(significance.winner.record.params),
             "gain": None if against is None else {"mean": against.mean, "low": against.low, "high": against.high},
             "held_out_pairs": significance.pairs,
-            "would_win": significance.wins.get(significance.winner.number),
+            "would_win": significance.first_place_shares.get(significance.winner.number),
             "cannot_be_told_apart": [trial.number for trial in significance.not_distinguishable],
         }
     return found

@@ -71,7 +71,7 @@ def plan(
     from orchestrator.spec.estimates.gpu_memory import GB
 
     spec, notices = read_spec(file, sets, name, rehearse)
-    job = render(spec, job_settings, trust=trust_remote_code)
+    job = render(spec, job_settings, trust_remote_code=trust_remote_code)
     if job is not None:
         from orchestrator.cli.submit_command import submission_warnings
 

@@ -22,7 +22,7 @@ def status(name: str, as_json: bool, watch: bool) -> None:
     from orchestrator.commands.status import status as read_status
 
     if watch:
-        from orchestrator.cli.composition import watch_sweep
+        from orchestrator.cli.sweep_summary import watch_sweep
 
         watch_sweep(name, runs_folder())
         end_orphaned_runs(name)
@@ -99,6 +99,6 @@ def ui(name: str | None, port: int, open_browser: bool) -> ExitCode:
     if name is not None:
         existing_sweep(runs_folder(), name)
         end_orphaned_runs(name)
-    from orchestrator.cli.composition import ui as serve_ui
+    from orchestrator.cli.composition import serve_ui
 
     return serve_ui(name, runs_folder(), port, open_browser=open_browser)

@@ -71,7 +71,7 @@ def job_options(command: F) -> F:
     return command
 
 
-def render(spec: SweepSpec, job_settings: dict[str, Any], *, trust: bool = False) -> RenderedJob | None:
+def render(spec: SweepSpec, job_settings: dict[str, Any], *, trust_remote_code: bool = False) -> RenderedJob | None:
     """Return the job of `--slurm` or `--kuberay`; None without either."""
     if job_settings["slurm"] and job_settings["kuberay"]:
         raise click.UsageError("--slurm and --kuberay exclude each other")
@@ -79,7 +79,7 @@ def render(spec: SweepSpec, job_settings: dict[str, Any], *, trust: bool = False
         "machines": job_settings["machines"],
         "cpus": _CPUS if job_settings["cpus_per_machine"] is None else job_settings["cpus_per_machine"],
         "gpus": _GPUS if job_settings["gpus_per_machine"] is None else job_settings["gpus_per_machine"],
-        "trust": trust,
+        "trust_remote_code": trust_remote_code,
     }
     assumed = _assumptions(job_settings)
     if job_settings["slurm"]:
@@ -127,7 +127,7 @@ def submit(
     """Submit a sweep to Slurm or Kubernetes, exactly as `plan` prints it with the same options."""
 
     spec, notices = read_spec(file, sets, name, rehearse)
-    job = render(spec, job_settings, trust=trust_remote_code)
+    job = render(spec, job_settings, trust_remote_code=trust_remote_code)
     if job is None:
         raise click.UsageError("choose a scheduler: --slurm or --kuberay")
     if job_settings["slurm"]:

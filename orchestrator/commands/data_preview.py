@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import Finding, SpecError
+from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_with_notices
 from orchestrator.spec.loading.validation_errors import parse_document, read_document
@@ -46,20 +46,20 @@ def config_of(file: Path, sets: Sequence[str]) -> tuple[TrialConfig, list[str]]:
 def _changes(sets: Sequence[str]) -> list[tuple[str, Any]]:
     """Parse the `--set` options of a trial file into (path, value) pairs."""
     changes: list[tuple[str, Any]] = []
-    findings: list[Finding] = []
+    problems: list[SpecProblem] = []
     for option in sets:
         path, equals, text = option.partition("=")
         if not equals or not path.strip():
-            findings.append(Finding(f"--set {option}", "", "must be PATH=VALUE, such as data.max_length=512"))
+            problems.append(SpecProblem(f"--set {option}", "", "must be PATH=VALUE, such as data.max_length=512"))
             continue
         try:
             value: Document | None = parse_document(text, f"--set {option}") if text.strip() else None
         except SpecError as error:
-            findings += error.findings
+            problems += error.problems
             continue
         changes.append((path.strip().removeprefix("base."), None if value is None else value.value))
-    if findings:
-        raise SpecError(findings)
+    if problems:
+        raise SpecError(problems)
     return changes
 
 
@@ -92,7 +92,7 @@ def chosen_rows(
         read = "; ".join(
             f"{s.name}: {s.read:,} rows read, {s.drawn:,} used for {s.split}" for s in preview.report.sources
         )
-        raise SpecError([Finding(f"--row {row}", "", f"there is no such row{of} ({read})")])
+        raise SpecError([SpecProblem(f"--row {row}", "", f"there is no such row{of} ({read})")])
     kinds = [finding.kind for finding in preview.report.findings]
     if count is None:
         return rows, 0

@@ -61,7 +61,7 @@ def check_answer(question: str, answer: str) -> str | None:
         answers = InitAnswers(fields["model"], fields["data"], int(fields["gpus"]), objective)
         load_spec_text(write_sweep_file("check", answers, Facts()), Path.cwd())
     except SpecError as error:
-        return "; ".join(finding.problem for finding in error.findings)
+        return "; ".join(finding.problem for finding in error.problems)
     return None
 
 

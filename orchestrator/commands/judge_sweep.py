@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestrator import folders
 from orchestrator.commands.status import sweep_state
 from orchestrator.driver.judge_stage import JudgeContext, JudgeResult, endpoint_key, judge_and_publish
-from orchestrator.errors import Finding, NoTrialCompleted, SpecError
+from orchestrator.errors import NoTrialCompleted, SpecError, SpecProblem
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.interfaces import SweepReporter
@@ -79,7 +79,7 @@ def judge_config(spec: SweepSpec, folder: SweepFolder, sets: Sequence[str]) -> J
     not_judge = [option for option in sets if option.partition("=")[0].strip().partition(".")[0] != "judge"]
     if not_judge:
         problem = "only settings of judge can be overridden, such as judge.top=5"
-        raise SpecError([Finding(f"--set {option}", "", problem) for option in not_judge])
+        raise SpecError([SpecProblem(f"--set {option}", "", problem) for option in not_judge])
     found = (
         load_spec_text(dump_spec(spec), folder.path, sets, source=str(folder.spec), is_new=False).judge
         if sets

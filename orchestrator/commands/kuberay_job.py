@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import Finding, SpecError
+from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 
@@ -39,7 +39,7 @@ class KubeJob:
     namespace: str = "default"
     secret: str | None = None
     """A Secret whose keys become environment variables: HF_TOKEN, PGPASSWORD and the like."""
-    trust: bool = False
+    trust_remote_code: bool = False
 
 
 def render_kuberay_job(spec: SweepSpec, job: KubeJob) -> str:
@@ -56,7 +56,7 @@ def render_kuberay_job(spec: SweepSpec, job: KubeJob) -> str:
         "data": {"sweep.yaml": dump_spec(spec)},
     }
     command = ["orchestrate", "sweep", f"{_SWEEP}/sweep.yaml", "--continue", "--address", "auto"]
-    command += ["--machines", str(job.machines), *(["--trust-remote-code"] if job.trust else [])]
+    command += ["--machines", str(job.machines), *(["--trust-remote-code"] if job.trust_remote_code else [])]
     ray_job = {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -81,7 +81,7 @@ def job_name(sweep: str) -> str:
     name = re.sub(r"[^a-z0-9-]+", "-", sweep.lower()).strip("-")[:_MAX_NAME_LENGTH].strip("-")
     if not name or not name[0].isalpha():
         problem = f"{sweep!r} is not a valid Kubernetes name, which must start with a letter"
-        raise SpecError([Finding("--name", "", problem, "give another --name")])
+        raise SpecError([SpecProblem("--name", "", problem, "give another --name")])
     return name
 
 

@@ -32,7 +32,7 @@ def plan_locally(
     spec: SweepSpec,
     root: Path,
     notices: Sequence[str],
-    machine: GpuAssumptions | None = None,
+    assumptions: GpuAssumptions | None = None,
     *,
     probe: bool = False,
     trust_remote_code: bool = False,
@@ -45,7 +45,7 @@ def plan_locally(
         spec: the sweep.
         root: the runs folder.
         notices: notices to include.
-        machine: assumptions about the GPU; unknown values are read from this machine.
+        assumptions: assumptions about the GPU; unknown values are read from this machine.
         probe: measure an update of the most expensive trial in a subprocess.
         trust_remote_code: whether Python code of the model's repository may run in the probe.
 
@@ -60,21 +60,21 @@ def plan_locally(
         if probe:
             raise
         slots = None
-        all_notices += [finding.problem for finding in error.findings]
+        all_notices += [finding.problem for finding in error.problems]
     if spec.warm_start is not None:
         from orchestrator.study.sampling.warm_start import (
             warm_start,  # imports the study's libraries, which other plans do not need
         )
 
         all_notices += warm_start(spec, root).notices
-    machine = machine or GpuAssumptions()
-    if machine.gpu_memory is None:
-        machine = replace(machine, gpu_memory=gpu_memory())
-    check_share(spec, machine.gpu_memory)
-    machine = replace(gpu_share(spec, machine.gpu_memory, machine), processes=spec.resources.processes)
+    assumptions = assumptions or GpuAssumptions()
+    if assumptions.gpu_memory is None:
+        assumptions = replace(assumptions, gpu_memory=gpu_memory())
+    check_share(spec, assumptions.gpu_memory)
+    assumptions = replace(gpu_share(spec, assumptions.gpu_memory, assumptions), processes=spec.resources.processes)
     rows = count_rows(spec.base.data)
-    if machine.train_pairs is not None:
-        rows = replace(rows, train=machine.train_pairs, exact=False)
+    if assumptions.train_pairs is not None:
+        rows = replace(rows, train=assumptions.train_pairs, exact=False)
     elif rows.train is None:
         all_notices.append("the number of training pairs is unknown until the data is downloaded")
     if (root / spec.name).exists():
@@ -86,15 +86,15 @@ def plan_locally(
         concurrency=None if slots is None else slots.count,
         tracking=without_credentials(tracking_uri(root, spec.tracking.uri)),
         notices=all_notices,
-        machine=machine,
+        assumptions=assumptions,
     )
     if not probe or slots is None:
         return made
 
     configs, shape = corner_configs(spec.search, spec.base), model_shape(spec.base.model)
-    config = configs[0] if shape is None else largest_config(configs, shape, machine)
+    config = configs[0] if shape is None else largest_config(configs, shape, assumptions)
     measured = measure_update(config, SweepFolder(root, spec.name).cache, slots, trust_remote_code=trust_remote_code)
-    return replace(made, probe=compare_with_formula(measured, config, shape, machine, made.estimate))
+    return replace(made, probe=compare_with_formula(measured, config, shape, assumptions, made.estimate))
 
 
 _UNUSABLE, _OUT_OF_MEMORY = 2, 3

@@ -127,7 +127,7 @@ class _Check:
     spec: SweepSpec
     config: TrialConfig
     model: Path
-    trust: bool
+    trust_remote_code: bool
     log: Log
     found: str = field(default="", init=False)
 
@@ -141,7 +141,7 @@ class _Check:
             pairs,
             self.model.parent / "eval_pairs.safetensors",
             tokenizer,
-            trust_remote_code=self.trust,
+            trust_remote_code=self.trust_remote_code,
             report_progress=lambda text: self.log(f"export: {text}"),
         )
         self.found = str(result)
@@ -155,7 +155,7 @@ class _Check:
 
         data, model, cache = self.config.data, self.config.model, self.folder.cache
         try:
-            tokenizer = load_tokenizer(model, data, cache, trust_remote_code=self.trust)
+            tokenizer = load_tokenizer(model, data, cache, trust_remote_code=self.trust_remote_code)
             report = load_report(self.folder)
             if report is not None and (data, model) == (self.spec.base.data, self.spec.base.model):
                 prepared = cache / "data" / report.fingerprint
@@ -191,7 +191,8 @@ def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merg
         f"---\nlibrary_name: transformers\n{hub}tags: [preference-tuning, {config.loss.kind}, prefsweep]\n---",
         f"# {spec.name}, trial {record.number}",
         f"{config.loss.kind} from {base}{' after SFT' if spec.sft else ''}; {kind}. The best of its sweep by "
-        f"{spec.goal.metric} ({spec.goal.direction}): {record.value:.6g} after {record.step} updates.",
+        f"{spec.first_objective.metric} ({spec.first_objective.direction}): {record.value:.6g} after "
+        f"{record.step} updates.",
         *([f"Loaded with plain transformers and compared: {compared}."] if compared else []),
         *_fork_lines(record),
         "## Data",

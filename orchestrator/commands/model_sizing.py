@@ -16,8 +16,8 @@ from trainer.config.trial import DataConfig, ModelConfig
 from trainer.results import TrialError
 
 if TYPE_CHECKING:
+    from trainer.data.data_findings import FindingKind
     from trainer.data.data_report import DataReport
-    from trainer.data.validation import FindingKind
 
 Objective = Literal["simpo", "dpo", "orpo", "cpo"]
 SMALL, TINY = 300e6, 20e6
@@ -158,8 +158,8 @@ def _rows_of(report: DataReport, kind: FindingKind) -> int:
 
 def _with_form(facts: Facts, data: str) -> Facts:
     """Without the tokenizer: what the rows' text says, and whether a chat template would be a question."""
+    from trainer.data.data_findings import raise_if_refused
     from trainer.data.row_selection import TRAIN, select_rows
-    from trainer.data.validation import raise_if_refused
 
     requested = DataConfig.model_validate({"train": data, "max_train_rows": _SAMPLE})
     found = select_rows(requested)

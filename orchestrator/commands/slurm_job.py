@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from orchestrator.errors import Finding, SpecError
+from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 
@@ -39,7 +39,7 @@ class SlurmJob:
     """Further sbatch options, one `#SBATCH` line each."""
     setup: tuple[str, ...] = ()
     """Shell lines at the start of the job, such as `module load cuda`."""
-    trust: bool = False
+    trust_remote_code: bool = False
 
 
 def render_slurm_job(spec: SweepSpec, job: SlurmJob) -> str:
@@ -57,21 +57,21 @@ def render_slurm_job(spec: SweepSpec, job: SlurmJob) -> str:
 
 
 def _check(job: SlurmJob) -> None:
-    findings: list[Finding] = []
+    problems: list[SpecProblem] = []
     if not _TIME.fullmatch(job.time):
-        findings.append(
-            Finding("--time", "", f"{job.time!r} is not a time limit", "MINUTES, HH:MM:SS or DAYS-HH:MM:SS")
+        problems.append(
+            SpecProblem("--time", "", f"{job.time!r} is not a time limit", "MINUTES, HH:MM:SS or DAYS-HH:MM:SS")
         )
     for flag, word in (("--partition", job.partition), ("--account", job.account)):
         if word is not None and not _WORD.fullmatch(word):
-            findings.append(Finding(flag, "", f"{word!r} is not a valid name", "letters, digits, . _ , - only"))
+            problems.append(SpecProblem(flag, "", f"{word!r} is not a valid name", "letters, digits, . _ , - only"))
     for line in job.more:
         if not line.startswith("-") or "\n" in line:
-            findings.append(
-                Finding("--sbatch", "", f"{line!r} is not an sbatch option", "for example --constraint=h100")
+            problems.append(
+                SpecProblem("--sbatch", "", f"{line!r} is not an sbatch option", "for example --constraint=h100")
             )
-    if findings:
-        raise SpecError(findings)
+    if problems:
+        raise SpecError(problems)
 
 
 @cache

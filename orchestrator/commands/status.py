@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import folders
-from orchestrator.commands.trial_control import open_study
+from orchestrator.commands.request_commands import open_study
 from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.crash_report import crashed_at, last_crash
-from orchestrator.driver.data_stage import known_steps
+from orchestrator.driver.data_stage import updates_if_known
 from orchestrator.errors import NoTrialCompleted
 from orchestrator.execution.messages import MIRROR_EVENT
 from orchestrator.folders import RUNS_FILE, SweepFolder, existing_sweep
@@ -44,8 +44,10 @@ def status(name: str, root: Path) -> dict[str, Any]:
     with Study.open(folder, read_only=True) as study:
         trials, front = study.trials(), study.pareto_front()
         state, usage = sweep_state(study), study.usage()
-        steps = known_steps(folder, study.spec)
-        found = _status_object(study.spec, state, driver, trials, front, _run_ids(folder), steps, usage.hours * 3600)
+        updates_of = updates_if_known(folder, study.spec)
+        found = _status_object(
+            study.spec, state, driver, trials, front, _run_ids(folder), updates_of, usage.hours * 3600
+        )
         return found | {
             "why": study.pause_reason()
             if state == "paused"
@@ -77,7 +79,7 @@ def sweep_state(study: Study) -> str:
     """Return running, paused, finished or interrupted."""
     if folders.lock_holder(study.folder):
         return "paused" if study.pause_reason() else "running"
-    return "finished" if study.exhausted_reason() and all(t.state.finished for t in study.trials()) else "interrupted"
+    return "finished" if study.exhausted_reason() and all(t.state.is_final for t in study.trials()) else "interrupted"
 
 
 def _status_object(
@@ -87,7 +89,7 @@ def _status_object(
     trials: list[TrialRecord],
     front: list[TrialRecord],
     run_ids: dict[str, str],
-    steps: UpdatesOf | None,
+    updates_of: UpdatesOf | None,
     seconds: float,
 ) -> dict[str, Any]:
     started = [t.started_at for t in trials if t.started_at is not None]
@@ -95,18 +97,18 @@ def _status_object(
         "name": spec.name,
         "state": state,
         "driver": driver,
-        "goal": {"metric": spec.goal.metric, "direction": spec.goal.direction},
+        "goal": {"metric": spec.first_objective.metric, "direction": spec.first_objective.direction},
         "goals": [{"metric": objective.metric, "direction": objective.direction} for objective in spec.objectives],
         "best": front[0].number if front else None,
         "front": [record.number for record in front],
         "started": min(started, default=None),
         "elapsed": round(seconds, 1),
         "run_id": run_ids.get("sweep"),
-        "trials": [_trial(t, run_ids, steps) for t in trials],
+        "trials": [_trial(t, run_ids, updates_of) for t in trials],
     }
 
 
-def _trial(record: TrialRecord, run_ids: dict[str, str], steps: UpdatesOf | None) -> dict[str, Any]:
+def _trial(record: TrialRecord, run_ids: dict[str, str], updates_of: UpdatesOf | None) -> dict[str, Any]:
     return {
         "number": record.number,
         "state": record.state.value,
@@ -120,7 +122,7 @@ def _trial(record: TrialRecord, run_ids: dict[str, str], steps: UpdatesOf | None
         "value": _json(record.value),
         "values": None if record.values is None else [_json(value) for value in record.values],
         "step": record.step,
-        "steps": None if steps is None else steps(record.params),
+        "steps": None if updates_of is None else updates_of(record.params),
         "run_id": run_ids.get(str(record.number)),
     }
 
@@ -149,7 +151,7 @@ def best(name: str, root: Path) -> dict[str, Any]:
         if not front:
             raise NoTrialCompleted(f"no trial of {name} has completed yet")
         record, objectives = front[0], study.spec.objectives
-        objective, model = study.spec.goal, model_folder(folder, record)
+        objective, model = study.spec.first_objective, model_folder(folder, record)
     return {
         "number": record.number,
         "value": record.value,
@@ -186,5 +188,5 @@ def history(name: str, root: Path) -> dict[str, Any]:
                 {"version": v.version, "at": v.at, "hash": v.hash, "changes": changed}
                 for v, changed in zip(versions, changes, strict=True)
             ],
-            "given": [asdict(enqueued) for enqueued in study.enqueued_trials()],
+            "given": [enqueued.as_json() for enqueued in study.enqueued_trials()],
         }

@@ -17,7 +17,8 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.trial_records import TrialRecord, rank_trials
 from trainer.storage import checkpoint_manifest
-from trainer.storage.atomic_files import FileLock, failpoint
+from trainer.storage.failpoints import failpoint
+from trainer.storage.file_lock import FileLock
 
 
 class CheckpointRetention:
@@ -34,7 +35,7 @@ class CheckpointRetention:
         self._folder, self._spec, self._on_removed = folder, spec, on_removed
         self._best = self._ranked(records)
         for record in records:
-            if record.state.finished:
+            if record.state.is_final:
                 self._clear(record, model=record not in self._best)
 
     def on_trial_end(self, record: TrialRecord) -> None:
@@ -115,9 +116,9 @@ def _used_forks(folder: SweepFolder, study: StudyReader) -> set[str]:
         if enqueued.fork is None:
             continue
         record = None if enqueued.trial is None else records.get(enqueued.trial)
-        if record is not None and (record.state.finished or _has_own_checkpoint(folder, record.number)):
+        if record is not None and (record.state.is_final or _has_own_checkpoint(folder, record.number)):
             continue
-        found.add(enqueued.fork.place)
+        found.add(enqueued.fork.folder_name)
     return found
 
 

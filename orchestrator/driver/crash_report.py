@@ -35,13 +35,13 @@ class InternalError(OrchestrateError):
         self.trace = trace
         next_step = (
             "No trial had started, so the name is free: `orchestrate sweep FILE` starts again"
-            if is_free(folder)
+            if is_name_free(folder)
             else f"Finished work is kept: orchestrate resume {folder.name}"
         )
         super().__init__(f"internal error: {message}\nThe traceback is in {trace}; please report it.\n{next_step}")
 
 
-def leave_trace(folder: SweepFolder, error: Exception, reporter: SweepReporter) -> Exception:
+def record_crash(folder: SweepFolder, error: Exception, reporter: SweepReporter) -> Exception:
     """Record in the history and on the parent run that this error ended the driver.
 
     Nothing is recorded after SweepHeld, as another driver has taken over the sweep.
@@ -91,7 +91,7 @@ def crashed_at(folder: SweepFolder) -> float:
 # --- the name --------------------------------------------------------------------------------------------------------
 
 
-def is_free(folder: SweepFolder) -> bool:
+def is_name_free(folder: SweepFolder) -> bool:
     """Return whether a bug ended this sweep before its first trial, so that its name can be used again."""
     if not folder.spec.is_file() or folder.database.with_suffix(".url").is_file():
         return False  # a study in an external database still occupies the name
@@ -109,7 +109,7 @@ def free_folder(root: Path, name: str) -> SweepFolder:
         NameTaken: the folder exists, unless a bug ended its sweep before the first trial.
     """
     folder = SweepFolder(root, name)
-    return folder if is_free(folder) and folders.lock_holder(folder) is None else new_sweep_folder(root, name)
+    return folder if is_name_free(folder) and folders.lock_holder(folder) is None else new_sweep_folder(root, name)
 
 
 def make_folder(folder: SweepFolder, spec: str) -> str:
@@ -127,7 +127,7 @@ def make_folder(folder: SweepFolder, spec: str) -> str:
         create_sweep_folder(folder, spec)
         return ""
     with folders.sweep_lock(folder):
-        if not is_free(folder):
+        if not is_name_free(folder):
             raise NameTaken(folder.name, folder.path)
         moved_to = (
             folder.root

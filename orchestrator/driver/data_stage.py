@@ -13,8 +13,8 @@ from orchestrator.interfaces import ProgressView, UpdatesOf
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import TrialConfig, flatten
+from trainer.data.data_findings import UnreadableData
 from trainer.data.data_report import DataReport
-from trainer.data.validation import UnreadableData
 from trainer.evaluation.prompt_files import load_judge_prompts
 from trainer.results import TrialError
 from trainer.storage.atomic_files import write_text
@@ -127,10 +127,10 @@ def total_updates_of(config: TrialConfig, report: DataReport) -> int:
 def updates_by_params(spec: SweepSpec, report: DataReport) -> Callable[[Mapping[str, Any]], int]:
     """Return a function from a trial's params to its total updates."""
 
-    def steps(params: Mapping[str, Any]) -> int:
+    def updates(params: Mapping[str, Any]) -> int:
         return total_updates_of(apply_params(spec.base, params), report)
 
-    return steps
+    return updates
 
 
 def load_report(folder: SweepFolder) -> DataReport | None:
@@ -139,7 +139,7 @@ def load_report(folder: SweepFolder) -> DataReport | None:
     return DataReport.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def known_steps(folder: SweepFolder, spec: SweepSpec) -> UpdatesOf | None:
+def updates_if_known(folder: SweepFolder, spec: SweepSpec) -> UpdatesOf | None:
     """Return a function from a trial's params to its total updates; None before the data stage."""
     report = load_report(folder)
     return None if report is None else updates_by_params(spec, report)

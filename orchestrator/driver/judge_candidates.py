@@ -44,7 +44,7 @@ class JudgedModel:
     fingerprint: tuple[object, ...]
     prompts: tuple[JudgePrompt, ...]
     tokenizer: PreTrainedTokenizerBase
-    stops: tuple[int, ...]
+    extra_end_tokens: tuple[int, ...]
     """Ids of tokens that end a response."""
 
     @property
@@ -144,15 +144,15 @@ def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_cod
             if (positions := known_positions(trial.model)) is not None:  # rather than once the model is loaded
                 longest = max((len(prompt.ids) for prompt in found), default=0)
                 refuse_long_answers(positions, longest, config.max_new_tokens, "judge.max_new_tokens")
-            stops = prepare(trial.data, trial.model, folder.cache, tokenizer).report.stop_tokens
-            by_data[key] = tuple(found), tokenizer, stops
-        prompts, tokenizer, stops = by_data[key]
+            extra_end_tokens = prepare(trial.data, trial.model, folder.cache, tokenizer).report.stop_tokens
+            by_data[key] = tuple(found), tokenizer, extra_end_tokens
+        prompts, tokenizer, extra_end_tokens = by_data[key]
         initial_config = trial if sft_model is None else with_model(trial, sft_model)
-        shared = (tokenizer_digest(tokenizer), trial.training.bf16, stops)
+        shared = (tokenizer_digest(tokenizer), trial.training.bf16, extra_end_tokens)
         model = initial_config.model
         start = (model_fingerprint(model, resolve_model_path(model, folder.cache)), model.dtype, model.load_in_4bit)
         trial_key = (study.id, record.number, weights[record.number].parent.name)
-        inputs = (prompts, tokenizer, stops)
+        inputs = (prompts, tokenizer, extra_end_tokens)
         initial_models.append(JudgedModel(None, initial_config, None, ("start", *start, *shared), *inputs))
         trials.append(
             JudgedModel(record.number, initial_config, weights[record.number], ("trial", *trial_key, *shared), *inputs)
@@ -201,7 +201,7 @@ def generate_missing(
                         model.weights,
                         model.tokenizer,
                         cache,
-                        stops=model.stops,
+                        extra_end_tokens=model.extra_end_tokens,
                         trust_remote_code=trust_remote_code,
                     )
                 for batch in text_generator.generate(missing, decoding, budget=budget, check_cancelled=check_cancelled):
@@ -217,7 +217,7 @@ def reward_scores(
     set_stage: LogFn,
     check_cancelled: Callable[[], None],
     *,
-    trust: bool,
+    trust_remote_code: bool,
 ) -> Mapping[str, float]:
     """Return the reward model's score of every answer by its key, computing the missing ones."""
     from trainer.evaluation.reward_model import RewardInput, RewardScorer, reward_model_fingerprint
@@ -228,7 +228,7 @@ def reward_scores(
     def open_session() -> RewardScorer:
         set_stage(f"judge: loading {reward_config.name_or_path}")
         settings = reward_config.model_dump(exclude={"name_or_path"})
-        return RewardScorer(reward_config.name_or_path, **settings, trust_remote_code=trust)
+        return RewardScorer(reward_config.name_or_path, **settings, trust_remote_code=trust_remote_code)
 
     # The commit of a hub model, part of its fingerprint, is known only after loading.
     scorer = None if Path(reward_config.name_or_path).is_dir() else open_session()

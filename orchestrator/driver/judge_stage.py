@@ -15,17 +15,17 @@ from typing import Any
 
 from orchestrator.driver.judge_candidates import JudgeTask, LogFn, generate_missing, make_judge_task, reward_scores
 from orchestrator.driver.parent_run import FINAL_STOPS, attach_report, open_sink
-from orchestrator.errors import ExitCode, Finding, OrchestrateError, SpecError
+from orchestrator.errors import ExitCode, OrchestrateError, SpecError, SpecProblem
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
 from orchestrator.folders import SweepFolder
-from orchestrator.interfaces import SWEEP, ProgressView, SweepReporter, TrackingSink
+from orchestrator.interfaces import SWEEP_RUN, ProgressView, SweepReporter, TrackingSink
 from orchestrator.judge.answer_pairs import (
     AnswerPair,
     Preferences,
     checker_preferences,
     endpoint_preferences,
+    endpoint_questions,
     make_judgements,
-    open_questions,
     reward_preferences,
 )
 from orchestrator.judge.endpoint_batch import EndpointBatch, Estimate, estimate, votes_file
@@ -54,7 +54,7 @@ _CHARACTERS_PER_TOKEN = 4
 """Estimate, for the size of answers that are not generated yet."""
 
 
-class NoJudgeLeft(OrchestrateError):
+class NoUsableJudge(OrchestrateError):
     """No judge is configured that could judge these prompts."""
 
 
@@ -68,7 +68,7 @@ class JudgeResult:
 
     judgements: list[Judgement] = field(default_factory=list[Judgement])
     notices: list[str] = field(default_factory=list[str])
-    open_questions: int = 0
+    unanswered: int = 0
     is_interrupted: bool = False
 
     @property
@@ -76,7 +76,7 @@ class JudgeResult:
         """Exit code of `orchestrate judge`."""
         if self.is_interrupted:
             return ExitCode.INTERRUPTED
-        return ExitCode.REFUSED if self.open_questions else ExitCode.DONE
+        return ExitCode.REFUSED if self.unanswered else ExitCode.DONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class JudgeContext:
 
     def check_cancelled(self) -> None:
         """Raise Interrupted after a stop signal; called between batches."""
-        if self.signals.stop_requested:
+        if self.signals.received:
             raise Interrupted
 
 
@@ -109,14 +109,14 @@ def endpoint_key(config: Endpoint, source: str) -> str | None:
     if key:
         return key
     problem = f"the environment variable {config.api_key_env} is not set"
-    raise SpecError([Finding(source, "judge.endpoint.api_key_env", problem, "export it, or set it to null")])
+    raise SpecError([SpecProblem(source, "judge.endpoint.api_key_env", problem, "export it, or set it to null")])
 
 
 def judge(study: StudyReader, config: JudgeConfig, context: JudgeContext) -> JudgeResult:
     """Judge the best trials and store each judgement in the study.
 
     Raises:
-        SpecError, NoJudgeLeft, CostNotConfirmed: before anything is generated or called.
+        SpecError, NoUsableJudge, CostNotConfirmed: before anything is generated or called.
         Interrupted: after a stop signal; answers and votes so far are stored.
     """
     cache = study.folder.cache
@@ -141,8 +141,10 @@ def judge(study: StudyReader, config: JudgeConfig, context: JudgeContext) -> Jud
     if config.checker:
         _save_judgements(study, "checker", "the rows' own answers", answer_pairs, checker_preferences)
     if config.reward_model is not None:
-        trust = context.trust_remote_code
-        rewards = reward_scores(all_pairs, config, cache, context.set_stage, context.check_cancelled, trust=trust)
+        trust_remote_code = context.trust_remote_code
+        rewards = reward_scores(
+            all_pairs, config, cache, context.set_stage, context.check_cancelled, trust_remote_code=trust_remote_code
+        )
         _save_judgements(
             study,
             "reward",
@@ -168,7 +170,7 @@ def _check_judges(judge_task: JudgeTask, config: JudgeConfig) -> None:
     checked = config.checker and any(p.expected is not None for trial in judge_task.trials for p in trial.prompts)
     if not checked and config.reward_model is None and config.endpoint is None:
         reason = "the prompts have no `answer` for the checker" if config.checker else "judge.checker is false"
-        raise NoJudgeLeft(f"judge: {reason}; set judge.reward_model or judge.endpoint")
+        raise NoUsableJudge(f"judge: {reason}; set judge.reward_model or judge.endpoint")
 
 
 def _log_task(judge_task: JudgeTask, config: JudgeConfig, cache: Path, context: JudgeContext) -> None:
@@ -192,13 +194,13 @@ def _confirm_cost(
     context: JudgeContext,
     out: JudgeResult,
 ) -> bool:
-    """Return whether the endpoint's open questions may be asked; missing answers are estimated at maximum length."""
+    """Return whether the unanswered questions may be asked; missing answers are estimated at maximum length."""
     cache = study.folder.cache
     known = read_jsonl_store(votes_file(study.folder.path / JUDGE_FOLDER, endpoint))
     existing = [
         answer_pair for each in judge_task.answer_pairs(cache, judge_task.decodings).values() for answer_pair in each
     ]
-    sizes = [question.characters for question in open_questions(existing) if question.key not in known]
+    sizes = [question.characters for question in endpoint_questions(existing) if question.key not in known]
     max_characters = 2 * config.max_new_tokens * _CHARACTERS_PER_TOKEN
     for trial in judge_task.trials:
         generated = {(m.prompt, m.sample) for m in existing if m.trial == trial.number}
@@ -225,8 +227,8 @@ def _ask_endpoint(
     context: JudgeContext,
     out: JudgeResult,
 ) -> Mapping[str, Any]:
-    """Ask the open questions; return all votes so far, also after an interruption."""
-    questions = open_questions(answer_pairs)
+    """Ask the unanswered questions; return all votes so far, also after an interruption."""
+    questions = endpoint_questions(answer_pairs)
     client = EndpointClient(endpoint, key, first_wait=context.first_wait)
     try:
         with JsonlStore(votes_file(study.folder.path / JUDGE_FOLDER, endpoint)) as store:
@@ -235,18 +237,18 @@ def _ask_endpoint(
             def show_progress(done: int, count: int) -> None:
                 context.set_stage(f"judge: {endpoint.model} has answered {done} of {count} questions")
 
-            batch.ask_all(questions, show_progress, lambda: context.signals.stop_requested)
+            batch.ask_all(questions, show_progress, lambda: context.signals.received)
             known = dict(store.values)
     finally:
         client.close()
-    out.open_questions = sum(question.key not in known for question in questions)
+    out.unanswered = sum(question.key not in known for question in questions)
     cut = sum(known[q.key]["failure"] == "cut_off" for q in questions if q.key in known)
     if cut:
         out.notices.append(f"{cut} replies were cut off before the vote: raise judge.endpoint.max_tokens")
-    if out.open_questions:
-        reason = batch.open_reason or "all retries failed"
+    if out.unanswered:
+        reason = batch.unanswered_reason or "all retries failed"
         out.notices.append(
-            f"{out.open_questions} questions to {endpoint.model} are still unanswered ({reason}); run the command again"
+            f"{out.unanswered} questions to {endpoint.model} are still unanswered ({reason}); run the command again"
         )
     return known
 
@@ -254,7 +256,7 @@ def _ask_endpoint(
 def _save_judgements(
     study: StudyReader,
     kind: JudgeKind,
-    by: str,
+    judge_name: str,
     answer_pairs: Mapping[int, Sequence[AnswerPair]],
     preferences_of: Callable[[Sequence[AnswerPair]], Preferences | None],
 ) -> None:
@@ -271,7 +273,7 @@ def _save_judgements(
             for n, each in chosen.items()
             if each and (preferences := preferences_of(each)) is not None
         }
-        for judgement in make_judgements(kind, by, decoding, by_trial):
+        for judgement in make_judgements(kind, judge_name, decoding, by_trial):
             study.save_judgement(judgement.trial, judgement.key, judgement.model_dump_json())
 
 
@@ -296,7 +298,7 @@ def judge_and_publish(study: Study, config: JudgeConfig, context: JudgeContext, 
 
 def judge_after_sweep(
     folder: SweepFolder,
-    ended: StopReason,
+    stop_reason: StopReason,
     view: ProgressView,
     signals: SignalHandler,
     reporter: SweepReporter,
@@ -304,7 +306,7 @@ def judge_after_sweep(
     trust_remote_code: bool,
 ) -> None:
     """Run the `judge:` section at the end of a sweep. Errors are logged only, as the sweep itself is complete."""
-    if ended.kind not in FINAL_STOPS:
+    if stop_reason.kind not in FINAL_STOPS:
         return
     with Study.open(folder) as study:
         config = study.spec.judge
@@ -322,7 +324,7 @@ def judge_after_sweep(
         hint = f"to continue: orchestrate judge {study.spec.name}"
         try:
             result = judge_and_publish(
-                study, config, context, "finished" if ended.kind is StopKind.FINISHED else "interrupted"
+                study, config, context, "finished" if stop_reason.kind is StopKind.FINISHED else "interrupted"
             )
         except Interrupted:
             view.log(f"judge: interrupted, results so far are saved; {hint}")
@@ -344,7 +346,7 @@ def _publish(study: Study, context: JudgeContext, state: str) -> list[Judgement]
     sink = open_sink(study, study.folder.root, context.reporter)
     try:
         _publish_to_runs(study, sink, judgements)
-        sink.log_artifact(SWEEP, file, "judge")
+        sink.log_artifact(SWEEP_RUN, file, "judge")
         attach_report(study, sink, context.reporter, context.log, state)
     finally:
         left = sink.close(_DELIVERY_SECONDS)
@@ -364,5 +366,5 @@ def _publish_to_runs(study: Study, sink: TrackingSink, judgements: list[Judgemen
         sink.log_final_metrics(str(number), metrics, step=steps[number], at=time.time())
         sink.set_tags(str(number), {"judge": "no judgement" if first is None else first.summary})
         if best is not None and number == best[0]:
-            sink.log_final_metrics(SWEEP, metrics, step=0, at=time.time())
-            sink.set_tags(SWEEP, {"judge": best[1] if first is None else f"trial {number} {best[1]}"})
+            sink.log_final_metrics(SWEEP_RUN, metrics, step=0, at=time.time())
+            sink.set_tags(SWEEP_RUN, {"judge": best[1] if first is None else f"trial {number} {best[1]}"})

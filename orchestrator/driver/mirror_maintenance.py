@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
+from orchestrator.call_retries import retrying
 from orchestrator.driver.checkpoint_retention import model_folder, models_to_keep
 from orchestrator.errors import StorageRefused, SweepHeld
 from orchestrator.execution.messages import MIRROR_EVENT
@@ -23,7 +24,6 @@ from orchestrator.folders import DATA_FILE, SweepFolder
 from orchestrator.interfaces import ProgressView
 from orchestrator.mirror import CHECKPOINTS, MODEL, RESULT, SPEC, STUDY, TRIALS, Mirror, MirrorError, sweep_mirror
 from orchestrator.redaction import redact
-from orchestrator.retrying import retrying
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
@@ -89,7 +89,7 @@ class MirrorMaintenance:
         spec, folder, trials = self._study.spec, self._study.folder, self._study.trials()
         best = {record.number for record in models_to_keep(spec, trials)}
         complete = self._mirror.complete_paths(TRIALS)
-        missing = [record for record in trials if record.state.finished and _missing_files(folder, record, best)]
+        missing = [record for record in trials if record.state.is_final and _missing_files(folder, record, best)]
         if missing:
             self._view.set_stage(f"downloading results of {len(missing)} trials from {self._mirror.url}")
             with ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
@@ -120,7 +120,7 @@ class MirrorMaintenance:
         self._schedule_reconcile(trials, self._study.spec, self._study.folder)
         self._queue.put(None)
         self._view.set_stage("cleaning up the mirror")
-        over = all(record.state.finished for record in trials)
+        over = all(record.state.is_final for record in trials)
         self._thread.join(_FINISH_TIMEOUT if over else _MIN_FINISH_SECONDS)
         if self._thread.is_alive():
             self._closing.set()
@@ -154,7 +154,7 @@ class MirrorMaintenance:
             self._view.log(f"mirror: {message}")
 
     def _schedule_reconcile(self, trials: Sequence[TrialRecord], spec: SweepSpec, folder: SweepFolder) -> None:
-        ended = {record.number: record for record in trials if record.state.finished}
+        ended = {record.number: record for record in trials if record.state.is_final}
         best = {record.number for record in models_to_keep(spec, trials)}
         self._queue.put(lambda: self._reconcile(ended, best, folder))
 

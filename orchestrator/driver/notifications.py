@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from urllib.parse import urlsplit
 
-from orchestrator.errors import Finding, SpecError, first_line
+from orchestrator.call_retries import retrying
+from orchestrator.errors import SpecError, SpecProblem, first_line
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import ProgressView, UpdatesOf
 from orchestrator.redaction import redact
-from orchestrator.retrying import retrying
 from orchestrator.spec.sweep_spec import NotificationKind, Notify, SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
@@ -151,7 +151,7 @@ def webhook_url(spec: SweepSpec) -> str | None:
         return url
     problem = f"the environment variable {name} " + ("has no http(s) URL" if url else "is not set")
     hint = "export it before the sweep, or set notify to null"
-    raise SpecError([Finding(spec.name, "notify.webhook_env", problem, hint)])
+    raise SpecError([SpecProblem(spec.name, "notify.webhook_env", problem, hint)])
 
 
 class NotifyingView:
@@ -224,7 +224,7 @@ class NotifyingView:
             parts.append(
                 "no trial completed"
                 if best is None
-                else f"best is trial {best.number} with {self._spec.goal.metric} = {best.value:.4g}"
+                else f"best is trial {best.number} with {self._spec.first_objective.metric} = {best.value:.4g}"
             )
             self._send("finished", "; ".join(parts), None if best is None else best.number)
         self._delivery.close(_LAST_SECONDS)

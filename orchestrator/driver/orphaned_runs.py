@@ -9,7 +9,7 @@ from orchestrator import folders
 from orchestrator.driver.parent_run import end_parent_run, open_sink, update_description
 from orchestrator.errors import StorageRefused, SweepHeld
 from orchestrator.folders import SweepFolder
-from orchestrator.interfaces import SWEEP, SweepReporter
+from orchestrator.interfaces import SWEEP_RUN, SweepReporter
 from orchestrator.study.database.study_database import has_own_database
 from orchestrator.study.study import Study
 from orchestrator.tracking.outbox import OutboxLocked
@@ -26,7 +26,7 @@ def end_orphaned_runs(folder: SweepFolder, reporter: SweepReporter, log: Callabl
     messages are on disk before they are delivered; what cannot be delivered now waits for the next command or driver.
     """
     written = (folder.outbox, folder.path, folder.root)
-    if not is_run_open(folder.outbox, SWEEP) or not all(os.access(path, os.W_OK) for path in written):
+    if not is_run_open(folder.outbox, SWEEP_RUN) or not all(os.access(path, os.W_OK) for path in written):
         return
     if folders.lock_holder(folder) is not None or not Study.exists(folder):
         return
@@ -56,9 +56,9 @@ def _end_runs(study: Study, reporter: SweepReporter, log: Callable[[str], None])
     try:
         runs = open_runs(folder.outbox)
         for run in runs:
-            if run != SWEEP:
+            if run != SWEEP_RUN:
                 sink.end_run(run, status="KILLED", tags={"state": "INTERRUPTED"}, at=0.0)  # at the last message's time
-        if SWEEP in runs:
+        if SWEEP_RUN in runs:
             update_description(study, sink, reporter, "interrupted")
             end_parent_run(study, sink, "INTERRUPTED", "KILLED", study.stop_reason() or _KILLED, at=0.0)
     finally:

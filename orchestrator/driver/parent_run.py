@@ -14,17 +14,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.driver.data_stage import known_steps, load_report
+from orchestrator.driver.data_stage import load_report, updates_if_known
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.execution.trainer_warnings import WARNINGS_TAG, recorded_warnings
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, RUNS_FILE, SweepFolder
-from orchestrator.interfaces import SWEEP, ProgressView, SweepReporter, TrackingSink
+from orchestrator.interfaces import SWEEP_RUN, ProgressView, SweepReporter, TrackingSink
 from orchestrator.redaction import redact
 from orchestrator.spec.loading.serialization import spec_hash
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_client import tracking_uri
-from orchestrator.tracking.mlflow_sink import MlflowSink
+from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import NOTE, environment, environment_tags
 from trainer.config.trial import flatten
@@ -42,7 +42,7 @@ def open_sink(study: Study, root: Path, reporter: SweepReporter, *, fence: Calla
     """
     tracking = study.spec.tracking
     uri = tracking_uri(root, tracking.uri)
-    receiver = MlflowSink(
+    receiver = MlflowReceiver(
         root,
         uri=uri,
         experiment=tracking.experiment,
@@ -80,16 +80,16 @@ def start_parent_run(
         "reason": "",
         "spec.hash": spec_hash(spec),
         "data.fingerprint": fingerprint,
-        "goal": f"{spec.goal.direction} {spec.goal.metric}",
-        NOTE: reporter.describe(study, "running", steps=None, diagnose=False),
+        "goal": f"{spec.first_objective.direction} {spec.first_objective.metric}",
+        NOTE: reporter.describe(study, "running", updates_of=None, diagnose=False),
     }
     if adapters:
         tags["lora.adapts"] = "\n".join(adapters)
     if warned := recorded_warnings(study):  # by earlier drivers
         tags[WARNINGS_TAG] = "\n".join(warned)
-    sink.start_run(SWEEP, name=spec.name, params=_params(spec), tags=tags | environment_tags(found), at=time.time())
+    sink.start_run(SWEEP_RUN, name=spec.name, params=_params(spec), tags=tags | environment_tags(found), at=time.time())
     for file in (folder.spec, path, folder.path / DATA_FILE):
-        sink.log_artifact(SWEEP, file)
+        sink.log_artifact(SWEEP_RUN, file)
 
 
 def end_parent_run(
@@ -101,7 +101,7 @@ def end_parent_run(
     if best is not None:
         tags |= {"best.trial": str(best.number), "best.value": f"{best.value}"}
         tags |= {f"best.{path}": str(value) for path, value in best.params.items()}
-    sink.end_run(SWEEP, status=status, tags=tags, at=time.time() if at is None else at)
+    sink.end_run(SWEEP_RUN, status=status, tags=tags, at=time.time() if at is None else at)
 
 
 def _record_run_id(folder: SweepFolder, run: str, run_id: str) -> None:
@@ -124,13 +124,13 @@ REPORT_FAILURE_FILE = "report-failure.txt"
 
 def update_description(study: Study, sink: TrackingSink, reporter: SweepReporter, state: str = "running") -> None:
     """Update the run's description, with the diagnosis once a trial is complete."""
-    steps = known_steps(study.folder, study.spec)
+    updates_of = updates_if_known(study.folder, study.spec)
     try:
-        text = reporter.describe(study, state, steps=steps)
+        text = reporter.describe(study, state, updates_of=updates_of)
     except Exception as error:  # noqa: BLE001 - a bug in a diagnosis rule must not stop the sweep; it is recorded
         record_page_failure(study, "diagnosis", error)
-        text = reporter.describe(study, state, steps=steps, diagnose=False)
-    sink.set_tags(SWEEP, {NOTE: text})
+        text = reporter.describe(study, state, updates_of=updates_of, diagnose=False)
+    sink.set_tags(SWEEP_RUN, {NOTE: text})
 
 
 def record_page_failure(study: Study, what: str, reason: Exception) -> str:
@@ -146,16 +146,18 @@ FINAL_STOPS = frozenset({StopKind.FINISHED, StopKind.OUT_OF_BUDGET, StopKind.TAR
 
 
 def write_final_report(
-    study: Study, sink: TrackingSink, view: ProgressView, reporter: SweepReporter, ended: StopReason
+    study: Study, sink: TrackingSink, view: ProgressView, reporter: SweepReporter, stop_reason: StopReason
 ) -> None:
     """Write report.html and attach it; for an interrupted sweep, only update the description."""
     if not study.trials():
         return
-    if ended.kind not in FINAL_STOPS:
+    if stop_reason.kind not in FINAL_STOPS:
         update_description(study, sink, reporter, "interrupted")
         return
     view.set_stage("writing the report")
-    attach_report(study, sink, reporter, view.log, "finished" if ended.kind is StopKind.FINISHED else "interrupted")
+    attach_report(
+        study, sink, reporter, view.log, "finished" if stop_reason.kind is StopKind.FINISHED else "interrupted"
+    )
 
 
 def attach_report(
@@ -166,12 +168,12 @@ def attach_report(
     `state`: the sweep's state in report and description.
     """
     try:
-        files = reporter.write_report(study, state, steps=known_steps(study.folder, study.spec))
+        files = reporter.write_report(study, state, updates_of=updates_if_known(study.folder, study.spec))
     except Exception as error:  # noqa: BLE001 - a bug in the report must not stop the sweep; it is recorded
         failure = record_page_failure(study, "report", error)
         log(f"the report could not be written ({failure}); try orchestrate report {study.spec.name}")
         update_description(study, sink, reporter, state)
         return
-    sink.log_artifact(SWEEP, files.page)
-    sink.log_artifact(SWEEP, files.figures, "figures")
-    sink.set_tags(SWEEP, {NOTE: files.description})
+    sink.log_artifact(SWEEP_RUN, files.page)
+    sink.log_artifact(SWEEP_RUN, files.figures, "figures")
+    sink.set_tags(SWEEP_RUN, {NOTE: files.description})

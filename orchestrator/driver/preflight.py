@@ -9,7 +9,7 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-from orchestrator.errors import Finding, InvalidSweepName, SpecError, StorageRefused
+from orchestrator.errors import InvalidSweepName, SpecError, SpecProblem, StorageRefused
 from orchestrator.execution.slots import Slots
 from orchestrator.folders import DATA_FILE, SWEEP_NAME_PATTERN, SweepFolder, create_sweep_folder
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
@@ -177,4 +177,4 @@ def check_no_removed_values(folder: SweepFolder, spec: SweepSpec) -> None:
         at.append(("sft", "training", "distributed"))
     if at:
         document = read_document(folder.spec)
-        raise SpecError([Finding(document.location(loc), ".".join(map(str, loc)), ZERO3_REMOVED) for loc in at])
+        raise SpecError([SpecProblem(document.location(loc), ".".join(map(str, loc)), ZERO3_REMOVED) for loc in at])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import folders
-from orchestrator.driver.crash_report import free_folder, leave_trace, make_folder
+from orchestrator.driver.crash_report import free_folder, make_folder, record_crash
 from orchestrator.driver.moved_inputs import check_inputs_exist, check_moved_inputs, follow_folder
 from orchestrator.driver.preflight import (
     DiskTooSmall,
@@ -191,7 +191,7 @@ def _drive(
     try:
         return _run_driver(folder, spec, presentation, cluster_at, trust_remote_code)
     except Exception as error:
-        to_raise = leave_trace(folder, error, presentation.reporter)
+        to_raise = record_crash(folder, error, presentation.reporter)
         if to_raise is error:
             raise
         raise to_raise from error
@@ -238,7 +238,7 @@ def _run_driver(
                 except Interrupted:
                     stop_reason = StopReason(StopKind.INTERRUPTED)
                 except RayDied as error:
-                    if signals.stop_requested:  # the signal to this process also stopped Ray
+                    if signals.received:  # the signal to this process also stopped Ray
                         stop_reason = StopReason(StopKind.INTERRUPTED)
                         continue
                     ray_deaths += 1

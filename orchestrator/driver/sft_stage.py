@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from orchestrator.errors import Finding, SpecError, StorageRefused
-from orchestrator.execution import retry_policy
+from orchestrator.errors import SpecError, SpecProblem, StorageRefused
+from orchestrator.execution import trial_retries
 from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
-from orchestrator.execution.retry_policy import MAX_LOST_WORKERS
 from orchestrator.execution.sft_cache_key import stage_key
 from orchestrator.execution.trainer_warnings import WarningLog
+from orchestrator.execution.trial_retries import MAX_LOST_WORKERS
 from orchestrator.execution.user_requests import StopConditions
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, StageWorker
 from orchestrator.folders import SweepFolder
-from orchestrator.interfaces import SFT, ProgressView, TrackingSink
+from orchestrator.interfaces import SFT_RUN, ProgressView, TrackingSink
 from orchestrator.mirror import Mirror, sft_mirror
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
@@ -39,7 +39,7 @@ _MODEL_SOURCE_PATHS = ("model.name_or_path", "model.generated", "model.revision"
 
 
 @dataclass(frozen=True, slots=True)
-class InitialState:
+class TrialInputs:
     """Start of all trials: the data report, and the folder of the SFT stage's model if there is one."""
 
     data: DataReport
@@ -68,7 +68,7 @@ def sft_config(spec: SweepSpec) -> TrialConfig | None:
     searched = [path for path in spec.search.paths if path.startswith(_MODEL_SOURCE_PATHS)]
     if searched:
         problem = "the sft stage trains one initial model for all trials, so the initial model cannot be searched"
-        raise SpecError([Finding(spec.name, searched[0], problem, "remove it from search, or remove sft")])
+        raise SpecError([SpecProblem(spec.name, searched[0], problem, "remove it from search, or remove sft")])
     base = spec.base
     return TrialConfig(
         model=base.model,
@@ -177,12 +177,12 @@ def run_sft_stage(
     end = stage.train()
     tags = {"state": "COMPLETE" if end.status is AttemptStatus.FINISHED else "FAILED", "reason": end.reason}
     status = "FINISHED" if end.status is AttemptStatus.FINISHED else "FAILED"
-    sink.end_run(SFT, status=status, tags=tags, at=time.time())
+    sink.end_run(SFT_RUN, status=status, tags=tags, at=time.time())
     if end.status is AttemptStatus.NO_DISK:
         raise StorageRefused(f"the sft stage could not write: {end.reason}")
     if end.status is not AttemptStatus.FINISHED:
         raise StageFailed(f"the sft stage ended as {end.status}: {end.reason} (see {stage.folder})")
-    view.log(f"sft: {end.steps} updates done; every trial starts from {stage.folder / 'model'}")
+    view.log(f"sft: {end.updates} updates done; every trial starts from {stage.folder / 'model'}")
     return stage.folder / "model"
 
 
@@ -208,7 +208,7 @@ class _Stage:
         )
         self._warnings = WarningLog(study, sink, view)
         self._longest_row = report.lengths["row"]["p100"]
-        self._steps = total_updates(config.training, report.train_rows)
+        self._planned_updates = total_updates(config.training, report.train_rows)
         self._key = worker.key(config, report.fingerprint)
         self.folder = _folder(study.folder.cache, self._key, config)
         spec = study.spec
@@ -219,13 +219,13 @@ class _Stage:
 
     def train(self) -> AttemptResult:
         """Train until the run finishes, or fails for a reason that a retry or a smaller micro-batch cannot fix."""
-        losses, kills = 0, retry_policy.KernelKills()
+        losses, kills = 0, trial_retries.OomKillCounter()
         while True:
-            before = retry_policy.kernel_kills()
+            before = trial_retries.kernel_oom_kills()
             try:
                 end = self._attempt()
             except StageDied as died:
-                cause = kills.answer(self.folder, str(died), before)
+                cause = kills.out_of_memory_cause(self.folder, str(died), before)
                 if not cause:
                     losses += 1
                     if losses == MAX_LOST_WORKERS:
@@ -243,14 +243,14 @@ class _Stage:
 
     def _attempt(self) -> AttemptResult:
         limit = self._study.micro_batch_limit()
-        config = retry_policy.with_micro_batch_limit(self._config, limit)
+        config = trial_retries.with_micro_batch_limit(self._config, limit)
         tags = {"state": "RUNNING", "sft.key": self._key}
         if config is not self._config:  # the logged params stay as configured
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
-        self._sink.start_run(SFT, name=SFT, params=self._config.flat_params(), tags=tags, at=time.time())
-        self._view.set_stage(f"sft: 0 of {self._steps} updates")
+        self._sink.start_run(SFT_RUN, name=SFT_RUN, params=self._config.flat_params(), tags=tags, at=time.time())
+        self._view.set_stage(f"sft: 0 of {self._planned_updates} updates")
         mirror = None if self._mirror is None else self._mirror.url
-        task = AttemptTask(SFT, 1, config.model_dump_json(), self.folder, mirror=mirror)
+        task = AttemptTask(SFT_RUN, 1, config.model_dump_json(), self.folder, mirror=mirror)
         return self._worker.train(task, self._on_report, lambda: self._stop_conditions.poll() is not None)
 
     def _on_report(self, report: AttemptReport) -> None:
@@ -258,23 +258,25 @@ class _Stage:
             self._study.add_event(MIRROR_EVENT, f"sft: {message}")
             self._view.log(f"sft: {message}")
         self._warnings.report(report.warnings, None)
-        self._sink.log_metrics(SFT, report.metrics, at=time.time())
+        self._sink.log_metrics(SFT_RUN, report.metrics, at=time.time())
         for step_metrics in report.metrics:
             metrics_text = [
                 f"{name}={step_metrics.metrics[name]:.4g}" for name in _SHOWN_METRICS if name in step_metrics.metrics
             ]
             if metrics_text:
-                self._view.set_stage(f"sft: {step_metrics.step} of {self._steps} updates  {'  '.join(metrics_text)}")
+                self._view.set_stage(
+                    f"sft: {step_metrics.step} of {self._planned_updates} updates  {'  '.join(metrics_text)}"
+                )
 
     def _halve_micro_batch(self, reason: str) -> AttemptResult | None:
         """Halve the micro-batch, also for the trials; return the failed result if it is already at its minimum."""
         limit = self._study.micro_batch_limit()
-        tokens = retry_policy.halved_micro_batch(
-            retry_policy.effective_micro_batch(self._config, limit), self._longest_row
+        tokens = trial_retries.halved_micro_batch(
+            trial_retries.effective_micro_batch(self._config, limit), self._longest_row
         )
         if tokens is None:
             self._study.set_micro_batch_limit(None, "")  # a limit that did not help is not used for trials
-            message = retry_policy.out_of_memory_message(self._config, limit, reason)
+            message = trial_retries.out_of_memory_message(self._config, limit, reason)
             return AttemptResult(AttemptStatus.FAILED, message, failure=FailureKind.OUT_OF_MEMORY)
         self._study.set_micro_batch_limit(tokens, reason)
         self._view.log(

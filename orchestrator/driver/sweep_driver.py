@@ -17,7 +17,7 @@ from orchestrator.driver.parent_run import (
     update_description,
     write_final_report,
 )
-from orchestrator.driver.sft_stage import InitialState, run_sft_stage
+from orchestrator.driver.sft_stage import TrialInputs, run_sft_stage
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
 from orchestrator.execution.tune_adapter import run_trials
@@ -93,11 +93,11 @@ def drive(
         if spec.sft is not None:
             worker.start()
         report = check_data(spec, folder, view, data)
-        with _study(folder, spec, slots, report, view) as study:
+        with _open_or_create_study(folder, spec, slots, report, view) as study:
             notices = paused_notices(study)
             study.start_driving(slots.gpus)  # before tracking starts: raises SweepHeld where another driver is alive
             sink = open_sink(study, folder.root, reporter)
-            ended: StopReason | None = None  # None after an error
+            stop_reason: StopReason | None = None  # None after an error
             stop_conditions = StopConditions(study)
             try:
                 for notice in notices:
@@ -107,31 +107,35 @@ def drive(
                 initial_model = run_sft_stage(study, data, report, sink, view, worker, stop_conditions)
                 worker.shut_down()
                 data.shut_down()
-                initial_state = InitialState(report, initial_model)
+                trial_inputs = TrialInputs(report, initial_model)
                 with maintain_mirror(study, view) as mirror:
-                    ended = _run_trials(
-                        study, sink, view, signals, slots, initial_state, open_session, mirror, reporter
+                    stop_reason = _run_trials(
+                        study, sink, view, signals, slots, trial_inputs, open_session, mirror, reporter
                     )
             except Interrupted:
-                ended = stop_conditions.stop_reason or StopReason(StopKind.INTERRUPTED)
+                stop_reason = stop_conditions.stop_reason or StopReason(StopKind.INTERRUPTED)
             except Exception:
                 if study.fenced:
                     study.check_fence()  # raises SweepHeld: this error is not part of the new driver's history
                 raise
             finally:
-                _end_tracking(study, sink, view, reporter, ended)
-    assert ended is not None
-    return ended
+                _end_tracking(study, sink, view, reporter, stop_reason)
+    assert stop_reason is not None
+    return stop_reason
 
 
-def _study(folder: SweepFolder, spec: SweepSpec, slots: Slots, report: DataReport, view: ProgressView) -> Study:
+def _open_or_create_study(
+    folder: SweepFolder, spec: SweepSpec, slots: Slots, report: DataReport, view: ProgressView
+) -> Study:
     """Open the sweep's study, or create it."""
     if Study.exists(folder):
         return Study.open(folder)
     warm_started = warm_start(spec, folder.root)
     for notice in warm_started.notices:
         view.log(notice)
-    return Study.create(folder, spec, slots=slots.count, train_pairs=report.train_rows, earlier=warm_started.trials)
+    return Study.create(
+        folder, spec, slots=slots.count, train_pairs=report.train_rows, warm_start_trials=warm_started.trials
+    )
 
 
 def _run_trials(
@@ -140,15 +144,15 @@ def _run_trials(
     view: ProgressView,
     signals: SignalHandler,
     slots: Slots,
-    initial_state: InitialState,
+    trial_inputs: TrialInputs,
     open_session: SessionFactory,
     mirror: MirrorMaintenance | None,
     reporter: SweepReporter,
 ) -> StopReason:
     spec = study.spec
-    view.set_total_updates(updates_by_params(spec, initial_state.data))
-    each = f", {slots.trials_per_process} trials in each" if slots.trials_per_process > 1 else ""
-    view.set_stage(f"starting {slots.shared_processes} worker{'s' if slots.shared_processes > 1 else ''}{each}")
+    view.set_total_updates(updates_by_params(spec, trial_inputs.data))
+    sharing = f", {slots.trials_per_process} trials in each" if slots.trials_per_process > 1 else ""
+    view.set_stage(f"starting {slots.shared_processes} worker{'s' if slots.shared_processes > 1 else ''}{sharing}")
     for record in study.trials():
         view.update_trial(record)
         view.add_metrics(record.number, study.metric_history(record.number))
@@ -159,15 +163,15 @@ def _run_trials(
         view,
         signals,
         slots,
-        finish_config=initial_state.apply,
+        complete_config=trial_inputs.apply,
         on_trial_end=AfterTrial(study, sink, reporter, mirror),
-        longest_row=initial_state.data.lengths["row"]["p100"],
+        longest_row=trial_inputs.data.lengths["row"]["p100"],
         open_session=open_session,
     )
 
 
 def _end_tracking(
-    study: Study, sink: Outbox, view: ProgressView, reporter: SweepReporter, ended: StopReason | None
+    study: Study, sink: Outbox, view: ProgressView, reporter: SweepReporter, stop_reason: StopReason | None
 ) -> None:
     """End the parent run and deliver queued messages; nothing where another driver has taken over.
 
@@ -176,9 +180,9 @@ def _end_tracking(
     if study.fenced:
         sink.close(0.0)
         return
-    if ended is not None:
-        write_final_report(study, sink, view, reporter, ended)
-        end_parent_run(study, sink, ended.kind.name, _STATUS.get(ended.kind, "KILLED"), ended.text)
+    if stop_reason is not None:
+        write_final_report(study, sink, view, reporter, stop_reason)
+        end_parent_run(study, sink, stop_reason.kind.name, _STATUS.get(stop_reason.kind, "KILLED"), stop_reason.text)
     left = sink.close(_DELIVERY_SECONDS)
     if left:
         view.log(f"tracking: {left} messages are queued in {study.folder.outbox} for the next resume")

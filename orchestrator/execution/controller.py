@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from orchestrator.execution import retry_policy
+from orchestrator.execution import trial_retries
 from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
-from orchestrator.execution.retry_policy import RepeatedBug, RetryPolicy
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.execution.trainer_warnings import WarningLog
 from orchestrator.execution.trial_lifecycle import ActiveAttempt, AttemptLauncher, finish_attempt, release_attempt
+from orchestrator.execution.trial_retries import RepeatedBug, RetryPolicy
 from orchestrator.execution.user_requests import StopConditions, TrialRequests, remaining_reason
 from orchestrator.interfaces import ProgressView, TrackingSink
 from orchestrator.study.study import Study
@@ -34,20 +34,20 @@ class TrialController:
         view: ProgressView,
         signals: SignalHandler,
         *,
-        finish_config: Callable[[TrialConfig], TrialConfig],
+        complete_config: Callable[[TrialConfig], TrialConfig],
         on_trial_end: Callable[[TrialRecord], None],
         longest_row: int = 1,
     ) -> None:
         """`longest_row`: tokens of the longest row: a micro-batch cannot be smaller."""
         self._study, self._sink, self._view, self._signals = study, sink, view, signals
-        self._launcher = AttemptLauncher(study, sink, view, finish_config)
+        self._launcher = AttemptLauncher(study, sink, view, complete_config)
         self._on_trial_end = on_trial_end
         self._active: dict[str, ActiveAttempt] = {}
         self._retries = RetryPolicy(study, view, longest_row)
         self._stop_conditions = StopConditions(study)
         self._trial_requests = TrialRequests(study, sink, view, on_trial_end)
         self._repeated_bug = RepeatedBug(study)
-        self._kills = retry_policy.KernelKills()
+        self._oom_kills = trial_retries.OomKillCounter()
         self._warnings = WarningLog(study, sink, view)
         self._exhausted = False
         self._is_waiting = False
@@ -66,7 +66,7 @@ class TrialController:
     # --- what runs next ------------------------------------------------------------------------------------------
 
     @property
-    def is_idle(self) -> bool:
+    def is_done(self) -> bool:
         """Whether no attempt runs and none will start."""
         return not self._active and not self._retries and (self.stop_reason is not None or self._exhausted)
 
@@ -80,7 +80,7 @@ class TrialController:
         if self._is_waiting and not self._retries:
             self._exhausted = not self._active  # the trial that the study waits for is paused
             return None  # no trial has ended since WaitForTrial
-        trial = self._retries.pop() if self._retries else self._study.ask()
+        trial = self._retries.next_attempt() if self._retries else self._study.ask()
         if isinstance(trial, WaitForTrial):
             self._is_waiting = True
             self._exhausted = not self._active
@@ -107,7 +107,7 @@ class TrialController:
         trial, run = active.trial, str(active.trial.number)
         self._study.mark_started(trial)
         # This worker just reported, so kernel kills counted so far were others.
-        active.kills_at_start = retry_policy.kernel_kills()
+        active.oom_kills_at_start = trial_retries.kernel_oom_kills()
         if tags := active.new_tags(report.pid, report.counters):
             self._sink.set_tags(run, tags)
         for notice in report.notices:
@@ -121,28 +121,28 @@ class TrialController:
             if counted:
                 self._view.add_metrics(trial.number, counted)
         if decision.stop:  # the decision wins over the report's result, which is from after the deciding metrics
-            self._close(active, Outcome(TrialState.PRUNED, decision.reason, diverged=decision.diverged))
+            self._finish_trial(active, Outcome(TrialState.PRUNED, decision.reason, diverged=decision.diverged))
             if report.result is not None and report.result.status is AttemptStatus.NO_DISK:
                 self._on_disk_full(report.result)
         elif report.result is not None:
-            self._end(active, report.result)
+            self._handle_result(active, report.result)
         elif (outcome := self._trial_requests.requested_outcome(trial.number)) is not None:
-            self._close(active, outcome)
+            self._finish_trial(active, outcome)
         else:
             return True
         return False
 
-    def _end(self, active: ActiveAttempt, result: AttemptResult) -> None:
+    def _handle_result(self, active: ActiveAttempt, result: AttemptResult) -> None:
         match result.status:
             case AttemptStatus.FINISHED:
-                self._close(active, Outcome(TrialState.COMPLETE))
+                self._finish_trial(active, Outcome(TrialState.COMPLETE))
             case AttemptStatus.DIVERGED:
-                self._close(active, Outcome(TrialState.PRUNED, f"diverged: {result.reason}", diverged=True))
+                self._finish_trial(active, Outcome(TrialState.PRUNED, f"diverged: {result.reason}", diverged=True))
             case AttemptStatus.FAILED if result.failure is FailureKind.OUT_OF_MEMORY:
                 self._on_out_of_memory(active, result.reason)
             case AttemptStatus.FAILED:
                 failure = result.failure or FailureKind.BUG
-                self._close(active, Outcome(TrialState.FAILED, result.reason, failure))
+                self._finish_trial(active, Outcome(TrialState.FAILED, result.reason, failure))
             case AttemptStatus.RELEASED:
                 self._release(active)
             case AttemptStatus.NO_DISK:
@@ -151,14 +151,14 @@ class TrialController:
             case AttemptStatus.LOST:
                 self.on_worker_lost(active.task.id, result.reason)
         if result.status in (AttemptStatus.FINISHED, AttemptStatus.DIVERGED, AttemptStatus.FAILED) and (
-            reason := self._repeated_bug.count(result)
+            reason := self._repeated_bug.stop_reason_after(result)
         ):
             self._stop(StopKind.SAME_BUG, reason)
 
     def _on_disk_full(self, result: AttemptResult) -> None:
         self._stop(StopKind.NO_DISK, f"disk error: {result.reason}")
 
-    def _close(self, active: ActiveAttempt, outcome: Outcome) -> None:
+    def _finish_trial(self, active: ActiveAttempt, outcome: Outcome) -> None:
         record = finish_attempt(self._study, self._sink, active, outcome)
         self._is_waiting = False
         del self._active[active.task.id]
@@ -171,7 +171,7 @@ class TrialController:
         """Handle a trial released by its worker: it is issued again later, unless a user ended or paused it."""
         outcome = self._trial_requests.requested_outcome(active.trial.number)
         if outcome is not None:
-            self._close(active, outcome)
+            self._finish_trial(active, outcome)
             return
         if self._trial_requests.pause_if_requested(active.trial.number):
             del self._active[active.task.id]
@@ -182,7 +182,7 @@ class TrialController:
     def _on_out_of_memory(self, active: ActiveAttempt, reason: str) -> None:
         failed = self._retries.retry_with_less_memory(active.trial, reason, stopping=self.stop_reason is not None)
         if failed is not None:
-            self._close(active, failed)
+            self._finish_trial(active, failed)
         else:
             del self._active[active.task.id]
 
@@ -193,7 +193,7 @@ class TrialController:
         active = self._active.get(task_id)
         if active is None:
             return
-        if killed := self._kills.answer(active.task.folder, cause, active.kills_at_start):
+        if killed := self._oom_kills.out_of_memory_cause(active.task.folder, cause, active.oom_kills_at_start):
             self._on_out_of_memory(active, killed)
             return
         del self._active[task_id]
@@ -205,7 +205,7 @@ class TrialController:
     def poll(self) -> None:
         """Check signals, user requests and the budget; called regularly."""
         self._view.refresh()
-        if self._signals.stop_requested:
+        if self._signals.received:
             self._stop(StopKind.INTERRUPTED)
         stop = self._stop_conditions.poll()
         if self._stop_conditions.has_polled:  # an enqueued trial may not need to wait
@@ -229,7 +229,7 @@ class TrialController:
         self.stop_reason = StopReason(kind, text)
         self._study.add_event("stopping", f"{kind.value}: {text}" if text else kind.value)
         for active in self._active.values():
-            active.task.request_stop()
+            active.task.request_release()
         self._retries.release()
         waiting = f"; waiting for {len(self._active)} running trials to checkpoint" if self._active else ""
         self._view.log(f"stopping ({kind.value}{f': {text}' if text else ''}){waiting}")
@@ -239,5 +239,5 @@ class TrialController:
         if self.stop_reason is not None:
             return self.stop_reason
         # The last trial may have ended after the last check of the budget.
-        reason = None if self._study.space_reason() else self._stop_conditions.budget_reason()
+        reason = None if self._study.search_exhausted_reason() else self._stop_conditions.budget_reason()
         return reason or remaining_reason(self._study)

@@ -55,7 +55,7 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
                 _temp_dir=str(session_folder),
             )
         log_ray_to_file(folder / "driver.log")  # again, as Ray resets its loggers at start
-        with signals.watching(server_is_gone()):
+        with signals.exit_when_lost(server_is_gone()):
             yield
     finally:
         ray.shutdown()

@@ -17,14 +17,16 @@ from orchestrator.errors import first_line
 from orchestrator.folders import FAILURE_FILE
 from orchestrator.redaction import redact
 from orchestrator.study.trial_records import FailureKind
-from trainer.data.validation import BadData
+from trainer.data.data_findings import BadData
+from trainer.memory_limits import is_out_of_memory
 from trainer.results import StepMetrics
 
 RELEASE_REQUEST_FILE = "stop-asked"
-"""File in an attempt's folder that requests the worker to checkpoint and release the trial."""
+"""Release request: a file in an attempt's folder by which the driver asks the worker to checkpoint and give the trial
+back."""
 
 WORKER_FILE = "worker"
-"""File in an attempt's folder with the worker's `driver_lease.process_id()`."""
+"""File in an attempt's folder with the worker's `process_identity.process_id()`."""
 
 REPORT_KEY = "report"
 """Key of the `AttemptReport` in Ray Tune's result."""
@@ -35,15 +37,17 @@ MIRROR_EVENT = "mirror"
 
 @dataclass(frozen=True, slots=True)
 class AttemptTask:
-    """One attempt at a trial, sent to a worker. `run`: the trial's number as text; `config`: TrialConfig as JSON;
-    `earlier`: folders of earlier attempts.
+    """One attempt at a trial, sent to a worker.
+
+    `run_name`: the trial's number as text, or "sft"; `config`: TrialConfig as JSON; `earlier_attempts`: folders of
+    earlier attempts.
     """
 
-    run: str
+    run_name: str
     attempt: int
     config: str
     folder: Path
-    earlier: tuple[Path, ...] = ()
+    earlier_attempts: tuple[Path, ...] = ()
     fork: Path | None = None
     """Folder with another trial's checkpoint from which a clone starts."""
     mirror: str | None = None
@@ -52,21 +56,21 @@ class AttemptTask:
     @property
     def id(self) -> str:
         """Stable id, unique per attempt."""
-        return f"{self.run}-{self.attempt}"
+        return f"{self.run_name}-{self.attempt}"
 
     @property
     def lock(self) -> Path:
         """Lock file of the process that trains this trial, as an older attempt's process may still be alive."""
         return self.folder.parent / "worker.lock"
 
-    def request_stop(self) -> None:
-        """Request the worker to checkpoint and release the trial."""
+    def request_release(self) -> None:
+        """Write a release request: ask the worker to checkpoint and give the trial back."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / RELEASE_REQUEST_FILE).touch()
 
     @property
-    def stop_requested(self) -> bool:
-        """Whether the driver requested to release this trial."""
+    def release_requested(self) -> bool:
+        """Whether the driver wrote a release request."""
         return (self.folder / RELEASE_REQUEST_FILE).exists()
 
 
@@ -84,11 +88,11 @@ class AttemptStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """End of an attempt. `steps`: updates done; `bug_signature`: equal for repetitions of one bug."""
+    """End of an attempt. `updates`: number of updates done; `bug_signature`: equal for repetitions of one bug."""
 
     status: AttemptStatus
     reason: str
-    steps: int = 0
+    updates: int = 0
     failure: FailureKind | None = None
     bug_signature: str = ""
 
@@ -111,10 +115,6 @@ class AttemptReport:
 
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _DISK_FULL_PHRASES = ("No space left on device", "StorageFull", "Disk quota exceeded")
-_OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|STATUS_\w*ALLOC\w*_FAILED|MemoryAllocation"
-)
-"""Out-of-memory messages of torch on a CPU, the CUDA runtime, cuBLAS, cuDNN and similar libraries."""
 _GPU_ERROR = re.compile(
     r"(CUDA|HIP) (error|driver error|unknown error)|cuda[A-Z]\w*\(\)|(CUDA|HIP)_ERROR_|cuDNN error"
     r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|CUFFT|HIPBLAS)_STATUS_|Triton Error \[|unhandled cuda error|device-side assert"
@@ -156,7 +156,7 @@ def result_of_exception(error: Exception, folder: Path) -> AttemptResult:
 
 def classify(error: Exception) -> FailureKind:
     """Return the kind of failure: out of memory, data, or else a bug."""
-    if any(_is_memory(each) for each in _with_causes(error)):
+    if any(is_out_of_memory(each) for each in _with_causes(error)):
         return FailureKind.OUT_OF_MEMORY
     if isinstance(error, BadData):
         return FailureKind.DATA
@@ -169,16 +169,10 @@ def device_failed(error: Exception) -> bool:
     After such an error every later CUDA call of the process fails, also for other trials.
     """
     causes = list(_with_causes(error, include_context=True))  # includes errors that were replaced while unwinding
-    return not any(_is_memory(each) for each in causes) and any(_is_of_device(each) for each in causes)
+    return not any(is_out_of_memory(each) for each in causes) and any(_is_gpu_error(each) for each in causes)
 
 
-def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
-
-
-def _is_of_device(error: BaseException) -> bool:
+def _is_gpu_error(error: BaseException) -> bool:
     if type(error).__name__ == "AcceleratorError":
         return True
     return isinstance(error, RuntimeError) and _GPU_ERROR.search(str(error)) is not None

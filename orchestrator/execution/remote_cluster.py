@@ -173,10 +173,10 @@ def connect_cluster(
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise ClusterError(f"--address {address}: {redact(first_line(error))}") from error
         log_ray_to_file(folder / "driver.log")
-        with signals.watching(server_is_gone()):
+        with signals.exit_when_lost(server_is_gone()):
             machines = _wait_for_nodes(cluster_address.machines, signals, view)
             _check_nodes(folder.parent, machines, signals)
-            slots = slots_on(spec, list(machines.values()), shared=True)
+            slots = slots_on(spec, list(machines.values()), is_shared_cluster=True)
             os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)
             many = "" if len(machines) == 1 else "s"
             view.log(f"Ray cluster {address}: {len(machines)} machine{many}, {slots.count} concurrent trials")
@@ -210,7 +210,7 @@ def _wait_for_nodes(required: int, signals: SignalHandler, view: ProgressView) -
                 found[node["NodeID"]] = Machine(resources["CPU"], resources.get("GPU", 0.0))
         if len(found) >= required:
             return found
-        if signals.stop_requested:
+        if signals.received:
             raise Interrupted
         if time.monotonic() > deadline:
             raise ClusterError(
@@ -245,7 +245,7 @@ def _check_nodes(path: Path, machines: Mapping[str, Machine], signals: SignalHan
         waiting = list(nodes)
         while waiting and time.monotonic() < deadline:
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_SECONDS)
-            if signals.stop_requested:
+            if signals.received:
                 raise Interrupted
         problems = [f"{nodes[reference][:12]}: no worker answered" for reference in waiting]
         problems += [

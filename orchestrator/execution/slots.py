@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import Finding, SpecError
+from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.nvidia_smi import smallest_memory
 from orchestrator.spec.estimates.cost_estimate import trials_per_process
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -107,7 +107,7 @@ def plan_slots(spec: SweepSpec, *, cpus: int | None = None, gpus: int | None = N
 
 
 def slots_on(
-    spec: SweepSpec, machines: Sequence[Machine], *, shared: bool = False, gpu_memory: float | None = None
+    spec: SweepSpec, machines: Sequence[Machine], *, is_shared_cluster: bool = False, gpu_memory: float | None = None
 ) -> Slots:
     """Return the slots of these machines for the sweep; a trial never spans two machines.
 
@@ -124,29 +124,31 @@ def slots_on(
     processes = resources.processes
     if processes > 1 and spec.base.engine == "trl":
         problem = f"a trial has {processes} processes, but engine trl supports only one"
-        raise SpecError([Finding("resources", "base.engine", problem, "use engine packed, or one GPU per trial")])
+        raise SpecError([SpecProblem("resources", "base.engine", problem, "use engine packed, or one GPU per trial")])
     has_gpus = any(machine.gpus for machine in machines)
-    sharing = trials_per_process(spec, gpu_memory if has_gpus else None)
+    trials_in_process = trials_per_process(spec, gpu_memory if has_gpus else None)
     gpus_per_trial = resources.gpus_per_trial
     if gpus_per_trial is None:
-        gpus_per_trial = processes / sharing if has_gpus else 0.0
-    cores = sharing * _cores(spec)
-    fitting = sharing * sum(_count_fitting(cores, sharing * gpus_per_trial, machine, shared) for machine in machines)
+        gpus_per_trial = processes / trials_in_process if has_gpus else 0.0
+    cores = trials_in_process * _cores(spec)
+    fitting = trials_in_process * sum(
+        _count_fitting(cores, trials_in_process * gpus_per_trial, machine, is_shared_cluster) for machine in machines
+    )
     if fitting < 1:
         has = ", ".join(map(str, dict.fromkeys(machines))) or "no machine"
-        where = f"no machine of the cluster has them ({has})" if shared else f"this machine has {has}"
-        label = "a trial needs" if sharing == 1 else f"{sharing} trials in one process need"
-        problem = f"{label} {cores:g} CPUs and {sharing * gpus_per_trial:g} GPUs; {where}"
-        raise SpecError([Finding("resources", "resources", problem)])
+        where = f"no machine of the cluster has them ({has})" if is_shared_cluster else f"this machine has {has}"
+        label = "a trial needs" if trials_in_process == 1 else f"{trials_in_process} trials in one process need"
+        problem = f"{label} {cores:g} CPUs and {trials_in_process * gpus_per_trial:g} GPUs; {where}"
+        raise SpecError([SpecProblem("resources", "resources", problem)])
     count = min(fitting, spec.budget.concurrency or fitting)
-    sharing = min(sharing, count)
+    trials_in_process = min(trials_in_process, count)
     return Slots(
         count,
         gpus_per_trial,
-        threads_per_process(spec, sharing),
+        threads_per_process(spec, trials_in_process),
         processes,
-        cpus=_cores(spec) if shared else None,
-        trials_per_process=sharing,
+        cpus=_cores(spec) if is_shared_cluster else None,
+        trials_per_process=trials_in_process,
     )
 
 

@@ -1,4 +1,4 @@
-"""`StopReason`: why a run ended; `SignalHandler`: SIGINT and SIGTERM."""
+"""`StopReason`: why a run ended; `SignalHandler`: the stop signals, SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def sigterm_blocked() -> Generator[None]:
 
 
 class SignalHandler:
-    """Handles SIGINT and SIGTERM in the context: the first sets `stop_requested`, a second one ends the process.
+    """Handles stop signals (SIGINT, SIGTERM) in the context: the first sets `received`, a second one ends the process.
 
     Signals within SAME_SIGNAL_SECONDS count as one, as `timeout` and `kill` of a group send two. Must be entered in the
     main thread.
@@ -70,12 +70,12 @@ class SignalHandler:
     SAME_SIGNAL_SECONDS = 0.3
     """Seconds."""
     POLL_SECONDS = 0.5
-    """Seconds between two checks of `watching`."""
+    """Seconds between two checks of `exit_when_lost`."""
     MAX_FAILED_CHECKS = 4
-    """Consecutive failed checks after which `watching` ends the process."""
+    """Consecutive failed checks after which `exit_when_lost` ends the process."""
 
     def __init__(self, message: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
-        self.stop_requested = False
+        self.received = False
         self._message, self._clock = message, clock
         self._first_signal_at = 0.0
         self._before: dict[int, signal.Handlers | int | Callable[[int, FrameType | None], object] | None] = {}
@@ -106,7 +106,7 @@ class SignalHandler:
             signal.signal(signum, self._on_signal)
 
     @contextmanager
-    def watching(self, lost: Callable[[], bool]) -> Generator[None]:
+    def exit_when_lost(self, lost: Callable[[], bool]) -> Generator[None]:
         """After a signal, end the process with its message once `lost()` stays true; checked by a thread.
 
         If the same signal ends Ray's server, a call into Ray blocks for a minute, without running Python's signal
@@ -122,9 +122,9 @@ class SignalHandler:
             thread.join()
 
     def _watch(self, lost: Callable[[], bool], over: threading.Event) -> None:
-        arrived, failed_checks = self.stop_requested, 0
+        arrived, failed_checks = self.received, 0
         while not over.wait(self.POLL_SECONDS):
-            arrived = arrived or self.stop_requested or self._has_arrived()
+            arrived = arrived or self.received or self._has_arrived()
             failed_checks = failed_checks + 1 if arrived and lost() else 0
             if failed_checks == self.MAX_FAILED_CHECKS:
                 self._exit_now()
@@ -136,8 +136,8 @@ class SignalHandler:
             return False
 
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
-        if not self.stop_requested:
-            self.stop_requested, self._first_signal_at = True, self._clock()
+        if not self.received:
+            self.received, self._first_signal_at = True, self._clock()
         elif self._clock() - self._first_signal_at > self.SAME_SIGNAL_SECONDS:
             self._exit_now()
 

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from orchestrator.interfaces import SWEEP
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.redaction import redact
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class _ListHandler(logging.Handler):
         self._messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Append the message, with secrets masked; print it where no other handler does."""
         self._messages.append(redact(record.getMessage()))
         if not logging.getLogger().handlers and logging.lastResort is not None:
             logging.lastResort.handle(record)  # a logger with its own handler no longer writes to stderr
@@ -68,4 +69,4 @@ class WarningLog:
             self._view.log(f"{'sft' if trial is None else f'trial {trial}'}: {message}")
         if new:
             self._reported += new
-            self._sink.set_tags(SWEEP, {WARNINGS_TAG: "\n".join(self._reported)})
+            self._sink.set_tags(SWEEP_RUN, {WARNINGS_TAG: "\n".join(self._reported)})

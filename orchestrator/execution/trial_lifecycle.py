@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.execution import retry_policy
+from orchestrator.execution import trial_retries
 from orchestrator.execution.messages import AttemptTask
 from orchestrator.folders import FAILURE_FILE
 from orchestrator.interfaces import ProgressView, TrackingSink
@@ -21,7 +21,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialRecord, TrialState
 from orchestrator.tracking.run_metadata import end_tags, start_tags
 from trainer.config.trial import TrialConfig
-from trainer.storage.atomic_files import failpoint
+from trainer.storage.failpoints import failpoint
 
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 """libyaml's dumper if available: the same text, ten times faster."""
@@ -31,13 +31,13 @@ _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 class ActiveAttempt:
     """A trial that runs on a worker.
 
-    `kills_at_start`: how many processes the kernel had killed for memory when the worker was last known to be alive.
-    `logged_tags`: the worker's tags so far.
+    `oom_kills_at_start`: how many processes the kernel had killed for memory when the worker was last known to be
+    alive. `logged_tags`: the worker's tags so far.
     """
 
     trial: Trial
     task: AttemptTask
-    kills_at_start: int
+    oom_kills_at_start: int
     logged_tags: dict[str, str] = field(default_factory=dict[str, str])
 
     def new_tags(self, pid: int, counters: Mapping[str, int]) -> dict[str, str]:
@@ -49,30 +49,34 @@ class ActiveAttempt:
 
 
 class AttemptLauncher:
-    """Starts attempts of trials that the study issued. `finish_config` completes a trial's configuration."""
+    """Starts attempts of trials that the study issued. `complete_config` completes a trial's configuration."""
 
     def __init__(
-        self, study: Study, sink: TrackingSink, view: ProgressView, finish_config: Callable[[TrialConfig], TrialConfig]
+        self,
+        study: Study,
+        sink: TrackingSink,
+        view: ProgressView,
+        complete_config: Callable[[TrialConfig], TrialConfig],
     ) -> None:
-        self._study, self._sink, self._view, self._finish_config = study, sink, view, finish_config
+        self._study, self._sink, self._view, self._complete_config = study, sink, view, complete_config
 
     def start_attempt(self, trial: Trial) -> ActiveAttempt:
         """Write the attempt's folder, start its run in tracking and return its task for a worker."""
         sweep_folder = self._study.folder
-        run, folder = str(trial.number), sweep_folder.attempt(trial.number, trial.attempt)
-        configured = self._finish_config(trial.config)
-        config = retry_policy.with_micro_batch_limit(configured, trial.micro_batch)
+        run_name, folder = str(trial.number), sweep_folder.attempt(trial.number, trial.attempt)
+        configured = self._complete_config(trial.config)
+        config = trial_retries.with_micro_batch_limit(configured, trial.micro_batch)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "trial.yaml").write_text(
             yaml.dump(config.model_dump(mode="json"), Dumper=_DUMPER, sort_keys=False, allow_unicode=True),
             encoding="utf-8",
         )
         all_earlier = [sweep_folder.attempt(trial.number, k) for k in range(1, trial.attempt)]
-        fork = None if trial.fork is None else sweep_folder.forks / trial.fork.place
+        fork = None if trial.fork is None else sweep_folder.forks / trial.fork.folder_name
         existing = tuple(p for p in all_earlier if p.is_dir())
         spec = self._study.spec
         mirror = None if spec.mirror is None else trial_mirror(spec.mirror, spec.name, trial.number).url
-        task = AttemptTask(run, trial.attempt, config.model_dump_json(), folder, existing, fork, mirror)
+        task = AttemptTask(run_name, trial.attempt, config.model_dump_json(), folder, existing, fork, mirror)
         record = self._study.trial(trial.number)
         assert record is not None
         tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt), **start_tags(trial.number)}
@@ -82,10 +86,10 @@ class AttemptLauncher:
         if config is not configured:  # the logged params stay as configured
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
         self._sink.start_run(
-            run, name=f"trial {trial.number}", params=configured.flat_params(), tags=tags, at=time.time()
+            run_name, name=f"trial {trial.number}", params=configured.flat_params(), tags=tags, at=time.time()
         )
         self._view.update_trial(record)
-        return ActiveAttempt(trial, task, retry_policy.kernel_kills())
+        return ActiveAttempt(trial, task, trial_retries.kernel_oom_kills())
 
 
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
@@ -99,7 +103,7 @@ def finish_attempt(study: Study, sink: TrackingSink, active: ActiveAttempt, outc
     tags = end_tags(active.trial.number, outcome)
     for name in _ARTIFACT_FILES:
         # The files may be in the folder of an earlier attempt that finished the trial.
-        paths = [folder / name for folder in (active.task.folder, *reversed(active.task.earlier))]
+        paths = [folder / name for folder in (active.task.folder, *reversed(active.task.earlier_attempts))]
         if (found := next((path for path in paths if path.is_file()), None)) is not None:
             sink.log_artifact(run, found)
     sink.end_run(run, status=_STATUS[outcome.state], tags=tags, at=time.time())

@@ -37,7 +37,7 @@ _ANSI_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 class TuneTrial(Trial):
     """A Tune trial that Tune never retries and whose errors are not pickled; the controller handles lost workers."""
 
-    cause = "the worker process ended"
+    death_cause = "the worker process ended"
 
     def should_recover(self) -> bool:
         """Return False: retries are decided by the controller."""
@@ -46,10 +46,10 @@ class TuneTrial(Trial):
     def handle_error(self, exc: Exception | None = None) -> None:
         """Keep one line of the error for `on_trial_complete`."""
         if exc is not None:
-            self.cause = _one_line(exc)
+            self.death_cause = _one_line(exc)
 
 
-class Workers(Protocol):
+class WorkerPool(Protocol):
     """The trainable that Tune runs for a trial, and its configuration."""
 
     @property
@@ -74,10 +74,10 @@ class Workers(Protocol):
         ...
 
 
-class Search(SearchAlgorithm):
+class ControllerSearch(SearchAlgorithm):
     """Search algorithm: returns the controller's attempts as Tune trials with stable ids."""
 
-    def __init__(self, controller: TrialController, slots: Slots, workers: Workers) -> None:
+    def __init__(self, controller: TrialController, slots: Slots, workers: WorkerPool) -> None:
         self._controller, self._slots, self._workers = controller, slots, workers
         self._experiment: Experiment | None = None
         self._trials: dict[str, TuneTrial] = {}
@@ -120,17 +120,17 @@ class Search(SearchAlgorithm):
         with self._controller as controller:
             check_ray_health()
             self._workers.on_attempt_end(trial_id, lost=True)
-            controller.on_worker_lost(trial_id, trial.cause)
+            controller.on_worker_lost(trial_id, trial.death_cause)
 
     def is_finished(self) -> bool:
         """Return whether no attempt runs and none will start."""
-        return self._controller.is_idle
+        return self._controller.is_done
 
 
-class Scheduler(FIFOScheduler):
+class ControllerScheduler(FIFOScheduler):
     """Scheduler: passes results to the trial controller and returns its decisions."""
 
-    def __init__(self, controller: TrialController, slots: Slots, workers: Workers) -> None:
+    def __init__(self, controller: TrialController, slots: Slots, workers: WorkerPool) -> None:
         super().__init__()
         self._controller, self._slots, self._workers = controller, slots, workers
         self._cache_enlarged = False
@@ -141,8 +141,8 @@ class Scheduler(FIFOScheduler):
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
         """Keep as many warm workers as there are slots; Tune's own cache drops one when two trials end together."""
         if not self._cache_enlarged:
-            wrapped: Any = tune_controller  # Tune passes its controller in a wrapper
-            wrapped._tune_controller._actor_cache.increase_max(trial.placement_group_factory, by=self._slots.count)
+            tune_wrapper: Any = tune_controller  # Tune passes its controller in a wrapper
+            tune_wrapper._tune_controller._actor_cache.increase_max(trial.placement_group_factory, by=self._slots.count)
             self._cache_enlarged = True
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
@@ -152,15 +152,15 @@ class Scheduler(FIFOScheduler):
             continues = controller.on_report(trial.trial_id, report)
             if report.retire and self._workers.retire(trial.trial_id):
                 # Tune reuses only actors that it knows as started, and ends the others.
-                wrapped: Any = tune_controller
-                tune = wrapped._tune_controller
+                tune_wrapper: Any = tune_controller
+                tune = tune_wrapper._tune_controller
                 tune._started_actors.discard(tune._trial_to_actor[trial])
         return TrialScheduler.CONTINUE if continues else TrialScheduler.STOP
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """Poll the trial controller; Tune calls this at least ten times a second."""
-        wrapped: Any = tune_controller
-        trials: list[Trial] = wrapped.get_trials()
+        tune_wrapper: Any = tune_controller
+        trials: list[Trial] = tune_wrapper.get_trials()
         with self._controller as controller:
             check_ray_health()
             for trial in trials:
@@ -192,7 +192,7 @@ def run_trials(
     signals: SignalHandler,
     slots: Slots,
     *,
-    finish_config: Callable[[TrialConfig], TrialConfig] = lambda config: config,
+    complete_config: Callable[[TrialConfig], TrialConfig] = lambda config: config,
     on_trial_end: Callable[[TrialRecord], None] = lambda _: None,
     longest_row: int = 1,
     open_session: SessionFactory = open_session,
@@ -207,14 +207,20 @@ def run_trials(
         view: progress view.
         signals: handler of stop signals.
         slots: concurrent trials and their resources.
-        finish_config: completes a trial's configuration, for example with the SFT stage's model.
+        complete_config: completes a trial's configuration, for example with the SFT stage's model.
         on_trial_end: called after each ended trial.
         longest_row: tokens of the data's longest row.
         open_session: opens a worker's training session.
     """
     while True:
         controller = TrialController(
-            study, sink, view, signals, finish_config=finish_config, on_trial_end=on_trial_end, longest_row=longest_row
+            study,
+            sink,
+            view,
+            signals,
+            complete_config=complete_config,
+            on_trial_end=on_trial_end,
+            longest_row=longest_row,
         )
         stop = _run_tune(controller, study, slots, open_session)
         if stop.kind is not StopKind.PAUSED:
@@ -227,18 +233,18 @@ def run_trials(
 def _run_tune(controller: TrialController, study: Study, slots: Slots, open_session: SessionFactory) -> StopReason:
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, TuneError, Tuner
 
-    from orchestrator.execution.workers.shared_worker import SharedWorkers
-    from orchestrator.execution.workers.trial_worker import DedicatedWorkers
+    from orchestrator.execution.workers.shared_worker import SharedWorkerPool
+    from orchestrator.execution.workers.trial_worker import DedicatedWorkerPool
 
     study.check_concurrency(slots.count)
     arguments = (study.folder.cache, session_factory(open_session, slots))
-    workers = SharedWorkers(slots, *arguments) if slots.trials_per_process > 1 else DedicatedWorkers(*arguments)
+    workers = SharedWorkerPool(slots, *arguments) if slots.trials_per_process > 1 else DedicatedWorkerPool(*arguments)
     storage, name = (study.folder.path / "ray").resolve(), f"tune-{time.time_ns()}"
     tuner = Tuner(
         workers.trainable,
         tune_config=TuneConfig(
-            search_alg=Search(controller, slots, workers),
-            scheduler=Scheduler(controller, slots, workers),
+            search_alg=ControllerSearch(controller, slots, workers),
+            scheduler=ControllerScheduler(controller, slots, workers),
             reuse_actors=True,
         ),
         run_config=RunConfig(
@@ -251,9 +257,9 @@ def _run_tune(controller: TrialController, study: Study, slots: Slots, open_sess
     )
     try:
         tuner.fit()
-    except TuneError as wrapped:
+    except TuneError as error:
         if controller.error is not None:
-            raise controller.error from wrapped
+            raise controller.error from error
         raise
     finally:
         workers.shut_down()

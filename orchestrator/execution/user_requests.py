@@ -13,10 +13,9 @@ from orchestrator.execution.messages import AttemptTask
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.interfaces import ProgressView, TrackingSink
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.database.driver_lease import PAUSE, PRUNE, STOP, UNPAUSE
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import budget_exceeded, target_reached
-from orchestrator.study.trial_records import Outcome, Request, TrialRecord, TrialState
+from orchestrator.study.trial_records import ANSWERED_EVENT, Outcome, Request, RequestKind, TrialRecord, TrialState
 
 PAUSED_STATUS = "KILLED"
 """MLflow has no status for paused runs; their tag `state` is PAUSED."""
@@ -48,13 +47,13 @@ class TrialRequests:
     def _forward_to_worker(self, number: int, request: Request, task: AttemptTask) -> None:
         """Store a request for a running trial until its next report."""
         match request.kind:
-            case "prune" | "stop":
+            case RequestKind.PRUNE | RequestKind.STOP:
                 self._end_requests[number] = request
-            case "pause":
+            case RequestKind.PAUSE:
                 self._pause_requests[number] = request
-                if not task.stop_requested:
+                if not task.release_requested:
                     self._view.log(f"trial {number} will checkpoint and pause: {request.text}")
-                    task.request_stop()
+                    task.request_release()
             case _ if number not in self._pause_requests:
                 self._complete(request, f"trial {number} was not paused")
             case _:
@@ -62,21 +61,21 @@ class TrialRequests:
 
     def _apply_now(self, number: int, request: Request) -> None:
         record = self._study.trial(number)
-        if record is None or record.state.finished:
+        if record is None or record.state.is_final:
             state = "unknown" if record is None else f"{record.state} already"
             self._complete(request, f"too late to {request.kind}: trial {number} is {state}")
-        elif request.kind in (PRUNE, STOP):
+        elif request.kind in (RequestKind.PRUNE, RequestKind.STOP):
             outcome = outcome_of_request(request)
             tags = {"state": outcome.state.value, "reason": outcome.reason}
             self._sink.end_run(str(number), status=PAUSED_STATUS, tags=tags, at=time.time())
-            ended = self._study.tell_unassigned(number, outcome)
+            ended = self._study.end_without_worker(number, outcome)
             self.complete(number)
             self._complete(request)
             self._view.update_trial(ended)
             self._on_trial_end(ended)
-        elif request.kind == PAUSE:
+        elif request.kind == RequestKind.PAUSE:
             self.pause(number, request)
-        elif request.kind == UNPAUSE:
+        elif request.kind == RequestKind.UNPAUSE:
             self._study.unpause(number, request.text)
             self._complete(request)
             self._view.log(f"trial {number} continues: {request.text}")
@@ -115,7 +114,7 @@ class TrialRequests:
     def _complete(self, request: Request, message: str = "") -> None:
         self._study.complete_request(request.seq)
         if message:
-            self._study.add_event("answered", message, request.trial)
+            self._study.add_event(ANSWERED_EVENT, message, request.trial)
             self._view.log(message)
 
 
@@ -157,11 +156,15 @@ class StopConditions:
         return self.stop_reason
 
     def _apply_sweep_request(self, request: Request) -> None:
-        if request.kind == STOP:
+        if request.kind == RequestKind.STOP:
             self.stop_reason = StopReason(StopKind.STOPPED, request.text or "stopped by `orchestrate stop`")
-        elif request.kind == PAUSE and self.stop_reason is None:
+        elif request.kind == RequestKind.PAUSE and self.stop_reason is None:
             self.stop_reason = StopReason(StopKind.PAUSED, request.text)
-        elif request.kind == UNPAUSE and self.stop_reason is not None and self.stop_reason.kind is StopKind.PAUSED:
+        elif (
+            request.kind == RequestKind.UNPAUSE
+            and self.stop_reason is not None
+            and self.stop_reason.kind is StopKind.PAUSED
+        ):
             self.stop_reason = None
         self._study.complete_request(request.seq)
 
@@ -182,9 +185,10 @@ class StopConditions:
 
 
 def _target_reached(spec: SweepSpec, record: TrialRecord | None) -> str:
-    if record is None or not target_reached(spec.budget, spec.goal, record.value):
+    objective, target = spec.first_objective, spec.budget.target
+    if record is None or not target_reached(spec.budget, objective, record.value):
         return ""
-    return f"trial {record.number} has {spec.goal.metric} {record.value:g}, the target is {spec.budget.target:g}"
+    return f"trial {record.number} has {objective.metric} {record.value:g}, the target is {target:g}"
 
 
 _PAUSED_POLL_SECONDS = 0.5
@@ -197,14 +201,14 @@ def wait_while_paused(study: Study, view: ProgressView, signals: SignalHandler, 
     while True:
         view.refresh()
         study.heartbeat()
-        if signals.stop_requested:
+        if signals.received:
             return StopReason(StopKind.INTERRUPTED)
         for request in study.requests():
             if request.trial is None:
                 study.complete_request(request.seq)
-                if request.kind == STOP:
+                if request.kind == RequestKind.STOP:
                     return StopReason(StopKind.STOPPED, request.text)
-                if request.kind == UNPAUSE:
+                if request.kind == RequestKind.UNPAUSE:
                     study.resume_sweep(request.text)
                     view.log(f"continuing: {request.text}")
                     return None
@@ -217,7 +221,7 @@ def paused_notices(study: Study) -> list[str]:
     notices: list[str] = []
     if reason := study.pause_reason():
         notices.append(f"{name} was paused when its last driver ended ({reason}): it continues now")
-    continuing = {request.trial for request in study.requests() if request.kind == UNPAUSE}
+    continuing = {request.trial for request in study.requests() if request.kind == RequestKind.UNPAUSE}
     for record in study.trials():
         if record.state is TrialState.PAUSED and record.number not in continuing:
             hint = f"`orchestrate unpause {name} {record.number}` continues it"

@@ -126,7 +126,7 @@ def reward_preferences(answer_pairs: Sequence[AnswerPair], rewards: Mapping[str,
     )
 
 
-def open_questions(answer_pairs: Sequence[AnswerPair]) -> list[Question]:
+def endpoint_questions(answer_pairs: Sequence[AnswerPair]) -> list[Question]:
     """Return the distinct questions to an endpoint: both orders of each pair whose answers differ."""
     return list({q.key: q for pair in answer_pairs if not pair.is_equal for q in pair.questions()}.values())
 
@@ -135,7 +135,7 @@ def endpoint_preferences(answer_pairs: Sequence[AnswerPair], config: Endpoint, k
     """Return an endpoint's preferences from its stored replies `known`; equal answers are a tie without a request."""
     votes = [_votes(pair, known) for pair in answer_pairs]
     preferences = tuple(0.5 if both is None else both.preference for both in votes)
-    usage = total_usage(config, known, open_questions(answer_pairs))
+    usage = total_usage(config, known, endpoint_questions(answer_pairs))
     differing = tuple((pair.prompt, both) for pair, both in zip(answer_pairs, votes, strict=True) if both is not None)
     return Preferences(preferences, votes=differing, usage=usage)
 
@@ -155,10 +155,13 @@ PreferencesByTrial = Mapping[int, tuple[Sequence[AnswerPair], Preferences]]
 """Trial number -> its pairs and the judge's preferences on them."""
 
 
-def make_judgements(judge: JudgeKind, by: str, decoding: DecodingKind, by_trial: PreferencesByTrial) -> list[Judgement]:
+def make_judgements(
+    judge: JudgeKind, judge_name: str, decoding: DecodingKind, by_trial: PreferencesByTrial
+) -> list[Judgement]:
     """Return one judge's judgement of each trial, for one way of decoding.
 
-    `by`: the judge's name. Other trials' preferences estimate each prompt's difficulty for the length-controlled rate.
+    `judge_name`: the judging model. Other trials' preferences estimate each prompt's difficulty for the
+    length-controlled rate.
     """
     by_prompt = {
         number: _preference_by_prompt(answer_pairs, preferences)
@@ -169,7 +172,7 @@ def make_judgements(judge: JudgeKind, by: str, decoding: DecodingKind, by_trial:
         pairs = by_prompt[number]
         counted = [(m, p) for m, p in zip(answer_pairs, preferences.preferences, strict=True) if p is not None]
         means = prompt_means(pairs).values()
-        first, agree = first_position(preferences.votes)
+        first_position_rate, order_agreement = first_position(preferences.votes)
         controlled, has_difficulty = _length_controlled(
             counted, [other for n, other in by_prompt.items() if n != number]
         )
@@ -177,7 +180,7 @@ def make_judgements(judge: JudgeKind, by: str, decoding: DecodingKind, by_trial:
             Judgement(
                 trial=number,
                 judge=judge,
-                by=by,
+                judge_name=judge_name,
                 decoding=decoding,
                 wins=sum(mean > 0.5 for mean in means),
                 ties=sum(mean == 0.5 for mean in means),
@@ -191,9 +194,9 @@ def make_judgements(judge: JudgeKind, by: str, decoding: DecodingKind, by_trial:
                 start_length=mean_over_prompts((m.prompt, float(len(m.initial_answer))) for m in answer_pairs) or 0.0,
                 score=preferences.score,
                 start_score=preferences.initial_score,
-                first=first,
-                agree=agree,
-                asked=preferences.usage,
+                first_position_rate=first_position_rate,
+                order_agreement=order_agreement,
+                usage=preferences.usage,
                 outcomes=tuple(
                     PairOutcome(prompt=m.prompt, sample=m.sample, preference=p)
                     for m, p in zip(answer_pairs, preferences.preferences, strict=True)

@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.2
 _MAX_CONSECUTIVE_FAILURES = 8
 """Consecutive failed questions after which the batch stops."""
 _MILLION = 1_000_000
-_OPEN_PREFIX = "open/"
+_UNANSWERED_PREFIX = "open/"
 """Prefix of the key of an unanswered question: its tries, calls and tokens so far."""
 
 
@@ -76,10 +76,10 @@ def known_reply(known: Mapping[str, Any], question: Question) -> EndpointReply |
 def total_usage(config: Endpoint, known: Mapping[str, Any], questions: Iterable[Question]) -> EndpointUsage:
     """Return the usage of these questions so far, over all runs."""
     tries: Counter[str] = Counter()
-    calls = read = written = still_open = 0
+    calls = read = written = unanswered = 0
     for key in dict.fromkeys(question.key for question in questions):
-        still_open += key not in known
-        for stored in (known.get(key), known.get(_OPEN_PREFIX + key)):
+        unanswered += key not in known
+        for stored in (known.get(key), known.get(_UNANSWERED_PREFIX + key)):
             if stored is not None:
                 reply = EndpointReply.from_json(stored)
                 tries += reply.tries
@@ -92,17 +92,17 @@ def total_usage(config: Endpoint, known: Mapping[str, Any], questions: Iterable[
         completion_tokens=written,
         cost=cost,
         failures=dict(tries),
-        unanswered=still_open,
+        unanswered=unanswered,
     )
 
 
 class EndpointBatch:
-    """Sends unanswered questions. `open_reason`: afterwards, why some are still unanswered; "" if none is."""
+    """Sends unanswered questions. `unanswered_reason`: afterwards, why some are still unanswered; "" if none is."""
 
     def __init__(self, config: Endpoint, client: EndpointClient, store: JsonlStore) -> None:
         self._config, self._client, self._store = config, client, store
-        self.open_reason = ""
-        self._in_a_row = 0
+        self.unanswered_reason = ""
+        self._consecutive_failures = 0
         self._failures: Counter[str] = Counter()
         known = [EndpointReply.from_json(stored) for stored in store.values.values()]
         self._read = sum(reply.prompt_tokens for reply in known)
@@ -146,11 +146,13 @@ class EndpointBatch:
         return not stopped()
 
     def _should_stop(self, running: Mapping[Future[EndpointReply], Question], following: Question) -> bool:
-        if self._in_a_row >= _MAX_CONSECUTIVE_FAILURES:
-            self.open_reason = f"{_MAX_CONSECUTIVE_FAILURES} questions in a row got no reply ({self._open_reason()})"
+        if self._consecutive_failures >= _MAX_CONSECUTIVE_FAILURES:
+            self.unanswered_reason = (
+                f"{_MAX_CONSECUTIVE_FAILURES} questions in a row got no reply ({self._failures_text()})"
+            )
         elif self._exceeds_cost_limit([*running.values(), following]):
-            self.open_reason = f"judge.endpoint.max_cost {self._config.max_cost:g} is spent"
-        return bool(self.open_reason)
+            self.unanswered_reason = f"judge.endpoint.max_cost {self._config.max_cost:g} is spent"
+        return bool(self.unanswered_reason)
 
     def _exceeds_cost_limit(self, coming: Sequence[Question]) -> bool:
         if self._config.max_cost is None:
@@ -165,21 +167,21 @@ class EndpointBatch:
         self._failures += reply.tries
         self._read += reply.prompt_tokens
         self._written += reply.completion_tokens
-        if not reply.is_open:
-            self._in_a_row = 0
+        if not reply.is_unanswered:
+            self._consecutive_failures = 0
             self._store.put({question.key: reply.as_json()})
             return True
-        self._in_a_row += 1
-        before = self._store.values.get(_OPEN_PREFIX + question.key)
+        self._consecutive_failures += 1
+        before = self._store.values.get(_UNANSWERED_PREFIX + question.key)
         if before is not None:
             earlier = EndpointReply.from_json(before)
             reply.tries, reply.calls = reply.tries + earlier.tries, reply.calls + earlier.calls
             reply.prompt_tokens += earlier.prompt_tokens
             reply.completion_tokens += earlier.completion_tokens
-        self._store.put({_OPEN_PREFIX + question.key: reply.as_json()})
+        self._store.put({_UNANSWERED_PREFIX + question.key: reply.as_json()})
         return False
 
-    def _open_reason(self) -> str:
+    def _failures_text(self) -> str:
         stored = ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in self._failures.most_common())
         hint = "; does max_tokens or temperature suit the model?" if self._failures[REJECTED] else ""
         return f"{stored}{hint}"

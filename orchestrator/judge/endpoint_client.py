@@ -138,7 +138,7 @@ class EndpointReply:
     said: str = ""
 
     @property
-    def is_open(self) -> bool:
+    def is_unanswered(self) -> bool:
         """Whether the question is still unanswered."""
         return self.vote is None and self.failure is None
 
@@ -165,7 +165,7 @@ class EndpointReply:
 class _Completion:
     """The completion of a call with status 200."""
 
-    meaning: Vote | Failure
+    vote_or_problem: Vote | Failure
     prompt_tokens: int
     completion_tokens: int
     text: str
@@ -210,10 +210,10 @@ class EndpointClient:
                 reply.prompt_tokens += result.prompt_tokens or question.characters // CHARACTERS_PER_TOKEN
                 reply.completion_tokens += result.completion_tokens or 1 + len(result.text) // CHARACTERS_PER_TOKEN
                 reply.said = result.text[:_MAX_QUOTED]
-                if result.meaning in ("first", "second", "tie"):
-                    reply.vote = result.meaning
+                if result.vote_or_problem in ("first", "second", "tie"):
+                    reply.vote = result.vote_or_problem
                     return reply
-                result = _Failed(result.meaning)
+                result = _Failed(result.vote_or_problem)
             reply.tries[result.kind] += 1
             if result.kind == REJECTED:
                 return reply

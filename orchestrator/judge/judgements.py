@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import rank_trials
@@ -62,13 +62,20 @@ class Example(FrozenModel):
     preference: float
 
 
+def _stored_as(key: str) -> Any:
+    """Return a field's declaration that names its key in JSON, of the study and of `judge.json`."""
+    return Field(validation_alias=key, serialization_alias=key)
+
+
 class Judgement(FrozenModel):
     """One judge's comparison of a trial's answers with the initial model's."""
 
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
+
     trial: int
     judge: JudgeKind
-    by: str
-    """The judge's name: a model."""
+    judge_name: Annotated[str, _stored_as("by")]
+    """The judging model."""
     decoding: DecodingKind
     wins: int
     """Prompts whose mean preference over samples is above one half; ties: exactly one half."""
@@ -90,12 +97,12 @@ class Judgement(FrozenModel):
     score: float | None
     start_score: float | None
     """Share of correct answers (checker) or mean reward (reward) of trial and initial model; None for an endpoint."""
-    first: Rate | None
+    first_position_rate: Annotated[Rate | None, _stored_as("first")]
     """Share of decided votes for the answer shown first (0.5: no position bias); the two orders of a pair are one
     observation. None for judges that do not depend on the order."""
-    agree: float | None
+    order_agreement: Annotated[float | None, _stored_as("agree")]
     """Share of pairs with the same vote in both orders."""
-    asked: EndpointUsage | None
+    usage: Annotated[EndpointUsage | None, _stored_as("asked")]
     outcomes: tuple[PairOutcome, ...]
     examples: tuple[Example, ...]
     at: float
@@ -108,7 +115,9 @@ class Judgement(FrozenModel):
     @property
     def judge_label(self) -> str:
         """The judge's name for reports."""
-        return {"checker": "the rows' own answers", "reward": f"reward model {self.by}"}.get(self.judge, self.by)
+        return {"checker": "the rows' own answers", "reward": f"reward model {self.judge_name}"}.get(
+            self.judge, self.judge_name
+        )
 
     @property
     def summary(self) -> str:
@@ -117,15 +126,15 @@ class Judgement(FrozenModel):
         if self.win_rate is None:
             return f"has no judgement {how}"
         rate = f"{self.win_rate.value:.0%} (95 % interval {self.win_rate.low:.0%} … {self.win_rate.high:.0%})"
-        level = "" if self.lc_win_rate is None else f", {self.lc_win_rate.value:.0%} at equal length"
-        return f"wins {rate} of {self.prompts} prompts against the initial model{level}; {how}"
+        at_equal_length = "" if self.lc_win_rate is None else f", {self.lc_win_rate.value:.0%} at equal length"
+        return f"wins {rate} of {self.prompts} prompts against the initial model{at_equal_length}; {how}"
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics for tracking, by name."""
         rates = {"win_rate": self.win_rate, "lc_win_rate": self.lc_win_rate}
         found = {f"judge/{self.key}_{name}": rate.value for name, rate in rates.items() if rate is not None}
-        if self.first is not None:
-            found[f"judge/{self.key}_first_position"] = self.first.value
+        if self.first_position_rate is not None:
+            found[f"judge/{self.key}_first_position"] = self.first_position_rate.value
         return found
 
 

@@ -158,26 +158,26 @@ def length_controlled(
     groups, count = np.array([positions[prompt] for prompt in prompts], dtype=np.int64), len(positions)
     if count < FOLDS:
         return None
-    each = (1 / np.bincount(groups))[groups]  # total weight of a prompt's samples: 1
+    prompt_weights = (1 / np.bincount(groups))[groups]  # total weight of a prompt's samples: 1
     margins = initial_lengths - trial_lengths
-    middle = float(np.average(margins, weights=each))
-    spread = float(np.sqrt(np.sum(each * (margins - middle) ** 2) / (count - 1)))
+    middle = float(np.average(margins, weights=prompt_weights))
+    spread = float(np.sqrt(np.sum(prompt_weights * (margins - middle) ** 2) / (count - 1)))
     length = np.tanh(margins / spread) if spread > 0 else np.zeros_like(margins)
     terms = [length, np.ones_like(margins)] + ([] if difficulty is None else [difficulty])
     design = np.stack(terms, axis=1)
-    level = design.copy()
-    level[:, 0] = 0.0
-    strength = best_strength(design, preferences, each, groups)
-    fitted = fit_logistic(design, preferences, each, strength)
+    equal_length_design = design.copy()
+    equal_length_design[:, 0] = 0.0
+    strength = best_strength(design, preferences, prompt_weights, groups)
+    fitted = fit_logistic(design, preferences, prompt_weights, strength)
     if fitted[1] == 0:  # removed by the penalty: the rate would always be 0.5
         strength = STRENGTHS[-1]
-        fitted = fit_logistic(design, preferences, each, strength)
-    value = _mean(level, fitted, each)
+        fitted = fit_logistic(design, preferences, prompt_weights, strength)
+    value = _mean(equal_length_design, fitted, prompt_weights)
     rng = np.random.default_rng(_SEED)
     sampled: list[float] = []
     for _ in range(RESAMPLES):
-        weights = each * rng.multinomial(count, np.full(count, 1 / count))[groups]
-        sampled.append(_mean(level, fit_logistic(design, preferences, weights, strength), weights))
+        weights = prompt_weights * rng.multinomial(count, np.full(count, 1 / count))[groups]
+        sampled.append(_mean(equal_length_design, fit_logistic(design, preferences, weights, strength), weights))
     low, high = (float(end) for end in np.percentile(sampled, [_TAIL, 100 - _TAIL]))
     return Rate(value=value, low=min(low, value), high=max(high, value))
 
@@ -229,8 +229,8 @@ def prompt_difficulty(others: Sequence[Sequence[tuple[str, float]]], prompts: Se
     return np.array([np.log((won.get(p, 0.0) + 1) / (count.get(p, 0) - won.get(p, 0.0) + 1)) for p in prompts])
 
 
-def _mean(level: Column, coefficients: Column, weights: Column) -> float:
-    return float(np.average(_logistic(level @ coefficients), weights=weights))
+def _mean(design: Column, coefficients: Column, weights: Column) -> float:
+    return float(np.average(_logistic(design @ coefficients), weights=weights))
 
 
 def _logistic(x: Column) -> Column:

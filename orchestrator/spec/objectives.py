@@ -15,7 +15,7 @@ from typing import Literal
 from orchestrator.errors import closest_match
 from trainer.config.base import FrozenModel, NonEmptyStr
 from trainer.config.trial import DataConfig, EvaluationConfig, FileSource, GeneratedSource, HubSource, Source
-from trainer.metrics import COMPARISON_METRIC, EVAL, METRICS, base_name, lookup, scaled_by
+from trainer.metrics import COMPARISON_METRIC, EVAL, MARGIN, METRICS, base_name, lookup, scaled_by
 
 
 class Objective(FrozenModel):
@@ -25,10 +25,10 @@ class Objective(FrozenModel):
     direction: Literal["maximize", "minimize"]
 
 
-ALTERNATIVES = (f"{EVAL}rewards/accuracies", f"{EVAL}margins/logp", COMPARISON_METRIC)
+ALTERNATIVES = (f"{EVAL}rewards/accuracies", MARGIN, COMPARISON_METRIC)
 _COMPLETION_METRICS = ("exact_answers", "repetition", "answer_length")
 
-Problem = tuple[str, str]
+MessageAndHint = tuple[str, str]
 """A message and a hint."""
 
 
@@ -37,7 +37,7 @@ def objective_metrics() -> list[str]:
     return [EVAL + m.name for m in METRICS.values() if m.on_eval]
 
 
-def check_metric(metric: str, direction: str, searched: Iterable[str]) -> Problem | None:
+def check_metric(metric: str, direction: str, searched: Iterable[str]) -> MessageAndHint | None:
     """Return why `metric` cannot rank trials that differ in the settings `searched`; None if it can."""
     known = lookup(metric)
     if not metric.startswith(EVAL):
@@ -66,7 +66,7 @@ def check_metric(metric: str, direction: str, searched: Iterable[str]) -> Proble
     return None
 
 
-def check_kind(metric: str, kinds: Iterable[object]) -> Problem | None:
+def check_kind(metric: str, kinds: Iterable[object]) -> MessageAndHint | None:
     """Return why trials with these kinds of loss never report `metric`; None if they do."""
     known = lookup(metric)
     if known is None or known.kind is None or set(kinds) == {known.kind}:
@@ -86,14 +86,14 @@ def check_fixed_evaluation(searched: Iterable[str]) -> list[str]:
     return [path for path in searched if any(path == prefix or path.startswith(f"{prefix}.") for prefix in _HELD_OUT)]
 
 
-def check_completion_metric(metric: str, evaluation: EvaluationConfig) -> Problem | None:
+def check_completion_metric(metric: str, evaluation: EvaluationConfig) -> MessageAndHint | None:
     """Return why a metric of greedy completions is never measured; None if it is, or if it is another metric."""
     if base_name(metric) in _COMPLETION_METRICS and evaluation.prompts == 0:
         return f"{metric} is measured on greedy completions, and there are none", "set base.evaluation.prompts above 0"
     return None
 
 
-def unmeasured_reason(metric: str) -> Problem | None:
+def unmeasured_reason(metric: str) -> MessageAndHint | None:
     """Return why a trial cannot be pruned by `metric`; None if it can."""
     if base_name(metric) in _COMPLETION_METRICS:
         return (

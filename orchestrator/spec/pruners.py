@@ -8,9 +8,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.spec.objectives import Objective
 from trainer.config.base import Fraction, FrozenModel, NonEmptyStr, NonNegativeFloat, PositiveInt
-from trainer.metrics import EVAL, lookup
+from trainer.metrics import MARGIN, lookup
 
-PAIRED_METRIC = f"{EVAL}margins/logp"
+PAIRED_METRIC = MARGIN
 """Metric of the paired test: the margin of length-normalized log-probs of each pair, which no setting scales."""
 
 

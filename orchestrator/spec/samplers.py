@@ -148,15 +148,19 @@ def check_stages(sampler: StagedSampler, search: SearchSpace) -> Iterator[tuple[
     if sampler.stages is None:
         return
     seen: set[str] = set()
-    for k, stage in enumerate(sampler.stages):
-        for i, path in enumerate(stage):
+    for stage_index, stage in enumerate(sampler.stages):
+        for index, path in enumerate(stage):
             if path not in search.paths:
                 near = closest_match(path, search.paths)
-                yield ("stages", k, i), f"{path} is not searched", f"did you mean {near}?" if near else ""
+                yield ("stages", stage_index, index), f"{path} is not searched", f"did you mean {near}?" if near else ""
             elif path in seen:
-                yield ("stages", k, i), f"{path} is in a stage already", ""
+                yield ("stages", stage_index, index), f"{path} is in a stage already", ""
             elif set(_zipped_with(search, path)) - set(stage):
-                yield ("stages", k, i), f"{path} is zipped with {', '.join(_zipped_with(search, path))}", ""
+                yield (
+                    ("stages", stage_index, index),
+                    f"{path} is zipped with {', '.join(_zipped_with(search, path))}",
+                    "",
+                )
             seen.add(path)
     if missing := [path for path in search.paths if path not in seen]:
         yield ("stages",), f"every searched setting belongs to a stage; missing: {', '.join(missing)}", ""
@@ -168,13 +172,13 @@ def stage_values(dimension: Dimension, points: int) -> tuple[Scalar, ...]:
         case Choice(choice=choice):
             return choice
         case Uniform(uniform=(low, high), step=None):
-            return tuple(_round_value(low + (high - low) * i / (points - 1)) for i in range(points))
+            return tuple(_round_value(low + (high - low) * index / (points - 1)) for index in range(points))
         case LogUniform(log_uniform=(low, high)):
-            return tuple(_round_value(low * (high / low) ** (i / (points - 1))) for i in range(points))
+            return tuple(_round_value(low * (high / low) ** (index / (points - 1))) for index in range(points))
         case IntUniform(int_uniform=(low, high), step=1, log=log) if high - low >= points:
             evenly_spaced = (
-                low * (high / low) ** (i / (points - 1)) if log else low + (high - low) * i / (points - 1)
-                for i in range(points)
+                low * (high / low) ** (index / (points - 1)) if log else low + (high - low) * index / (points - 1)
+                for index in range(points)
             )
             return tuple(dict.fromkeys(round(value) for value in evenly_spaced))
         case Uniform() | IntUniform():

@@ -232,6 +232,11 @@ class SweepSpec(FrozenModel):
         return self.keep_models if self.judge is None else max(self.keep_models, self.judge.top)
 
     @property
+    def first_objective(self) -> Objective:
+        """The objective that chooses the best trial."""
+        return self.goal
+
+    @property
     def objectives(self) -> tuple[Objective, ...]:
-        """All objectives; the first one chooses the best trial."""
+        """All objectives, `first_objective` first."""
         return (self.goal, *self.also)

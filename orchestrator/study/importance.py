@@ -25,21 +25,27 @@ def importance(space: SearchSpace, records: Sequence[TrialRecord], objective: Ob
     Uses complete trials inside the search space that started from the initial model. Settings with a single value, or
     missing in some trials, are left out.
     """
-    done = [r for r in records if r.state is TrialState.COMPLETE and r.value is not None and math.isfinite(r.value)]
-    done = [r for r in done if r.fork is None and not out_of_space(space, r.params)]
-    if len(done) < MIN_TRIALS or len({r.value for r in done}) < 2:
+    done = [
+        record
+        for record in records
+        if record.state is TrialState.COMPLETE and record.value is not None and math.isfinite(record.value)
+    ]
+    done = [record for record in done if record.fork is None and not out_of_space(space, record.params)]
+    if len(done) < MIN_TRIALS or len({record.value for record in done}) < 2:
         return {}
     distributions = space_distributions(space)
-    varied = [p for p in space.paths if len({str(r.params[p]) for r in done if p in r.params}) > 1]
-    paths = [p for p in varied if all(p in r.params for r in done)]
+    varied = [
+        path for path in space.paths if len({str(record.params[path]) for record in done if path in record.params}) > 1
+    ]
+    paths = [path for path in varied if all(path in record.params for record in done)]
     if not paths:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction=objective.direction)
     for record in done:
-        params = {p: record.params[p] for p in paths}
+        params = {path: record.params[path] for path in paths}
         study.add_trial(
-            create_trial(params=params, distributions={p: distributions[p] for p in paths}, value=record.value)
+            create_trial(params=params, distributions={path: distributions[path] for path in paths}, value=record.value)
         )
     found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), params=paths)
     return {path: float(share) for path, share in found.items()}

@@ -45,27 +45,27 @@ class StudyReader:
         self._database = database
         self._repository = SweepRepository(folder.name)
         self._queue = TrialQueue(folder.name)
-        with database.snapshot() as c:
-            identity = self._repository.identity(c)
-            versions = self._repository.spec_versions(c)
-            attrs = {} if identity is None else database.storage.get_study_user_attrs(identity.study_id)
-        if identity is None:
+        with database.snapshot() as connection:
+            row = self._repository.sweep_row(connection)
+            versions = self._repository.spec_versions(connection)
+            attrs = {} if row is None else database.storage.get_study_user_attrs(row.study_id)
+        if row is None:
             raise StudyMissing(database.url)
-        if identity.schema > SCHEMA:
+        if row.schema > SCHEMA:
             raise StorageRefused(
                 f"{database.url}: the study was written by a later version of this program; use that one"
             )
-        if identity.schema < OLDEST_SCHEMA:
+        if row.schema < OLDEST_SCHEMA:
             raise StorageRefused(
                 f"{database.url}: the study was written by an earlier version of this program with other "
                 "fingerprints of trials; read it and finish it with that version"
             )
-        if identity.schema < SCHEMA:
+        if row.schema < SCHEMA:
             database.upgrade()
-        self.id: str = identity.id
+        self.id: str = row.id
         """Unique to this sweep, also if another sweep gets the same name."""
-        self._study_id = identity.study_id
-        self._optuna_trials = OptunaTrials(database.storage, identity.study_id)
+        self._study_id = row.study_id
+        self._optuna_trials = OptunaTrials(database.storage, row.study_id)
         database.on_rollback = self._optuna_trials.invalidate
         self.terms = SweepTerms.from_json(attrs[TERMS_KEY]) if TERMS_KEY in attrs else SweepTerms()
         self.spec = SweepSpec.from_stored(versions[-1].text)
@@ -100,20 +100,20 @@ class StudyReader:
 
     def trials(self) -> list[TrialRecord]:
         """Return every trial issued so far, by number."""
-        with self._database.snapshot() as c:
-            progress, seconds = self._repository.progress(c), self._repository.trial_seconds(c)
+        with self._database.snapshot() as connection:
+            progress, seconds = self._repository.progress(connection), self._repository.trial_seconds(connection)
             frozen = self._frozen()
         order = self.spec.search.paths
         return [
-            optuna_trials.to_record(t, *progress.get(t.number, (0, {})), order, seconds.get(t.number, 0.0))
-            for t in frozen
+            optuna_trials.to_record(trial, *progress.get(trial.number, (0, {})), order, seconds.get(trial.number, 0.0))
+            for trial in frozen
         ]
 
     def trial(self, number: int) -> TrialRecord | None:
         """Return one trial; None if it was not issued yet."""
-        with self._database.snapshot() as c:
+        with self._database.snapshot() as connection:
             frozen = self._frozen()
-            return self._record(c, frozen[number]) if number < len(frozen) else None
+            return self._record(connection, frozen[number]) if number < len(frozen) else None
 
     def snapshots(self) -> list[TrialSnapshot]:
         """Return every trial as samplers and pruners see it."""
@@ -122,8 +122,8 @@ class StudyReader:
 
     def metric_history(self, number: int) -> list[StepMetrics]:
         """Return all metrics of a trial, by step."""
-        with self._database.snapshot() as c:
-            return self._repository.metric_history(c, number)
+        with self._database.snapshot() as connection:
+            return self._repository.metric_history(connection, number)
 
     def best(self) -> TrialRecord | None:
         """Return the complete trial with the best objective; with several objectives, the first of the Pareto front."""
@@ -135,8 +135,8 @@ class StudyReader:
 
     def events(self, after: int = 0) -> list[Event]:
         """Return the events after event number `after`, in order."""
-        with self._database.snapshot() as c:
-            return self._repository.events(c, after)
+        with self._database.snapshot() as connection:
+            return self._repository.events(connection, after)
 
     def consecutive_bugs(self) -> tuple[int, str]:
         """Return how many of the last ended trials failed with the same BUG in a row, and its text."""
@@ -150,44 +150,44 @@ class StudyReader:
 
     def usage(self) -> Usage:
         """Return the working time of all drivers and the GPU time of all attempts."""
-        with self._database.snapshot() as c:
-            return self._usage(c)
+        with self._database.snapshot() as connection:
+            return self._usage(connection)
 
     def pause_reason(self) -> str:
         """Return why the whole sweep is paused; "" if it is not."""
-        with self._database.snapshot() as c:
-            last = self._repository.last_event(c, (DRIVER_EVENT, PAUSED, UNPAUSED))
+        with self._database.snapshot() as connection:
+            last = self._repository.last_event(connection, (DRIVER_EVENT, PAUSED, UNPAUSED))
         return last.text if last is not None and last.kind == PAUSED else ""
 
     def stop_reason(self) -> str:
         """Return why the last driver ended; "" after a new one started or if the sweep is finished."""
-        with self._database.snapshot() as c:
-            last = self._repository.last_event(c, (DRIVER_EVENT, STOPPING))
+        with self._database.snapshot() as connection:
+            last = self._repository.last_event(connection, (DRIVER_EVENT, STOPPING))
         return last.text if last is not None and last.kind == STOPPING else ""
 
     def driver_has_ended(self) -> bool:
         """Return whether the last driver has certainly ended; False for one of another machine that may be alive."""
         with self._database.snapshot() as c:
-            identity = self._repository.identity(c)
-            token = 0 if identity is None else identity.driver
+            row = self._repository.sweep_row(c)
+            token = 0 if row is None else row.driver
             return token == 0 or has_ended(self._repository.holder(c, token))
 
     def spec_history(self) -> list[SpecVersion]:
         """Return every spec this sweep ran with, oldest first."""
-        with self._database.snapshot() as c:
-            return self._repository.spec_versions(c)
+        with self._database.snapshot() as connection:
+            return self._repository.spec_versions(connection)
 
     def judgements(self) -> list[str]:
         """Return all judgements as the JSON passed to `save_judgement`, by trial and key."""
-        with self._database.snapshot() as c:
-            return self._repository.judgements(c)
+        with self._database.snapshot() as connection:
+            return self._repository.judgements(connection)
 
     # --- writing, from any process -------------------------------------------------------------------------------
 
     def add_event(self, kind: str, text: str, trial: int | None = None) -> int:
         """Add an event to the history; return its number."""
-        with self._transaction() as c:
-            return self._repository.add_event(c, kind, text, trial)
+        with self._transaction() as connection:
+            return self._repository.add_event(connection, kind, text, trial)
 
     def enqueue(
         self,
@@ -207,43 +207,43 @@ class StudyReader:
             parent: The trial that it is a clone of.
             fork: The checkpoint of `parent` that it continues from.
         """
-        with self._transaction() as c:
-            seq = self._queue.add(c, params, origin, by_hand=True, parent=parent, fork=fork)
-            self._repository.add_event(c, kind, origin, parent)
-            return next(g for g in self._queue.all(c) if g.seq == seq)
+        with self._transaction() as connection:
+            seq = self._queue.add(connection, params, origin, by_hand=True, parent=parent, fork=fork)
+            self._repository.add_event(connection, kind, origin, parent)
+            return next(enqueued for enqueued in self._queue.all(connection) if enqueued.seq == seq)
 
     def enqueued_trials(self) -> list[EnqueuedTrial]:
         """Return every enqueued trial; waiting ones have no trial number yet."""
-        with self._database.snapshot() as c:
-            return self._queue.all(c)
+        with self._database.snapshot() as connection:
+            return self._queue.all(connection)
 
     def save_judgement(self, trial: int, key: str, judgement: str) -> None:
         """Store a judgement of a trial; an older one with the same key is replaced."""
-        with self._transaction() as c:
-            self._repository.save_judgement(c, trial, key, judgement)
+        with self._transaction() as connection:
+            self._repository.save_judgement(connection, trial, key, judgement)
 
     def add_request(self, kind: str, text: str = "", trial: int | None = None) -> int:
-        """Add a request to the driver, such as "stop" or "pause"; return its number."""
-        with self._transaction() as c:
-            return self._repository.add_request(c, kind, text, trial)
+        """Add a request to the driver; return its number. `kind`: a `RequestKind`."""
+        with self._transaction() as connection:
+            return self._repository.add_request(connection, str(kind), text, trial)
 
     def requests(self) -> list[Request]:
         """Return the pending requests, oldest first."""
-        with self._database.snapshot() as c:
-            return self._repository.requests(c)
+        with self._database.snapshot() as connection:
+            return self._repository.requests(connection)
 
     def complete_request(self, seq: int) -> None:
         """Mark a request as completed."""
-        with self._transaction() as c:
-            self._repository.complete_request(c, seq)
+        with self._transaction() as connection:
+            self._repository.complete_request(connection, seq)
 
     # --- inside --------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _transaction(self) -> Generator[Connection]:
-        with self._database.transaction() as c:
-            self._repository.identity(c, lock=True)
-            yield c
+        with self._database.transaction() as connection:
+            self._repository.sweep_row(connection, lock=True)
+            yield connection
 
     def _frozen(self) -> list[FrozenTrial]:
         return self._optuna_trials.trials()
@@ -253,10 +253,12 @@ class StudyReader:
         by_trials = optuna_trials.micro_batch_limit(self._frozen())
         return min((tokens for tokens in (by_sft, by_trials) if tokens is not None), default=None)
 
-    def _record(self, c: Connection, frozen: FrozenTrial) -> TrialRecord:
-        progress = self._repository.progress_of(c, frozen.number)
-        seconds = self._repository.seconds_of_trial(c, frozen.number)
+    def _record(self, connection: Connection, frozen: FrozenTrial) -> TrialRecord:
+        progress = self._repository.progress_of(connection, frozen.number)
+        seconds = self._repository.seconds_of_trial(connection, frozen.number)
         return optuna_trials.to_record(frozen, *progress, self.spec.search.paths, seconds)
 
-    def _usage(self, c: Connection) -> Usage:
-        return Usage(self._repository.total_driver_seconds(c) / 3600, self._repository.gpu_seconds(c) / 3600)
+    def _usage(self, connection: Connection) -> Usage:
+        return Usage(
+            self._repository.total_driver_seconds(connection) / 3600, self._repository.gpu_seconds(connection) / 3600
+        )

@@ -40,7 +40,7 @@ from orchestrator.study.running_trial import (
     outcome_to_json,
     resolve_outcome,
 )
-from orchestrator.study.sweep_terms import Change, SweepTerms, Usage
+from orchestrator.study.sweep_terms import SettingChange, SweepTerms, Usage
 from orchestrator.study.trial_issuer import TrialIssuer
 from orchestrator.study.trial_records import PAUSED, UNPAUSED, Outcome, Trial, TrialRecord, WaitForTrial
 from orchestrator.study.trial_snapshots import TrialSnapshot
@@ -57,7 +57,7 @@ class Study(StudyReader):
         super().__init__(folder, database)
         self._running: dict[int, RunningTrial] = {}
         self._driver: DriverLease | None = None
-        self._heart: Heartbeat | None = None
+        self._heartbeat: Heartbeat | None = None
         self._gpus = 1.0
         self._set_spec(self.spec)
 
@@ -76,7 +76,7 @@ class Study(StudyReader):
         *,
         slots: int = 1,
         train_pairs: int | None = None,
-        earlier: Sequence[TrialSnapshot] = (),
+        warm_start_trials: Sequence[TrialSnapshot] = (),
     ) -> Self:
         """Create the study of a sweep.
 
@@ -86,12 +86,12 @@ class Study(StudyReader):
             storage: An SQLAlchemy URL without password; by default the spec's, else SQLite in the sweep's folder.
             slots: Trials at a time; the default lag depends on it.
             train_pairs: Training pairs, needed where rungs are shares of the training; None if unknown.
-            earlier: Trials of another sweep for the sampler (warm start).
+            warm_start_trials: Trials of another sweep for the sampler (warm start).
 
         Raises:
             NameTaken: The database has a sweep of this name.
         """
-        terms = SweepTerms.create(spec, slots, train_pairs, earlier)
+        terms = SweepTerms.create(spec, slots, train_pairs, warm_start_trials)
         return cls(folder, create_study(folder, spec, terms, storage or spec.storage))
 
     # --- the driver's lease --------------------------------------------------------------------------------------
@@ -126,25 +126,25 @@ class Study(StudyReader):
         """
         driver = self._driver
         if driver is not None and (driver.fenced or driver.seconds_since_write >= driver_lease.SILENCE_TIMEOUT / 2):
-            with self._database.separate_transaction() as c:
-                driver.check_fencing_token(c)
+            with self._database.separate_transaction() as connection:
+                driver.check_fencing_token(connection)
 
     def dispose(self) -> None:
         """Release the lease and close the database connections. Running trials stay RUNNING."""
-        if self._heart is not None:
-            self._heart.end()
-            self._heart = None
+        if self._heartbeat is not None:
+            self._heartbeat.end()
+            self._heartbeat = None
         if self._driver is not None:
             # Releasing is optional: the next driver also sees that this process has ended.
-            with suppress(StorageRefused), self._database.transaction() as c:
-                self._driver.release(c)
+            with suppress(StorageRefused), self._database.transaction() as connection:
+                self._driver.release(connection)
             self._driver = None
         super().dispose()
 
     def pause_sweep(self, reason: str) -> None:
         """Pause the whole sweep: no working time counts until `resume_sweep`."""
-        with self._driving() as c:
-            self._repository.add_event(c, PAUSED, reason, None)
+        with self._driving() as connection:
+            self._repository.add_event(connection, PAUSED, reason, None)
         assert self._driver is not None
         self._driver.pause()
 
@@ -152,8 +152,8 @@ class Study(StudyReader):
         """Continue a paused sweep."""
         assert self._driver is not None
         self._driver.resume()
-        with self._driving() as c:
-            self._repository.add_event(c, UNPAUSED, reason, None)
+        with self._driving() as connection:
+            self._repository.add_event(connection, UNPAUSED, reason, None)
 
     # --- the spec ------------------------------------------------------------------------------------------------
 
@@ -163,24 +163,24 @@ class Study(StudyReader):
 
     def exhausted_reason(self) -> str:
         """Return why no new trial will be issued; "" if one will be."""
-        with self._database.snapshot() as c:
-            return self._limit(c, self._optuna_trials.snapshots())
+        with self._database.snapshot() as connection:
+            return self._exhausted_reason(connection, self._optuna_trials.snapshots())
 
-    def space_reason(self) -> str:
+    def search_exhausted_reason(self) -> str:
         """Return why the search is exhausted, apart from limits on time; "" if it is not."""
-        with self._database.snapshot() as c:
-            return self._issuer.space_reason(c, self._optuna_trials.snapshots())
+        with self._database.snapshot() as connection:
+            return self._issuer.search_exhausted_reason(connection, self._optuna_trials.snapshots())
 
-    def amend(self, spec: SweepSpec) -> list[Change]:
+    def amend(self, spec: SweepSpec) -> list[SettingChange]:
         """Continue with another spec and return the settings that changed; the old spec stays in the history.
 
         Budget, resources and other settings that no result depends on may change. Raises SpecChanged for others.
         """
         changed = sweep_terms.allowed_changes(self.spec, spec)
         if changed:
-            with self._driving() as c:
-                self._repository.add_spec(c, spec.model_dump_json(), sweep_terms.spec_digest(spec))
-                self._repository.add_event(c, "spec", "; ".join(map(str, changed)), None)
+            with self._driving() as connection:
+                self._repository.add_spec(connection, spec.model_dump_json(), sweep_terms.spec_digest(spec))
+                self._repository.add_event(connection, "spec", "; ".join(map(str, changed)), None)
             self._set_spec(spec)
         return changed
 
@@ -192,25 +192,25 @@ class Study(StudyReader):
         Returns WaitForTrial while the next trial's proposal or pruning depends on a trial that still runs, and None
         if the budget is spent or the search space exhausted; `exhausted_reason` tells which.
         """
-        with self._driving() as c:
+        with self._driving() as connection:
             trials = self._optuna_trials.snapshots()
-            waiting = (t for t in self._optuna_trials.unfinished() if not optuna_trials.is_paused(t))
-            orphan = next((t for t in waiting if t.number not in self._running), None)
+            waiting = (frozen for frozen in self._optuna_trials.unfinished() if not optuna_trials.is_paused(frozen))
+            orphan = next((frozen for frozen in waiting if frozen.number not in self._running), None)
             if orphan is not None:
-                issued = self._issuer.retry(c, orphan)
-            elif self._limit(c, trials):
+                issued = self._issuer.retry(connection, orphan)
+            elif self._exhausted_reason(connection, trials):
                 issued = None
-            elif (blocking := self._issuer.blocking_trial(c, trials)) is not None:
+            elif (blocking := self._issuer.blocking_trial(connection, trials)) is not None:
                 return WaitForTrial(blocking)
             else:
-                issued = self._issuer.next(c, trials)
+                issued = self._issuer.next(connection, trials)
                 trials = trials if issued is None else self._optuna_trials.snapshots()
             if issued is None:
                 return None
             trial, trial_id = self._with_micro_batch_limit(issued[0]), issued[1]
-            logged = [] if orphan is None else self._logged_history(c, trial.number)
-            pruner = self._issuer.make_pruner(c, trial.number, trials)
-            self._repository.add_attempt(c, trial.number, trial.attempt, self._gpus)
+            logged = [] if orphan is None else self._logged_history(connection, trial.number)
+            pruner = self._issuer.make_pruner(connection, trial.number, trials)
+            self._repository.add_attempt(connection, trial.number, trial.attempt, self._gpus)
         early_stopping = self._make_early_stopping(pruner, -1 if trial.fork is None else trial.fork.step)
         early_stopping.update(logged)
         return self._register(trial, trial_id, early_stopping)
@@ -221,28 +221,26 @@ class Study(StudyReader):
         After running out of memory, `micro_batch` limits the tokens per micro-batch of this and later trials; `reason`
         goes to the history.
         """
-        with self._driving() as c:
+        with self._driving() as connection:
             running = self._require_current(trial, "another attempt")
-            self._record_working_time(c, running)
+            self._record_working_time(connection, running)
             if micro_batch is not None:
                 self._set(running.trial_id, MICRO_BATCH, micro_batch)
                 text = f"attempt {trial.attempt}: {reason}; from now on {micro_batch} tokens per micro-batch"
-                self._repository.add_event(c, "out of memory", text, trial.number)
-            again, trial_id = self._issuer.retry(c, self._optuna_trials.trial(running.trial_id))
+                self._repository.add_event(connection, "out of memory", text, trial.number)
+            again, trial_id = self._issuer.retry(connection, self._optuna_trials.trial(running.trial_id))
             again = self._with_micro_batch_limit(again)
-            self._repository.add_attempt(c, again.number, again.attempt, self._gpus)
+            self._repository.add_attempt(connection, again.number, again.attempt, self._gpus)
         return self._register(again, trial_id, running.early_stopping)
 
     def set_micro_batch_limit(self, tokens: int | None, reason: str) -> None:
         """Limit the tokens per micro-batch after the SFT stage ran out of memory; None: the smallest did not fit."""
-        with self._driving() as c:
+        with self._driving() as connection:
             self._optuna_trials.set_study(MICRO_BATCH, tokens)
-            text = (
-                "the smallest micro-batch was too large"
-                if tokens is None
-                else f"from now on {tokens} tokens per micro-batch"
-            )
-            self._repository.add_event(c, "out of memory", f"sft: {reason}; {text}" if reason else f"sft: {text}", None)
+            limit = f"from now on {tokens} tokens per micro-batch"
+            text = f"sft: {reason}; " if reason else "sft: "
+            text += "the smallest micro-batch was too large" if tokens is None else limit
+            self._repository.add_event(connection, "out of memory", text, None)
 
     def report(
         self,
@@ -262,13 +260,14 @@ class Study(StudyReader):
         counted = stopping.update(metrics)
         if counted:
             before_commit(counted)
-        with self._driving() as c:
+        with self._driving() as connection:
             running = self._require_current(trial, "metrics")
             running.mark_started()
-            self._record_working_time(c, running)
-            before, running.logged = running.logged or self._repository.logged_metrics(c, trial.number), None
-            fresh = {p.step: p for p in reversed(counted) if p.step not in before.steps}
-            after = self._add_metrics(c, running, list(fresh.values()), before) if fresh else before
+            self._record_working_time(connection, running)
+            before, running.logged = running.logged or self._repository.logged_metrics(connection, trial.number), None
+            by_step = {step_metrics.step: step_metrics for step_metrics in reversed(counted)}
+            fresh = [step_metrics for step, step_metrics in by_step.items() if step not in before.steps]
+            after = self._add_metrics(connection, running, fresh, before) if fresh else before
         running.logged = after
         return counted, stopping.decision
 
@@ -282,48 +281,49 @@ class Study(StudyReader):
         Raises TrialFinished if the trial has another outcome already, AttemptSuperseded if a later attempt was issued.
         """
         requested = outcome_to_json(outcome)
-        with self._driving() as c:
+        with self._driving() as connection:
             frozen = self._find(trial.number)
             if frozen is not None and frozen.user_attrs.get(REQUESTED_OUTCOME) == requested:
-                return self._record(c, frozen)
+                return self._record(connection, frozen)
             running = self._require_current(trial, f"closing it as {outcome.state}")
-            self._record_working_time(c, running)
-            record = self._finish(c, running.trial_id, outcome)
+            self._record_working_time(connection, running)
+            record = self._record_outcome(connection, running.trial_id, outcome)
             if worker:
-                self._repository.add_event(c, "worker", worker, trial.number)
+                self._repository.add_event(connection, "worker", worker, trial.number)
         del self._running[trial.number]
         return record
 
     def release(self, trial: Trial) -> None:
         """Give an interrupted trial back: it stays RUNNING and is issued again by a later `ask`."""
-        with self._driving() as c:
+        with self._driving() as connection:
             running = self._require_current(trial, "releasing it")
-            self._record_working_time(c, running)
-            self._repository.add_event(c, "released", f"attempt {trial.attempt} interrupted", trial.number)
+            self._record_working_time(connection, running)
+            self._repository.add_event(connection, "released", f"attempt {trial.attempt} interrupted", trial.number)
         del self._running[trial.number]
 
     # --- requests of users ---------------------------------------------------------------------------------------
 
     def pause(self, number: int, reason: str) -> None:
         """Pause a trial that has begun: it is not issued before `unpause`. A running one must have checkpointed."""
-        with self._driving() as c:
+        with self._driving() as connection:
             trial_id = self._unfinished(number, "pausing it")
             if number in self._running:
-                self._record_working_time(c, self._running[number])
+                self._record_working_time(connection, self._running[number])
             self._set(trial_id, PAUSE_REASON, reason)
-            self._repository.add_event(c, trial_records.PAUSED, reason, number)
+            self._repository.add_event(connection, trial_records.PAUSED, reason, number)
         self._running.pop(number, None)
 
     def unpause(self, number: int, reason: str) -> None:
         """Continue a paused trial: it is issued again before any new trial."""
-        with self._driving() as c:
+        with self._driving() as connection:
             self._set(self._unfinished(number, "unpausing it"), PAUSE_REASON, "")
-            self._repository.add_event(c, trial_records.UNPAUSED, reason, number)
+            self._repository.add_event(connection, trial_records.UNPAUSED, reason, number)
 
-    def tell_unassigned(self, number: int, outcome: Outcome) -> TrialRecord:
+    def end_without_worker(self, number: int, outcome: Outcome) -> TrialRecord:
         """End a trial that has begun and that no worker runs."""
-        with self._driving() as c:
-            record = self._finish(c, self._unfinished(number, f"closing it as {outcome.state}"), outcome)
+        with self._driving() as connection:
+            trial_id = self._unfinished(number, f"closing it as {outcome.state}")
+            record = self._record_outcome(connection, trial_id, outcome)
         self._running.pop(number, None)
         return record
 
@@ -333,41 +333,41 @@ class Study(StudyReader):
     def _driving(self) -> Generator[Connection]:
         if self._driver is None:
             DriverLease.wait_for_release(self._repository, self._database.snapshot)
-            with self._database.transaction() as c:
-                driver = DriverLease.acquire(self._repository, c)
+            with self._database.transaction() as connection:
+                driver = DriverLease.acquire(self._repository, connection)
             self._driver = driver  # after the commit
-            self._heart = Heartbeat(self._write_heartbeat)
+            self._heartbeat = Heartbeat(self._write_heartbeat)
             self._optuna_trials.set_exclusive()
-        with self._database.transaction() as c:
-            self._driver.check_fencing_token(c)
-            yield c
+        with self._database.transaction() as connection:
+            self._driver.check_fencing_token(connection)
+            yield connection
 
     @contextmanager
     def _transaction(self) -> Generator[Connection]:
         """A driver's transactions check the fencing token too; other processes may add events and requests."""
-        with super()._transaction() if self._driver is None else self._driving() as c:
-            yield c
+        with super()._transaction() if self._driver is None else self._driving() as connection:
+            yield connection
 
     def _write_heartbeat(self) -> None:
         assert self._driver is not None
-        with self._database.separate_transaction() as c:
-            self._driver.heartbeat(c)
+        with self._database.separate_transaction() as connection:
+            self._driver.heartbeat(connection)
 
-    def _limit(self, c: Connection, trials: Sequence[TrialSnapshot]) -> str:
-        return self._issuer.limit_reason(c, trials, lambda: self._usage(c))
+    def _exhausted_reason(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> str:
+        return self._issuer.exhausted_reason(connection, trials, lambda: self._usage(connection))
 
-    def _finish(self, c: Connection, trial_id: int, outcome: Outcome) -> TrialRecord:
+    def _record_outcome(self, connection: Connection, trial_id: int, outcome: Outcome) -> TrialRecord:
         frozen = self._optuna_trials.trial(trial_id)
-        _, last_metrics = self._repository.progress_of(c, frozen.number)
+        _, last_metrics = self._repository.progress_of(connection, frozen.number)
         final, values = resolve_outcome(outcome, last_metrics, self.spec.objectives)
-        order = self._repository.add_event(c, final.state.lower(), final.reason, frozen.number)
+        order = self._repository.add_event(connection, final.state.lower(), final.reason, frozen.number)
         finished = max(time.time(), frozen.user_attrs[STARTED])
         self._set(trial_id, REQUESTED_OUTCOME, outcome_to_json(outcome))
         self._set(trial_id, OUTCOME, outcome_to_json(final) | {"order": order, "finished_at": finished})
         if values is not None:
             self._set(trial_id, VALUES, [str(value) for value in values])  # JSON has no infinity
         self._optuna_trials.finish(trial_id, TO_OPTUNA[final.state], values)
-        return self._record(c, self._optuna_trials.trial(trial_id))
+        return self._record(connection, self._optuna_trials.trial(trial_id))
 
     def _find(self, number: int) -> FrozenTrial | None:
         frozen = self._frozen()
@@ -394,23 +394,24 @@ class Study(StudyReader):
             raise TrialFinished(number, optuna_trials.FROM_OPTUNA[frozen.state], operation)
         return self._optuna_trials.optuna_id(number)
 
-    def _record_working_time(self, c: Connection, running: RunningTrial) -> None:
-        self._repository.set_attempt_seconds(c, running.number, running.attempt, running.seconds)
+    def _record_working_time(self, connection: Connection, running: RunningTrial) -> None:
+        self._repository.set_attempt_seconds(connection, running.number, running.attempt, running.seconds)
 
-    def _usage(self, c: Connection) -> Usage:
+    def _usage(self, connection: Connection) -> Usage:
         """Return the usage that other processes wrote, and this process's up to now."""
         if self._driver is None:
-            return super()._usage(c)
-        written = self._repository.gpu_seconds(c, excluding={(h.number, h.attempt) for h in self._running.values()})
-        running = sum(h.seconds * h.gpus for h in self._running.values())
-        return Usage(self._driver.total_working_seconds(c) / 3600, (written + running) / 3600)
+            return super()._usage(connection)
+        own_attempts = {(trial.number, trial.attempt) for trial in self._running.values()}
+        written = self._repository.gpu_seconds(connection, excluding=own_attempts)
+        running = sum(trial.seconds * trial.gpus for trial in self._running.values())
+        return Usage(self._driver.total_working_seconds(connection) / 3600, (written + running) / 3600)
 
     def _add_metrics(
-        self, c: Connection, running: RunningTrial, fresh: Sequence[StepMetrics], before: LoggedMetrics
+        self, connection: Connection, running: RunningTrial, fresh: Sequence[StepMetrics], before: LoggedMetrics
     ) -> LoggedMetrics:
-        after = self._repository.add_metrics(c, running.number, fresh, before)
+        after = self._repository.add_metrics(connection, running.number, fresh, before)
         if isinstance(self.spec.pruner, WilcoxonPruner):
-            self._repository.add_pair_margins(c, running.number, fresh)
+            self._repository.add_pair_margins(connection, running.number, fresh)
         pruned_by = pruning_objective(self.spec).metric
         for step_metrics in fresh:
             if (value := step_metrics.metrics.get(pruned_by)) is not None:
@@ -418,16 +419,15 @@ class Study(StudyReader):
         return after
 
     def _register(self, trial: Trial, trial_id: int, early_stopping: EarlyStopping) -> Trial:
-        number, attempt = trial.number, trial.attempt
-        self._running[number] = RunningTrial(number, attempt, trial_id, self._gpus, early_stopping)
+        self._running[trial.number] = RunningTrial(trial.number, trial.attempt, trial_id, self._gpus, early_stopping)
         return trial
 
-    def _logged_history(self, c: Connection, number: int) -> list[StepMetrics]:
+    def _logged_history(self, connection: Connection, number: int) -> list[StepMetrics]:
         """Return the trial's stored metrics by step, with pair margins where they were stored."""
-        pairs = self._repository.pair_margins(c, number)
+        pairs = self._repository.pair_margins(connection, number)
         return [
             replace(step_metrics, pairs=pairs.get(step_metrics.step, ""))
-            for step_metrics in self._repository.metric_history(c, number)
+            for step_metrics in self._repository.metric_history(connection, number)
         ]
 
     def _make_early_stopping(self, pruner: TrialPruner, inherited: int) -> EarlyStopping:
@@ -436,8 +436,8 @@ class Study(StudyReader):
         def make_pruner() -> TrialPruner:
             if self.terms.lag is not None or not depends_on_other_trials(self.spec.pruner):
                 return pruner
-            with self._database.snapshot() as c:
-                return self._issuer.make_pruner(c, pruner.number, self._optuna_trials.snapshots())
+            with self._database.snapshot() as connection:
+                return self._issuer.make_pruner(connection, pruner.number, self._optuna_trials.snapshots())
 
         guard = DivergenceGuard(self.spec.guard, *(objective.metric for objective in self.spec.objectives))
         return EarlyStopping(guard, make_pruner, pruner.objective.metric, inherited=inherited)

@@ -34,18 +34,20 @@ class SweepTerms:
     """Terms of one sweep.
 
     `lag`: trial n sees the results of trials up to n - lag, None in `order: asap`; `train_pairs`: None if unknown;
-    `earlier`: trials of the sweep named by `warm_start`.
+    `warm_start_trials`: trials of the sweep named by `warm_start`.
     """
 
     lag: int | None = LAG_PER_SLOT
     train_pairs: int | None = None
-    earlier: tuple[TrialSnapshot, ...] = ()
+    warm_start_trials: tuple[TrialSnapshot, ...] = ()
 
     @classmethod
-    def create(cls, spec: SweepSpec, slots: int, train_pairs: int | None, earlier: Sequence[TrialSnapshot]) -> Self:
+    def create(
+        cls, spec: SweepSpec, slots: int, train_pairs: int | None, warm_start_trials: Sequence[TrialSnapshot]
+    ) -> Self:
         """Return the terms of a sweep that begins with `slots` trials at a time. Raises TooManySlots."""
         lag = None if isinstance(spec.order, Asap) else spec.order.lag or LAG_PER_SLOT * slots
-        made = cls(lag, train_pairs, tuple(earlier))
+        made = cls(lag, train_pairs, tuple(warm_start_trials))
         made.check_concurrency(spec, slots)
         return made
 
@@ -57,34 +59,34 @@ class SweepTerms:
 
     def as_json(self) -> dict[str, Any]:
         """Return the terms as JSON values for the database."""
-        earlier = [
+        stored_trials = [
             {
-                "number": t.number,
-                "params": dict(t.params),
-                "state": t.state.value,
-                "values": None if t.values is None else [str(v) for v in t.values],
-                "step": max(t.curve, default=0),
-                "diverged": t.diverged,
+                "number": trial.number,
+                "params": dict(trial.params),
+                "state": trial.state.value,
+                "values": None if trial.values is None else [str(v) for v in trial.values],
+                "step": max(trial.curve, default=0),
+                "diverged": trial.diverged,
             }
-            for t in self.earlier
+            for trial in self.warm_start_trials
         ]
-        return {"lag": self.lag, "train_pairs": self.train_pairs, "earlier": earlier}
+        return {"lag": self.lag, "train_pairs": self.train_pairs, "earlier": stored_trials}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
         """Build the terms from the database's JSON values."""
-        earlier = [
+        trials = [
             TrialSnapshot(
-                number=t["number"],
-                params=t["params"],
-                state=TrialState(t["state"]),
-                values=None if t["values"] is None else tuple(float(v) for v in t["values"]),
-                curve={} if t["values"] is None else {t["step"]: float(t["values"][0])},
-                diverged=t["diverged"],
+                number=trial["number"],
+                params=trial["params"],
+                state=TrialState(trial["state"]),
+                values=None if trial["values"] is None else tuple(float(v) for v in trial["values"]),
+                curve={} if trial["values"] is None else {trial["step"]: float(trial["values"][0])},
+                diverged=trial["diverged"],
             )
-            for t in stored["earlier"]
+            for trial in stored["earlier"]
         ]
-        return cls(stored["lag"], stored["train_pairs"], tuple(earlier))
+        return cls(stored["lag"], stored["train_pairs"], tuple(trials))
 
 
 AMENDABLE = ("budget", "resources", "tracking", "notify", "judge", "keep_models", "description", "mirror")
@@ -92,7 +94,7 @@ AMENDABLE = ("budget", "resources", "tracking", "notify", "judge", "keep_models"
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SettingChange:
     """A setting that differs between two specs."""
 
     path: str
@@ -108,14 +110,14 @@ def spec_digest(spec: SweepSpec) -> str:
     return hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-def spec_differences(old: SweepSpec, new: SweepSpec) -> list[Change]:
+def spec_differences(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
     """Return every setting that differs, sorted by path."""
     before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
-    paths = sorted(p for p in before.keys() | after.keys() if before.get(p, ...) != after.get(p, ...))
-    return [Change(path, before.get(path), after.get(path)) for path in paths]
+    paths = sorted(path for path in before.keys() | after.keys() if before.get(path, ...) != after.get(path, ...))
+    return [SettingChange(path, before.get(path), after.get(path)) for path in paths]
 
 
-def allowed_changes(old: SweepSpec, new: SweepSpec) -> list[Change]:
+def allowed_changes(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
     """Return the settings that differ. Raises SpecChanged if one would make trials incomparable.
 
     Files and folders of `base` and `sft` may be elsewhere; that their contents are equal is for the caller to check.
@@ -123,11 +125,11 @@ def allowed_changes(old: SweepSpec, new: SweepSpec) -> list[Change]:
     found = spec_differences(old, new)
     fixed = [c for c in found if c.path.split(".")[0] not in AMENDABLE and not is_location(c)]
     if fixed:
-        raise SpecChanged(new.name, [c.path for c in fixed], [str(c) for c in fixed], AMENDABLE)
+        raise SpecChanged(new.name, [change.path for change in fixed], [str(change) for change in fixed], AMENDABLE)
     return found
 
 
-def is_location(change: Change) -> bool:
+def is_location(change: SettingChange) -> bool:
     """Return whether a file or a folder of `base` or `sft` is only elsewhere."""
     section, _, path = change.path.partition(".")
     return section in ("base", "sft") and is_move(path, change.old, change.new)

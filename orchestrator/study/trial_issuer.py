@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from optuna.trial import FrozenTrial, create_trial
@@ -18,7 +18,7 @@ from orchestrator.study.database.enqueued_trials import EnqueuedTrial, TrialQueu
 from orchestrator.study.database.optuna_trials import (
     ATTEMPTS,
     ENQUEUED,
-    IDENTITY,
+    FINGERPRINT,
     PARAMS,
     SAMPLER_NOTE,
     STARTED,
@@ -30,7 +30,7 @@ from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.pruning.pruner import TrialPruner
 from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPolicy
 from orchestrator.study.sweep_terms import SweepTerms, Usage, budget_exceeded, target_reached
-from orchestrator.study.trial_records import Trial, TrialState
+from orchestrator.study.trial_records import DUPLICATE_EVENT, SKIPPED_EVENT, Trial, TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot, visible_trials
 from trainer.config.locations import relocated
 from trainer.config.trial import TrialConfig, config_fingerprint
@@ -59,25 +59,27 @@ class TrialIssuer:
         self._present, self._first = spec.base, relocated(spec.base, spec.base, first)
         spec = spec.model_copy(update={"base": self._first})
         self._spec, self._terms = spec, terms
-        self._policy = SamplingPolicy(spec, terms.lag, terms.earlier)
+        self._policy = SamplingPolicy(spec, terms.lag, terms.warm_start_trials)
 
-    def limit_reason(self, c: Connection, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
+    def exhausted_reason(
+        self, connection: Connection, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]
+    ) -> str:
         """Return why no trial follows `trials` at this usage; "" if one does."""
-        return self.space_reason(c, trials) or self._budget_reason(trials, usage)
+        return self.search_exhausted_reason(connection, trials) or self._budget_reason(trials, usage)
 
-    def space_reason(self, c: Connection, trials: Sequence[TrialSnapshot]) -> str:
+    def search_exhausted_reason(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> str:
         """Return why the search is exhausted, apart from limits on time; "" if it is not."""
-        waiting = self._queue.waiting(c)
+        waiting = self._queue.waiting(connection)
         if any(enqueued.by_hand for enqueued in waiting):
             return ""
-        issued, most = sum(not trial.is_by_hand for trial in trials), self._spec.budget.trials
+        issued, most = sum(not trial.is_beyond_budget for trial in trials), self._spec.budget.trials
         if most is not None and issued >= most:
             return f"{issued} of {most} trials issued"
         return "" if waiting else self._policy.exhausted_reason(trials)
 
     def _budget_reason(self, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
         """Return the exceeded limit on time, or the trial that reached `budget.target`; "" if neither."""
-        budget, objective = self._spec.budget, self._spec.goal
+        budget, objective = self._spec.budget, self._spec.first_objective
         if budget.has_time_limit and (over := budget_exceeded(budget, usage())):
             return over
         for trial in trials if budget.target is not None else ():
@@ -86,55 +88,59 @@ class TrialIssuer:
                 return f"trial {trial.number} reached the target {budget.target:g}: {objective.metric} is {value:g}"
         return ""
 
-    def blocking_trial(self, c: Connection, trials: Sequence[TrialSnapshot]) -> int | None:
+    def blocking_trial(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> int | None:
         """Return the number of a trial that must end before the next one is issued; None if there is none."""
-        return self._policy.blocking_trial(trials, enqueued=bool(self._queue.waiting(c)))
+        return self._policy.blocking_trial(trials, enqueued=bool(self._queue.waiting(connection)))
 
-    def next(self, c: Connection, trials: Sequence[TrialSnapshot]) -> IssuedTrial | None:
+    def next(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> IssuedTrial | None:
         """Issue the trial after these: an enqueued one if any waits, else a sampled one; None if exhausted."""
         number = len(trials)
-        waiting = self._queue.waiting(c)
+        waiting = self._queue.waiting(connection)
         if waiting:
-            return self._issue_enqueued(c, waiting[0], number)
+            return self._issue_enqueued(connection, waiting[0], number)
         sampled = self._policy.sample(trials)
         if sampled is None:
             return None
-        extra_attrs: dict[str, Any] = {SAMPLER_NOTE: sampled.note} if sampled.note else {}
+        extra_attrs: dict[str, Any] = {SAMPLER_NOTE: sampled.sampler_note} if sampled.sampler_note else {}
         if not_searched := out_of_space(self._spec.search, sampled.params):
             extra_attrs[PARAMS] = sampled.params
         inside = {path: value for path, value in sampled.params.items() if path not in not_searched}
-        issued = self._create(c, number, sampled, inside, extra_attrs)
-        for text in sampled.left_out:
-            self._repository.add_event(c, "left out", text, number)
+        issued = self._create(connection, number, sampled, inside, extra_attrs)
+        for text in sampled.skipped_combinations:
+            self._repository.add_event(connection, SKIPPED_EVENT, text, number)
         duplicate = next((trial.number for trial in reversed(trials) if trial.fingerprint == sampled.fingerprint), None)
         if duplicate is not None:
-            self._repository.add_event(c, "twin", f"equal to trial {duplicate}: no new configuration was drawn", number)
+            self._repository.add_event(
+                connection, DUPLICATE_EVENT, f"equal to trial {duplicate}: no new configuration was drawn", number
+            )
         return issued
 
-    def _issue_enqueued(self, c: Connection, enqueued: EnqueuedTrial, number: int) -> IssuedTrial:
+    def _issue_enqueued(self, connection: Connection, enqueued: EnqueuedTrial, number: int) -> IssuedTrial:
         """Optuna's params hold values of the search space only; all others go to a trial attribute."""
         params = manual_params(self._spec.base, self._spec.search, enqueued.leaves)
         config = apply_params(self._spec.base, enqueued.leaves)
         not_searched = out_of_space(self._spec.search, params)
         extra_attrs = {"leaves": dict(enqueued.leaves), "params": params, "origin": enqueued.origin}
         extra_attrs |= {"by_hand": enqueued.by_hand, "parent": enqueued.parent}
-        extra_attrs |= {"fork": None if enqueued.fork is None else asdict(enqueued.fork)}
+        extra_attrs |= {"fork": None if enqueued.fork is None else enqueued.fork.as_json()}
         inside = {path: value for path, value in params.items() if path not in not_searched}
         # A fork differs from a trial with the same settings that starts from the initial model and may still be drawn.
-        name = config_fingerprint(config) if enqueued.fork is None else f"fork {enqueued.seq}"
-        trial, trial_id = self._create(c, number, SampledTrial(params, config, name), inside, {ENQUEUED: extra_attrs})
-        self._queue.mark_issued(c, enqueued, number)
+        fingerprint = config_fingerprint(config) if enqueued.fork is None else f"fork {enqueued.seq}"
+        trial, trial_id = self._create(
+            connection, number, SampledTrial(params, config, fingerprint), inside, {ENQUEUED: extra_attrs}
+        )
+        self._queue.mark_issued(connection, enqueued, number)
         return replace(trial, fork=enqueued.fork), trial_id
 
     def _create(
         self,
-        c: Connection,
+        connection: Connection,
         number: int,
         sampled: SampledTrial,
         optuna_params: Mapping[str, Any],
         extra_attrs: Mapping[str, Any],
     ) -> IssuedTrial:
-        attrs: dict[str, Any] = {IDENTITY: sampled.fingerprint, ATTEMPTS: 1, STARTED: time.time()}
+        attrs: dict[str, Any] = {FINGERPRINT: sampled.fingerprint, ATTEMPTS: 1, STARTED: time.time()}
         if (updates := self._updates(sampled.config)) is not None:
             attrs[UPDATES] = updates
         template = create_trial(
@@ -144,15 +150,15 @@ class TrialIssuer:
             user_attrs={**attrs, **extra_attrs},
         )
         trial_id = self._trials.create(template)
-        self._repository.add_event(c, "issued", "attempt 1", number)
+        self._repository.add_event(connection, "issued", "attempt 1", number)
         return Trial(number, 1, sampled.params, self._located(sampled.config)), trial_id
 
-    def retry(self, c: Connection, frozen: FrozenTrial) -> IssuedTrial:
+    def retry(self, connection: Connection, frozen: FrozenTrial) -> IssuedTrial:
         """Issue the next attempt at a trial."""
         attempt = frozen.user_attrs[ATTEMPTS] + 1
         trial_id = self._trials.optuna_id(frozen.number)
         self._trials.set(trial_id, ATTEMPTS, attempt)
-        self._repository.add_event(c, "issued", f"attempt {attempt}", frozen.number)
+        self._repository.add_event(connection, "issued", f"attempt {attempt}", frozen.number)
         params = optuna_trials.trial_params(frozen, self._spec.search.paths)
         all_params = frozen.user_attrs[ENQUEUED]["leaves"] if ENQUEUED in frozen.user_attrs else params
         config = self._located(apply_params(self._spec.base, all_params))
@@ -162,12 +168,12 @@ class TrialIssuer:
         """Return the configuration with model and data where they are now."""
         return relocated(config, self._first, self._present)
 
-    def make_pruner(self, c: Connection, number: int, trials: Sequence[TrialSnapshot]) -> TrialPruner:
+    def make_pruner(self, connection: Connection, number: int, trials: Sequence[TrialSnapshot]) -> TrialPruner:
         """Return the pruner of trial `number` with the trials that are visible to it."""
         updates = next(trial.updates for trial in trials if trial.number == number)
         snapshots = visible_trials(trials, number, self._terms.lag)
         return TrialPruner.create(
-            self._spec, number, updates, snapshots, lambda other: self._repository.pair_margins(c, other)
+            self._spec, number, updates, snapshots, lambda other: self._repository.pair_margins(connection, other)
         )
 
     def _updates(self, config: TrialConfig) -> int | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from orchestrator.spec.objectives import Objective
 from trainer.config.trial import TrialConfig
@@ -22,7 +22,7 @@ class TrialState(StrEnum):
     FAILED = "FAILED"
 
     @property
-    def finished(self) -> bool:
+    def is_final(self) -> bool:
         """Whether the state is final."""
         return self in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
 
@@ -45,7 +45,7 @@ class Outcome:
     diverged: bool = False
 
     def __post_init__(self) -> None:
-        if not self.state.finished:
+        if not self.state.is_final:
             raise ValueError(f"an outcome is final; {self.state} is not")
         if self.state is not TrialState.COMPLETE and not self.reason:
             raise ValueError(f"{self.state} needs a reason")
@@ -59,8 +59,17 @@ class Fork:
 
     step: int
     """The update after which the checkpoint was written; the trial's own metrics begin after it."""
-    place: str
+    folder_name: str
     """Name of a run folder in `forks/` that pins the checkpoint until the trial has one of its own."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fork as JSON values; the folder's name is stored as `place`."""
+        return {"step": self.step, "place": self.folder_name}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
+        """Build the fork from its JSON values."""
+        return cls(stored["step"], stored["place"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +121,27 @@ class TrialRecord:
     """The parent's checkpoint that it continues from; None: it started from the initial model."""
 
 
-# Kinds of events that this program reads.
+class RequestKind(StrEnum):
+    """Kind of a user's request to the driver, for the whole sweep or for one trial."""
+
+    STOP = "stop"
+    PAUSE = "pause"
+    UNPAUSE = "unpause"
+    PRUNE = "prune"
+
+
+# Kinds of events.
 DRIVER_EVENT = "driver"
+REQUESTED_EVENT = "asked"
+"""A user left a request."""
+ANSWERED_EVENT = "answered"
+"""The driver acted on a user's request, or refused it."""
+LAPSED_EVENT = "lapsed"
+"""A request to the previous driver expired: no driver acts on it."""
+SKIPPED_EVENT = "left out"
+"""An invalid combination that the sampler skipped."""
+DUPLICATE_EVENT = "twin"
+"""A sampled configuration that equals an earlier trial's."""
 STOPPING = "stopping"
 PAUSED = "paused"
 UNPAUSED = "unpaused"
@@ -138,6 +166,7 @@ class Request:
     at: float
     trial: int | None
     kind: str
+    """A `RequestKind`."""
     text: str
 
 
@@ -161,7 +190,7 @@ def rank_trials(records: Iterable[TrialRecord], *objectives: Objective) -> list[
     out: list[TrialRecord] = []
     while remaining:
         front = remaining if len(objectives) == 1 else _undominated(remaining, objectives)
-        out += sorted(front, key=lambda r: (_costs(r, objectives)[0], r.number))
+        out += sorted(front, key=lambda record: (_costs(record, objectives)[0], record.number))
         remaining = [record for record in remaining if record not in front]
     return out
 
@@ -172,22 +201,27 @@ def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]
     The front holds the trials that no other one equals or beats in every objective.
     """
     ranked = [record for record in records if _has_finite_values(record)]
-    return sorted(_undominated(ranked, objectives), key=lambda r: (_costs(r, objectives), r.number))
+    return sorted(_undominated(ranked, objectives), key=lambda record: (_costs(record, objectives), record.number))
 
 
 def _undominated(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
     costs = [_costs(record, objectives) for record in records]
-    return [r for r, own in zip(records, costs, strict=True) if not any(_dominates(other, own) for other in costs)]
+    return [
+        record for record, own in zip(records, costs, strict=True) if not any(_dominates(other, own) for other in costs)
+    ]
 
 
-def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+def _dominates(costs: Sequence[float], other_costs: Sequence[float]) -> bool:
+    return costs != other_costs and all(cost <= other_cost for cost, other_cost in zip(costs, other_costs, strict=True))
 
 
 def _costs(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
     """Return the objectives' values with signs such that lower is better."""
     values = record.values or (() if record.value is None else (record.value,))
-    return tuple(-v if g.direction == "maximize" else v for v, g in zip(values, objectives, strict=False))
+    return tuple(
+        -value if objective.direction == "maximize" else value
+        for value, objective in zip(values, objectives, strict=False)
+    )
 
 
 def _has_finite_values(record: TrialRecord) -> bool:

@@ -23,11 +23,11 @@ class TrialSnapshot:
     diverged: bool = False
     updates: int | None = None
     """Updates of the whole run; None if the data's size is unknown."""
-    note: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    sampler_note: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The sampler's own data about the trial, such as its generation."""
     is_enqueued: bool = False
     """Enqueued by a user, not proposed by the sampler."""
-    is_by_hand: bool = False
+    is_beyond_budget: bool = False
     """Enqueued while the sweep ran: on top of `budget.trials`."""
     fingerprint: str = ""
     is_fork: bool = False
@@ -52,4 +52,7 @@ def visible_trials(trials: Sequence[TrialSnapshot], number: int, lag: int | None
 
 def first_unfinished(trials: Sequence[TrialSnapshot], up_to: int) -> int | None:
     """Return the number of the first unfinished trial up to number `up_to` that is no fork; None if there is none."""
-    return next((t.number for t in trials if t.number <= up_to and not t.state.finished and not t.is_fork), None)
+    return next(
+        (trial.number for trial in trials if trial.number <= up_to and not trial.state.is_final and not trial.is_fork),
+        None,
+    )

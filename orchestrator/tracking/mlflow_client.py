@@ -18,7 +18,9 @@ from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.redaction import redact
 from orchestrator.tracking.artifact_locations import adopt_artifacts, default_location
 from orchestrator.tracking.run_metadata import TRAINING_EXPERIMENT
-from trainer.storage.atomic_files import FileLock, failpoint, fsync
+from trainer.storage.atomic_files import fsync
+from trainer.storage.failpoints import failpoint
+from trainer.storage.file_lock import FileLock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -40,7 +40,8 @@ from orchestrator.tracking.message_journal import (
 )
 from orchestrator.tracking.set_aside import MESSAGES, POSITION, SetAside
 from trainer.results import StepMetrics
-from trainer.storage.atomic_files import FileLock, failpoint
+from trainer.storage.failpoints import failpoint
+from trainer.storage.file_lock import FileLock
 
 
 def group_messages(messages: Sequence[Message]) -> list[list[int]]:
@@ -78,7 +79,7 @@ BATCH_SIZE = 1000
 """Messages read at a time; with more than these waiting, delivery does not pause."""
 CPU_FRACTION = 0.25
 """Largest share of a CPU's time for delivery while it keeps up, as its thread competes with the driver's."""
-MAX_REST = 5.0
+MAX_PAUSE = 5.0
 """Longest pause of delivery, in seconds, that keeps it below CPU_FRACTION."""
 SWITCH_INTERVAL = 0.0005
 """Seconds between thread switches. At Python's default (5 ms) a report, with a dozen disk writes, takes up to 60 ms
@@ -175,7 +176,7 @@ class Outbox:
         return self._journal.last - self._seq
 
     @property
-    def trouble(self) -> str:
+    def delivery_error(self) -> str:
         """Why delivery fails at present; "" if it does not."""
         return self._failure
 
@@ -241,7 +242,7 @@ class Outbox:
                     break
                 usage = time.thread_time() - began
                 if warm and self.pending < BATCH_SIZE:
-                    self._rest(min(usage / CPU_FRACTION - usage, MAX_REST))
+                    self._pause(min(usage / CPU_FRACTION - usage, MAX_PAUSE))
                 warm = True
             finished = True
         finally:
@@ -287,7 +288,7 @@ class Outbox:
         self._next_retry = time.monotonic() + RETRY_SECONDS
         return True
 
-    def _rest(self, seconds: float) -> None:
+    def _pause(self, seconds: float) -> None:
         """Pause, so that the driver has the CPU; messages that arrive meanwhile are grouped into fewer calls."""
         until = time.monotonic() + seconds
         with self._changed:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from orchestrator.interfaces import SFT, SWEEP
+from orchestrator.interfaces import SFT_RUN, SWEEP_RUN
 from orchestrator.nvidia_smi import NvidiaSmiHangs, output_of, query_gpus
 from orchestrator.study.trial_records import Outcome
 
@@ -79,7 +79,7 @@ def trials_filter(sweep_id: str) -> str:
 
     By the sweep's id, as runs of a deleted sweep may have the same name.
     """
-    return f"tags.`{SWEEP_ID}` = '{sweep_id}' and tags.`{RUN}` != '{SWEEP}' and tags.`{RUN}` != '{SFT}'"
+    return f"tags.`{SWEEP_ID}` = '{sweep_id}' and tags.`{RUN}` != '{SWEEP_RUN}' and tags.`{RUN}` != '{SFT_RUN}'"
 
 
 def view_key(sweep_id: str) -> str:

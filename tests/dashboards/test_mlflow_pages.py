@@ -6,10 +6,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from dashboards.diagnosis.findings import Finding, FindingLevel
+from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
 from dashboards.mlflow_pages import run_description, saved_view
 from orchestrator.study.trial_records import FailureKind, Outcome, TrialRecord, TrialState
-from orchestrator.tracking.mlflow_sink import MAX_TAG_LENGTH, MlflowSink
+from orchestrator.tracking.mlflow_receiver import MAX_TAG_LENGTH, MlflowReceiver
 from orchestrator.tracking.run_metadata import NOTE, RUN, end_tags, run_page, trials_filter, with_links
 from tests.support.scripted_sweep import METRIC, make_spec
 from trainer.metrics import lookup
@@ -67,7 +67,7 @@ def test_the_description_says_what_ended_how_and_stays_short_enough() -> None:
     records += [record(200, TrialState.PRUNED, reason="in | the <b>lower</b> half\nof all")]
     records += [record(201, TrialState.PRUNED, reason="diverged: loss is nan", diverged=True)]
     records += [record(202, TrialState.FAILED, reason="x" * 5000, failure=FailureKind.BUG)]
-    findings = [Finding(f"r{n}", FindingLevel.WARNING, "t" * 300, "e" * 900, "n" * 900) for n in range(9)]
+    findings = [DiagnosisFinding(f"r{n}", FindingLevel.WARNING, "t" * 300, "e" * 900, "n" * 900) for n in range(9)]
     text = run_description(spec, records, "finished", findings=findings, report=True)
     complete = with_links(text, "1", "mine", lambda run: f"{run:0>32}")
     assert len(complete) < MAX_TAG_LENGTH
@@ -91,7 +91,7 @@ def test_nothing_complete_yet_is_said() -> None:
 def test_mlflow_keeps_the_view_and_the_links_and_names_the_stopped(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     view = saved_view(make_spec("mine"), "id", 1.0)
-    to = MlflowSink(tmp_path, uri=uri, experiment="e", sweep_id="id", sweep="mine", view=view)
+    to = MlflowReceiver(tmp_path, uri=uri, experiment="e", sweep_id="id", sweep="mine", view=view)
     to.start_run("sweep", name="mine", params={}, tags={}, at=1.0)
     to.start_run("0", name="trial 0", params={}, tags={}, at=1.0)
     to.log_metrics("0", [StepMetrics(1, {"loss": 1.0})], at=1.0)

@@ -22,7 +22,7 @@ OLD_NAMES = {
     "start_logps": "cached_logps", "start_weights": "initial_weights", "at_start": "initial_*",
     "LiveModel": "PolicyModel", "SharedBase": "SharedBaseModel", "model_identity": "model_fingerprint",
     "Material": "TrainingInputs", "Course": "UpdatePlan or LearningCurve", "rate_factor": "lr_lambda",
-    "Exam": "EvaluationFns", "Examiner": "Evaluator", "Slices": "ShardedParameters", "Totals": "MetricSums",
+    "Exam": "HeldOutEvaluation", "Examiner": "Evaluator", "Slices": "ShardedParameters", "Totals": "MetricSums",
     "Verdict": "StopDecision or Judgement", "GO_ON": "CONTINUE", "Ending": "RunResult",
     "EndKind": "RunStatus or AttemptStatus", "find_outcome": "load_run_result", "Patience": "CancelToken",
     "let_go": "release", "Piece": "Shard", "Strand": "CausalSegment", "strands": "causal_segments",
@@ -45,7 +45,7 @@ OLD_NAMES = {
     # study
     "NotYet": "WaitForTrial", "Known": "TrialSnapshot", "Settled": "SweepTerms", "Policy": "SamplingPolicy",
     "waits_for": "blocking_trial", "Learning": "OptunaSampler", "Evolving": "CmaEsReplay", "Staged": "StagedSampler",
-    "at_random": "sample_uniform", "Outside": "OutOfSpace", "Judge": "TrialPruner", "out_of_patience": "patient",
+    "at_random": "sample_uniform", "Outside": "OutOfSpace", "Judge": "TrialPruner", "out_of_patience": "patient_reason",
     "Held": "RunningTrial", "Told": "LoggedMetrics or RemoteFailure", "settle": "resolve_outcome",
     "Issuer": "TrialIssuer", "Remembered": "OptunaTrials", "Store": "StudyDatabase", "is_made": "study_exists",
     "masked": "hide_password", "Ledger": "SweepRepository", "Queue": "TrialQueue", "put_down": "kill",
@@ -56,10 +56,10 @@ OLD_NAMES = {
     "Conductor": "TrialController", "Wishes": "StopConditions", "Hands": "TrialRequests", "held_over": "paused_notices",
     "left_over": "remaining_reason", "Beginning": "start_attempt", "Job": "AttemptTask", "Hall": "SharingSession",
     "Interrupt": "SignalHandler", "SameBug": "RepeatedBug", "Retries": "RetryPolicy",
-    "given_up": "out_of_memory_message", "OneEach": "DedicatedWorkers", "Hosts": "SharedWorkers",
+    "given_up": "out_of_memory_message", "OneEach": "DedicatedWorkerPool", "Hosts": "SharedWorkerPool",
     "Host": "SharedWorker", "Relay": "ProxyTrainable", "Rank": "RankActor", "Ranks": "MultiProcessSession",
     "Said": "RankStep", "for_slots": "session_factory", "OpenWorkshop": "SessionFactory", "Copies": "MirrorUploader",
-    "COPYING": "UPLOADING", "Preparing": "DataProcess", "Ready": "InitialState",
+    "COPYING": "UPLOADING", "Preparing": "DataProcess", "Ready": "TrialInputs",
     "Asked": "ClusterAddress or EndpointUsage", "farewell": "print_summary", "Afterwards": "after_trial",
     "Upkeep": "MirrorMaintenance", "take_place": "claim_mirror", "tell_sweep": "start_parent_run",
     "tell_standing": "update_description", "tell_end": "end_parent_run", "check_room": "check_disk_space",
@@ -122,14 +122,16 @@ ALLOWED = {
 
 # What a newcomer searches for, and a module whose own docstrings must have it.
 STRANGERS_GREP = {
-    "early stopping": "orchestrator/study/running_trial.py",
+    "early stopping": "orchestrator/study/pruning/early_stopping.py",
     "heartbeat": "orchestrator/study/database/driver_lease.py",
     "fencing token": "orchestrator/study/database/driver_lease.py",
-    "retry": "orchestrator/execution/retry_policy.py",
-    "out of memory": "orchestrator/execution/retry_policy.py",
+    "retry": "orchestrator/execution/trial_retries.py",
+    "out of memory": "orchestrator/execution/trial_retries.py",
     "win rate": "orchestrator/judge/win_rates.py",
     "learning curve": "orchestrator/study/pruning/pruning_rules.py",
     "stop request": "orchestrator/execution/user_requests.py",
+    "release request": "orchestrator/execution/messages.py",
+    "stop signal": "orchestrator/execution/stop_reasons.py",
 }
 
 _PROSE = re.compile("|".join(rf"(?<![\w.-])(?:{word})(?![\w-]|\.\w)" for word in OLD_WORDS), re.IGNORECASE)

@@ -13,7 +13,7 @@ import pytest
 from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver.parent_run import open_sink
 from orchestrator.folders import SweepFolder
-from orchestrator.interfaces import SWEEP
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.study.study import Study
 from tests.support.local_driver import forked
 from tests.support.processes import LIMIT_SECONDS, environment, wait_until
@@ -55,8 +55,8 @@ def told_sweep(root: Path, name: str, data: Path) -> None:
         run_sweep(root, make_spec(name, base=base), lambda trial: Script(0.2 + 0.01 * trial.number))
     ) as study:
         sink = open_sink(study, root, DashboardReporter())
-        sink.start_run(SWEEP, name=name, params={}, tags={}, at=1.0)
-        sink.end_run(SWEEP, status="FINISHED", tags={}, at=2.0)
+        sink.start_run(SWEEP_RUN, name=name, params={}, tags={}, at=1.0)
+        sink.end_run(SWEEP_RUN, status="FINISHED", tags={}, at=2.0)
         assert sink.close(120.0) == 0
 
 

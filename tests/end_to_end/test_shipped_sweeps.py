@@ -144,7 +144,7 @@ def test_the_table_in_the_docs_is_the_plans(file: Path) -> None:
         RowCounts(60_000, 2_000, exact=False),
         concurrency=1,
         tracking="",
-        machine=machine,
+        assumptions=machine,
     )
     lines = (Path(sweeps.__file__).parents[1] / "docs" / "sweeps.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith(f"| `{file.name}` |"))

@@ -62,6 +62,6 @@ def test_the_trial_goes_on_from_what_is_good_or_from_the_start(tmp_path: Path, h
     for path in [newest] if harm == "newest" else [newest, older]:
         (path / "manifest.json").write_text("{")
     metrics, result = go(tmp_path / "2", tmp_path / "1")
-    assert (result.status, result.steps) == (RunStatus.FINISHED, CheckpointingSession.STEPS)
+    assert (result.status, result.updates) == (RunStatus.FINISHED, CheckpointingSession.STEPS)
     assert metrics == complete
     assert len(list(tmp_path.glob("1/checkpoints/*.damaged"))) == (1 if harm == "newest" else 2)

@@ -36,7 +36,7 @@ def test_trials_stay_to_be_resumed(fast_tmp_path: Path, cause: str) -> None:
     write_script(fast_tmp_path, steps=4)
     with Study.create(sweep_folder(fast_tmp_path), make_spec(4)) as study:
         signals = SignalHandler(lambda: "")
-        signals.stop_requested = cause == "signal"
+        signals.received = cause == "signal"
         stopped = go(study, fast_tmp_path, DiskFull if cause == "disk" else FakeSession, signals).result()
         assert stopped.kind is (StopKind.NO_DISK if cause == "disk" else StopKind.INTERRUPTED)
         states = [r.state for r in study.trials()]

@@ -34,7 +34,7 @@ def test_no_orphan_trains_on(tmp_path: Path) -> None:
     driver.wait()
     write_script(tmp_path, steps=STEPS)  # an orphan that lived could train on
     ended = {r.number: r.state for r in records(tmp_path) if r.state is not TrialState.RUNNING}
-    _, left = psutil.wait_procs([p for p in below if "ray::Worker" in title(p)], timeout=300)
+    _, left = psutil.wait_procs([p for p in below if "ray::DedicatedWorker" in title(p)], timeout=300)
     assert alive(left) == [], "they outlive their driver"
     assert max(int(line.split()[1]) for line in trained(tmp_path)) < STEPS, "somebody trained on"
     folder = sweep_folder(tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.commands.trial_control import RequestRefused, clone
+from orchestrator.commands.request_commands import RequestRefused, enqueue_clone
 from orchestrator.driver.checkpoint_retention import fork_lock, remove_unused_forks
 from orchestrator.errors import SpecError
 from orchestrator.folders import SweepFolder
@@ -46,7 +46,7 @@ def root(begun: Path, fast_tmp_path: Path) -> Path:
 
 
 def ask(root: Path, *sets: str) -> list[str]:
-    return clone("s", root, 0, list(sets) or [RATE], "try a smaller rate", from_checkpoint=True)
+    return enqueue_clone("s", root, 0, list(sets) or [RATE], "try a smaller rate", from_checkpoint=True)
 
 
 def trial_facts(root: Path) -> list[Any]:
@@ -145,12 +145,12 @@ def test_what_a_checkpoint_cannot_go_on_under_is_refused_by_name(root: Path) -> 
     with pytest.raises(SpecError) as refused:
         ask(root, "training.seed=1", "training.pairs_per_update=4", "loss.loss_type=hinge", RATE)
     cannot = "cannot change when training continues from a checkpoint"
-    assert [(f.path, f.problem) for f in refused.value.findings] == [
+    assert [(f.path, f.problem) for f in refused.value.problems] == [
         ("training.seed", f"{cannot}: the order of the pairs depends on this seed"),
         ("training.pairs_per_update", f"{cannot}: the position in the data is counted in updates of this size"),
         ("loss.loss_type", f"{cannot}: the metrics so far are of this loss"),
     ]
-    assert "what may change: loss.beta, " in refused.value.findings[0].hint
+    assert "what may change: loss.beta, " in refused.value.problems[0].hint
     with pytest.raises(SpecError, match="is the same for all trials of this sweep"):
         ask(root, "model.attention=separate")
     with pytest.raises(

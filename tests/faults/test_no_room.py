@@ -129,7 +129,7 @@ def test_48_trials_never_hold_more_than_the_best_and_the_running(fast_tmp_path: 
             assert checkpoints == {f"{t.number:04d}" for t in running}
         best = sorted((r for r in study.trials() if r.value is not None), key=lambda r: -(r.value or 0))[:3]
         assert [model_folder(folder, r) is not None for r in best] == [True] * 3
-        assert spec.goal.metric == METRIC
+        assert spec.first_objective.metric == METRIC
     assert most <= 3 + 2, "three kept, one running with its checkpoint and its weights"
 
 

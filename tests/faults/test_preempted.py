@@ -118,7 +118,7 @@ with SignalHandler(lambda: "farewell", clock=lambda: now[0]) as interrupt:
     os.kill(os.getpid(), signal.SIGTERM)
     now[0] = {later}
     os.kill(os.getpid(), signal.SIGTERM)
-    print("asked", interrupt.stop_requested)
+    print("asked", interrupt.received)
 """
 
 
@@ -143,11 +143,11 @@ def lost():
     looks.append(1)
     return {lost}
 with Quick(lambda: f"farewell after {{len(looks)}}") as interrupt:
-    with interrupt.watching(lost):
+    with interrupt.exit_when_lost(lost):
         signal.pthread_sigmask(signal.SIG_BLOCK, set()) # stays in one thread
         {send}
         {wait}
-print("asked", interrupt.stop_requested, len(looks) > 0)
+print("asked", interrupt.received, len(looks) > 0)
 """
 
 
@@ -207,4 +207,4 @@ def test_a_signal_while_ray_starts_is_the_drivers_own() -> None:
             assert signal.getsignal(signal.SIGTERM) == before
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray's core does
         os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.stop_requested
+        assert signals.received

@@ -75,14 +75,14 @@ def test_what_ray_says_of_a_lost_worker_tells_no_secret(fast_tmp_path: Path, mon
     messages = RuntimeError(" ".join([*CANARIES.values(), "/canary/0000006", "https://me:canary@host"]))
     trial = TuneTrial("train", stub=True)
     trial.handle_error(messages)
-    for cause in (trial.cause, multi_process_trial._line(messages), shared_worker._lost_message(messages)):  # pyright: ignore[reportPrivateUsage]
+    for cause in (trial.death_cause, multi_process_trial._line(messages), shared_worker._lost_message(messages)):  # pyright: ignore[reportPrivateUsage]
         assert "canary" not in cause
         assert "***" in cause
     view, sink = SilentView(), ListSink()
     with Study.create(SweepFolder(fast_tmp_path, "s"), make_spec(1)) as study:
         driven = make_controller(study, sink, view)
         for _ in range(3):
-            driven.on_worker_lost(driven.next_attempt(1).id, trial.cause)
+            driven.on_worker_lost(driven.next_attempt(1).id, trial.death_cause)
         logged = [driven.stop_reason.text, *view.said, *(event.text for event in study.events()), str(sink.calls)]
     assert "canary" not in "".join(logged)
     assert found_in(fast_tmp_path) == []

@@ -26,7 +26,7 @@ def test_a_server_killed_and_started_again_gets_every_point_once(runs: Path, ui:
     ui.process.wait()
     for step in range(5, 20):
         box.log_metrics("0", [StepMetrics(step, {"loss": 1.0})], at=float(step))
-    wait_until(lambda: box.trouble)
+    wait_until(lambda: box.delivery_error)
     assert box.pending >= 15, "telling did not wait for the server"
     again = start_ui(runs, f"sqlite:///{runs / 'mlflow.db'}", port=port)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.tracking.mlflow_client import connect, ensure_experiment
-from orchestrator.tracking.mlflow_sink import MlflowSink
+from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from tests.support.local_driver import forked, forked_together
 from trainer.results import StepMetrics
@@ -15,7 +15,7 @@ SWEEPS, STEPS = 8, 500
 
 
 def tell(root: Path, number: int) -> None:
-    receiver = MlflowSink(
+    receiver = MlflowReceiver(
         root, uri=f"sqlite:///{root / 'mlflow.db'}", experiment="e", sweep_id=f"id{number}", sweep=f"s{number}"
     )
     box = Outbox(root / f"outbox{number}", receiver)

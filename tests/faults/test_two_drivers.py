@@ -15,7 +15,7 @@ import pytest
 from orchestrator.errors import ExitCode, NameTaken, SweepHeld
 from orchestrator.folders import SweepFolder, create_sweep_folder
 from orchestrator.spec.loading.serialization import dump_spec
-from orchestrator.study.database import driver_lease
+from orchestrator.study.database import driver_lease, process_identity
 from orchestrator.study.study import Study
 from orchestrator.tracking.outbox import Outbox
 from tests.support.local_driver import forked_together
@@ -29,12 +29,12 @@ from pathlib import Path
 from tests.support.metrics import evaluated
 from orchestrator.errors import SweepHeld
 from orchestrator.folders import SweepFolder
-from orchestrator.study.database import driver_lease as lease
+from orchestrator.study.database import driver_lease as lease, process_identity
 from orchestrator.study.study import Study
 root, machine, what = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 lease.SILENCE_TIMEOUT, lease.HEARTBEAT_SECONDS = float(sys.argv[4]), 0.2
 if machine != "here":
-    lease._machine_id = lambda: machine
+    process_identity._machine_id = lambda: machine
 study = Study.open(SweepFolder(root, "s"))
 try:
     trial = study.ask()
@@ -173,13 +173,13 @@ def test_who_leaves_makes_room_at_once(root: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_holder_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = driver_lease.process_id()
-    assert driver_lease.holder_name(mine) == f"pid {os.getpid()} on {os.uname().nodename}"
+    mine = process_identity.process_id()
+    assert process_identity.holder_name(mine) == f"pid {os.getpid()} on {os.uname().nodename}"
     who, _, mark = mine.partition(", process ")
-    assert driver_lease.has_ended(mine), "a study opened again by its own process"
-    assert driver_lease.has_ended(f"pid 1 on here, process {mark}"), "another process has that number now"
-    assert not driver_lease.has_ended(f"{who}, process 0000/pid:[1]/77"), "another machine's"
-    assert not driver_lease.has_ended("pid 1 on somewhere")
+    assert process_identity.has_ended(mine), "a study opened again by its own process"
+    assert process_identity.has_ended(f"pid 1 on here, process {mark}"), "another process has that number now"
+    assert not process_identity.has_ended(f"{who}, process 0000/pid:[1]/77"), "another machine's"
+    assert not process_identity.has_ended("pid 1 on somewhere")
 
 
 def test_of_many_that_begin_at_once_one_does(fast_tmp_path: Path) -> None:

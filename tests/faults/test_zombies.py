@@ -42,7 +42,7 @@ def workers(pid: int) -> list[int]:
     import psutil
 
     found = psutil.Process(pid).children(recursive=True)
-    return [p.pid for p in found if p.cmdline() and p.cmdline()[0].startswith("ray::Worker")]
+    return [p.pid for p in found if p.cmdline() and p.cmdline()[0].startswith("ray::DedicatedWorker")]
 
 
 @pytest.mark.faults

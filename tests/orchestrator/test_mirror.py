@@ -19,7 +19,7 @@ from orchestrator.mirror import (
     UploadCancelled,
     probe_mirror,
 )
-from trainer.storage.atomic_files import FAILPOINT_VARIABLE
+from trainer.storage.failpoints import FAILPOINT_VARIABLE
 
 PREFIX = "trials/0001/1/checkpoints/step-00000010"
 

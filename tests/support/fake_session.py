@@ -68,7 +68,7 @@ class FakeSession:
         return metrics
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         script, number = self._script(), int(folder.parent.name)
         what, steps = script.get("trials", {}).get(str(number), "ok"), _of(script.get("steps", 4), number)
@@ -82,7 +82,7 @@ class FakeSession:
         failed = self._root / "device-failed"
         while what == "neighbour" and not failed.exists():
             yield StepMetrics(0, {"loss": 1.0, METRIC: 0.5})
-        files = [path / "checkpoint.json" for path in (*earlier, folder)]
+        files = [path / "checkpoint.json" for path in (*earlier_attempts, folder)]
         done = max((int(file.read_text()) for file in files if file.is_file()), default=0)
         for step in range(steps + 1):
             if step > done:
@@ -104,13 +104,13 @@ class FakeSession:
             match what, step:
                 case ("deadly", 3):
                     os.kill(os.getpid(), signal.SIGKILL)
-                case ("die", 3) if not earlier:
+                case ("die", 3) if not earlier_attempts:
                     os.kill(os.getpid(), signal.SIGKILL)
                 case ("bug", 1):
                     raise ValueError(f"scripted bug in trial {number}")
                 case ("memory", 1):
                     raise MemoryError
-                case ("device", 3) if not earlier:
+                case ("device", 3) if not earlier_attempts:
                     failed.touch()
                     raise RuntimeError(CUDA_ERROR)
                 case _:
@@ -165,7 +165,7 @@ class CheckpointingSession:
         self.requested = True
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         import torch
 
@@ -173,7 +173,7 @@ class CheckpointingSession:
         from trainer.storage.atomic_files import write_folder, write_text
 
         self.counters["trials"] += 1
-        folders = [*earlier, folder]
+        folders = [*earlier_attempts, folder]
         ended = checkpoints.load_run_result(folders)
         if ended is not None:
             yield from ended.history

@@ -17,11 +17,11 @@ from orchestrator.execution.messages import AttemptReport
 from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session
 from orchestrator.folders import SweepFolder, create_sweep_folder, sweep_lock
-from orchestrator.interfaces import SWEEP
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow_sink import MlflowSink
+from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from tests.support.fake_session import CheckpointingSession
 from tests.support.recorders import SilentView
@@ -34,7 +34,7 @@ STEPS = CheckpointingSession.STEPS
 
 def make_controller(study: Study, sink: Any, view: Any = None, signals: Any = None, **more: Any) -> TrialController:
     """A controller that neither adds to trials nor does anything at their end, where nothing else is said."""
-    given: dict[str, Any] = {"finish_config": _unchanged, "on_trial_end": _nothing, **more}
+    given: dict[str, Any] = {"complete_config": _unchanged, "on_trial_end": _nothing, **more}
     return TrialController(study, sink, view or SilentView(), signals or SignalHandler(lambda: ""), **given)
 
 
@@ -47,7 +47,7 @@ def run_here(
     controller: TrialController, open_session: Callable[[], Session], *, polls: bool = False, **more: Any
 ) -> TrialController:
     """Every trial in turn, in this process; between two of them a look at signals and requests, if it `polls`."""
-    while not controller.is_idle:
+    while not controller.is_done:
         task = controller.next_attempt(1)
         if task is not None:
             attempt = AttemptRunner(task, open_session, **more)
@@ -77,9 +77,9 @@ def drive(root: Path, spec: SweepSpec | None = None) -> None:
         Study.open(folder) if Study.exists(folder) else Study.create(folder, spec or make_spec(3)) as study,
     ):
         uri = f"sqlite:///{root / 'mlflow.db'}"
-        sink = Outbox(folder.outbox, MlflowSink(root, uri=uri, experiment="e", sweep_id=study.id, sweep="s"))
+        sink = Outbox(folder.outbox, MlflowReceiver(root, uri=uri, experiment="e", sweep_id=study.id, sweep="s"))
         study.start_driving()
-        sink.start_run(SWEEP, name="s", params={}, tags={"state": "RUNNING"}, at=1.0)
+        sink.start_run(SWEEP_RUN, name="s", params={}, tags={"state": "RUNNING"}, at=1.0)
 
         def closed(_: Any) -> None:
             CheckpointRetention(study.folder, study.spec, study.trials())
@@ -88,7 +88,7 @@ def drive(root: Path, spec: SweepSpec | None = None) -> None:
         controller = make_controller(study, sink, on_trial_end=closed)
         closed(None)
         run_here(controller, CheckpointingSession, lock_timeout=0.5)
-        sink.end_run(SWEEP, status="FINISHED", tags={"state": "FINISHED"}, at=2.0)
+        sink.end_run(SWEEP_RUN, status="FINISHED", tags={"state": "FINISHED"}, at=2.0)
         assert sink.close(60.0) == 0
 
 

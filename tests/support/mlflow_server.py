@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.tracking.mlflow_client import tracking_uri
-from orchestrator.tracking.mlflow_sink import MlflowSink
+from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.mlflow_ui import UiServer, start_ui
 from orchestrator.tracking.outbox import Outbox
 
@@ -20,8 +20,8 @@ def serving(runs: Path) -> Generator[UiServer]:
         ui.stop()
 
 
-def receiver(runs: Path, uri: str) -> MlflowSink:
-    return MlflowSink(runs, uri=uri, experiment="e", sweep_id="id", sweep="s")
+def receiver(runs: Path, uri: str) -> MlflowReceiver:
+    return MlflowReceiver(runs, uri=uri, experiment="e", sweep_id="id", sweep="s")
 
 
 def begin(box: Outbox) -> None:

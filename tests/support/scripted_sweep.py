@@ -199,4 +199,4 @@ def grown(frame: SweepFrame, times: int) -> SweepFrame:
 
 def frame_of(folder: SweepFolder, state: str = "finished", steps: int | None = 40) -> SweepFrame:
     with Study.open(folder) as study:
-        return load_frame(study, state=state, steps=None if steps is None else lambda _: steps)
+        return load_frame(study, state=state, updates_of=None if steps is None else lambda _: steps)

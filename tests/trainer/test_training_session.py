@@ -22,7 +22,7 @@ LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
 def test_a_run_says_and_leaves_everything(session: TrainingSession, tmp_path: Path) -> None:
     history, result = finish(session.train(trial(), tmp_path))
     assert result.status is RunStatus.FINISHED
-    assert (result.steps, result.folder) == (6, tmp_path / "model")
+    assert (result.updates, result.folder) == (6, tmp_path / "model")
     assert [p.step for p in history] == list(range(7))
     for step_metrics in history:
         assert set(step_metrics.metrics) <= set(metrics.all_names())
@@ -212,7 +212,7 @@ def test_what_is_not_finite_ends_the_run_at_once(
 
     monkeypatch.setattr(PairModel, "backward", poisoned)
     history, result = finish(session.train(trial(), tmp_path))
-    assert (result.status, result.steps, result.folder) == (RunStatus.DIVERGED, 3, None)
+    assert (result.status, result.updates, result.folder) == (RunStatus.DIVERGED, 3, None)
     assert "update 4 of 6" in result.reason
     assert word in result.reason
     assert (calls, [p.step for p in history]) == (4, [0, 1, 2, 3])

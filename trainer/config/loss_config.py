@@ -260,7 +260,9 @@ class DpoLoss(BaseLoss):
             )
         used = set(types)
         if "exo_pair" in used and self.label_smoothing == 0:
-            raise ValueError("exo_pair takes the logarithm of label_smoothing: set more than 0 (the paper: 0.001)")
+            raise ValueError(
+                "exo_pair: label_smoothing must be above 0, as its logarithm is taken; the paper uses 0.001"
+            )
         if self.label_smoothing > 0 and not used & SMOOTHED_TERMS:
             instead = "use robust, which models noisy labels" if "sigmoid" in used else "remove it"
             raise ValueError(f"label_smoothing is not used by {named}; {instead}")

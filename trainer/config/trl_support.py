@@ -16,7 +16,9 @@ def pairs_per_micro_batch(pairs_per_update: int, token_budget: int, max_length: 
     A pair is two sequences of up to `max_length` tokens; the result is at least 1.
     """
     fitting = [
-        n for n in range(1, pairs_per_update + 1) if pairs_per_update % n == 0 and 2 * max_length * n <= token_budget
+        pairs
+        for pairs in range(1, pairs_per_update + 1)
+        if pairs_per_update % pairs == 0 and 2 * max_length * pairs <= token_budget
     ]
     return max(fitting, default=1)
 

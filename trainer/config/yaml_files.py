@@ -100,6 +100,7 @@ class _Loader(yaml.SafeLoader):
         return _PLAIN if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, (False, True))
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose one node with its children. Raises MarkedYAMLError above a limit on nodes or depth."""
         self._nodes += 1
         self._depth += 1
         if self._nodes > _MAX_NODES or self._depth > _MAX_DEPTH:
@@ -122,6 +123,7 @@ class _Builder:
         self.problems: list[YamlProblem] = []
 
     def build(self, node: yaml.Node, loc: Location) -> Any:
+        """Return the value of the node at this location and record its line; problems go to `problems`."""
         self._document.lines.setdefault(loc, self._at(node))
         self._built += 1
         if self._built > _MAX_NODES or len(loc) > _MAX_DEPTH:

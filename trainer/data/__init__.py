@@ -1,10 +1,10 @@
 """Preference data to token pairs: `prepare`, `Prepared`, `PairDataset`."""
 
+from trainer.data.data_findings import BadData, UnreadableData
 from trainer.data.data_report import DataReport
 from trainer.data.pair_dataset import PairDataset
 from trainer.data.preparation import Prepared, prepare
 from trainer.data.tokenization import TokenizerError, load_tokenizer
-from trainer.data.validation import BadData, UnreadableData
 
 __all__ = [
     "BadData",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.data.validation import FindingKind
+from trainer.data.data_findings import FindingKind
 
 Message = dict[str, Any]
 """`role`, `content` (text or a list of parts; may be absent if there are tool calls), and further template variables.

@@ -79,12 +79,17 @@ class ChatTemplate:
         renders_parts, needs_parts = self._content_forms
         if needs_parts:
             return [
-                {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
-                for m in dialogue
+                {**message, "content": [{"type": "text", "text": message["content"]}]}
+                if isinstance(message.get("content"), str)
+                else message
+                for message in dialogue
             ]
         if renders_parts or not any(isinstance(message.get("content"), list) for message in dialogue):
             return dialogue
-        return [{**m, "content": content_text(m)} if isinstance(m.get("content"), list) else m for m in dialogue]
+        return [
+            {**message, "content": content_text(message)} if isinstance(message.get("content"), list) else message
+            for message in dialogue
+        ]
 
     @cached_property
     def _content_forms(self) -> tuple[bool, bool]:
@@ -141,8 +146,8 @@ class ChatTemplate:
         keys = dict.fromkeys(
             key
             for dialogue, _ in inputs
-            for m in dialogue
-            for key, value in m.items()
+            for message in dialogue
+            for key, value in message.items()
             if key not in ("role", "content") and value
         )
         out: list[str] = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from trainer.data.validation import Notice, UnreadableData
+from trainer.data.data_findings import Notice, UnreadableData
 
 FIELDS = (
     "prompt",
@@ -187,9 +187,9 @@ def find_columns(
             out.column_of[field_name] = field_name
         elif field_name != "prompt" or not _answers_are_dialogues(rows, columns, needed):
             alternatives = [
-                n
-                for n in _ALTERNATIVE_NAMES.get(field_name, ())
-                if n in present and n not in claimed and _has_values(rows, n)
+                name
+                for name in _ALTERNATIVE_NAMES.get(field_name, ())
+                if name in present and name not in claimed and _has_values(rows, name)
             ]
             if len(alternatives) == 1:
                 out.column_of[field_name] = alternatives[0]
@@ -208,7 +208,9 @@ def find_columns(
             )
     left_out = {field_name for field_name, column in columns.items() if column is None}
     left_out |= {each for field_name in left_out for each in _ALTERNATIVE_NAMES.get(field_name, ())}
-    unused = [n for n in present if _is_meaningful(n) and n not in out.column_of.values() and n not in left_out]
+    unused = [
+        name for name in present if _is_meaningful(name) and name not in out.column_of.values() and name not in left_out
+    ]
     return Columns(out.column_of, tuple(out.recognized), tuple(unused))
 
 

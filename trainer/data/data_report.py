@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config.base import FrozenModel
+from trainer.data.data_findings import DataFinding
 from trainer.data.pair_dataset import PairDataset, TokenizedPair
-from trainer.data.validation import DataFinding
 
 _PERCENTILES = (50, 90, 99, 100)
 
@@ -45,9 +45,10 @@ class DataReport(FrozenModel):
     def with_source_names(self, names: Sequence[str]) -> DataReport:
         """Return the report with other source names, in their order: the cached report may have old ones."""
         new = {source.name: name for source, name in zip(self.sources, names, strict=True)}
-        sources = tuple(s.model_copy(update={"name": new[s.name]}) for s in self.sources)
+        sources = tuple(source_rows.model_copy(update={"name": new[source_rows.name]}) for source_rows in self.sources)
         findings = tuple(
-            f.model_copy(update={"rows": tuple((new[source], row) for source, row in f.rows)}) for f in self.findings
+            finding.model_copy(update={"rows": tuple((new[source], row) for source, row in finding.rows)})
+            for finding in self.findings
         )
         return self.model_copy(update={"sources": sources, "findings": findings})
 
@@ -137,11 +138,15 @@ def _index_by_row(pairs: PairDataset) -> dict[tuple[int, int], int]:
     return {(int(s), int(r)): i for i, (s, r) in enumerate(zip(pairs.sources, pairs.rows, strict=True))}
 
 
-def _same_pair(old: PairDataset, i: int, new: PairDataset, j: int) -> bool:
-    left, right = old.pair(i), new.pair(j)
+def _same_pair(old: PairDataset, old_index: int, new: PairDataset, new_index: int) -> bool:
+    left, right = old.pair(old_index), new.pair(new_index)
     return all(
-        np.array_equal(a, b)
-        for a, b in ((left.prompt, right.prompt), (left.chosen, right.chosen), (left.rejected, right.rejected))
+        np.array_equal(old_tokens, new_tokens)
+        for old_tokens, new_tokens in (
+            (left.prompt, right.prompt),
+            (left.chosen, right.chosen),
+            (left.rejected, right.rejected),
+        )
     )
 
 

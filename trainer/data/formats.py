@@ -25,7 +25,7 @@ from trainer.data.chat_messages import (
     to_template_kwargs,
     to_tools,
 )
-from trainer.data.validation import Notice
+from trainer.data.data_findings import Notice
 
 _HH_MARKER = re.compile(r"\n\nAssistant:")
 """HH-RLHF's marker before an answer."""

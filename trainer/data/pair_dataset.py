@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trainer.storage.atomic_files import FileLock, sha256_of, write_folder
+from trainer.storage.atomic_files import sha256_of, write_folder
+from trainer.storage.file_lock import FileLock
 
 TokenIds = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
@@ -82,8 +83,8 @@ class PairDataset:
         """Return the pair at `index`, 0 to len-1, as views into the mapped file. Raises IndexError."""
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
-        a, b, c, d = (int(x) for x in self._offsets[3 * index : 3 * index + 4])
-        return Pair(self._tokens[a:b], self._tokens[b:c], self._tokens[c:d])
+        begin, prompt_end, chosen_end, end = (int(offset) for offset in self._offsets[3 * index : 3 * index + 4])
+        return Pair(self._tokens[begin:prompt_end], self._tokens[prompt_end:chosen_end], self._tokens[chosen_end:end])
 
     @classmethod
     def open(cls, folder: Path, split: str) -> PairDataset:

@@ -17,12 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from trainer.config.trial import DataConfig, GeneratedSource, ModelConfig, Source
+from trainer.data.data_findings import BadData, Severity, raise_if_refused, severity_of
 from trainer.data.data_report import DataReport, SourceRows, length_table
 from trainer.data.pair_dataset import PairDataset, TokenizedPair, get_or_create, write_pairs
 from trainer.data.row_selection import EVAL, TRAIN, PreferenceRow, RowAddress, Selection, Split, select_rows, sources_of
 from trainer.data.sources import source_digest, source_name
 from trainer.data.tokenization import EncodedPair, PairTokenizer, load_tokenizer, tokenizer_digest
-from trainer.data.validation import BadData, Severity, raise_if_refused, severity
 from trainer.storage.atomic_files import digest_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Prepared:
     eval: PairDataset
     report: DataReport
     fingerprint: str
-    computed: bool
+    was_computed: bool
     """True if this call read and tokenized the data, False if it came from the cache."""
 
 
@@ -92,14 +92,16 @@ def prepare(
         TokenizerError: The tokenizer cannot be loaded or used.
         OSError: The cache cannot be written.
     """
-    ready = tokenizer or load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
-    fingerprint = data_fingerprint(data, ready)
+    loaded_tokenizer = tokenizer or load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
+    fingerprint = data_fingerprint(data, loaded_tokenizer)
     folder = cache / "data" / fingerprint
-    computed = get_or_create(folder, lambda temporary: _write_prepared(temporary, data, ready, fingerprint))
+    was_computed = get_or_create(
+        folder, lambda temporary: _write_prepared(temporary, data, loaded_tokenizer, fingerprint)
+    )
     report = DataReport.model_validate_json((folder / "report.json").read_bytes())
     report = report.with_source_names([source_name(s) for split in (TRAIN, EVAL) for s in sources_of(data, split)])
     train, evaluation = (PairDataset.open(folder, split) for split in (TRAIN, EVAL))
-    return Prepared(train, evaluation, report, fingerprint, computed)
+    return Prepared(train, evaluation, report, fingerprint, was_computed)
 
 
 def data_fingerprint(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -125,7 +127,7 @@ def _source_identity(source: Source) -> list[object]:
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
+class CheckedData:
     """Data as it would be trained on: read, checked and tokenized, but not written."""
 
     selection: Selection
@@ -150,7 +152,7 @@ class Examined:
             raise BadData(findings, f"No row of {', '.join(unusable)} can be used. Correct or remove the source.")
 
 
-def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> Examined:
+def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> CheckedData:
     """Read, check and tokenize both splits. Problems of rows are in the report and raise nothing here.
 
     Raises UnreadableData if a source cannot be opened, and TokenizerError.
@@ -164,9 +166,9 @@ def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: s
     for split in (TRAIN, EVAL):
         if not pairs[split]:
             selection.findings.add_dataset_finding("no_rows", f"The {split} split is empty")
-    stops = {int(tokenizer.eos_token_id), *pair_tokenizer.end_token_ids}  # pyright: ignore[reportArgumentType]
-    report = _build_report(selection, data, pairs, fingerprint, tuple(sorted(stops)))
-    return Examined(selection, pairs, left_out, report)
+    stop_tokens = {int(tokenizer.eos_token_id), *pair_tokenizer.end_token_ids}  # pyright: ignore[reportArgumentType]
+    report = _build_report(selection, data, pairs, fingerprint, tuple(sorted(stop_tokens)))
+    return CheckedData(selection, pairs, left_out, report)
 
 
 def _write_prepared(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> None:
@@ -188,7 +190,7 @@ def _tokenize_split(
             address = row.address(split)
             for kind, detail in tokens.notices:
                 selection.add_finding(address, kind, detail)
-            if any(severity(kind) is Severity.BAD_ROW or kind in _DROPPED_KINDS for kind, _ in tokens.notices):
+            if any(severity_of(kind) is Severity.BAD_ROW or kind in _DROPPED_KINDS for kind, _ in tokens.notices):
                 left_out[address] = _to_tokenized_pair(row, tokens)
             else:
                 out.append(_to_tokenized_pair(row, tokens))
@@ -207,7 +209,7 @@ def _build_report(
     data: DataConfig,
     pairs: dict[Split, list[TokenizedPair]],
     fingerprint: str,
-    stops: tuple[int, ...],
+    stop_tokens: tuple[int, ...],
 ) -> DataReport:
     sampled = {split: Counter(row.sampled.source for row in selection.rows(split)) for split in (TRAIN, EVAL)}
     kept_rows = {split: Counter(pair.source for pair in pairs[split]) for split in (TRAIN, EVAL)}
@@ -215,12 +217,12 @@ def _build_report(
         SourceRows(
             name=source_name(source),
             split=split,
-            read=selection.rows_read[split if data.eval is not None else TRAIN, at],
-            drawn=sampled[split][at],
-            kept=kept_rows[split][at],
+            read=selection.rows_read[split if data.eval is not None else TRAIN, source_index],
+            drawn=sampled[split][source_index],
+            kept=kept_rows[split][source_index],
         )
         for split in (TRAIN, EVAL)
-        for at, source in enumerate(sources_of(data, split))
+        for source_index, source in enumerate(sources_of(data, split))
     )
     all_pairs = [pair for split in (TRAIN, EVAL) for pair in pairs[split]]
     return DataReport(
@@ -232,7 +234,7 @@ def _build_report(
         sources=sources,
         findings=selection.findings.as_tuple(),
         lengths=length_table(all_pairs),
-        stop_tokens=stops,
+        stop_tokens=stop_tokens,
         eval_held_out=data.eval is None,
         checked_rows=selection.checked_rows,
     )

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.trial import DataConfig, ModelConfig
+from trainer.data.data_findings import BadData, Severity, describe_finding, severity_of
 from trainer.data.data_report import DataReport
-from trainer.data.preparation import Examined, data_fingerprint, examine
+from trainer.data.preparation import CheckedData, data_fingerprint, examine
 from trainer.data.row_selection import EVAL, TRAIN, RowAddress, Split
 from trainer.data.tokenization import load_tokenizer
-from trainer.data.validation import BadData, Severity, describe_finding, severity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,7 +111,7 @@ def preview(data: DataConfig, model: ModelConfig, cache: Path, *, trust_remote_c
     return Preview(tuple(_rows(found, tokenizer)), found.report, refused, special)
 
 
-def _rows(found: Examined, tokenizer: PreTrainedTokenizerBase) -> Iterable[PreviewRow]:
+def _rows(found: CheckedData, tokenizer: PreTrainedTokenizerBase) -> Iterable[PreviewRow]:
     """Yield rows of the training split, then of evaluation, each by source and number; left-out rows are included."""
     selection = found.selection
     kept_pairs: dict[RowAddress, TokenizedPair] = {
@@ -125,7 +125,7 @@ def _rows(found: Examined, tokenizer: PreTrainedTokenizerBase) -> Iterable[Previ
         if pair is not None and not len(pair.prompt) + len(pair.chosen) + len(pair.rejected):
             pair = None  # the template refused it
         notices = [
-            RowNotice(kind, severity(kind).value, describe_finding(kind, detail))
+            RowNotice(kind, severity_of(kind).value, describe_finding(kind, detail))
             for kind, detail in dict.fromkeys(selection.findings_by_row.get(address, ()))
         ]
         notices.sort(key=lambda notice: list(Severity).index(Severity(notice.severity)))

@@ -9,10 +9,10 @@ from typing import Literal
 
 from trainer.config.trial import DataConfig, Source
 from trainer.data.chat_messages import InvalidRow
+from trainer.data.data_findings import FindingCollector, FindingKind, Severity, severity_of
 from trainer.data.formats import Preference, to_preference
 from trainer.data.mixing import SampledRow, held_out_prompts, limit_rows, mix_sources, prompt_key
 from trainer.data.sources import read_source, source_name
-from trainer.data.validation import FindingCollector, FindingKind, Severity, severity
 
 Split = Literal["train", "eval"]
 TRAIN: Split = "train"
@@ -69,7 +69,7 @@ class Selection:
         split, source, row = address
         self.findings.add(kind, self.names[split][source], row, detail)
         self.findings_by_row.setdefault(address, []).append((kind, detail))
-        if severity(kind) is Severity.BAD_ROW:
+        if severity_of(kind) is Severity.BAD_ROW:
             self.invalid.add(address)
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from trainer.config.trial import FileSource, GeneratedSource, HubSource, Source
 from trainer.data.columns import find_columns
+from trainer.data.data_findings import Notice, UnreadableData
 from trainer.data.public_formats import conversion
-from trainer.data.validation import Notice, UnreadableData
 from trainer.storage.atomic_files import digest_of
 
 if TYPE_CHECKING:
@@ -212,10 +212,10 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
         file = pq.ParquetFile(path)
         number = 0
         for batch in file.iter_batches(batch_size=1000):
-            for i in range(batch.num_rows):
+            for index in range(batch.num_rows):
                 number += 1
                 try:
-                    yield RawRow(number, _without_fillers(batch.slice(i, 1).to_pylist()[0]))
+                    yield RawRow(number, _without_fillers(batch.slice(index, 1).to_pylist()[0]))
                 except UnicodeDecodeError as error:
                     yield RawRow(number, None, f"row {number}: {error.reason}")
     except pa.ArrowException as error:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.chat_messages import Dialogue, content_text
 from trainer.data.chat_template import ChatTemplate, TemplateRefused, altered_messages, rendered_mark
+from trainer.data.data_findings import FindingKind, Notice
 from trainer.data.formats import Preference
-from trainer.data.validation import FindingKind, Notice
 from trainer.results import TrialError, cannot_load_message
 from trainer.storage.atomic_files import digest_of
 
@@ -172,24 +172,26 @@ class PairTokenizer:
             require_template(self._tokenizer)
         out = [EncodedPair(notices=list(row.notices)) for row in rows]
         rendered: list[tuple[int, _RenderedRow]] = []
-        for i, row in enumerate(rows):
+        for index, row in enumerate(rows):
             try:
                 texts = (
-                    self._render_text(row, out[i])
+                    self._render_text(row, out[index])
                     if isinstance(row.prompt, str)
-                    else self._render_dialogue(row, out[i])
+                    else self._render_dialogue(row, out[index])
                 )
             except TemplateRefused as error:
-                out[i].notices.append(("template_refuses", str(error)))
+                out[index].notices.append(("template_refuses", str(error)))
             else:
-                rendered.append((i, texts))
-        plain = [(i, texts) for i, texts in rendered if texts.dialogue is None]
-        dialogues = [(i, texts) for i, texts in rendered if texts.dialogue is not None]
+                rendered.append((index, texts))
+        plain = [(index, texts) for index, texts in rendered if texts.dialogue is None]
+        dialogues = [(index, texts) for index, texts in rendered if texts.dialogue is not None]
         # a template writes its own special tokens; plain text gets those that the tokenizer adds
         for group, add in ((plain, True), (dialogues, False)):
-            ids = self._tokenize([text for _, t in group for text in (t.prompt, t.chosen, t.rejected)], add)
-            for n, (i, texts) in enumerate(group):
-                self._assign_ids(out[i], rows[i], texts, ids[3 * n], ids[3 * n + 1], ids[3 * n + 2])
+            ids = self._tokenize([text for _, one in group for text in (one.prompt, one.chosen, one.rejected)], add)
+            for position, (index, texts) in enumerate(group):
+                self._assign_ids(
+                    out[index], rows[index], texts, ids[3 * position], ids[3 * position + 1], ids[3 * position + 2]
+                )
         return out
 
     def _tokenize(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:

@@ -73,23 +73,23 @@ def complete_greedily(
     max_new_tokens: int,
     budget: int,
     check_cancelled: Callable[[], None],
-    stops: Sequence[int] = (),
+    extra_end_tokens: Sequence[int] = (),
 ) -> list[Completion]:
     """Generate greedy completions of these pairs' prompts, left-padded, in batches of at most `budget` tokens.
 
-    `stops`: tokens that end a completion in addition to those of `end_token_ids`.
+    `extra_end_tokens`: tokens that end a completion in addition to those of `end_token_ids`.
     """
     lengths = [int(n) for n in pairs.prompt_lengths]
     completions: list[Completion] = []
-    ends = end_token_ids(model, tokenizer, stops)
+    end_tokens = end_token_ids(model, tokenizer, extra_end_tokens)
     for batch in generation_batches(model, lengths, indexes, max_new_tokens, budget):
         check_cancelled()
-        prompts = [pairs.pair(i).prompt.tolist() for i in batch]
-        for i, prompt, new in zip(
-            batch, prompts, generate_token_ids(model, prompts, ends, max_new_tokens), strict=True
+        prompts = [pairs.pair(index).prompt.tolist() for index in batch]
+        for index, prompt, new in zip(
+            batch, prompts, generate_token_ids(model, prompts, end_tokens, max_new_tokens), strict=True
         ):
             text = cast(str, tokenizer.decode(new, skip_special_tokens=True))
-            expected = pairs.answers[i]
+            expected = pairs.answers[index]
             completions.append(
                 Completion(
                     prompt=cast(str, tokenizer.decode(prompt, skip_special_tokens=False)),
@@ -131,7 +131,7 @@ def generation_batches(
 def generate_token_ids(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    ends: Sequence[int],
+    end_tokens: Sequence[int],
     max_new_tokens: int,
     processors: Sequence[LogitsProcessor] = (),
 ) -> list[list[int]]:
@@ -141,13 +141,13 @@ def generate_token_ids(
     must call this; they make the same number of passes even if their completions end at different tokens.
     """
     width = max(len(p) for p in prompts)
-    ids = torch.full((len(prompts), width), ends[0], dtype=torch.long)
+    ids = torch.full((len(prompts), width), end_tokens[0], dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     greedy = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0]
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(end_tokens), pad_token_id=end_tokens[0]
     )
     if (rotary := RotarySwitch.of(model)) is not None:
         rotary.reset()  # the frequencies of an earlier, longer batch would persist
@@ -160,7 +160,7 @@ def generate_token_ids(
             logits_processor=LogitsProcessorList(processors),
             synced_gpus=is_sharded(core),
         )
-    return [_truncate_at_end(row, ends) for row in out[:, width:].tolist()]
+    return [_truncate_at_end(row, end_tokens) for row in out[:, width:].tolist()]
 
 
 @contextmanager
@@ -176,9 +176,9 @@ def _without_default_settings(model: PreTrainedModel) -> Generator[None]:
         model.generation_config = before
 
 
-def _truncate_at_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    stops = [position for position, token in enumerate(tokens) if token in ends]
-    return tokens[: stops[0]] if stops else tokens
+def _truncate_at_end(tokens: list[int], end_tokens: Sequence[int]) -> list[int]:
+    end_positions = [position for position, token in enumerate(tokens) if token in end_tokens]
+    return tokens[: end_positions[0]] if end_positions else tokens
 
 
 def repetition(tokens: Sequence[int]) -> float:
@@ -223,8 +223,14 @@ class SampleFile:
     def add(self, step: int, completions: Sequence[Completion]) -> None:
         """Add an evaluation and write the file atomically."""
         self._rows[step] = [
-            {"step": step, "prompt": a.prompt, "answer": a.answer, "expected": a.expected, "right": a.right}
-            for a in completions[: self._limit]
+            {
+                "step": step,
+                "prompt": completion.prompt,
+                "answer": completion.answer,
+                "expected": completion.expected,
+                "right": completion.right,
+            }
+            for completion in completions[: self._limit]
         ]
         rows = [row for _, rows_of_step in sorted(self._rows.items()) for row in rows_of_step]
         write_text(self._path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

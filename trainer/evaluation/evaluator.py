@@ -75,9 +75,9 @@ def score_pairs(
     Batches depend on the lengths and the budget only, so the result is bit-identical for any number of processes.
     """
     selected = range(len(pairs)) if indexes is None else indexes
-    lengths = pair_costs(model, pairs, indexes)
-    by_length = sorted(range(len(selected)), key=lambda position: (lengths[position], position))
-    batches = pair_batches(model, lengths, by_length, budget)
+    costs = pair_costs(model, pairs, indexes)
+    by_length = sorted(range(len(selected)), key=lambda position: (costs[position], position))
+    batches = pair_batches(model, costs, by_length, budget)
     own_batches = batches[process_group.rank :: process_group.size]
     found: list[PairLogps] = []
     for batch in own_batches:
@@ -127,7 +127,7 @@ class Evaluator:
     pairs: PairDataset
     process_group: ProcessGroup
     cancel_token: CancelToken
-    stops: tuple[int, ...] = ()
+    extra_end_tokens: tuple[int, ...] = ()
     """Tokens with which the data's responses end."""
 
     def logps(self, pairs: PairDataset, indexes: Sequence[int] | None = None) -> PairLogps:
@@ -159,7 +159,7 @@ class Evaluator:
                 max_new_tokens=evaluation.max_new_tokens,
                 budget=training.tokens_per_micro_batch,
                 check_cancelled=self.cancel_token.check,
-                stops=self.stops,
+                extra_end_tokens=self.extra_end_tokens,
             )
         if self.process_group.size == 1:
             return found
@@ -169,9 +169,9 @@ class Evaluator:
         ]
 
     @property
-    def ends(self) -> list[int]:
+    def end_tokens(self) -> list[int]:
         """Ids of the tokens that end a completion."""
-        return end_token_ids(self.policy, self.tokenizer, self.stops)
+        return end_token_ids(self.policy, self.tokenizer, self.extra_end_tokens)
 
     def metrics(self, logps: PairLogps, reference: PairLogps, completions: Sequence[Completion]) -> dict[str, float]:
         """Return all `eval_` metrics; `reference` are the initial model's log-probs of the same pairs."""

@@ -91,19 +91,19 @@ def compare_export(
     """
     trial_logps = _read_trial_logps(logps, pairs)
     chosen = _select_pairs(pairs)
-    trust = {"trust_remote_code": trust_remote_code}
-    _compare_tokenizers(exported.folder, tokenizer, pairs, chosen, trust)
+    load_options = {"trust_remote_code": trust_remote_code}
+    _compare_tokenizers(exported.folder, tokenizer, pairs, chosen, load_options)
     report_progress("loading the export with plain transformers")
-    model = _load(exported, config, trust)
+    model = _load(exported, config, load_options)
     export_sums, trial_sums, tokens = list[float](), list[float](), 0
     due = time.monotonic() + _PROGRESS_INTERVAL
-    for done, i in enumerate(chosen):
+    for done, index in enumerate(chosen):
         if time.monotonic() > due:
             report_progress(f"computing log-probs of held-out pairs: {done} of {len(chosen)}")
             due = time.monotonic() + _PROGRESS_INTERVAL
-        pair = pairs.pair(i)
+        pair = pairs.pair(index)
         for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-            trial_sums.append(float(trial_logps[name][i]))
+            trial_sums.append(float(trial_logps[name][index]))
             export_sums.append(_logp(model, pair.prompt.tolist(), response.tolist(), bf16=config.training.bf16))
             tokens += len(response)
     difference = sum(abs(a - b) for a, b in zip(export_sums, trial_sums, strict=True)) / tokens
@@ -139,19 +139,23 @@ def _select_pairs(pairs: PairDataset) -> list[int]:
     step = max(1, len(pairs) // _CANDIDATES)
     lengths = 2 * pairs.prompt_lengths + pairs.chosen_lengths + pairs.rejected_lengths
     chosen, tokens = list[int](), 0
-    for i in sorted(range(0, len(pairs), step), key=lambda i: (int(lengths[i]), i)):
-        if chosen and (len(chosen) == MAX_PAIRS or tokens + int(lengths[i]) > MAX_TOKENS):
+    for index in sorted(range(0, len(pairs), step), key=lambda index: (int(lengths[index]), index)):
+        if chosen and (len(chosen) == MAX_PAIRS or tokens + int(lengths[index]) > MAX_TOKENS):
             break
-        chosen.append(i)
-        tokens += int(lengths[i])
+        chosen.append(index)
+        tokens += int(lengths[index])
     return chosen
 
 
 def _compare_tokenizers(
-    folder: Path, trained: PreTrainedTokenizerBase, pairs: PairDataset, chosen: Sequence[int], trust: dict[str, Any]
+    folder: Path,
+    trained: PreTrainedTokenizerBase,
+    pairs: PairDataset,
+    chosen: Sequence[int],
+    load_options: dict[str, Any],
 ) -> None:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), **trust)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), **load_options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(cannot_load_message("the exported tokenizer", error)) from error
     texts = [str(trained.decode(each.tolist())) for i in chosen for each in _parts(pairs, i)]
@@ -161,12 +165,12 @@ def _compare_tokenizers(
         raise ExportDiffers(f"the exported tokenizer is not the one of training: its {difference} differ")
 
 
-def _parts(pairs: PairDataset, i: int) -> tuple[Any, ...]:
-    pair = pairs.pair(i)
+def _parts(pairs: PairDataset, index: int) -> tuple[Any, ...]:
+    pair = pairs.pair(index)
     return pair.prompt, pair.chosen, pair.rejected
 
 
-def _load(exported: Exported, config: TrialConfig, trust: dict[str, Any]) -> PreTrainedModel:
+def _load(exported: Exported, config: TrialConfig, load_options: dict[str, Any]) -> PreTrainedModel:
     adapters = exported.base is not None
     path = exported.base if exported.base is not None else str(exported.folder)
     dtype = _DTYPES[config.model.dtype] if adapters else "auto"
@@ -175,7 +179,7 @@ def _load(exported: Exported, config: TrialConfig, trust: dict[str, Any]) -> Pre
     if adapters and config.model.load_in_4bit:
         more |= {"quantization_config": quantization_config(), "device_map": {"": device}}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **more, **trust)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **more, **load_options)
         if adapters:
             with without_peft_warnings():
                 model = cast(Any, PeftModel).from_pretrained(model, str(exported.folder))

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from trainer.config.trial import DataConfig, ModelConfig, Source
 from trainer.data import load_tokenizer, prepare
 from trainer.data.chat_messages import Dialogue, Message, Tools, content_text
+from trainer.data.data_findings import UnreadableData
 from trainer.data.formats import Preference
 from trainer.data.row_selection import select_rows
 from trainer.data.sources import source_name
 from trainer.data.tokenization import PairTokenizer
-from trainer.data.validation import UnreadableData
 from trainer.evaluation.completions import select_prompts
 from trainer.evaluation.prompt_files import load_judge_prompts
 from trainer.storage.atomic_files import digest_of
@@ -79,9 +79,9 @@ def _held_out_prompts(
 ) -> Iterator[_FoundPrompt]:
     pairs = prepare(data, model, cache, tokenizer).eval
     preferences = {(row.sampled.source, row.sampled.row.number): row.preference for row in select_rows(data).eval}
-    for i in select_prompts(pairs, count):
-        row = preferences[int(pairs.sources[i]), int(pairs.rows[i])]
-        yield row, tuple(int(token) for token in pairs.pair(i).prompt), pairs.answers[i]
+    for index in select_prompts(pairs, count):
+        row = preferences[int(pairs.sources[index]), int(pairs.rows[index])]
+        yield row, tuple(int(token) for token in pairs.pair(index).prompt), pairs.answers[index]
 
 
 def _prompts_from_source(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from trainer.config.trial import DataConfig, Source
 from trainer.data.chat_messages import InvalidRow
+from trainer.data.data_findings import UnreadableData
 from trainer.data.formats import Preference, to_preference
 from trainer.data.row_selection import select_rows
 from trainer.data.sources import RawRow, read_source, source_name
-from trainer.data.validation import UnreadableData
 
 _MAX_SHOWN = 5
 _PLACEHOLDER_RESPONSES = {"chosen": "yes", "rejected": "no"}

@@ -28,7 +28,8 @@ from trainer.evaluation.completions import Completion
 from trainer.evaluation.evaluator import Evaluator
 from trainer.objectives.losses import required_stats
 from trainer.objectives.pair_logps import PairLogps
-from trainer.storage.atomic_files import FileLock, digest_of, write_file, write_json
+from trainer.storage.atomic_files import digest_of, write_file, write_json
+from trainer.storage.file_lock import FileLock
 
 log = logging.getLogger(__name__)
 
@@ -144,10 +145,10 @@ class ReferenceCache:
         key = self._key(config, fingerprint, prepared, evaluator) | {"split": split}
         name, pairs = digest_of(key), prepared.train if split == "train" else prepared.eval
         if name not in self._logps:
-            self._logps[name], computed = cached_logps(
+            self._logps[name], was_computed = cached_logps(
                 self._cache, key, self._process_group, lambda: evaluator.logps(pairs)
             )
-            self._count_use("reference" if split == "train" else "start", computed)
+            self._count_use("reference" if split == "train" else "start", was_computed)
         return self._logps[name]
 
     def completions(
@@ -158,17 +159,21 @@ class ReferenceCache:
         if evaluation.prompts == 0:
             return []
         key = self._key(config, fingerprint, prepared, evaluator)
-        key |= {"answers": evaluation.prompts, "max_new_tokens": evaluation.max_new_tokens, "ends": evaluator.ends}
+        key |= {
+            "answers": evaluation.prompts,
+            "max_new_tokens": evaluation.max_new_tokens,
+            "ends": evaluator.end_tokens,
+        }
         name = digest_of(key)
         if name not in self._completions:
-            self._completions[name], computed = cached_completions(
+            self._completions[name], was_computed = cached_completions(
                 self._cache, key, self._process_group, evaluator.completions
             )
-            self._count_use("answers", computed)
+            self._count_use("answers", was_computed)
         return self._completions[name]
 
-    def _count_use(self, name: str, computed: bool) -> None:
-        self.counters[f"{name}_{'computed' if computed else 'loaded'}"] += 1
+    def _count_use(self, name: str, was_computed: bool) -> None:
+        self.counters[f"{name}_{'computed' if was_computed else 'loaded'}"] += 1
 
     def _key(self, config: TrialConfig, fingerprint: str, prepared: Prepared, evaluator: Evaluator) -> dict[str, Any]:
         """Return everything the bits of a value depend on, including how pairs are batched."""

@@ -91,7 +91,7 @@ def reward_model_fingerprint(name: str, revision: str | None) -> str:
     return model_fingerprint(ModelConfig(name_or_path=name, revision=revision), name)
 
 
-def _load(name: str, revision: str | None, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
+def _load(name: str, revision: str | None, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report_ignored(remove_foreign_settings(), device)
     try:
@@ -100,7 +100,7 @@ def _load(name: str, revision: str | None, dtype: torch.dtype, trust: bool) -> P
             revision=revision,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=trust,
+            trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
@@ -114,10 +114,10 @@ def _load(name: str, revision: str | None, dtype: torch.dtype, trust: bool) -> P
     return cast(PreTrainedModel, cast(Any, model).to(device)).eval()
 
 
-def _tokenizer(name: str, revision: str | None, trust: bool) -> PreTrainedTokenizerBase:
+def _tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=trust
+            name, revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(cannot_load_message(f"the tokenizer of the reward model {name}", error)) from error

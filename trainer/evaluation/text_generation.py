@@ -85,11 +85,16 @@ class TextGenerator:
     """A loaded model in evaluation mode, with its tokenizer."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, bf16: bool, stops: Sequence[int] = ()
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        bf16: bool,
+        extra_end_tokens: Sequence[int] = (),
     ) -> None:
-        """`stops`: further tokens that end a completion, because the data's responses end with them."""
+        """`extra_end_tokens`: further tokens that end a completion, because the data's responses end with them."""
         self._model, self._tokenizer, self._bf16 = model.eval(), tokenizer, bf16
-        self._end_token_ids = end_token_ids(model, tokenizer, stops)
+        self._end_token_ids = end_token_ids(model, tokenizer, extra_end_tokens)
 
     @classmethod
     def load(
@@ -99,7 +104,7 @@ class TextGenerator:
         tokenizer: PreTrainedTokenizerBase,
         cache: Path,
         *,
-        stops: Sequence[int] = (),
+        extra_end_tokens: Sequence[int] = (),
         trust_remote_code: bool = False,
     ) -> TextGenerator:
         """Load the initial model of this trial or, with `weights` (a trial's `model` folder), its trained model.
@@ -120,7 +125,7 @@ class TextGenerator:
             except (OSError, ValueError) as error:
                 raise ModelError(f"the adapters in {weights} cannot be loaded: {error}") from error
             model = cast(PreTrainedModel, adapted)
-        return cls(model, tokenizer, bf16=config.training.bf16, stops=stops)
+        return cls(model, tokenizer, bf16=config.training.bf16, extra_end_tokens=extra_end_tokens)
 
     def generate(
         self,

@@ -165,6 +165,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
+        """Return the gradients that `forward` computed, times the loss's gradient. They are freed: one call only."""
         (grad,) = grad_outputs
         grads: list[Tensor | None] = ctx.grads
         ctx.grads = None
@@ -273,7 +274,7 @@ def _backward(chunk: _Chunk, targets: Tensor, per_row: Tensor, head: Head, grads
         if grads.weight.dtype == product.dtype:
             grads.weight.addmm_(product.t(), weighted)
         else:
-            columns = max(1, memory_limits.PRODUCT_ELEMENTS // weighted.shape[1])
+            columns = max(1, memory_limits.GRADIENT_CHUNK_ELEMENTS // weighted.shape[1])
             for part, sums in zip(product.t().split(columns), grads.weight.split(columns), strict=True):
                 sums.add_(torch.mm(part, weighted))
 

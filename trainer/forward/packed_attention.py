@@ -302,6 +302,7 @@ class _PackedAttention(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, plan: PackingPlan, rule: _ScoreParams
     ) -> Tensor:
+        """Return the attention's output and save what the backward pass needs."""
         with torch.autocast(query.device.type, enabled=False):
             out, saved_blocks = _forward(query, key, value, plan, rule, any(ctx.needs_input_grad))  # pyright: ignore
         ctx.save_for_backward(query, key, value, *saved_blocks)
@@ -313,6 +314,7 @@ class _PackedAttention(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Return the gradients of query, key and value."""
         (grad,) = grad_outputs
         query, key, value, *saved_blocks = ctx.saved_tensors
         with torch.autocast(query.device.type, enabled=False):

@@ -136,8 +136,16 @@ def packed_lengths(
     `key` is that of `pack_pairs`: if the two sequences of a pair have different frequencies, its prompt is repeated.
     """
     return [
-        p + c + r - 2 + (0 if key is None or key(p + c) == key(p + r) else p)
-        for p, c, r in zip(prompt, chosen, rejected, strict=True)
+        prompt_length
+        + chosen_length
+        + rejected_length
+        - 2
+        + (
+            0
+            if key is None or key(prompt_length + chosen_length) == key(prompt_length + rejected_length)
+            else prompt_length
+        )
+        for prompt_length, chosen_length, rejected_length in zip(prompt, chosen, rejected, strict=True)
     ]
 
 
@@ -189,23 +197,37 @@ def pack_pairs(
     lengths: list[TokenArray] = []
     start = 0
     for pair in pairs:
-        p, c, r = len(pair.prompt), len(pair.chosen) - 1, len(pair.rejected) - 1 if rejected else 0
-        of_chosen, of_rejected = p + len(pair.chosen), p + len(pair.rejected)
+        prompt_length, chosen_length, rejected_length = (
+            len(pair.prompt),
+            len(pair.chosen) - 1,
+            len(pair.rejected) - 1 if rejected else 0,
+        )
+        of_chosen, of_rejected = prompt_length + len(pair.chosen), prompt_length + len(pair.rejected)
         separate = rejected and key is not None and key(of_chosen) != key(of_rejected)
-        repeated = p if separate else 0
-        ids += [pair.prompt, pair.chosen[:c], pair.prompt[:repeated], pair.rejected[:r]]
-        positions += [np.arange(p + c), np.arange(p - repeated, p + r)]
-        lengths += [np.full(p + c, of_chosen), np.full(repeated + r, of_rejected)]
-        last, middle = start + p - 1, start + p + c
+        repeated = prompt_length if separate else 0
+        ids += [pair.prompt, pair.chosen[:chosen_length], pair.prompt[:repeated], pair.rejected[:rejected_length]]
+        positions += [
+            np.arange(prompt_length + chosen_length),
+            np.arange(prompt_length - repeated, prompt_length + rejected_length),
+        ]
+        lengths += [np.full(prompt_length + chosen_length, of_chosen), np.full(repeated + rejected_length, of_rejected)]
+        last, middle = start + prompt_length - 1, start + prompt_length + chosen_length
         first_rejected = middle + repeated
         if separate:
-            spans += [PairSpan(start, p, c, 0), PairSpan(middle, p, r, 0)]
+            spans += [
+                PairSpan(start, prompt_length, chosen_length, 0),
+                PairSpan(middle, prompt_length, rejected_length, 0),
+            ]
         else:
-            spans.append(PairSpan(start, p, c, r))
+            spans.append(PairSpan(start, prompt_length, chosen_length, rejected_length))
         before = first_rejected - 1 if separate else last
-        second = np.concatenate([[before], np.arange(first_rejected, first_rejected + r)]) if rejected else np.arange(0)
+        second = (
+            np.concatenate([[before], np.arange(first_rejected, first_rejected + rejected_length)])
+            if rejected
+            else np.arange(0)
+        )
         scored.append(_ScoredPositions(np.arange(last, middle), second, np.arange(start, last)))
-        start = first_rejected + r
+        start = first_rejected + rejected_length
     return _make_batch(
         pairs,
         scored,
@@ -237,12 +259,12 @@ def pad_pairs(
         mask[row, : len(sequence)] = 1
     scored: list[_ScoredPositions] = []
     for index, pair in enumerate(pairs):
-        first, second, p = index * longest, (len(pairs) + index) * longest, len(pair.prompt) - 1
+        first, second, prompt_end = index * longest, (len(pairs) + index) * longest, len(pair.prompt) - 1
         scored.append(
             _ScoredPositions(
-                np.arange(first + p, first + p + len(pair.chosen)),
-                np.arange(second + p, second + p + len(pair.rejected)) if rejected else np.arange(0),
-                np.arange(first, first + p),
+                np.arange(first + prompt_end, first + prompt_end + len(pair.chosen)),
+                np.arange(second + prompt_end, second + prompt_end + len(pair.rejected)) if rejected else np.arange(0),
+                np.arange(first, first + prompt_end),
             )
         )
     if key is None:

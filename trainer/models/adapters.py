@@ -206,9 +206,9 @@ class _Layers:
     def _part(self, name: str) -> str:
         """Return the part of the model outside of the language model that contains this module."""
         parts, remaining = name.split("."), self._text.split(".")
-        for i, part in enumerate(parts):
-            if i >= len(remaining) or part != remaining[i]:
-                return ".".join(parts[: i + 1])
+        for index, part in enumerate(parts):
+            if index >= len(remaining) or part != remaining[index]:
+                return ".".join(parts[: index + 1])
         return name
 
     def _computes_otherwise(self, name: str) -> bool:

@@ -58,11 +58,13 @@ def weight_files(config: ModelConfig, path: str) -> list[Path]:
     return [] if found is None else sorted(found.parent.glob("*.safetensors"))
 
 
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()) -> list[int]:
-    """Return the ids of all tokens that end a completion: the model's, the tokenizer's and `stops`, ascending."""
+def end_token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extra_end_tokens: Sequence[int] = ()
+) -> list[int]:
+    """Return the ids of all tokens that end a completion, ascending: the model's, the tokenizer's, the extra ones."""
     configured: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
     model_ends = [configured] if isinstance(configured, int) else (configured or [])
-    return sorted({*model_ends, cast(int, tokenizer.eos_token_id), *stops})
+    return sorted({*model_ends, cast(int, tokenizer.eos_token_id), *extra_end_tokens})
 
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -77,7 +79,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     tensors: Mapping[str, Tensor] | None = None,
-    stops: Sequence[int] = (),
+    extra_end_tokens: Sequence[int] = (),
 ) -> None:
     """Write the model (only its adapters, if it has some) and its tokenizer into `folder`, atomically.
 
@@ -86,7 +88,7 @@ def save_model(
         tokenizer: The tokenizer, with the chat template of training.
         folder: The new folder; an existing one of that name is replaced.
         tensors: The full state by name, if the model holds only shards of it.
-        stops: Further end tokens of the training data's responses, added to `generation_config.json`.
+        extra_end_tokens: Further end tokens of the training data's responses, added to `generation_config.json`.
     """
     keep_deepspeed_off_stdout()
     state = None if tensors is None else dict(tensors)
@@ -100,13 +102,13 @@ def save_model(
             with as_configured(model):
                 model.save_pretrained(temporary, state_dict=state)
         tokenizer.save_pretrained(temporary)
-        _write_end_tokens(core, tokenizer, stops, temporary)
+        _write_end_tokens(core, tokenizer, extra_end_tokens, temporary)
 
     write_folder(folder, write)
 
 
 def _write_end_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int], folder: Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extra_end_tokens: Sequence[int], folder: Path
 ) -> None:
     """Add the end tokens of the training data to the generation settings, and leave the other settings unchanged."""
     own: GenerationConfig | None = getattr(model, "generation_config", None)
@@ -114,8 +116,8 @@ def _write_end_tokens(
         return
     path = folder / _GENERATION
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8") if path.exists() else own.to_json_string())
-    ends = end_token_ids(model, tokenizer, stops)
-    settings["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    end_tokens = end_token_ids(model, tokenizer, extra_end_tokens)
+    settings["eos_token_id"] = end_tokens[0] if len(end_tokens) == 1 else end_tokens
     settings.pop("_from_model_config", None)  # otherwise older versions of transformers use the config's end token
     # Not by `save_pretrained`: transformers refuses to save settings of published models that it would only warn about.
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

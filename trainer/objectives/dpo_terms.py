@@ -43,14 +43,14 @@ class LogRatios:
 def log_ratios(loss: DpoLoss, chosen: Tensor, rejected: Tensor, logps: PairLogps, reference: PairLogps) -> LogRatios:
     """Compute log ratios from the policy's (possibly length-desensitized) log-probs and both models' statistics."""
     reference_chosen, reference_rejected = length_desensitized(loss, reference)
-    a, d = chosen - reference_chosen, rejected - reference_rejected
+    chosen_ratio, rejected_ratio = chosen - reference_chosen, rejected - reference_rejected
     return LogRatios(
         policy_margin=chosen - rejected,
         reference_margin=reference_chosen - reference_rejected,
-        chosen=a,
-        rejected=d,
-        chosen_score=_score(loss, a),
-        rejected_score=_score(loss, d),
+        chosen=chosen_ratio,
+        rejected=rejected_ratio,
+        chosen_score=_score(loss, chosen_ratio),
+        rejected_score=_score(loss, rejected_ratio),
         chosen_tokens=logps.chosen_tokens,
         rejected_tokens=logps.rejected_tokens,
     )

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from trainer.storage.atomic_files import failpoint, sha256_of, write_folder
+from trainer.storage.atomic_files import sha256_of, write_folder
+from trainer.storage.failpoints import failpoint
 
 FORMAT = 1
 CHECKPOINT_FILES = ("weights.safetensors", "optimiser.safetensors", "state.json")

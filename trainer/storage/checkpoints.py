@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from trainer.objectives.pair_logps import MetricSums
 from trainer.results import RunResult, RunStatus, StepMetrics
-from trainer.storage.atomic_files import failpoint, fsync, sha256_of, write_folder, write_json
+from trainer.storage.atomic_files import fsync, sha256_of, write_folder, write_json
 from trainer.storage.checkpoint_manifest import (
     CHECKPOINT_FILES,
     FORMAT,
@@ -34,6 +34,7 @@ from trainer.storage.checkpoint_manifest import (
     read_json_object,
     verify_checkpoint,
 )
+from trainer.storage.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +123,10 @@ def _load(path: Path) -> TrainState:
 def parse_history(content: Sequence[Mapping[str, Any]]) -> list[StepMetrics]:
     """Return metrics from their JSON form."""
     return [
-        StepMetrics(int(p["step"]), {str(k): float(v) for k, v in p["metrics"].items()}, str(p.get("pairs", "")))
-        for p in content
+        StepMetrics(
+            int(fields["step"]), {str(k): float(v) for k, v in fields["metrics"].items()}, str(fields.get("pairs", ""))
+        )
+        for fields in content
     ]
 
 
@@ -162,7 +165,7 @@ def save_run_result(folder: Path, stored: StoredRunResult) -> None:
             "config": stored.config_digest,
             "kind": result.status.value,
             "reason": result.reason,
-            "steps": result.steps,
+            "steps": result.updates,
             "history": [asdict(p) for p in stored.history],
             "inputs": dict(stored.inputs),
         },

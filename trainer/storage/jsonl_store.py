@@ -11,7 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trainer.storage.atomic_files import FileLock, failpoint, fsync
+from trainer.storage.atomic_files import fsync
+from trainer.storage.failpoints import failpoint
+from trainer.storage.file_lock import FileLock
 
 log = logging.getLogger(__name__)
 

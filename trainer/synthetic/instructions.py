@@ -55,17 +55,17 @@ Task = tuple[str, str, str, str]
 
 
 def _sum(rng: random.Random) -> Task:
-    a, b = rng.randint(0, 10), rng.randint(0, 10)
+    first, second = rng.randint(0, 10), rng.randint(0, 10)
     plus = rng.random() < 0.6
-    a, b = (a, b) if plus else (max(a, b), min(a, b))
-    right = a + b if plus else a - b
-    wrong = rng.choice([n for n in (right - 1, right + 1, a, b) if 0 <= n < len(NUMBERS) and n != right])
+    first, second = (first, second) if plus else (max(first, second), min(first, second))
+    right = first + second if plus else first - second
+    wrong = rng.choice([n for n in (right - 1, right + 1, first, second) if 0 <= n < len(NUMBERS) and n != right])
     if rng.random() < 0.5:
         verb, color = "get" if plus else "lose", rng.choice(KINDS["colour"])
-        ask = f"You have {NUMBERS[a]} {color} balls and {verb} {NUMBERS[b]}. How many now?"
+        ask = f"You have {NUMBERS[first]} {color} balls and {verb} {NUMBERS[second]}. How many now?"
     else:
         ask = rng.choice(("What is {} {} {}?", "Work out {} {} {}.", "How much is {} {} {}?"))
-        ask = ask.format(NUMBERS[a], "plus" if plus else "minus", NUMBERS[b])
+        ask = ask.format(NUMBERS[first], "plus" if plus else "minus", NUMBERS[second])
     return ask, "result", NUMBERS[right], NUMBERS[wrong]
 
 
@@ -111,8 +111,8 @@ def _length(rng: random.Random) -> Task:
 
 
 def _swap_two(words: list[str], rng: random.Random) -> list[str]:
-    i = rng.randrange(len(words) - 1)
-    return [*words[:i], words[i + 1], words[i], *words[i + 2 :]]
+    position = rng.randrange(len(words) - 1)
+    return [*words[:position], words[position + 1], words[position], *words[position + 2 :]]
 
 
 def _reverse(rng: random.Random) -> Task:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config.trial import GeneratedModel, GeneratedSource
 from trainer.results import ModelError
-from trainer.storage.atomic_files import FileLock, digest_of, write_folder
+from trainer.storage.atomic_files import digest_of, write_folder
+from trainer.storage.file_lock import FileLock
 from trainer.synthetic.instructions import VERSION as TASK_VERSION
 from trainer.synthetic.instructions import generate_rows
 

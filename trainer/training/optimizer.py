@@ -27,9 +27,10 @@ class ShardedParameters:
     """
 
     def __init__(self, trained: Mapping[str, nn.Parameter]) -> None:
-        self._sharded = {name: p for name, p in trained.items() if isinstance(p, DTensor)}
+        self._sharded = {name: parameter for name, parameter in trained.items() if isinstance(parameter, DTensor)}
         self.parameters = {
-            name: nn.Parameter(_local(p.detach())) if isinstance(p, DTensor) else p for name, p in trained.items()
+            name: nn.Parameter(_local(parameter.detach())) if isinstance(parameter, DTensor) else parameter
+            for name, parameter in trained.items()
         }
         first = next(iter(self._sharded.values()), None)
         self.rank = None if first is None else first.device_mesh.get_local_rank()

@@ -29,7 +29,7 @@ class PackedEngine:
         self._loss, self._training, self._inputs = config.loss, config.training, inputs
         self._trained = inputs.policy.trainable_parameters()
         self._optimizer = Optimizer(inputs.policy.base, self._trained, config.training)
-        self._lengths = pair_costs(inputs.pair_model, inputs.train)
+        self._costs = pair_costs(inputs.pair_model, inputs.train)
 
     def trainable_parameters(self) -> Mapping[str, nn.Parameter]:
         """Return the trainable parameters by name."""
@@ -73,7 +73,7 @@ class PackedEngine:
         totals = UpdateTotals.from_lengths(
             [int(pairs.prompt_lengths[i]) for i in indexes], [int(pairs.chosen_lengths[i]) for i in indexes]
         )
-        lengths, budget = [self._lengths[i] for i in indexes], self._training.tokens_per_micro_batch
+        lengths, budget = [self._costs[i] for i in indexes], self._training.tokens_per_micro_batch
         ranks = range(process_group.size)
         shares = [pair_batches(model, lengths, range(rank, len(indexes), process_group.size), budget) for rank in ranks]
         before = model.counters.tokens

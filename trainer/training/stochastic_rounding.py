@@ -123,13 +123,13 @@ class _Part:
 
 
 def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[_Part]]:
-    """Yield parts in the order of the parameters, grouped up to STEP_ELEMENTS."""
+    """Yield parts in the order of the parameters, grouped up to ROUNDING_CHUNK_ELEMENTS."""
     chunk: list[_Part] = []
     size = 0
     for index, parameter in enumerate(parameters):
         for element_range in _ranges(parameter):
             elements = parameter.numel() if element_range is None else element_range.stop - element_range.start
-            if chunk and size + elements > memory_limits.STEP_ELEMENTS:
+            if chunk and size + elements > memory_limits.ROUNDING_CHUNK_ELEMENTS:
                 yield chunk
                 chunk, size = [], 0
             chunk.append(_Part(index, element_range))
@@ -139,15 +139,15 @@ def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[_Part]]:
 
 
 def _ranges(parameter: nn.Parameter) -> Iterator[slice | None]:
-    """Yield ranges of at most STEP_ELEMENTS, the last possibly larger by one `_wave`; None for a whole parameter.
+    """Yield ranges of at most ROUNDING_CHUNK_ELEMENTS, the last up to one `_wave` larger; None for a whole parameter.
 
     The random numbers are those of the whole tensor: a CPU draws them in sequence, a GPU in waves of a fixed size.
     """
     elements, wave = parameter.numel(), _wave(parameter.device)
-    if elements <= memory_limits.STEP_ELEMENTS or not parameter.is_contiguous():
+    if elements <= memory_limits.ROUNDING_CHUNK_ELEMENTS or not parameter.is_contiguous():
         yield None
         return
-    width, begin = max(1, memory_limits.STEP_ELEMENTS // wave) * wave, 0
+    width, begin = max(1, memory_limits.ROUNDING_CHUNK_ELEMENTS // wave) * wave, 0
     while elements - begin >= width + wave:
         yield slice(begin, begin + width)
         begin += width

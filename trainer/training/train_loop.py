@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationFns:
+class HeldOutEvaluation:
     """The held-out metrics of the initial model, and a function that evaluates the current model.
 
     `evaluate(step, complete)` is called after each update; if no complete evaluation is due, it may still generate
@@ -43,19 +43,15 @@ class TrainLoop:
         config: TrialConfig,
         inputs: TrainingInputs,
         engine: Engine,
-        evaluation_fns: EvaluationFns,
+        evaluation: HeldOutEvaluation,
         folder: Path,
-        earlier: Sequence[Path],
+        earlier_attempts: Sequence[Path],
         config_digest: str,
         fingerprints: Mapping[str, str],
     ) -> None:
-        self._training, self._inputs, self._engine, self._evaluation_fns = (
-            config.training,
-            inputs,
-            engine,
-            evaluation_fns,
-        )
-        self._folder, self._run_folders, self._digest = folder, [*earlier, folder], config_digest
+        self._training, self._inputs, self._engine = config.training, inputs, engine
+        self._evaluation = evaluation
+        self._folder, self._run_folders, self._digest = folder, [*earlier_attempts, folder], config_digest
         self._fingerprints = fingerprints
         self.total_updates = engine.plan.total_updates
         self._eval_every = interval(config.training.eval_steps, self.total_updates)
@@ -98,7 +94,7 @@ class TrainLoop:
 
     def _run(self) -> Generator[StepMetrics, None, RunResult]:
         if not self.history:
-            yield self._record(self._check_finite(StepMetrics(0, self._evaluation_fns.initial)))
+            yield self._record(self._check_finite(StepMetrics(0, self._evaluation.initial)))
         while True:
             # A run that was interrupted during evaluation resumes here, before its metrics were yielded.
             if self.history[-1].step < self._step and (step_metrics := self._evaluate()).metrics:
@@ -127,7 +123,7 @@ class TrainLoop:
 
     def _evaluate(self) -> StepMetrics:
         last = self._step == self.total_updates
-        held_out, pairs = self._evaluation_fns.evaluate(self._step, last or self._step % self._eval_every == 0)
+        held_out, pairs = self._evaluation.evaluate(self._step, last or self._step % self._eval_every == 0)
         # The window is reset only after evaluation, so that an interrupted evaluation keeps it.
         if not (last or self._step % self._training.logging_steps == 0):
             return StepMetrics(self._step, held_out, pairs)

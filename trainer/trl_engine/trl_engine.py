@@ -64,12 +64,14 @@ class _Handoff(Generic[T]):
         self.failure: BaseException | None = None
 
     def put(self, item: T) -> None:
+        """Hand an item to the consumer and wait until it asks for the next. Raises ConsumerClosed if it never will."""
         self.items.put(item)
         self.resume.acquire()
         if self.closed:
             raise ConsumerClosed
 
     def run(self, call: Callable[[Callable[[T], None]], object]) -> None:
+        """Run the call with `put`; keep its exception in `failure` and mark the end with None."""
         try:
             call(self.put)
         except ConsumerClosed:

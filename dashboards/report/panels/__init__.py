@@ -16,15 +16,15 @@ from dashboards.report.panels import (
     judgements_panel,
     learning_curves,
     response_quality,
+    result_panels,
     trials_and_cost,
-    winner,
 )
 
 PANELS: tuple[Callable[[SweepAnalysis], Panel | None], ...] = (
-    winner.winner_panel,
+    result_panels.winner_panel,
     judgements_panel.judgements_panel,
-    winner.diagnosis_panel,
-    hyperparameters.front_panel,
+    result_panels.diagnosis_panel,
+    hyperparameters.pareto_front_panel,
     heatmaps.heatmap_panel,
     learning_curves.learning_curves_panel,
     response_quality.collapse_panel,
@@ -35,5 +35,5 @@ PANELS: tuple[Callable[[SweepAnalysis], Panel | None], ...] = (
     trials_and_cost.cost_panel,
     trials_and_cost.timeline_panel,
     trials_and_cost.trials_panel,
-    winner.setup_panel,
+    result_panels.setup_panel,
 )

@@ -192,6 +192,7 @@ class _Axis:
         self.has_missing = len(values) < len(trials)
 
     def position(self, trial: TrialFrame) -> float:
+        """Return the height of the trial's value, 0 to 1; below the axis if the trial lacks the setting."""
         return (
             _MISSING_POSITION
             if self._path not in trial.record.params
@@ -206,11 +207,16 @@ class _Axis:
             return math.log(value / low) / math.log(high / low)
         return (value - low) / (high - low)
 
-    def annotations(self, k: int) -> list[dict[str, Any]]:
+    def annotations(self, axis_index: int) -> list[dict[str, Any]]:
+        """Return Plotly annotations of the axis: its ticks and its name, drawn at x = `axis_index`."""
         few = self._listed if len(self._listed) <= 7 else [self._listed[0], self._listed[-1]]
-        ticks = [_annotation(k, self._position_of(value), escape_text(format_value(value)), "left") for value in few]
-        ticks.append(_annotation(k, 1.06, f"<b>{escape_text(self._name)}</b>", "center", "bottom", 0))
-        return [*ticks, _annotation(k, _MISSING_POSITION, "not searched", "left")] if self.has_missing else ticks
+        ticks = [
+            _annotation(axis_index, self._position_of(value), escape_text(format_value(value)), "left") for value in few
+        ]
+        ticks.append(_annotation(axis_index, 1.06, f"<b>{escape_text(self._name)}</b>", "center", "bottom", 0))
+        return (
+            [*ticks, _annotation(axis_index, _MISSING_POSITION, "not searched", "left")] if self.has_missing else ticks
+        )
 
 
 def _order(value: Any) -> float:
@@ -256,7 +262,7 @@ def _lines(frame: SweepFrame, level: int, rows: list[tuple[TrialFrame, list[floa
     return go.Scatter(x=x, y=y, text=texts, mode="lines", line=line, hovertemplate="%{text}<extra></extra>")
 
 
-def front_panel(analysis: SweepAnalysis) -> Panel | None:
+def pareto_front_panel(analysis: SweepAnalysis) -> Panel | None:
     """Return the Pareto front as a table, and a scatter plot of each further objective against the first."""
     frame = analysis.frame
     if not frame.further_objectives or not frame.pareto_front:

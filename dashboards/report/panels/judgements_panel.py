@@ -83,25 +83,27 @@ def _table(judgements: list[tuple[TrialFrame, Judgement]]) -> Table:
 
 
 def _remarks(judgements: list[Judgement]) -> list[str]:
-    """Return notes on position bias, failed calls, open questions and the length-controlled win rate."""
+    """Return notes on position bias, failed calls, unanswered questions and the length-controlled win rate."""
     found: list[str] = []
-    biased = [v for v in judgements if v.first is not None and v.first.is_clear]
+    biased = [v for v in judgements if v.first_position_rate is not None and v.first_position_rate.is_clear]
     if biased:
-        shares = " and ".join(dict.fromkeys(f"{v.first.value:.0%}" for v in biased if v.first is not None))
+        shares = " and ".join(
+            dict.fromkeys(f"{v.first_position_rate.value:.0%}" for v in biased if v.first_position_rate is not None)
+        )
         found.append(
             f"The endpoint has a position bias: the answer shown first gets {shares} of the decided votes. Both orders "
             "were judged, so the bias leads to ties, not to wins."
         )
     failures: dict[str, int] = {}
     for judgement in judgements:
-        for kind, count in (judgement.asked.failures if judgement.asked else {}).items():
+        for kind, count in (judgement.usage.failures if judgement.usage else {}).items():
             failures[kind] = failures.get(kind, 0) + count
     if failures:
         counts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(failures.items()))
         found.append(f"Calls without a usable vote, retried where that could help: {counts}.")
-    still_open = sum(v.asked.unanswered for v in judgements if v.asked is not None)
-    if still_open:
-        found.append(f"{still_open} questions are still unanswered: run the same command again.")
+    unanswered = sum(v.usage.unanswered for v in judgements if v.usage is not None)
+    if unanswered:
+        found.append(f"{unanswered} questions are still unanswered: run the same command again.")
     if any(v.lc_win_rate is not None for v in judgements):
         found.append(
             "At equal length: the length-controlled win rate of AlpacaEval 2, predicted by a logistic regression for "

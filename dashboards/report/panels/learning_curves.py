@@ -12,16 +12,15 @@ from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.report.blocks import Block, Chart, Charts, Panel, Paragraph
 from dashboards.report.figures import FAINT_COLOR, RANK_COLORS, downsample, escape_text, figure
-from trainer.metrics import EVAL
+from trainer.metrics import CHOSEN, EVAL, MARGIN, REJECTED
 
 _CHARTS = (
-    (f"{EVAL}margins/logp", "Margin per token, held out"),
+    (MARGIN, "Margin per token, held out"),
     (f"{EVAL}accuracies/logp", "Accuracy, held out"),
     (f"{EVAL}loss", "Loss, held out"),
     ("loss", "Loss, training"),
     ("grad_norm", "Gradient norm"),
 )
-_CHOSEN, _REJECTED = f"{EVAL}logps_per_token/chosen", f"{EVAL}logps_per_token/rejected"
 _MAX_POINTS = 24_000
 """Points of all gray curves of one chart together, shared among the trials."""
 _MAX_POINTS_HIGHLIGHTED = 200
@@ -33,7 +32,7 @@ def learning_curves_panel(analysis: SweepAnalysis) -> Panel | None:
     highlighted = _highlighted(frame)
     charts = [_chart(frame, highlighted, [(metric, "solid")], title) for metric, title in _objective_first(frame)]
     both = _chart(
-        frame, highlighted, [(_CHOSEN, "solid"), (_REJECTED, "dash")], "Log-prob per token: chosen —, rejected - -"
+        frame, highlighted, [(CHOSEN, "solid"), (REJECTED, "dash")], "Log-prob per token: chosen —, rejected - -"
     )
     shown = [chart for chart in (charts[0], both, *charts[1:]) if chart is not None]
     if not shown:

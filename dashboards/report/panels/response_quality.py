@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from dashboards.analysis.held_out_pairs import HeldOutPairs, spearman
 from dashboards.analysis.small_samples import is_clear_correlation
 from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialFrame
-from dashboards.diagnosis.collapse_rules import CHOSEN, CHOSEN_DROP, MARGIN
+from dashboards.diagnosis.collapse_rules import CHOSEN_DROP
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.formatting import format_value
 from dashboards.report.blocks import Block, Chart, Charts, ModelReply, Panel, Paragraph, Replies
@@ -32,6 +32,7 @@ from dashboards.report.figures import (
     figure,
     state_marker,
 )
+from trainer.metrics import CHOSEN, MARGIN
 
 
 def collapse_panel(analysis: SweepAnalysis) -> Panel | None:

@@ -17,6 +17,7 @@ from dashboards.formatting import format_count, format_duration, format_hours, f
 from dashboards.report.blocks import Block, Chart, Charts, Code, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from dashboards.report.figures import BLUE, GOLD, GREEN, GREY, PINK, VERMILION, escape_text, figure, state_marker
 from orchestrator.study.trial_records import TrialState
+from trainer.metrics import CHOSEN, MARGIN
 
 _MAX_REASON_LENGTH = 300
 _MAX_TRACEBACKS = 5
@@ -35,7 +36,7 @@ def trials_panel(analysis: SweepAnalysis) -> Panel | None:
                 trial.label,
                 trial.state_label.lower(),
                 frame.describe_params(trial),
-                str(trial.curves.step),
+                str(trial.curves.last_update),
                 _truncate(trial.record.reason),
             )
             for trial in stopped
@@ -61,7 +62,7 @@ def trials_panel(analysis: SweepAnalysis) -> Panel | None:
 
 
 def _all_trials_table(frame: SweepFrame) -> Table:
-    metrics = (frame.objective.metric, "eval_margins/logp", "eval_logps_per_token/chosen", "eval_loss")
+    metrics = (frame.objective.metric, MARGIN, CHOSEN, "eval_loss")
     names = list(dict.fromkeys(m for m in metrics if any(c.last(m) is not None for c in frame.trials)))
     head = ("trial", "ended", *(frame.short_names.get(p, p) for p in frame.paths), "update", "attempts", *names)
     rows = tuple(
@@ -69,7 +70,7 @@ def _all_trials_table(frame: SweepFrame) -> Table:
             trial.label,
             trial.state_label.lower(),
             *(format_value(trial.record.params.get(p)) for p in frame.paths),
-            f"{trial.curves.step}" + (f"/{trial.steps}" if trial.steps else ""),
+            f"{trial.curves.last_update}" + (f"/{trial.planned_updates}" if trial.planned_updates else ""),
             str(trial.record.attempts),
             *(format_value(trial.last(name)) for name in names),
         )

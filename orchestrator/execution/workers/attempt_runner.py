@@ -21,11 +21,11 @@ from orchestrator.execution.messages import (
 )
 from orchestrator.execution.trainer_warnings import captured_warnings
 from orchestrator.execution.workers.mirror_upload import MirrorUploader
-from orchestrator.study.database import driver_lease
+from orchestrator.study.database import process_identity
 from trainer.config.trial import TrialConfig
 from trainer.metrics import EVAL
 from trainer.results import RunResult, RunStatus, StepMetrics
-from trainer.storage.atomic_files import FileLock
+from trainer.storage.file_lock import FileLock
 
 REPORT_SECONDS = 0.5
 """Seconds for which metrics are collected into one report, to limit the load of the driver."""
@@ -33,8 +33,8 @@ _LOCK_SECONDS = 20.0
 """Seconds to wait for the trial's lock."""
 _REMOTE_LOCK_SECONDS = 120.0
 """Seconds to wait for a holder on another machine; network disks free the locks of a dead machine after minutes."""
-STOP_POLL_SECONDS = 0.2
-"""Seconds between two checks for a stop request."""
+RELEASE_POLL_SECONDS = 0.2
+"""Seconds between two checks for a release request."""
 
 
 class Session(Protocol):
@@ -46,14 +46,14 @@ class Session(Protocol):
         ...
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         """Train one configuration and yield its metrics; closing the generator stops it without a checkpoint.
 
         Args:
             config: the trial.
             folder: folder of the attempt.
-            earlier: folders of earlier attempts, from whose newest checkpoint training continues.
+            earlier_attempts: folders of earlier attempts, from whose newest checkpoint training continues.
             fork: folder with another trial's checkpoint to start from.
         """
         ...
@@ -147,20 +147,22 @@ class AttemptRunner:
     def _collect(self, metrics: list[StepMetrics]) -> AttemptResult | None:
         until = time.monotonic() + REPORT_SECONDS
         if self._training is None:
-            if self._task.stop_requested:
-                return AttemptResult(AttemptStatus.RELEASED, "stop requested before the start")
+            if self._task.release_requested:
+                return AttemptResult(AttemptStatus.RELEASED, "release requested before the start")
             self._task.folder.mkdir(parents=True, exist_ok=True)
-            (self._task.folder / WORKER_FILE).write_text(driver_lease.process_id(), encoding="utf-8")
+            (self._task.folder / WORKER_FILE).write_text(process_identity.process_id(), encoding="utf-8")
             session = self._open_session()
             self._lock = _acquire_lock(self._task, self._lock_timeout)
             if self._lock is None:
-                return AttemptResult(AttemptStatus.RELEASED, "stop requested while waiting for the trial's lock")
+                return AttemptResult(AttemptStatus.RELEASED, "release requested while waiting for the trial's lock")
             config = TrialConfig.model_validate_json(self._task.config)
-            earlier = self._task.earlier if self._uploader is None else self._uploader.download_attempts()
-            self._training = session.train(config, self._task.folder, earlier, self._task.fork)
+            earlier_attempts = (
+                self._task.earlier_attempts if self._uploader is None else self._uploader.download_attempts()
+            )
+            self._training = session.train(config, self._task.folder, earlier_attempts, self._task.fork)
             if self._uploader is not None:
                 self._uploader.start()
-            threading.Thread(target=self._watch_for_stop, args=(session,), daemon=True).start()
+            threading.Thread(target=self._watch_for_release, args=(session,), daemon=True).start()
         while True:
             try:
                 step_metrics = next(self._training)
@@ -170,13 +172,13 @@ class AttemptRunner:
             if any(name.startswith(EVAL) for name in step_metrics.metrics) or time.monotonic() >= until:
                 return None
 
-    def _watch_for_stop(self, session: Session) -> None:
-        """Thread during training: handle stop requests and the death of the driver."""
+    def _watch_for_release(self, session: Session) -> None:
+        """Thread during training: handle release requests and the death of the driver."""
         parent_pid = os.getppid()
-        while not self._ended.wait(STOP_POLL_SECONDS):
+        while not self._ended.wait(RELEASE_POLL_SECONDS):
             if os.getppid() != parent_pid:
                 os._exit(1)  # Ray and the driver are dead; another attempt may start at any time
-            if self._task.stop_requested:
+            if self._task.release_requested:
                 with self._interrupting:
                     if not self._ended.is_set():
                         session.interrupt()
@@ -197,29 +199,32 @@ def _to_attempt_result(result: RunResult) -> AttemptResult:
             kind = AttemptStatus.DIVERGED
         case RunStatus.STOPPED:  # on request: the trial has no outcome
             kind = AttemptStatus.RELEASED
-    return AttemptResult(kind, result.reason, steps=result.steps)
+    return AttemptResult(kind, result.reason, updates=result.updates)
 
 
 def _acquire_lock(task: AttemptTask, timeout: float) -> FileLock | None:
-    """Acquire the lock of the trial's folder; None where a stop is requested before.
+    """Acquire the lock of the trial's folder; None where its release is requested before.
 
     A holder is the process of an older, abandoned attempt; it is killed after `timeout` seconds.
     """
-    lock = FileLock(task.lock, driver_lease.process_id())
+    lock = FileLock(task.lock, process_identity.process_id())
     began = time.monotonic()
     until = began + timeout
-    while not task.stop_requested:
+    while not task.release_requested:
         if lock.acquire(timeout=0.1):
             return lock
         holder = lock.holder()
         if time.monotonic() <= until or holder is None:
             continue
-        if driver_lease.kill(holder):
+        if process_identity.kill(holder):
             until = time.monotonic() + timeout
-        elif not driver_lease.is_remote(holder):
+        elif not process_identity.is_remote(holder):
             raise TimeoutError(
-                f"{task.lock}: {driver_lease.holder_name(holder)} still trains this trial and was not killed; end it"
+                f"{task.lock}: {process_identity.holder_name(holder)} still trains this trial and was not killed; "
+                "end it"
             )
         elif time.monotonic() > began + max(timeout, _REMOTE_LOCK_SECONDS):
-            raise WorkerLost(f"{task.lock}: {driver_lease.holder_name(holder)} still trains this trial; end it there")
+            raise WorkerLost(
+                f"{task.lock}: {process_identity.holder_name(holder)} still trains this trial; end it there"
+            )
     return None

@@ -131,7 +131,7 @@ class DataProcess:
         source = self._process.stdout.fileno()
         while b"\n" not in self._received:
             self._on_poll()
-            if self._signals.stop_requested:
+            if self._signals.received:
                 raise Interrupted
             if select.select([source], [], [], _POLL_SECONDS)[0]:
                 piece = os.read(source, 1 << 16)
@@ -148,11 +148,11 @@ class DataProcess:
         return redact(stderr[-2000:]) or f"exit code {self._process.returncode} without output"
 
 
-def _serve(cache: Path, requests: IO[str], answers: IO[str], *, trust: bool) -> None:
+def _serve(cache: Path, requests: IO[str], answers: IO[str], *, trust_remote_code: bool) -> None:
     """Main loop of the subprocess: answer requests until stdin is closed."""
     threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
     for line in requests:
-        answers.write(json.dumps(_prepare(cache, line, trust)) + "\n")
+        answers.write(json.dumps(_prepare(cache, line, trust_remote_code)) + "\n")
         answers.flush()
 
 
@@ -162,22 +162,22 @@ def _request(config: TrialConfig, judge: JudgeConfig | None = None) -> str:
     return json.dumps(requested if judge is None else requested | {"judge": judge.model_dump(mode="json")})
 
 
-def _prepare(cache: Path, request: str, trust: bool) -> dict[str, Any]:
+def _prepare(cache: Path, request: str, trust_remote_code: bool) -> dict[str, Any]:
     from trainer.data import prepare
 
     fields = json.loads(request)
     trial = TrialConfig.model_validate(fields["config"])
     try:
         if "judge" in fields:
-            _check_judge(trial, JudgeConfig.model_validate(fields["judge"]), cache, trust)
+            _check_judge(trial, JudgeConfig.model_validate(fields["judge"]), cache, trust_remote_code)
             return {}
-        found = prepare(trial.data, trial.model, cache, trust_remote_code=trust)
+        found = prepare(trial.data, trial.model, cache, trust_remote_code=trust_remote_code)
         _check_answers(trial, found.eval)
         notices: list[str] = []
         if trial.lora is not None:
             from trainer.models.adapters import describe_adapters  # imports torch, which data alone does not need
 
-            notices.append(describe_adapters(trial.model, trial.lora, cache, trust_remote_code=trust))
+            notices.append(describe_adapters(trial.model, trial.lora, cache, trust_remote_code=trust_remote_code))
         return {"report": found.report.model_dump_json(), "notices": notices}
     except TrialError as error:
         return {"data": str(error)}
@@ -199,16 +199,16 @@ def _check_answers(trial: TrialConfig, held_out: PairDataset) -> None:
     refuse_long_answers(positions, max(lengths, default=0), new, "evaluation.max_new_tokens")
 
 
-def _check_judge(trial: TrialConfig, judge: JudgeConfig, cache: Path, trust: bool) -> None:
+def _check_judge(trial: TrialConfig, judge: JudgeConfig, cache: Path, trust_remote_code: bool) -> None:
     """Raise UnreadableData or ModelError if a trained trial could not answer the judge's prompts."""
     positions = known_positions(trial.model)
     if judge.prompts_from is None and (positions is None or positions.table is None):
         return  # held-out prompts were checked with the data, and the model has no limit of positions
     from trainer.evaluation.judge_prompts import fixed_prompts  # torch, which data alone does not need
 
-    prompts = fixed_prompts(trial.data, trial.model, cache, judge.prompts, judge.prompts_from, trust_remote_code=trust)[
-        0
-    ]
+    prompts = fixed_prompts(
+        trial.data, trial.model, cache, judge.prompts, judge.prompts_from, trust_remote_code=trust_remote_code
+    )[0]
     if positions is not None:
         longest = max((len(prompt.ids) for prompt in prompts), default=0)
         refuse_long_answers(positions, longest, judge.max_new_tokens, "judge.max_new_tokens")
@@ -225,4 +225,4 @@ if __name__ == "__main__":
     # Redirect prints of libraries to stderr, as the driver reads replies from stdout.
     _stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    _serve(Path(sys.argv[1]), sys.stdin, _stdout, trust=_TRUST in sys.argv[2:])
+    _serve(Path(sys.argv[1]), sys.stdin, _stdout, trust_remote_code=_TRUST in sys.argv[2:])

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
+from orchestrator.call_retries import retrying
 from orchestrator.execution.messages import AttemptResult, AttemptStatus, AttemptTask
 from orchestrator.execution.workers.mirror_download import (
     FORK_ATTEMPT,
@@ -25,7 +26,6 @@ from orchestrator.execution.workers.mirror_download import (
 from orchestrator.folders import FAILURE_FILE
 from orchestrator.mirror import CHECKPOINTS, MODEL, RESULT, Mirror, MirrorRefused, UploadCancelled
 from orchestrator.redaction import redact
-from orchestrator.retrying import retrying
 from orchestrator.study.trial_records import FailureKind
 from trainer.storage import checkpoint_manifest
 

@@ -45,8 +45,8 @@ class MultiProcessSession:
         self._actors: list[Any] = []
         self._counters: Mapping[str, int] = {}
         self._run = 0
-        self._stop_requested = threading.Event()
-        """Stop request of the newest run; each run has its own event and number."""
+        self._interrupt_requested = threading.Event()
+        """Set when the newest run is interrupted; each run has its own event and number."""
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -55,12 +55,12 @@ class MultiProcessSession:
 
     def interrupt(self) -> None:
         """Request the newest run to save a checkpoint and end as STOPPED; thread-safe, no effect after its end."""
-        self._stop_requested.set()
+        self._interrupt_requested.set()
         for actor in self._actors[:1]:  # reaches it during a long step
             actor.interrupt.remote(self._run)
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         """Train one configuration in all processes and yield its metrics.
 
@@ -69,24 +69,24 @@ class MultiProcessSession:
             RemoteFailure: a process failed otherwise.
         """
         self._run += 1
-        self._stop_requested = threading.Event()
-        return self._train(self._run, self._stop_requested, config, folder, earlier, fork)
+        self._interrupt_requested = threading.Event()
+        return self._train(self._run, self._interrupt_requested, config, folder, earlier_attempts, fork)
 
     def _train(
         self,
         run: int,
-        requested: threading.Event,
+        interrupt_requested: threading.Event,
         config: TrialConfig,
         folder: Path,
-        earlier: Sequence[Path],
+        earlier_attempts: Sequence[Path],
         fork: Path | None,
     ) -> Generator[StepMetrics, None, RunResult]:
         try:
             if not self._actors:
                 self._start()
-            self._call_all("begin", run, config.model_dump_json(), folder, list(earlier), fork)
+            self._call_all("begin", run, config.model_dump_json(), folder, list(earlier_attempts), fork)
             while True:
-                if requested.is_set():  # possibly requested before the processes existed
+                if interrupt_requested.is_set():  # possibly requested before the processes existed
                     self._actors[0].interrupt.remote(run)
                 replies = self._call_all("next")
                 first = replies.get(0)

@@ -14,7 +14,7 @@ import ray
 
 from orchestrator.execution.messages import AttemptResult, result_of_exception
 from orchestrator.execution.trainer_warnings import captured_warnings
-from orchestrator.execution.workers.attempt_runner import STOP_POLL_SECONDS, Session, SessionFactory
+from orchestrator.execution.workers.attempt_runner import RELEASE_POLL_SECONDS, Session, SessionFactory
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 
@@ -72,14 +72,14 @@ class RankActor:
         self._session = self._open_session(self._cache)
         return os.getpid()
 
-    def begin(self, run: int, config: str, folder: Path, earlier: Sequence[Path], fork: Path | None) -> None:
+    def begin(self, run: int, config: str, folder: Path, earlier_attempts: Sequence[Path], fork: Path | None) -> None:
         """Prepare the next training as run number `run`; computation starts with `next`."""
         assert self._session is not None
         # Other processes write their tracebacks into separate folders.
         self._folder = folder if self._number == 0 else folder / f"process-{self._number}"
         with self._run_lock:
             self._run = run
-            self._metrics = self._session.train(TrialConfig.model_validate_json(config), folder, earlier, fork)
+            self._metrics = self._session.train(TrialConfig.model_validate_json(config), folder, earlier_attempts, fork)
 
     def next(self) -> RankStep:
         """Take the next step."""
@@ -114,6 +114,6 @@ class RankActor:
 
 def _exit_with_raylet(raylet: int) -> None:
     wait = threading.Event()
-    while not wait.wait(STOP_POLL_SECONDS):
+    while not wait.wait(RELEASE_POLL_SECONDS):
         if os.getppid() != raylet:
             os._exit(1)

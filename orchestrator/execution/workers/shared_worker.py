@@ -1,6 +1,7 @@
 """`SharedWorker`: a Ray actor in which several trials take turns over one frozen base model.
 
-`SharedWorkers` assigns trials to these processes in the driver. `ProxyTrainable` is Ray Tune's worker of such a trial.
+`SharedWorkerPool` assigns trials to these processes in the driver. `ProxyTrainable` is Ray Tune's worker of such a
+trial.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from orchestrator.execution.messages import REPORT_KEY, AttemptReport, AttemptTa
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session, SessionFactory, SharingSession
 from orchestrator.execution.workers.rank_actor import COMPANION_RESOURCE
-from orchestrator.execution.workers.trial_worker import free_memory, retired
+from orchestrator.execution.workers.trial_worker import free_memory, with_retire_flag
 from orchestrator.redaction import redact
 from orchestrator.study.trial_records import FailureKind
 
@@ -53,7 +54,7 @@ class SharedWorker:
     def start(self, task: AttemptTask) -> None:
         """Add an attempt; computation starts with `next_report`. An older attempt at the same trial is closed."""
         self._end_if_failed()
-        for running in [running for running in self._running.values() if running.task.run == task.run]:
+        for running in [running for running in self._running.values() if running.task.run_name == task.run_name]:
             self.close(running.task.id)
         self._running[task.id] = _RunningAttempt(task, AttemptRunner(task, lambda: self._session(task.id)))
 
@@ -77,7 +78,7 @@ class SharedWorker:
         if report.result is not None and report.result.failure is FailureKind.OUT_OF_MEMORY:
             running.session, running.is_abandoned = None, True  # drops its partial state; the base model stays
             free_memory()
-        return retired(report)
+        return with_retire_flag(report)
 
     def close(self, task_id: str) -> None:
         """Close an attempt; its session can be used by another one."""
@@ -91,7 +92,7 @@ class SharedWorker:
             self._free_sessions.append(running.session)
 
     @ray.method(concurrency_group=COMPANION_RESOURCE)
-    def abandon(self, task_id: str) -> None:
+    def interrupt_orphan(self, task_id: str) -> None:
         """Interrupt an attempt whose proxy died, so that its turn ends before `close` is processed."""
         with self._closing:
             running = self._running.get(task_id)
@@ -118,7 +119,7 @@ _RESTART_SECONDS = 120.0
 _POLL_SECONDS = 0.2
 
 
-class SharedWorkers:
+class SharedWorkerPool:
     """The shared processes of all slots, started at their first trial and restarted by Ray."""
 
     def __init__(self, slots: Slots, cache: Path, open_session: SessionFactory) -> None:
@@ -152,7 +153,7 @@ class SharedWorkers:
         if worker is None:
             return
         if lost:
-            worker.abandon.remote(task_id)
+            worker.interrupt_orphan.remote(task_id)
         worker.close.remote(task_id)
         if worker in self._retired and not self._trials_of(worker):
             self._retired.remove(worker)

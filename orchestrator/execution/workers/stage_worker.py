@@ -135,7 +135,7 @@ class StageWorker:
         while True:
             report: AttemptReport = self._wait_for(self._actor.next_report.remote(), task)
             if should_stop() and report.result is None:
-                task.request_stop()
+                task.request_release()
             on_report(report)
             if report.result is not None:
                 if report.result.status is AttemptStatus.RELEASED:
@@ -150,10 +150,10 @@ class StageWorker:
         while not ray.wait([reference], timeout=_POLL_SECONDS)[0]:
             self._on_poll()
             check_ray_health()
-            if self._signals.stop_requested:
+            if self._signals.received:
                 if task is None:
                     raise Interrupted
-                task.request_stop()
+                task.request_release()
         try:
             return ray.get(reference)
         except RayTaskError as error:

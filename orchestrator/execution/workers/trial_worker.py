@@ -1,4 +1,4 @@
-"""`Worker`: Tune trainable, a process with one loaded training session that runs one attempt after another."""
+"""`DedicatedWorker`: Tune trainable, a process with one loaded training session that runs one attempt after another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session
 from orchestrator.study.trial_records import FailureKind
 
 
-class DedicatedWorkers:
+class DedicatedWorkerPool:
     """Workers with a separate process for each trial."""
 
     def __init__(self, cache: Path, open_session: SessionFactory) -> None:
@@ -25,7 +25,7 @@ class DedicatedWorkers:
     @property
     def trainable(self) -> type[Trainable]:
         """The trainable class that Tune runs for each trial."""
-        return Worker
+        return DedicatedWorker
 
     def config(self, task: AttemptTask) -> dict[str, Any]:
         """Return the configuration of a worker for this attempt."""
@@ -42,7 +42,7 @@ class DedicatedWorkers:
         """Do nothing: Tune ends its workers."""
 
 
-class Worker(Trainable):
+class DedicatedWorker(Trainable):
     """Tune trainable: `step` returns the attempt's next report, `reset_config` starts the next attempt."""
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ class Worker(Trainable):
         if report.result is not None and report.result.failure is FailureKind.OUT_OF_MEMORY:
             self._loaded = None  # drops partial state and model; the next attempt loads again
             free_memory()
-        return {REPORT_KEY: retired(report)}
+        return {REPORT_KEY: with_retire_flag(report)}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the next attempt in the same process."""
@@ -90,7 +90,7 @@ class Worker(Trainable):
         return self._loaded
 
 
-def retired(report: AttemptReport) -> AttemptReport:
+def with_retire_flag(report: AttemptReport) -> AttemptReport:
     """Return the report with `retire` set if this process must get no other trial.
 
     A failed trial may leave CUDA context and GPU memory in any state; a diverged one, or refused data, does not.

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.errors import Finding, SpecError
+from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.spec.estimates.gpu_memory import (
     GB,
     Memory,
@@ -76,7 +76,7 @@ class Estimate:
     parameters: int
     memory: Memory
     gpu_memory: float | None
-    place: str
+    gpu_description: str
     tokens_per_micro_batch: int | None
     """The largest that fits; None if one pair does not fit, or if the GPU's memory is unknown."""
     trials_on_a_gpu: tuple[int, int] | None
@@ -93,7 +93,7 @@ def estimate(
     configs: Sequence[TrialConfig],
     updates: Sequence[int],
     shape: ModelShape,
-    machine: GpuAssumptions,
+    assumptions: GpuAssumptions,
     trials: int | None,
     *,
     eval_pairs: int | None,
@@ -104,49 +104,50 @@ def estimate(
         configs: Configurations at the corners of the search space; the largest sets memory and time.
         updates: Updates of each configuration; empty if unknown.
         shape: Shape of the initial model.
-        machine: Assumptions about GPUs and data.
+        assumptions: Assumptions about GPUs and data.
         trials: Trials of the sweep; None if unknown.
         eval_pairs: Held-out pairs; None if unknown.
     """
-    largest = largest_config(configs, shape, machine)
+    largest = largest_config(configs, shape, assumptions)
     fits, warnings = None, list[str]()
-    if (available := machine.memory_per_process) is not None:
-        fits = max_micro_batch_tokens(largest, shape, available, machine.processes, machine.trials)
+    if (available := assumptions.memory_per_process) is not None:
+        fits = max_micro_batch_tokens(largest, shape, available, assumptions.processes, assumptions.trials)
         if fits is None:
-            warnings.append(too_large_message(largest, shape, machine))
+            warnings.append(too_large_message(largest, shape, assumptions))
         elif fits < largest.training.tokens_per_micro_batch:
             warnings.append(
                 f"by formula training.tokens_per_micro_batch {largest.training.tokens_per_micro_batch:,} does not fit "
-                f"{machine.description}; {fits:,} does, with the same results"
+                f"{assumptions.description}; {fits:,} does, with the same results"
             )
     flops = max(
-        (_trial_flops(c, shape, n, machine, eval_pairs) for c, n in zip(configs, updates, strict=False)), default=None
+        (_trial_flops(c, shape, n, assumptions, eval_pairs) for c, n in zip(configs, updates, strict=False)),
+        default=None,
     )
-    speed = machine.tflops * 1e12 * machine.efficiency * 3600
+    speed = assumptions.tflops * 1e12 * assumptions.efficiency * 3600
     each = None if flops is None else flops / speed
     total = None if flops is None or trials is None else trials * flops / speed
     if total is not None and updates and any(isinstance(c.loss, DpoLoss) for c in configs):
-        total += _reference_flops(configs, updates, shape, machine) / speed
+        total += _reference_flops(configs, updates, shape, assumptions) / speed
     return Estimate(
         parameters=shape.parameters,
-        memory=memory(largest, shape, micro_batch_tokens(largest), machine.processes, machine.trials),
-        gpu_memory=machine.gpu_memory,
-        place=machine.description,
+        memory=memory(largest, shape, micro_batch_tokens(largest), assumptions.processes, assumptions.trials),
+        gpu_memory=assumptions.gpu_memory,
+        gpu_description=assumptions.description,
         tokens_per_micro_batch=fits,
-        trials_on_a_gpu=_trials_on_a_gpu(largest, shape, machine),
+        trials_on_a_gpu=_trials_on_a_gpu(largest, shape, assumptions),
         flops_per_trial=flops,
         gpu_hours_per_trial=each,
         gpu_hours=total,
-        cost=None if total is None or machine.price is None else total * machine.price,
-        assumed=_assumptions_text(machine) + ("" if eval_pairs is not None else ", without evaluation"),
+        cost=None if total is None or assumptions.price is None else total * assumptions.price,
+        assumed=_assumptions_text(assumptions) + ("" if eval_pairs is not None else ", without evaluation"),
         warnings=tuple(warnings),
     )
 
 
-def _trials_on_a_gpu(config: TrialConfig, shape: ModelShape, machine: GpuAssumptions) -> tuple[int, int] | None:
-    if machine.gpu_memory is None or machine.processes > 1 or config.lora is None or config.engine == "trl":
+def _trials_on_a_gpu(config: TrialConfig, shape: ModelShape, assumptions: GpuAssumptions) -> tuple[int, int] | None:
+    if assumptions.gpu_memory is None or assumptions.processes > 1 or config.lora is None or config.engine == "trl":
         return None
-    return max_trials_per_gpu(config, shape, machine.gpu_memory)
+    return max_trials_per_gpu(config, shape, assumptions.gpu_memory)
 
 
 def micro_batch_tokens(config: TrialConfig) -> int:
@@ -154,39 +155,45 @@ def micro_batch_tokens(config: TrialConfig) -> int:
     return max(config.training.tokens_per_micro_batch, 2 * config.data.max_length)
 
 
-def largest_config(configs: Sequence[TrialConfig], shape: ModelShape, machine: GpuAssumptions) -> TrialConfig:
+def largest_config(configs: Sequence[TrialConfig], shape: ModelShape, assumptions: GpuAssumptions) -> TrialConfig:
     """Return the configuration that takes the most memory."""
-    return max(configs, key=lambda c: memory(c, shape, micro_batch_tokens(c), machine.processes, machine.trials).total)
+    return max(
+        configs, key=lambda c: memory(c, shape, micro_batch_tokens(c), assumptions.processes, assumptions.trials).total
+    )
 
 
-def too_large_message(config: TrialConfig, shape: ModelShape, machine: GpuAssumptions) -> str:
+def too_large_message(config: TrialConfig, shape: ModelShape, assumptions: GpuAssumptions) -> str:
     """Return the message that not even one pair fits, with the first change that makes it fit."""
-    assert machine.memory_per_process is not None
-    need = memory(config, shape, 2 * config.data.max_length, machine.processes, machine.trials).total
-    helps = suggest_change(config, shape, machine.memory_per_process, machine.processes, machine.trials)
-    what = "one pair" if machine.trials == 1 else f"one pair with {machine.trials - 1} more trials in the process"
-    return f"by formula {what} takes {need / GB:,.0f} GB, more than {machine.description} has: " + (
+    assert assumptions.memory_per_process is not None
+    need = memory(config, shape, 2 * config.data.max_length, assumptions.processes, assumptions.trials).total
+    helps = suggest_change(config, shape, assumptions.memory_per_process, assumptions.processes, assumptions.trials)
+    what = (
+        "one pair" if assumptions.trials == 1 else f"one pair with {assumptions.trials - 1} more trials in the process"
+    )
+    return f"by formula {what} takes {need / GB:,.0f} GB, more than {assumptions.description} has: " + (
         f"it fits with {helps}" if helps else "no setting makes it fit"
     )
 
 
-def update_seconds(config: TrialConfig, shape: ModelShape, machine: GpuAssumptions) -> float:
+def update_seconds(config: TrialConfig, shape: ModelShape, assumptions: GpuAssumptions) -> float:
     """Return the seconds of one update on all GPUs of the trial, by formula."""
-    return _update_flops(config, shape, machine) / (machine.tflops * 1e12 * machine.efficiency * machine.processes)
+    return _update_flops(config, shape, assumptions) / (
+        assumptions.tflops * 1e12 * assumptions.efficiency * assumptions.processes
+    )
 
 
-def _update_flops(config: TrialConfig, shape: ModelShape, machine: GpuAssumptions) -> float:
+def _update_flops(config: TrialConfig, shape: ModelShape, assumptions: GpuAssumptions) -> float:
     """FLOPs: 6 per weight and token, 4 with adapters, 2 more if gradient checkpointing repeats the forward pass."""
-    tokens = machine.tokens_per_pair or 2 * config.data.max_length
+    tokens = assumptions.tokens_per_pair or 2 * config.data.max_length
     forwards = (3 if config.lora is None else 2) + (1 if config.training.gradient_checkpointing else 0)
     return config.training.pairs_per_update * _forward_flops(shape, tokens) * forwards
 
 
 def _trial_flops(
-    config: TrialConfig, shape: ModelShape, updates: int, machine: GpuAssumptions, eval_pairs: int | None
+    config: TrialConfig, shape: ModelShape, updates: int, assumptions: GpuAssumptions, eval_pairs: int | None
 ) -> float:
-    tokens = machine.tokens_per_pair or 2 * config.data.max_length
-    trained = updates * _update_flops(config, shape, machine)
+    tokens = assumptions.tokens_per_pair or 2 * config.data.max_length
+    trained = updates * _update_flops(config, shape, assumptions)
     every = config.training.eval_steps or max(1, updates // 10)
     return trained + (eval_pairs or 0) * (math.ceil(updates / every) + 1) * _forward_flops(shape, tokens)
 
@@ -198,19 +205,23 @@ def _forward_flops(shape: ModelShape, tokens: int) -> float:
 
 
 def _reference_flops(
-    configs: Sequence[TrialConfig], updates: Sequence[int], shape: ModelShape, machine: GpuAssumptions
+    configs: Sequence[TrialConfig], updates: Sequence[int], shape: ModelShape, assumptions: GpuAssumptions
 ) -> float:
     """FLOPs of the reference model's log-probs of every pair, once per sweep."""
     config = configs[0]
     epochs = max(1.0, config.training.num_train_epochs)
     pairs = max(updates) * config.training.pairs_per_update / epochs
-    return pairs * _forward_flops(shape, machine.tokens_per_pair or 2 * config.data.max_length)
+    return pairs * _forward_flops(shape, assumptions.tokens_per_pair or 2 * config.data.max_length)
 
 
-def _assumptions_text(machine: GpuAssumptions) -> str:
-    pair = f"{machine.tokens_per_pair:,} tokens per pair" if machine.tokens_per_pair else "every pair at full length"
-    rows = f", {machine.train_pairs:,} training pairs" if machine.train_pairs else ""
-    return f"{pair}{rows}, {machine.efficiency:.0%} of {machine.tflops:,.0f} TFLOP/s on a GPU"
+def _assumptions_text(assumptions: GpuAssumptions) -> str:
+    pair = (
+        f"{assumptions.tokens_per_pair:,} tokens per pair"
+        if assumptions.tokens_per_pair
+        else "every pair at full length"
+    )
+    rows = f", {assumptions.train_pairs:,} training pairs" if assumptions.train_pairs else ""
+    return f"{pair}{rows}, {assumptions.efficiency:.0%} of {assumptions.tflops:,.0f} TFLOP/s on a GPU"
 
 
 _MODEL_PREFIX = "model."
@@ -248,44 +259,47 @@ def trials_per_process(spec: SweepSpec, gpu_memory: float | None) -> int:
     if next(cannot_share_base(spec.base, spec.search, spec.enqueue), None) is not None:
         return 1
     configs, most = corner_configs(spec.search, spec.base), int(1 / share + 1e-9)
-    machine = GpuAssumptions(gpu_memory=gpu_memory)
+    assumptions = GpuAssumptions(gpu_memory=gpu_memory)
     for trials in range(1, most + 1):
         if most % trials == 0 and _fits(
-            configs, shape, replace(machine, share=min(1.0, trials * share), trials=trials)
+            configs, shape, replace(assumptions, share=min(1.0, trials * share), trials=trials)
         ):
             return trials
     return 1
 
 
-def gpu_share(spec: SweepSpec, gpu_memory: float | None, machine: GpuAssumptions | None = None) -> GpuAssumptions:
+def gpu_share(spec: SweepSpec, gpu_memory: float | None, assumptions: GpuAssumptions | None = None) -> GpuAssumptions:
     """Return the assumptions with the share of a GPU of `gpu_memory` bytes per process, and its number of trials."""
     trials = trials_per_process(spec, gpu_memory)
     share = min(1.0, trials * (spec.resources.gpus_per_trial or 1.0))
-    return replace(machine or GpuAssumptions(), gpu_memory=gpu_memory, share=share, trials=trials)
+    return replace(assumptions or GpuAssumptions(), gpu_memory=gpu_memory, share=share, trials=trials)
 
 
 def check_share(spec: SweepSpec, gpu_memory: float | None) -> None:
     """Raise SpecError if by formula the largest trial, one pair at a time, exceeds its share of the GPU's memory."""
     share, shape = spec.resources.gpus_per_trial, model_shape(spec.base.model)
-    machine = gpu_share(spec, gpu_memory)
-    if shape is None or gpu_memory is None or (machine.trials == 1 and (share is None or not 0 < share < 1)):
+    assumptions = gpu_share(spec, gpu_memory)
+    if shape is None or gpu_memory is None or (assumptions.trials == 1 and (share is None or not 0 < share < 1)):
         return
     configs = corner_configs(spec.search, spec.base)
-    if _fits(configs, shape, machine):
+    if _fits(configs, shape, assumptions):
         return
-    message = too_large_message(largest_config(configs, shape, machine), shape, machine)
-    if machine.trials > 1:
-        where, problem = "trials_per_process", f"{machine.trials} is too many: {message}"
-        raise SpecError([Finding("resources", f"resources.{where}", problem, "or set fewer trials per process")])
+    message = too_large_message(largest_config(configs, shape, assumptions), shape, assumptions)
+    if assumptions.trials > 1:
+        where, problem = "trials_per_process", f"{assumptions.trials} is too many: {message}"
+        raise SpecError([SpecProblem("resources", f"resources.{where}", problem, "or set fewer trials per process")])
     problem = f"{share:g} is too little: {message}"
-    raise SpecError([Finding("resources", "resources.gpus_per_trial", problem, "or set a larger share, at most 1")])
+    raise SpecError([SpecProblem("resources", "resources.gpus_per_trial", problem, "or set a larger share, at most 1")])
 
 
-def _fits(configs: list[TrialConfig], shape: ModelShape, machine: GpuAssumptions) -> bool:
-    assert machine.memory_per_process is not None
+def _fits(configs: list[TrialConfig], shape: ModelShape, assumptions: GpuAssumptions) -> bool:
+    assert assumptions.memory_per_process is not None
     return (
         max_micro_batch_tokens(
-            largest_config(configs, shape, machine), shape, machine.memory_per_process, trials=machine.trials
+            largest_config(configs, shape, assumptions),
+            shape,
+            assumptions.memory_per_process,
+            trials=assumptions.trials,
         )
         is not None
     )

@@ -23,7 +23,7 @@ class Memory:
 
     weights: int
     gradients: int
-    optimiser: int
+    optimizer: int
     copies: int
     """bfloat16 copies of float32 weights that autocast caches from the forward to the backward pass."""
     activations: int
@@ -79,7 +79,7 @@ def memory(config: TrialConfig, shape: ModelShape, tokens: int, processes: int =
     return Memory(
         weights=-(-weights // parts),
         gradients=-(-gradients // parts),
-        optimiser=-(-optimizer // parts),
+        optimizer=-(-optimizer // parts),
         copies=2 * linear if has_copies else 0,
         activations=activations,
         head=head,
@@ -109,7 +109,7 @@ def _step(config: TrialConfig, shape: ModelShape, parts: int) -> int:
     """Fused AdamW works in place; stochastic rounding goes part by part."""
     if config.lora is None and config.model.dtype == "bfloat16" and config.training.stochastic_rounding:
         # Weight and gradient in float32; weight, random bits and the rounded weight.
-        return 10 * min(-(-shape.parameters // parts), memory_limits.STEP_ELEMENTS)
+        return 10 * min(-(-shape.parameters // parts), memory_limits.ROUNDING_CHUNK_ELEMENTS)
     return 0
 
 
@@ -154,7 +154,7 @@ def _head(config: TrialConfig, shape: ModelShape, tokens: int) -> int:
     if not trained:
         return visit + copy
     # The sum in float32; the product of one chunk, and on a CPU its copy in float32.
-    product = 6 * min(weight, max(shape.hidden, memory_limits.PRODUCT_ELEMENTS)) if narrow else 0
+    product = 6 * min(weight, max(shape.hidden, memory_limits.GRADIENT_CHUNK_ELEMENTS)) if narrow else 0
     rounded = 2 * weight if config.model.dtype == "bfloat16" else 0  # after the logits are freed
     return copy + 4 * weight + max(visit + product, rounded)
 

@@ -43,10 +43,18 @@ class ModelShape:
     def linears(self) -> tuple[tuple[int, int], ...]:
         """(inputs, outputs) of each linear layer of one decoder layer."""
         wide, narrow, feed = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
-        h = self.hidden
+        hidden = self.hidden
         if self.fused:
-            return (h, wide + 2 * narrow), (wide, h), (h, 2 * feed), (feed, h)
-        return (h, wide), (h, narrow), (h, narrow), (wide, h), (h, feed), (h, feed), (feed, h)
+            return (hidden, wide + 2 * narrow), (wide, hidden), (hidden, 2 * feed), (feed, hidden)
+        return (
+            (hidden, wide),
+            (hidden, narrow),
+            (hidden, narrow),
+            (wide, hidden),
+            (hidden, feed),
+            (hidden, feed),
+            (feed, hidden),
+        )
 
     @property
     def linear_parameters(self) -> int:

@@ -58,7 +58,7 @@ def compare_with_formula(
     measured: MeasuredUpdate,
     config: TrialConfig,
     shape: ModelShape | None,
-    machine: GpuAssumptions,
+    assumptions: GpuAssumptions,
     by_formula: Estimate | None,
 ) -> ProbeResult:
     """Compare a measured update of the trial `config` with the plan's estimate `by_formula`."""
@@ -67,12 +67,12 @@ def compare_with_formula(
     predicted_bytes = memory(
         config, shape, max(measured.tokens_per_micro_batch, 2 * config.data.max_length), measured.processes
     )
-    seconds = update_seconds(config, shape, machine)
+    seconds = update_seconds(config, shape, assumptions)
     return ProbeResult(
         measured,
         seconds,
         predicted_bytes.total,
-        _corrected(measured, config, shape, machine, by_formula, seconds, predicted_bytes.total),
+        _corrected(measured, config, shape, assumptions, by_formula, seconds, predicted_bytes.total),
     )
 
 
@@ -80,7 +80,7 @@ def _corrected(
     measured: MeasuredUpdate,
     config: TrialConfig,
     shape: ModelShape,
-    machine: GpuAssumptions,
+    assumptions: GpuAssumptions,
     by_formula: Estimate,
     seconds: float,
     predicted_bytes: int,
@@ -88,13 +88,13 @@ def _corrected(
     slower = measured.seconds / seconds
     gpu = measured.device != "CPU"
     fits = by_formula.tokens_per_micro_batch
-    if gpu and machine.memory_per_process is not None:
+    if gpu and assumptions.memory_per_process is not None:
         fits = max_micro_batch_tokens(
             config,
             shape,
-            machine.memory_per_process * predicted_bytes / measured.peak_bytes,
-            machine.processes,
-            machine.trials,
+            assumptions.memory_per_process * predicted_bytes / measured.peak_bytes,
+            assumptions.processes,
+            assumptions.trials,
         )
     return replace(
         by_formula,
@@ -111,6 +111,8 @@ def _times(hours: float | None, slower: float) -> float | None:
     return None if hours is None else hours * slower
 
 
+_JSON_NAMES = {"gpu_description": "place", "optimizer": "optimiser"}
+"""Field -> its name in JSON, where the two differ."""
 MAX_GRID_POINTS = 100_000
 """A larger grid is not enumerated to count its equal points."""
 
@@ -139,7 +141,7 @@ class SweepPlan:
     """The figures of a sweep that are known before it starts; None for those that are not."""
 
     name: str
-    identity: str
+    spec_hash: str
     goal: str
     sampler: str
     searched: dict[str, str]
@@ -163,8 +165,13 @@ class SweepPlan:
     """One measured update, with `plan --probe`."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the plan as JSON values."""
-        return asdict(self)
+        """Return the plan as JSON values; `spec_hash` has the key `identity`."""
+        return {
+            "identity" if name == "spec_hash" else name: value
+            for name, value in asdict(
+                self, dict_factory=lambda items: {_JSON_NAMES.get(name, name): value for name, value in items}
+            ).items()
+        }
 
 
 def make_plan(
@@ -175,7 +182,7 @@ def make_plan(
     concurrency: int | None,
     tracking: str,
     notices: Sequence[str] = (),
-    machine: GpuAssumptions | None = None,
+    assumptions: GpuAssumptions | None = None,
 ) -> SweepPlan:
     """Return the plan of a sweep under the runs folder `root`.
 
@@ -186,7 +193,7 @@ def make_plan(
         concurrency: Trials at a time; None if unknown.
         tracking: MLflow's tracking URI.
         notices: Notices to include, such as the loader's.
-        machine: Assumptions about GPUs and data.
+        assumptions: Assumptions about GPUs and data.
 
     Raises:
         DataError: The data has fewer pairs than one update.
@@ -205,12 +212,12 @@ def make_plan(
     by_formula = None
     if shape is not None:
         eval_pairs = rows.eval if rows.train is not None else None
-        by_formula = estimate(configs, updates, shape, machine or GpuAssumptions(), trials, eval_pairs=eval_pairs)
+        by_formula = estimate(configs, updates, shape, assumptions or GpuAssumptions(), trials, eval_pairs=eval_pairs)
         notices_out += by_formula.warnings
     return SweepPlan(
         name=spec.name,
-        identity=spec_hash(spec),
-        goal=f"{spec.goal.direction} {spec.goal.metric}",
+        spec_hash=spec_hash(spec),
+        goal=f"{spec.first_objective.direction} {spec.first_objective.metric}",
         sampler=spec.sampler.kind,
         searched=_searched(spec),
         trials=trials,

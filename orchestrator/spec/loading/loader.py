@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
 
-from orchestrator.errors import Finding, SpecError, closest_match
+from orchestrator.errors import SpecError, SpecProblem, closest_match
 from orchestrator.folders import SWEEP_NAME_PATTERN
 from orchestrator.spec.estimates.cost_estimate import cannot_share_base
 from orchestrator.spec.guard_config import GuardConfig
@@ -150,8 +150,8 @@ def _check_sources(findings: ErrorCollector, tree: Any, loc: Location) -> frozen
     data = cast(dict[str, Any], tree).get("data") if isinstance(tree, dict) else None
     for split in ("train", "eval"):
         sources = cast(dict[str, Any], data).get(split) if isinstance(data, dict) else None
-        for i, source in enumerate(_as_list(sources)):
-            inner: Location = ("data", split, i)
+        for index, source in enumerate(_as_list(sources)):
+            inner: Location = ("data", split, index)
             keys = list(cast(dict[str, Any], source)) if isinstance(source, dict) else list[str]()
             known = [key for key in SOURCE_KEYS if key in keys]
             if len(known) != 1:
@@ -174,9 +174,12 @@ def _check_corners(findings: ErrorCollector, search: SearchSpace, base: TrialCon
 
 def _value_location(findings: ErrorCollector, search: SearchSpace, problem: corners.CornerProblem) -> Location:
     loc = location_of(search.zipped, problem.path)
-    for i, value in enumerate(search.listed_values(problem.path)):
+    for index, value in enumerate(search.listed_values(problem.path)):
         if type(value) is type(problem.value) and value == problem.value:
-            written = [(*loc, i), *((*loc, kind, i) for kind in ("choice", "uniform", "log_uniform", "int_uniform"))]
+            written = [
+                (*loc, index),
+                *((*loc, kind, index) for kind in ("choice", "uniform", "log_uniform", "int_uniform")),
+            ]
             return next((w for w in written if w in findings.document.lines), loc)
     return loc
 
@@ -236,6 +239,6 @@ def _load_document(document: Document, folder: Path, sets: Sequence[str], name: 
     return LoadedSpec(spec, tuple(notices), document)
 
 
-def _line_of(finding: Finding) -> tuple[str, int]:
+def _line_of(finding: SpecProblem) -> tuple[str, int]:
     source, _, line = finding.where.rpartition(":")
     return (source, int(line)) if line.isdigit() else (finding.where, 0)

@@ -183,8 +183,8 @@ def load_objectives(
             listed = cast(tuple[Any, ...], given)
         if isinstance(given, tuple) and not listed:
             findings.add((direction,), "the list is empty")
-        for i, metric in enumerate(listed):
-            loc: Location = (direction, i) if isinstance(given, tuple) else (direction,)
+        for index, metric in enumerate(listed):
+            loc: Location = (direction, index) if isinstance(given, tuple) else (direction,)
             if not isinstance(metric, str):
                 findings.add(loc, f"must be the name of a metric, not {format_value(metric)}")
             elif any(objective.metric == metric for objective in objectives):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from orchestrator.errors import Finding, SpecError, closest_match
+from orchestrator.errors import SpecError, SpecProblem, closest_match
 from orchestrator.spec.loading.shorthands import expand_shorthands
 from orchestrator.spec.loading.validation_errors import parse_document
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, values_equal
@@ -18,7 +18,7 @@ _SECTIONS = tuple(TrialConfig.model_fields)
 _DIMENSION_KEYS = {*DIMENSION_KINDS, "step", "log", "when"}
 
 
-def apply_overrides(document: Document, sets: Sequence[str], findings: list[Finding]) -> list[str]:
+def apply_overrides(document: Document, sets: Sequence[str], problems: list[SpecProblem]) -> list[str]:
     """Apply each `PATH=VALUE` to the document; return notices of what else changed. Errors are added to `findings`."""
     notices: list[str] = []
     given: list[tuple[str, str, Any]] = []
@@ -27,23 +27,23 @@ def apply_overrides(document: Document, sets: Sequence[str], findings: list[Find
         path, equals, text = one.partition("=")
         path = path.strip()
         if not equals or not path:
-            findings.append(Finding(flag, "", "must be PATH=VALUE, such as loss.beta=2.5"))
+            problems.append(SpecProblem(flag, "", "must be PATH=VALUE, such as loss.beta=2.5"))
             continue
         first = path.partition(".")[0]
         if first not in _SECTIONS and first not in SECTION_ORDER:
             near = closest_match(first, [*_SECTIONS, *SECTION_ORDER])
-            findings.append(Finding(flag, path, "unknown key", f"did you mean {near}?" if near else ""))
+            problems.append(SpecProblem(flag, path, "unknown key", f"did you mean {near}?" if near else ""))
             continue
         try:
             given.append((flag, path, parse_document(text, flag).value if text.strip() else None))
         except SpecError as error:
-            findings += [Finding(flag, path, f.problem, f.hint) for f in error.findings]
+            problems += [SpecProblem(flag, path, f.problem, f.hint) for f in error.problems]
     fresh = {path for _, path, _ in given}
     for flag, path, value in given:
         try:
             notices += _apply_override(document, flag, path, value, fresh)
         except SpecError as error:
-            findings += error.findings
+            problems += error.problems
     return notices
 
 
@@ -137,7 +137,7 @@ def _set(document: Document, flag: str, loc: Location, value: Any) -> None:
         document.value = _with_value(document.value, loc, value)
         expand_shorthands(document.value)
     except IndexError as error:
-        raise SpecError([Finding(flag, ".".join(map(str, loc)), str(error))]) from None
+        raise SpecError([SpecProblem(flag, ".".join(map(str, loc)), str(error))]) from None
 
 
 def _with_value(tree: Any, loc: Location, value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from orchestrator.errors import Finding, SpecError
+from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.spec.loading.search_section import location_of
 from orchestrator.spec.search.corners import extreme_space, sample_corners
 from orchestrator.spec.search.dimensions import Params
@@ -24,14 +24,14 @@ def check_lengths(spec: SweepSpec, document: Document) -> list[str]:
     Raises SpecError with lengths that the model cannot compute. Only models with a config.json on this machine are
     checked.
     """
-    refused: list[Finding] = []
+    refused: list[SpecProblem] = []
     warned: list[str] = []
     for loc, found in dict.fromkeys(_found(spec)):
-        finding = Finding(document.location(loc), ".".join(map(str, loc)), found.problem, found.hint)
+        problem = SpecProblem(document.location(loc), ".".join(map(str, loc)), found.problem, found.hint)
         if found.refused:
-            refused.append(finding)
+            refused.append(problem)
         else:
-            warned.append(str(finding))
+            warned.append(str(problem))
     if refused:
         raise SpecError(refused)
     return warned

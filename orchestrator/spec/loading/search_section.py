@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from orchestrator.errors import closest_match
+from orchestrator.errors import SpecProblem, closest_match
 from orchestrator.spec.loading.validation_errors import ErrorCollector, format_value
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Dimension, Scalar
@@ -81,8 +81,8 @@ def _load_dimension(findings: ErrorCollector, loc: Location, entry: Any) -> Dime
 def _load_zip(findings: ErrorCollector, entry: Any) -> tuple[dict[str, tuple[Scalar, ...]], ...]:
     groups = cast(tuple[Any, ...], entry) if isinstance(entry, tuple) else (entry,)
     out: list[dict[str, tuple[Scalar, ...]]] = []
-    for g, group in enumerate(groups):
-        loc: Location = (SEARCH, "zip", g)
+    for index, group in enumerate(groups):
+        loc: Location = (SEARCH, "zip", index)
         if not isinstance(group, dict) or not group:
             findings.add(loc, f"must be a mapping from settings to lists of equal length, not {format_value(group)}")
             continue
@@ -122,10 +122,10 @@ def _loss_kind(findings: ErrorCollector) -> str:
 def _check_scalars(findings: ErrorCollector, loc: Location, listed: tuple[Any, ...]) -> bool:
     if not listed:
         findings.add(loc, "the list is empty")
-    bad = [i for i, value in enumerate(listed) if isinstance(value, (tuple, dict))]
-    for i in bad:
+    bad = [index for index, value in enumerate(listed) if isinstance(value, (tuple, dict))]
+    for index in bad:
         findings.add(
-            (*loc, i), f"a searched value is a number, text, true, false or null, not {format_value(listed[i])}"
+            (*loc, index), f"a searched value is a number, text, true, false or null, not {format_value(listed[index])}"
         )
     return bool(listed) and not bad
 
@@ -145,21 +145,23 @@ def load_enqueue(
     before = len(findings.items)
     out: list[dict[str, Scalar]] = []
     seen: list[Any] = []
-    for i, one in enumerate(cast(tuple[Any, ...], given)):
-        loc: Location = (ENQUEUE, i)
+    for index, one in enumerate(cast(tuple[Any, ...], given)):
+        loc: Location = (ENQUEUE, index)
         if not isinstance(one, dict) or not one:
             findings.add(loc, f"must be a mapping from settings to values, not {format_value(one)}")
             continue
         params = cast(dict[str, Any], one)
         wrong = [
-            (p, f"one trial has one value, not {format_value(v)}", "") for p, v in params.items() if _is_collection(v)
+            SpecProblem("", path, f"one trial has one value, not {format_value(value)}")
+            for path, value in params.items()
+            if _is_collection(value)
         ]
         for objective in () if wrong else objectives:
             wrong += [
                 problem for problem in check_manual_trial(base, search, objective, params) if problem not in wrong
             ]
-        for path, problem, hint in wrong:
-            findings.add((*loc, path), problem, hint)
+        for found in wrong:
+            findings.add((*loc, found.path), found.problem, found.hint)
         if wrong:
             continue
         identity = apply_params(base, params).canonical_params()

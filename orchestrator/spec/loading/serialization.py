@@ -101,6 +101,7 @@ class _Dumper(yaml.SafeDumper):
     """Writes values that YAML 1.1 and 1.2 read alike: 6.0e-07 with a point, and quotes around `no` and '6e-7'."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        """Return True: equal values are written out each time, without anchors."""
         return True
 
     def represent_text(self, data: str) -> yaml.ScalarNode:

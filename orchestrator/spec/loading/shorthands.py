@@ -55,9 +55,9 @@ class _PathResolver:
         """Resolve the sources that are files; report missing ones."""
         for split in ("train", "eval"):
             sources = (data or {}).get(split)
-            for i, source in enumerate(_as_list(sources)):
+            for index, source in enumerate(_as_list(sources)):
                 if isinstance(source, dict) and isinstance(path := cast(Any, source.get("path")), str) and path:
-                    self._resolve_file(cast(dict[str, Any], source), (*loc, split, i, "path"))
+                    self._resolve_file(cast(dict[str, Any], source), (*loc, split, index, "path"))
 
     def optional_path(self, group: dict[str, Any] | None, path: str, loc: Location) -> None:
         """Resolve a value that may be a file, a folder, or something else (a hub name, a template's text)."""

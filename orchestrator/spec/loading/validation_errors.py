@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.errors import Finding, SpecError, closest_match
+from orchestrator.errors import SpecError, SpecProblem, closest_match
 from trainer.config.trial import STORED
 from trainer.config.yaml_files import Document, InvalidYaml, Location, parse_yaml, read_yaml
 
@@ -53,7 +53,7 @@ def parse_document(text: str, source: str) -> Document:
 
 
 def _spec_error(error: InvalidYaml, hint: str = "") -> SpecError:
-    return SpecError([Finding(p.where, p.path, p.problem, hint) for p in error.problems])
+    return SpecError([SpecProblem(p.where, p.path, p.problem, hint) for p in error.problems])
 
 
 def format_value(value: Any) -> str:
@@ -79,11 +79,11 @@ class ErrorCollector:
     def __init__(self, document: Document, *, is_new: bool = True) -> None:
         """`is_new`: a user's file, in which values that are no longer allowed are refused."""
         self.document, self.is_new = document, is_new
-        self.items: list[Finding] = []
+        self.items: list[SpecProblem] = []
 
     def add(self, loc: Location, problem: str, hint: str = "") -> None:
         """Add a finding at this location of the file."""
-        self.items.append(Finding(self.document.location(loc), ".".join(map(str, loc)), problem, hint))
+        self.items.append(SpecProblem(self.document.location(loc), ".".join(map(str, loc)), problem, hint))
 
     def unknown_key(self, loc: Location, known: list[str]) -> None:
         """Add a finding for an unknown key, with the most similar known key or all of them."""
@@ -166,8 +166,8 @@ def _other_member(value: Any, loc: tuple[str | int, ...]) -> bool:
 def _clean_location(value: Any, item: ErrorDetails) -> Location:
     """Return the error's path without the names of union members, which are not in the file."""
     out: list[str | int] = []
-    for i, part in enumerate(item["loc"]):
-        last = i + 1 == len(item["loc"])
+    for index, part in enumerate(item["loc"]):
+        last = index + 1 == len(item["loc"])
         if isinstance(value, dict) and part in value:
             value = cast(Any, value[part])
         elif isinstance(value, tuple) and isinstance(part, int) and part < len(value):

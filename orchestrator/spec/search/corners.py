@@ -81,8 +81,10 @@ def with_typed_values(space: SearchSpace, base: TrialConfig) -> SearchSpace:
 def extreme_space(space: SearchSpace) -> GridIndex:
     """Return the corners, with only the smallest and the largest value of each list of numbers."""
     narrowed = {
-        p: d.model_copy(update={"choice": extreme_values(d.choice)}) if isinstance(d, Choice) else d
-        for p, d in space.dimensions.items()
+        path: dimension.model_copy(update={"choice": extreme_values(dimension.choice)})
+        if isinstance(dimension, Choice)
+        else dimension
+        for path, dimension in space.dimensions.items()
     }
     return space.model_copy(update={"dimensions": narrowed}).corners()
 

@@ -20,9 +20,9 @@ Params = dict[str, Any]
 _SLACK = 1e-9
 
 
-def values_equal(a: Scalar, b: Scalar) -> bool:
+def values_equal(value: Scalar, other: Scalar) -> bool:
     """Return whether two values of a setting are equal: 2 equals 2.0, but true does not equal 1."""
-    return isinstance(a, bool) == isinstance(b, bool) and a == b
+    return isinstance(value, bool) == isinstance(other, bool) and value == other
 
 
 class _Conditional(FrozenModel):
@@ -173,7 +173,8 @@ class GridAxis:
     def is_active(self, sampled: Mapping[str, Scalar]) -> bool:
         """Return whether the axis's condition holds for the values of the axes before it."""
         return all(
-            p in sampled and any(values_equal(sampled[p], v) for v in allowed) for p, allowed in self.when.items()
+            path in sampled and any(values_equal(sampled[path], value) for value in allowed)
+            for path, allowed in self.when.items()
         )
 
 
@@ -226,10 +227,10 @@ class GridIndex:
         if not 0 <= index < len(self):
             raise IndexError(f"combination {index} of {len(self)}")
         sampled: Params = {}
-        for k, axis in enumerate(self._axes):
+        for axis_index, axis in enumerate(self._axes):
             if not axis.is_active(sampled):
                 continue
-            digit, index = self._digit(k, sampled, index)
+            digit, index = self._digit(axis_index, sampled, index)
             sampled |= axis.params_at(digit)
         return sampled
 
@@ -241,32 +242,32 @@ class GridIndex:
                 remaining |= {path: params[path] for path in axis.paths if path in params}
         return remaining
 
-    def _digit(self, k: int, sampled: Params, index: int) -> tuple[int, int]:
-        axis = self._axes[k]
+    def _digit(self, axis_index: int, sampled: Params, index: int) -> tuple[int, int]:
+        axis = self._axes[axis_index]
         assert axis.values is not None
         if self._deciding.isdisjoint(axis.paths):
-            return divmod(index, self._count(k + 1, sampled))
+            return divmod(index, self._count(axis_index + 1, sampled))
         for digit in range(len(axis.values)):
-            below = self._count(k + 1, sampled | axis.params_at(digit))
+            below = self._count(axis_index + 1, sampled | axis.params_at(digit))
             if index < below:
                 return digit, index
             index -= below
         raise AssertionError("an index below the count has a digit")
 
-    def _count(self, k: int, sampled: Params) -> int:
-        if k == len(self._axes):
+    def _count(self, axis_index: int, sampled: Params) -> int:
+        if axis_index == len(self._axes):
             return 1
-        key = (k, *((p, type(v), v) for p, v in sampled.items() if p in self._deciding))
+        key = (axis_index, *((p, type(v), v) for p, v in sampled.items() if p in self._deciding))
         if key not in self._counted:
-            self._counted[key] = self._count_new(k, sampled)
+            self._counted[key] = self._count_new(axis_index, sampled)
         return self._counted[key]
 
-    def _count_new(self, k: int, sampled: Params) -> int:
-        axis = self._axes[k]
+    def _count_new(self, axis_index: int, sampled: Params) -> int:
+        axis = self._axes[axis_index]
         if not axis.is_active(sampled):
-            return self._count(k + 1, sampled)
+            return self._count(axis_index + 1, sampled)
         if axis.values is None:
             raise ValueError(f"{axis.paths[0]} is a continuous range: it has no combinations")
         if self._deciding.isdisjoint(axis.paths):
-            return len(axis.values) * self._count(k + 1, sampled)
-        return sum(self._count(k + 1, sampled | axis.params_at(i)) for i in range(len(axis.values)))
+            return len(axis.values) * self._count(axis_index + 1, sampled)
+        return sum(self._count(axis_index + 1, sampled | axis.params_at(i)) for i in range(len(axis.values)))

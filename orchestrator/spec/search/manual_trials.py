@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.errors import closest_match
+from orchestrator.errors import SpecProblem, closest_match
 from orchestrator.spec.loading.validation_errors import first_error, format_value
 from orchestrator.spec.objectives import Objective, check_fixed_evaluation, check_metric
 from orchestrator.spec.search.dimensions import Choice, IntUniform, LogUniform, Scalar, Uniform, values_equal
@@ -23,13 +23,10 @@ SHARED_SECTIONS = ("data", "model")
 
 _SLACK = 1e-9
 
-Problem = tuple[str, str, str]
-"""A setting's path, a message and a hint."""
-
 
 def check_manual_trial(
     base: TrialConfig, space: SearchSpace, objective: Objective, given: Mapping[str, Scalar]
-) -> list[Problem]:
+) -> list[SpecProblem]:
     """Return why `base` with the settings `given` is no trial that can be ranked with the others; empty if it is."""
     found = list(_path_problems(space, objective, given))
     if found:
@@ -37,36 +34,43 @@ def check_manual_trial(
     try:
         apply_params(base, given, is_new=True)
     except UnknownPath as error:
-        return [(error.path, error.problem, error.hint)]
+        return [_problem(error.path, error.problem, error.hint)]
     except ValidationError as error:
         loc, sentence, hint = first_error(TrialConfig, error)
         named = ".".join(map(str, loc))
-        return [(named if named in given or not given else next(iter(given)), sentence, hint)]
+        return [_problem(named if named in given or not given else next(iter(given)), sentence, hint)]
     return []
 
 
-def _path_problems(space: SearchSpace, objective: Objective, given: Mapping[str, Scalar]) -> Iterator[Problem]:
+def _problem(path: str, problem: str, hint: str = "") -> SpecProblem:
+    """Return a problem whose line or option the caller adds."""
+    return SpecProblem("", path, problem, hint)
+
+
+def _path_problems(space: SearchSpace, objective: Objective, given: Mapping[str, Scalar]) -> Iterator[SpecProblem]:
     for path in given:
         if path not in config_paths():
             yield _unknown_path(path)
     for path in check_fixed_evaluation(p for p in given if p in config_paths()):
-        yield path, "changes the held-out pairs or their evaluation: the trial could not be ranked with the others", ""
+        yield _problem(
+            path, "changes the held-out pairs or their evaluation: the trial could not be ranked with the others"
+        )
     for path in given:
         if path.partition(".")[0] in SHARED_SECTIONS and path not in space.paths and not check_fixed_evaluation([path]):
-            yield path, "is the same for all trials of this sweep", "start another sweep for another value"
+            yield _problem(path, "is the same for all trials of this sweep", "start another sweep for another value")
     scaled = check_metric(objective.metric, objective.direction, given)
     if scaled is not None:
-        yield next(iter(given)), *scaled
+        yield _problem(next(iter(given)), *scaled)
 
 
-def _unknown_path(path: str) -> Problem:
+def _unknown_path(path: str) -> SpecProblem:
     under = [known_path for known_path in config_paths() if known_path.startswith(f"{path}.")]
     if path in list_paths():
-        return path, "is a list, which cannot be set for one trial", ""
+        return _problem(path, "is a list, which cannot be set for one trial")
     if under:
-        return path, "is a group of settings, not a setting", "its settings: " + ", ".join(under)
+        return _problem(path, "is a group of settings, not a setting", "its settings: " + ", ".join(under))
     near = closest_match(path, config_paths())
-    return path, "there is no such setting in a trial", f"did you mean {near}?" if near else ""
+    return _problem(path, "there is no such setting in a trial", f"did you mean {near}?" if near else "")
 
 
 def manual_params(base: TrialConfig, space: SearchSpace, given: Mapping[str, Scalar]) -> dict[str, Any]:
@@ -156,12 +160,12 @@ _FIXED_REASONS = {
 """Why other settings are fixed, by the beginning of their paths."""
 
 
-def check_fork(parent: TrialConfig, config: TrialConfig, changed: Mapping[str, Any]) -> list[Problem]:
+def check_fork(parent: TrialConfig, config: TrialConfig, changed: Mapping[str, Any]) -> list[SpecProblem]:
     """Return why a checkpoint of `parent` cannot continue as `config`, which differs in `changed`; empty if it can."""
     return list(_fork_problems(parent, config, changed))
 
 
-def _fork_problems(parent: TrialConfig, config: TrialConfig, changed: Mapping[str, Any]) -> Iterator[Problem]:
+def _fork_problems(parent: TrialConfig, config: TrialConfig, changed: Mapping[str, Any]) -> Iterator[SpecProblem]:
     before, after = parent.flat_params(), config.flat_params()
     numbers = numeric_loss_params(config) if config.loss.kind == parent.loss.kind else []
     hint = (
@@ -174,7 +178,8 @@ def _fork_problems(parent: TrialConfig, config: TrialConfig, changed: Mapping[st
         reason = next(
             (reason for prefix, reason in _FIXED_REASONS.items() if path == prefix or path.startswith(f"{prefix}.")), ""
         )
-        yield path, "cannot change when training continues from a checkpoint" + (f": {reason}" if reason else ""), hint
+        because = f": {reason}" if reason else ""
+        yield _problem(path, f"cannot change when training continues from a checkpoint{because}", hint)
 
 
 def numeric_loss_params(config: TrialConfig) -> list[str]:

@@ -84,13 +84,25 @@ class SearchSpace(FrozenModel):
     def corners(self) -> GridIndex:
         """Return the combinations of the extremes: both ends of each range, every value of each list."""
         return GridIndex(
-            [*(GridAxis((p,), end_values(d), _conditions(d)) for p, d in self.dimensions.items()), *self._groups()]
+            [
+                *(
+                    GridAxis((path,), end_values(dimension), _conditions(dimension))
+                    for path, dimension in self.dimensions.items()
+                ),
+                *self._groups(),
+            ]
         )
 
     def grid_index(self) -> GridIndex:
         """Return all combinations, numbered, the last setting advancing fastest; `Grid` has the distinct ones."""
         return GridIndex(
-            [*(GridAxis((p,), all_values(d), _conditions(d)) for p, d in self.dimensions.items()), *self._groups()]
+            [
+                *(
+                    GridAxis((path,), all_values(dimension), _conditions(dimension))
+                    for path, dimension in self.dimensions.items()
+                ),
+                *self._groups(),
+            ]
         )
 
     def listed_values(self, path: str) -> tuple[Scalar, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
@@ -35,6 +35,10 @@ class EnqueuedTrial:
     fork: Fork | None = None
     """The parent's checkpoint that it continues from."""
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the trial as JSON values."""
+        return asdict(self) | {"fork": None if self.fork is None else self.fork.as_json()}
+
 
 class TrialQueue:
     """One sweep's enqueued trials: those of commands before those of the file, each in order of arrival."""
@@ -44,7 +48,7 @@ class TrialQueue:
 
     def add(
         self,
-        c: Connection,
+        connection: Connection,
         leaves: Mapping[str, Any],
         origin: str,
         *,
@@ -54,33 +58,47 @@ class TrialQueue:
     ) -> int:
         """Append a trial; return its sequence number."""
         last = select(func.coalesce(func.max(ENQUEUED.c.seq), 0)).where(ENQUEUED.c.sweep == self._sweep)
-        seq = int(c.execute(last).scalar_one()) + 1
+        seq = int(connection.execute(last).scalar_one()) + 1
         row = {"leaves": json.dumps(dict(leaves), allow_nan=False), "origin": origin, "by_hand": by_hand}
-        c.execute(insert(ENQUEUED).values(sweep=self._sweep, seq=seq, at=time.time(), parent=parent, **row))
+        connection.execute(insert(ENQUEUED).values(sweep=self._sweep, seq=seq, at=time.time(), parent=parent, **row))
         if fork is not None:
-            c.execute(insert(FORK).values(sweep=self._sweep, seq=seq, step=fork.step, place=fork.place))
+            connection.execute(insert(FORK).values(sweep=self._sweep, seq=seq, **fork.as_json()))
         return seq
 
-    def all(self, c: Connection) -> list[EnqueuedTrial]:
+    def all(self, connection: Connection) -> list[EnqueuedTrial]:
         """Return waiting and issued trials, by sequence number."""
         return self._from_rows(
-            c, c.execute(select(ENQUEUED).where(ENQUEUED.c.sweep == self._sweep).order_by(ENQUEUED.c.seq))
+            connection,
+            connection.execute(select(ENQUEUED).where(ENQUEUED.c.sweep == self._sweep).order_by(ENQUEUED.c.seq)),
         )
 
-    def _from_rows(self, c: Connection, rows: Iterable[Row[Any]]) -> list[EnqueuedTrial]:
-        fork_rows = c.execute(select(FORK).where(FORK.c.sweep == self._sweep))
-        forks = {r.seq: Fork(r.step, r.place) for r in fork_rows}
+    def _from_rows(self, connection: Connection, rows: Iterable[Row[Any]]) -> list[EnqueuedTrial]:
+        fork_rows = connection.execute(select(FORK).where(FORK.c.sweep == self._sweep))
+        forks = {row.seq: Fork(row.step, row.place) for row in fork_rows}
         return [
-            EnqueuedTrial(r.seq, r.at, json.loads(r.leaves), r.origin, r.by_hand, r.parent, r.trial, forks.get(r.seq))
-            for r in rows
+            EnqueuedTrial(
+                row.seq,
+                row.at,
+                json.loads(row.leaves),
+                row.origin,
+                row.by_hand,
+                row.parent,
+                row.trial,
+                forks.get(row.seq),
+            )
+            for row in rows
         ]
 
-    def waiting(self, c: Connection) -> list[EnqueuedTrial]:
+    def waiting(self, connection: Connection) -> list[EnqueuedTrial]:
         """Return the trials that were not issued yet, the next one first."""
-        rows = list(c.execute(tables.WAITING_TRIALS, {"of_sweep": self._sweep}))
-        return sorted(self._from_rows(c, rows), key=lambda g: (not g.by_hand, g.seq)) if rows else []
+        rows = list(connection.execute(tables.WAITING_TRIALS, {"of_sweep": self._sweep}))
+        return (
+            sorted(self._from_rows(connection, rows), key=lambda enqueued: (not enqueued.by_hand, enqueued.seq))
+            if rows
+            else []
+        )
 
-    def mark_issued(self, c: Connection, enqueued: EnqueuedTrial, trial: int) -> None:
+    def mark_issued(self, connection: Connection, enqueued: EnqueuedTrial, trial: int) -> None:
         """Record the number of the trial that was issued."""
         condition = (ENQUEUED.c.sweep == self._sweep) & (ENQUEUED.c.seq == enqueued.seq)
-        c.execute(update(ENQUEUED).where(condition).values(trial=trial))
+        connection.execute(update(ENQUEUED).where(condition).values(trial=trial))

@@ -25,7 +25,7 @@ TO_OPTUNA = {
 FROM_OPTUNA = {optuna_state: state for state, optuna_state in TO_OPTUNA.items()}
 
 # Keys of a trial's user attributes.
-IDENTITY = "identity"
+FINGERPRINT = "identity"
 ATTEMPTS = "attempts"
 STARTED = "started_at"
 PAUSE_REASON = "paused"
@@ -81,7 +81,7 @@ def to_record(
 def trial_fork(trial: FrozenTrial) -> Fork | None:
     """Return the checkpoint of another trial that this one continues from; None if there is none."""
     stored = trial.user_attrs.get(ENQUEUED, {}).get("fork")
-    return None if stored is None else Fork(stored["step"], stored["place"])
+    return None if stored is None else Fork.from_json(stored)
 
 
 def is_running(trial: FrozenTrial) -> bool:
@@ -118,10 +118,10 @@ def to_snapshot(trial: FrozenTrial) -> TrialSnapshot:
         curve={step: value for step, value in sorted(trial.intermediate_values.items()) if step > 0},
         diverged=attrs.get(OUTCOME, {}).get("diverged", False),
         updates=attrs.get(UPDATES),
-        note=attrs.get(SAMPLER_NOTE, {}),
+        sampler_note=attrs.get(SAMPLER_NOTE, {}),
         is_enqueued=ENQUEUED in attrs,
-        is_by_hand=bool(attrs.get(ENQUEUED, {}).get("by_hand")),
-        fingerprint=attrs[IDENTITY],
+        is_beyond_budget=bool(attrs.get(ENQUEUED, {}).get("by_hand")),
+        fingerprint=attrs[FINGERPRINT],
         is_fork=trial_fork(trial) is not None,
     )
 
@@ -131,7 +131,11 @@ def micro_batch_limit(trials: Iterable[FrozenTrial]) -> int | None:
 
     Limits of trials that ran out of memory anyway are ignored.
     """
-    found = [t.user_attrs[MICRO_BATCH] for t in trials if MICRO_BATCH in t.user_attrs and not _failed_for_memory(t)]
+    found = [
+        trial.user_attrs[MICRO_BATCH]
+        for trial in trials
+        if MICRO_BATCH in trial.user_attrs and not _failed_for_memory(trial)
+    ]
     return min(found, default=None)
 
 
@@ -141,7 +145,9 @@ def _failed_for_memory(trial: FrozenTrial) -> bool:
 
 def consecutive_bugs(trials: Iterable[FrozenTrial]) -> tuple[int, str]:
     """Return how many of the last ended trials failed with the same BUG in a row, and its text."""
-    ended = sorted((t for t in trials if OUTCOME in t.user_attrs), key=lambda t: t.user_attrs[OUTCOME]["order"])
+    ended = sorted(
+        (trial for trial in trials if OUTCOME in trial.user_attrs), key=lambda trial: trial.user_attrs[OUTCOME]["order"]
+    )
     count, text = 0, ""
     for trial in reversed(ended):
         outcome = trial.user_attrs[OUTCOME]

@@ -36,7 +36,8 @@ from orchestrator.study.database.enqueued_trials import TrialQueue
 from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.database.tables import METADATA, SCHEMA, SWEEP
 from orchestrator.study.sweep_terms import TERMS_KEY, SweepTerms
-from trainer.storage.atomic_files import failpoint, write_text
+from trainer.storage.atomic_files import write_text
+from trainer.storage.failpoints import failpoint
 
 _BUSY_SECONDS = 60.0
 
@@ -76,10 +77,10 @@ def study_exists(url: str, sweep: str) -> bool:
         return False
     engine = create_engine(url, creator=lambda: _connect_to_read(database)) if is_file else create_engine(url)
     try:
-        with engine.connect() as c:
-            if not inspect(c).has_table(SWEEP.name):
+        with engine.connect() as connection:
+            if not inspect(connection).has_table(SWEEP.name):
                 return False
-            return c.execute(select(SWEEP.c.sweep).where(SWEEP.c.sweep == sweep)).first() is not None
+            return connection.execute(select(SWEEP.c.sweep).where(SWEEP.c.sweep == sweep)).first() is not None
     except DBAPIError:
         return True
     finally:
@@ -297,17 +298,17 @@ def create_study(folder: SweepFolder, spec: SweepSpec, terms: SweepTerms, storag
     repository, queue = SweepRepository(folder.name), TrialQueue(folder.name)
     directions = [StudyDirection[objective.direction.upper()] for objective in spec.objectives]
     try:
-        with database.transaction() as c:
-            if repository.identity(c) is not None:
+        with database.transaction() as connection:
+            if repository.sweep_row(connection) is not None:
                 raise NameTaken(folder.name, folder.path)
             study_id = database.storage.create_new_study(directions, folder.name)
             database.storage.set_study_user_attr(study_id, TERMS_KEY, terms.as_json())
             row = {"id": uuid.uuid4().hex, "schema": SCHEMA, "study_id": study_id, "driver": 0}
-            c.execute(insert(SWEEP).values(sweep=folder.name, created_at=time.time(), **row))
-            repository.add_spec(c, spec.model_dump_json(), sweep_terms.spec_digest(spec))
-            repository.add_event(c, "created", f"sweep {folder.name}", None)
+            connection.execute(insert(SWEEP).values(sweep=folder.name, created_at=time.time(), **row))
+            repository.add_spec(connection, spec.model_dump_json(), sweep_terms.spec_digest(spec))
+            repository.add_event(connection, "created", f"sweep {folder.name}", None)
             for params in spec.enqueue:
-                queue.add(c, params, "given in the file", by_hand=False)
+                queue.add(connection, params, "given in the file", by_hand=False)
     except DuplicatedStudyError:
         raise NameTaken(folder.name, folder.path) from None
     return database

@@ -170,10 +170,10 @@ ATTEMPT = Table(
 )
 
 
-IDENTITY = select(SWEEP.c.id, SWEEP.c.study_id, SWEEP.c.schema, SWEEP.c.driver).where(
+SWEEP_ROW = select(SWEEP.c.id, SWEEP.c.study_id, SWEEP.c.schema, SWEEP.c.driver).where(
     SWEEP.c.sweep == bindparam("of_sweep")
 )
-IDENTITY_LOCKED = IDENTITY.with_for_update()
+SWEEP_ROW_LOCKED = SWEEP_ROW.with_for_update()
 
 SET_DRIVER_SECONDS = (
     update(DRIVER)

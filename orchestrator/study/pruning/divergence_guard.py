@@ -11,6 +11,7 @@ import math
 from bisect import insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from statistics import median
 from typing import Any, Protocol
 
@@ -60,7 +61,8 @@ class _Streak:
     def __init__(self) -> None:
         self._since: int | None = None
 
-    def length(self, step: int, holds: bool) -> int:
+    def extend(self, step: int, holds: bool) -> int:
+        """Return how many updates up to `step` the condition has held without a break."""
         if not holds:
             self._since = None
             return 0
@@ -75,16 +77,17 @@ class _Loss:
         self._trained = False
 
     def update(self, step_metrics: StepMetrics) -> str:
+        """Return the reason if the loss has been too high for long enough."""
         loss = step_metrics.metrics.get("loss")
         if not self._trained:
             self._initial = max(
-                self._initial, *(step_metrics.metrics.get(n, -math.inf) for n in ("loss", f"{EVAL}loss"))
+                self._initial, *(step_metrics.metrics.get(name, -math.inf) for name in ("loss", f"{EVAL}loss"))
             )
         if loss is None:
             return ""
         self._trained = True
         limit = self._initial + (self._config.ratio - 1.0) * abs(self._initial)
-        updates = self._streak.length(step_metrics.step, loss > limit)
+        updates = self._streak.extend(step_metrics.step, loss > limit)
         if updates < self._config.updates:
             return ""
         return (
@@ -96,16 +99,17 @@ class _Loss:
 class _GradNorm:
     def __init__(self, config: GradNormRule) -> None:
         self._config, self._streak = config, _Streak()
-        self._calm: list[float] = []
+        self._usual_norms: list[float] = []
 
     def update(self, step_metrics: StepMetrics) -> str:
+        """Return the reason if the gradient's norm has been too high for long enough."""
         norm = step_metrics.metrics.get("grad_norm")
         if norm is None:
             return ""
         limit, reason = self._limit()
-        updates = self._streak.length(step_metrics.step, norm > limit)
+        updates = self._streak.extend(step_metrics.step, norm > limit)
         if updates == 0:
-            insort(self._calm, norm)  # norms above the limit must not raise the median
+            insort(self._usual_norms, norm)  # norms above the limit must not raise the median
         if updates < self._config.updates:
             return ""
         return (
@@ -117,10 +121,10 @@ class _GradNorm:
         config = self._config
         limit = math.inf if config.above is None else config.above
         reason = f"{limit:g}"
-        if config.times_median is not None and len(self._calm) >= config.after:
-            usual = median(self._calm)
-            if config.times_median * usual < limit:
-                return config.times_median * usual, f"{config.times_median:g} times its median ({usual:.3g})"
+        if config.times_median is not None and len(self._usual_norms) >= config.after:
+            usual_norm = median(self._usual_norms)
+            if config.times_median * usual_norm < limit:
+                return config.times_median * usual_norm, f"{config.times_median:g} times its median ({usual_norm:.3g})"
         return limit, reason
 
 
@@ -143,6 +147,7 @@ class _ChosenLogps:
         self._initial: _InitialValues | None = None
 
     def update(self, step_metrics: StepMetrics) -> str:
+        """Return the reason if the chosen responses' log-prob has fallen too far for long enough."""
         if self._initial_model is None:
             self._initial_model = _initial_values(step_metrics, EVAL)
         now = _initial_values(step_metrics, self._prefix)
@@ -153,14 +158,14 @@ class _ChosenLogps:
             self._initial = _InitialValues(min(now.logp, model.logp), max(now.margin, model.margin))
         initial, config = self._initial, self._config
         fall, rises = initial.logp - now.logp, now.margin > initial.margin
-        floor = config.lowest is not None and now.logp <= config.lowest and fall >= _MIN_FALL
-        alone = config.fall_alone is not None and fall >= config.fall_alone
-        alongside = config.fall is not None and fall >= config.fall and rises
-        if self._streak.length(step_metrics.step, floor or alone or alongside) < self._updates:
+        below_floor = config.lowest is not None and now.logp <= config.lowest and fall >= _MIN_FALL
+        fell_far = config.fall_alone is not None and fall >= config.fall_alone
+        fell_while_margin_rose = config.fall is not None and fall >= config.fall and rises
+        if self._streak.extend(step_metrics.step, below_floor or fell_far or fell_while_margin_rose) < self._updates:
             return ""
         which = "held-out chosen" if self._prefix == EVAL else "chosen"
         margin = f"from {initial.margin:.2f} to {now.margin:.2f}"
-        beyond = f", below {config.lowest:g}," if floor else ""
+        beyond = f", below {config.lowest:g}," if below_floor else ""
         return (
             f"the {which} log-prob fell from {initial.logp:.2f} to {now.logp:.2f} per token{beyond} by update "
             f"{step_metrics.step} while the margin {'rose' if rises else 'went'} {margin}; {_LOWER_LR_ADVICE}, raise "
@@ -169,7 +174,7 @@ class _ChosenLogps:
 
 
 def _initial_values(step_metrics: StepMetrics, prefix: str) -> _InitialValues | None:
-    logp, margin = (step_metrics.metrics.get(f"{prefix}{n}") for n in ("logps_per_token/chosen", "margins/logp"))
+    logp, margin = (step_metrics.metrics.get(f"{prefix}{name}") for name in ("logps_per_token/chosen", "margins/logp"))
     return None if logp is None else _InitialValues(logp, 0.0 if margin is None else margin)
 
 
@@ -179,6 +184,7 @@ class _Repetition:
         self._initial: float | None = None
 
     def update(self, step_metrics: StepMetrics) -> str:
+        """Return the reason if completions have become too repetitive, in enough consecutive evaluations."""
         share = step_metrics.metrics.get(f"{EVAL}repetition")
         if share is None:
             return ""
@@ -197,22 +203,24 @@ class _AnswerLength:
     def __init__(self, config: AnswerLengthRule) -> None:
         self._config, self._looks = config, 0
         self._initial: float | None = None
-        self._usual = 0.0
+        self._reference_length = 0.0
 
     def update(self, step_metrics: StepMetrics) -> str:
+        """Return the reason if completions have become too long, in enough consecutive evaluations."""
         length = step_metrics.metrics.get(f"{EVAL}answer_length")
         if length is None:
             return ""
         if self._initial is None:
             self._initial = length
-            self._usual = max(length, step_metrics.metrics.get(f"{EVAL}lengths/chosen", 0.0))
-        self._looks = self._looks + 1 if length > self._config.ratio * self._usual else 0
+            self._reference_length = max(length, step_metrics.metrics.get(f"{EVAL}lengths/chosen", 0.0))
+        self._looks = self._looks + 1 if length > self._config.ratio * self._reference_length else 0
         if self._looks < self._config.looks:
             return ""
         return (
             f"the completions of the fixed prompts have {length:.3g} tokens by update {step_metrics.step} "
             f"({self._initial:.3g} at the start; chosen responses and initial completions have at most "
-            f"{self._usual:.3g}), in {self._looks} consecutive evaluations; {_LOWER_LR_ADVICE} or raise loss.beta"
+            f"{self._reference_length:.3g}), in {self._looks} consecutive evaluations; {_LOWER_LR_ADVICE} or raise "
+            "loss.beta"
         )
 
 
@@ -240,7 +248,7 @@ class DivergenceGuard:
         A repeated step changes nothing. Values that are not numbers are returned as NaN.
         """
         counted: list[StepMetrics] = []
-        for step_metrics in sorted(metrics, key=lambda p: p.step):
+        for step_metrics in sorted(metrics, key=attrgetter("step")):
             if step_metrics.step > self._seen:
                 if self.decision.stop:
                     break

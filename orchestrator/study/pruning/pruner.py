@@ -23,12 +23,12 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.pruning.pruning_rules import (
     LearningCurve,
     best_complete_trial,
-    hyperband,
-    patient,
-    percentile,
-    successive_halving,
-    threshold,
-    wilcoxon,
+    hyperband_reason,
+    patient_reason,
+    percentile_reason,
+    successive_halving_reason,
+    threshold_reason,
+    wilcoxon_reason,
 )
 from orchestrator.study.sampling.random_samplers import sampler_seed
 from orchestrator.study.trial_snapshots import TrialSnapshot
@@ -67,7 +67,9 @@ class TrialPruner:
         pairs: PairMarginsOf = lambda _: {},
     ) -> TrialPruner:
         """Return the pruner of trial `number`; `pairs` returns another trial's packed pair margins by update."""
-        best_other = best_complete_trial(snapshots, spec.goal) if isinstance(spec.pruner, WilcoxonPruner) else None
+        best_other = (
+            best_complete_trial(snapshots, spec.first_objective) if isinstance(spec.pruner, WilcoxonPruner) else None
+        )
         against = None if best_other is None else (best_other.number, pairs(best_other.number))
         return cls(
             spec.pruner, pruning_objective(spec), sampler_seed(spec.sampler), number, updates, snapshots, against
@@ -88,15 +90,15 @@ class TrialPruner:
             case NoPruner():
                 return ""
             case MedianPruner() | PercentilePruner():
-                return percentile(pruner, own, self.snapshots)
+                return percentile_reason(pruner, own, self.snapshots)
             case SuccessiveHalvingPruner():
-                return successive_halving(pruner, own, self.snapshots)
+                return successive_halving_reason(pruner, own, self.snapshots)
             case HyperbandPruner():
-                return hyperband(pruner, own, self.snapshots, self.seed)
+                return hyperband_reason(pruner, own, self.snapshots, self.seed)
             case ThresholdPruner():
-                return threshold(pruner, own)
+                return threshold_reason(pruner, own)
             case PatientPruner(wrapped=wrapped):
-                reason = patient(pruner, own)
+                reason = patient_reason(pruner, own)
                 if not reason or wrapped is None:
                     return reason
                 return self._prune_reason(wrapped, own, pairs)
@@ -104,6 +106,6 @@ class TrialPruner:
                 if self.best_other is None or own.step not in self.best_other[1]:
                     return ""
                 number, theirs = self.best_other
-                return wilcoxon(pruner, own, unpack_floats(pairs), number, unpack_floats(theirs[own.step]))
+                return wilcoxon_reason(pruner, own, unpack_floats(pairs), number, unpack_floats(theirs[own.step]))
             case _:
                 assert_never(pruner)

@@ -66,9 +66,9 @@ class LearningCurve:
             return math.nan
         return max(numbers) if self.objective.direction == "maximize" else min(numbers)
 
-    def is_worse(self, a: float, b: float) -> bool:
+    def is_worse(self, value: float, other: float) -> bool:
         """Return whether `a` is strictly worse than `b`."""
-        return a < b if self.objective.direction == "maximize" else a > b
+        return value < other if self.objective.direction == "maximize" else value > other
 
     @property
     def worse_side(self) -> str:
@@ -92,7 +92,7 @@ def format_metric(value: float) -> str:
     return f"{value:.4g}"
 
 
-def threshold(config: ThresholdPruner, own: LearningCurve) -> str:
+def threshold_reason(config: ThresholdPruner, own: LearningCurve) -> str:
     """Return why the trial is pruned because its metric is outside of the bounds; "" to continue."""
     warmup = to_updates(config.n_warmup_steps, own.updates)
     if warmup is None or own.step < warmup:
@@ -107,7 +107,7 @@ def threshold(config: ThresholdPruner, own: LearningCurve) -> str:
     return ""
 
 
-def patient(config: PatientPruner, own: LearningCurve) -> str:
+def patient_reason(config: PatientPruner, own: LearningCurve) -> str:
     """Return why the trial is pruned for its last patience + 1 evaluations; "" to continue.
 
     Optuna's rule: the best of the last patience + 1 evaluations is worse than the best before by more than min_delta.
@@ -129,7 +129,9 @@ def patient(config: PatientPruner, own: LearningCurve) -> str:
     )
 
 
-def percentile(config: MedianPruner | PercentilePruner, own: LearningCurve, others: Iterable[TrialSnapshot]) -> str:
+def percentile_reason(
+    config: MedianPruner | PercentilePruner, own: LearningCurve, others: Iterable[TrialSnapshot]
+) -> str:
     """Return why the trial is pruned because its best value is worse than the percentile; "" to continue."""
     share = config.percentile if isinstance(config, PercentilePruner) else 50.0
     warmup = to_updates(config.n_warmup_steps, own.updates)
@@ -156,14 +158,14 @@ def best_complete_trial(others: Iterable[TrialSnapshot], objective: Objective) -
     """Return the complete trial with the best value of the sweep's first objective; None without one."""
     sign = -1.0 if objective.direction == "maximize" else 1.0
     done = [
-        (sign * t.values[0], t.number, t)
-        for t in others
-        if t.state is TrialState.COMPLETE and t.values is not None and math.isfinite(t.values[0])
+        (sign * trial.values[0], trial.number, trial)
+        for trial in others
+        if trial.state is TrialState.COMPLETE and trial.values is not None and math.isfinite(trial.values[0])
     ]
     return min(done, key=lambda row: row[:2])[2] if done else None
 
 
-def wilcoxon(
+def wilcoxon_reason(
     config: WilcoxonPruner, own: LearningCurve, own_margins: Sequence[float], best: int, best_margins: Sequence[float]
 ) -> str:
     """Return why the trial is pruned because it is worse than trial `best` by a signed-rank test; "" to continue.
@@ -177,37 +179,43 @@ def wilcoxon(
         return ""
     if any(math.isnan(value) for value in own_margins):
         return own.reason(f"{own.objective.metric} is not a number")
-    differences = [a - b for a, b in zip(own_margins, best_margins, strict=True)]
+    differences = [own_margin - best_margin for own_margin, best_margin in zip(own_margins, best_margins, strict=True)]
     if not any(differences) or sum(differences) >= 0:
         return ""
     tested: Any = signed_rank(differences, alternative="less", zero_method="zsplit")
-    p = float(tested.pvalue)
-    if p >= config.p_threshold:
+    p_value = float(tested.pvalue)
+    if p_value >= config.p_threshold:
         return ""
-    lower = sum(d < 0 for d in differences)
+    lower = sum(difference < 0 for difference in differences)
     return own.reason(
         f"worse than trial {best} pair by pair: a smaller margin of log-probs on {lower} of {len(differences)} "
-        f"held-out pairs (signed-rank test, p = {p:.2g} below {config.p_threshold:g})"
+        f"held-out pairs (signed-rank test, p = {p_value:.2g} below {config.p_threshold:g})"
     )
 
 
-Amounts = Sequence[float]
+Rungs = Sequence[float]
 
 
-def successive_halving(config: SuccessiveHalvingPruner, own: LearningCurve, others: Iterable[TrialSnapshot]) -> str:
+def successive_halving_reason(
+    config: SuccessiveHalvingPruner, own: LearningCurve, others: Iterable[TrialSnapshot]
+) -> str:
     """Return why the trial is pruned at a rung; "" to continue."""
     rungs = config.rungs or rung_steps(config.min_resource, config.reduction_factor, own.updates)
     return _halving_reason(own, lambda: others, rungs, config.reduction_factor, "")
 
 
-def hyperband(config: HyperbandPruner, own: LearningCurve, others: Iterable[TrialSnapshot], seed: int) -> str:
+def hyperband_reason(config: HyperbandPruner, own: LearningCurve, others: Iterable[TrialSnapshot], seed: int) -> str:
     """Return why the trial is pruned at a rung of its bracket; "" to continue. Bracket b skips the first b rungs."""
     rungs = rung_steps(config.min_resource, config.reduction_factor, own.updates)
     brackets = len(rungs) + 1
     bracket = choose_bracket(own.number, brackets, config.reduction_factor, seed)
 
     def same_bracket() -> list[TrialSnapshot]:
-        return [t for t in others if choose_bracket(t.number, brackets, config.reduction_factor, seed) == bracket]
+        return [
+            trial
+            for trial in others
+            if choose_bracket(trial.number, brackets, config.reduction_factor, seed) == bracket
+        ]
 
     return _halving_reason(own, same_bracket, rungs[bracket:], config.reduction_factor, f" in bracket {bracket}")
 
@@ -218,7 +226,7 @@ def rung_steps(least: float, factor: int, updates: int | None) -> list[float]:
     if run_length is None:
         return []
     count = math.floor(math.log(run_length / least, factor) + 1e-9) if run_length > least else 0
-    return [least * factor**k for k in range(count)]
+    return [least * factor**index for index in range(count)]
 
 
 def choose_bracket(number: int, brackets: int, factor: int, seed: int) -> int:
@@ -234,12 +242,12 @@ def choose_bracket(number: int, brackets: int, factor: int, seed: int) -> int:
 
 def at_rung(curve: Mapping[int, float], rung: int) -> tuple[int, float] | None:
     """Return update and value of the first evaluation at or after the rung; None if there is none."""
-    step = min((s for s in curve if s >= rung), default=None)
+    step = min((update for update in curve if update >= rung), default=None)
     return None if step is None else (step, curve[step])
 
 
 def _halving_reason(
-    own: LearningCurve, others: Callable[[], Iterable[TrialSnapshot]], rungs: Amounts, factor: int, where: str
+    own: LearningCurve, others: Callable[[], Iterable[TrialSnapshot]], rungs: Rungs, factor: int, where: str
 ) -> str:
     for amount in rungs:
         rung = to_updates(amount, own.updates)

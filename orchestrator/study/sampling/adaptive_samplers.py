@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
-from cmaes import CMA, get_warm_start_mgd
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, create_trial
@@ -27,6 +26,9 @@ from orchestrator.study.sampling.distributions import OutOfSpace, SearchColumn, 
 from orchestrator.study.sampling.random_samplers import in_memory_study, sample_uniform
 from orchestrator.study.trial_records import TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot
+
+if TYPE_CHECKING:
+    from cmaes import CMA
 
 OptunaSamplerConfig = TpeSampler | GpSampler | NsgaIISampler
 
@@ -51,8 +53,8 @@ class OptunaSampler:
             for column in self._columns:
                 if column.axis.is_active(params):
                     params |= column.decode(column.suggest(trial))
-        note = study.trials[-1].system_attrs if isinstance(self._config, NsgaIISampler) else {}
-        return params, {key: value for key, value in note.items() if isinstance(value, int)}
+        stored_note = study.trials[-1].system_attrs if isinstance(self._config, NsgaIISampler) else {}
+        return params, {key: value for key, value in stored_note.items() if isinstance(value, int)}
 
     def _sampler(self, seed: int) -> BaseSampler:
         match self._config:
@@ -92,7 +94,7 @@ class OptunaSampler:
         common: dict[str, Any] = {
             "params": {column.name: value for column, value in encoded},
             "distributions": {column.name: column.distribution for column, _ in encoded},
-            "system_attrs": dict(trial.note),
+            "system_attrs": dict(trial.sampler_note),
         }
         match trial.state:
             case TrialState.RUNNING | TrialState.PAUSED:
@@ -122,7 +124,11 @@ def encode(found: Iterable[SearchColumn], trial: TrialSnapshot) -> list[tuple[Se
     if not trial.params.keys() <= {path for column in found for path in column.axis.paths}:
         return None
     try:
-        return [(c, c.encode(trial.params)) for c in found if all(path in trial.params for path in c.axis.paths)]
+        return [
+            (column, column.encode(trial.params))
+            for column in found
+            if all(path in trial.params for path in column.axis.paths)
+        ]
     except OutOfSpace:
         return None
 
@@ -134,11 +140,15 @@ def has_finite_values(values: Sequence[float] | None) -> bool:
 
 def worst_values(snapshots: Iterable[TrialSnapshot], objectives: Sequence[Objective]) -> tuple[float, ...] | None:
     """Return the worst value so far of each objective, which a diverged trial counts as; None without values."""
-    reported = [t.values for t in snapshots if t.values is not None and has_finite_values(t.values) and not t.diverged]
+    reported = [
+        trial.values
+        for trial in snapshots
+        if trial.values is not None and has_finite_values(trial.values) and not trial.diverged
+    ]
     if not reported:
         return None
     worst = [min if objective.direction == "maximize" else max for objective in objectives]
-    return tuple(worst_of(values[g] for values in reported) for g, worst_of in enumerate(worst))
+    return tuple(worst_of(values[index] for values in reported) for index, worst_of in enumerate(worst))
 
 
 def _last_step(trial: TrialSnapshot) -> int:
@@ -170,23 +180,27 @@ class CmaEsReplay:
         return self._space.active(params), {GENERATION: generation, POSITION: position.tolist()}
 
     def _start(self, snapshots: Sequence[TrialSnapshot], seed: int) -> CMA:
+        from cmaes import CMA, get_warm_start_mgd  # imports scipy.stats: 0.8 s that only this sampler needs
+
         bounds = np.array([[0.0, 1.0]] * len(self._columns))
         common: dict[str, Any] = {"bounds": bounds, "seed": seed, "population_size": self._size}
-        earlier = [pair for trial in snapshots if trial.number < 0 if (pair := self._solution(trial)) is not None]
-        if earlier:
-            mean, sigma, cov = get_warm_start_mgd(earlier)
+        warm_start = [
+            solution for trial in snapshots if trial.number < 0 and (solution := self._solution(trial)) is not None
+        ]
+        if warm_start:
+            mean, sigma, cov = get_warm_start_mgd(warm_start)
             return CMA(mean=mean, sigma=sigma, cov=cov, **common)
         return CMA(mean=np.full(len(self._columns), 0.5), sigma=self._config.sigma0, **common)
 
     def _solutions(self, snapshots: Sequence[TrialSnapshot], generation: int) -> list[tuple[np.ndarray, float]]:
-        own = (trial for trial in snapshots if trial.note.get(GENERATION) == generation)
+        own = (trial for trial in snapshots if trial.sampler_note.get(GENERATION) == generation)
         return [pair for trial in own if (pair := self._solution(trial)) is not None]
 
     def _solution(self, trial: TrialSnapshot) -> tuple[np.ndarray, float] | None:
         """Return the trial's position and value, lower being better; None without a value."""
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             return None
-        position = trial.note.get(POSITION) or self._position(trial)
+        position = trial.sampler_note.get(POSITION) or self._position(trial)
         if position is None:
             return None
         bad = trial.diverged or trial.values is None or not has_finite_values(trial.values)
@@ -200,4 +214,4 @@ class CmaEsReplay:
 
 def cma_columns(space: SearchSpace) -> list[SearchColumn]:
     """Return the columns that CMA-ES searches: numbers without a condition."""
-    return [c for c in search_columns(space, ordinal=True) if c.numeric and not c.axis.when]
+    return [column for column in search_columns(space, ordinal=True) if column.numeric and not column.axis.when]

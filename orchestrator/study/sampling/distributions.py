@@ -179,7 +179,7 @@ def _group_rows(axis: GridAxis) -> tuple[Any, ...]:
 
 def _equal(row: Any, expected: tuple[Any, ...]) -> bool:
     values: tuple[Any, ...] = row if len(expected) > 1 else (row,)
-    return all(values_equal(a, b) for a, b in zip(values, expected, strict=True))
+    return all(values_equal(value, expected_value) for value, expected_value in zip(values, expected, strict=True))
 
 
 def _between(low: float, high: float, position: float) -> float:

@@ -43,11 +43,11 @@ def in_memory_study(
 def sample_uniform(space: SearchSpace, seed: int) -> dict[str, Any]:
     """Return uniform random params. Inactive settings are drawn too, then dropped, so that draws are independent."""
     search_space = {path: to_distribution(dimension) for path, dimension in space.dimensions.items()}
-    search_space |= {f"zip {g}": IntDistribution(0, _rows(group) - 1) for g, group in enumerate(space.zipped)}
+    search_space |= {f"zip {index}": IntDistribution(0, _rows(group) - 1) for index, group in enumerate(space.zipped)}
     sampled = in_memory_study(samplers.RandomSampler(seed=seed)).ask(search_space).params
     params = {path: _round_to_lattice(dimension, sampled[path]) for path, dimension in space.dimensions.items()}
-    for g, group in enumerate(space.zipped):
-        params |= {path: choices[sampled[f"zip {g}"]] for path, choices in group.items()}
+    for index, group in enumerate(space.zipped):
+        params |= {path: choices[sampled[f"zip {index}"]] for path, choices in group.items()}
     return space.active(params)
 
 

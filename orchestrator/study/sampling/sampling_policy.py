@@ -40,26 +40,28 @@ class SampledTrial:
     params: dict[str, Any]
     config: TrialConfig
     fingerprint: str
-    note: dict[str, Any] = field(default_factory=dict[str, Any])
-    left_out: tuple[str, ...] = ()
+    sampler_note: dict[str, Any] = field(default_factory=dict[str, Any])
+    skipped_combinations: tuple[str, ...] = ()
     """Invalid combinations that the sampler skipped before this one, each with the reason."""
 
 
 class SamplingPolicy:
     """The sampler of one sweep. Stateless: a proposal depends on the arguments only.
 
-    `lag`: trial n sees results of trials up to n - lag; None: all results. `earlier`: another sweep's trials, numbered
-    below 0.
+    `lag`: trial n sees results of trials up to n - lag; None: all results.
+    `warm_start_trials`: another sweep's trials, numbered below 0.
     """
 
-    def __init__(self, spec: SweepSpec, lag: int | None = None, earlier: Sequence[TrialSnapshot] = ()) -> None:
+    def __init__(
+        self, spec: SweepSpec, lag: int | None = None, warm_start_trials: Sequence[TrialSnapshot] = ()
+    ) -> None:
         self._spec, self._sampler, self._space, self._base = spec, spec.sampler, spec.search, spec.base
-        self._lag, self._earlier = lag, tuple(earlier)
+        self._lag, self._warm_start_trials = lag, tuple(warm_start_trials)
         self._seed = sampler_seed(spec.sampler)
         self._grid = _GridWalk(spec) if isinstance(spec.sampler, GridSampler) else None
         self._adaptive = _adaptive_sampler(spec)
         self._staged = (
-            StagedReplay(spec.sampler, spec.search, spec.base, spec.goal)
+            StagedReplay(spec.sampler, spec.search, spec.base, spec.first_objective)
             if isinstance(spec.sampler, StagedSampler)
             else None
         )
@@ -79,12 +81,12 @@ class SamplingPolicy:
 
     def exhausted_reason(self, trials: Sequence[TrialSnapshot]) -> str:
         """Return why the search is exhausted after these trials; "" if it is not, or not yet known to be."""
-        if self._grid is not None and self._grid.next({t.fingerprint for t in trials}) is None:
+        if self._grid is not None and self._grid.next({trial.fingerprint for trial in trials}) is None:
             return f"all {_sampled_count(trials)} points of the grid issued"
         if self._staged is not None:
             step = self._staged.next(trials)
             if step.point is None and step.blocking_trial is None:
-                return "; ".join([f"all {len(self._staged.stages)} stages done", *step.left_out])
+                return "; ".join([f"all {len(self._staged.stages)} stages done", *step.skipped_combinations])
         return ""
 
     def sample(self, trials: Sequence[TrialSnapshot]) -> SampledTrial | None:
@@ -107,7 +109,7 @@ class SamplingPolicy:
                 return (
                     None
                     if point is None
-                    else SampledTrial(point.params, point.config, point.identity, {}, step.left_out)
+                    else SampledTrial(point.params, point.config, point.fingerprint, {}, step.skipped_combinations)
                 )
             case RandomSampler():
                 return self._first_untried(position, 0, tried)
@@ -119,15 +121,15 @@ class SamplingPolicy:
             case _:
                 assert_never(self._sampler)
 
-    def to_trial(self, params: dict[str, Any], note: dict[str, Any] | None = None) -> SampledTrial:
+    def to_trial(self, params: dict[str, Any], sampler_note: dict[str, Any] | None = None) -> SampledTrial:
         """Return the trial with these params over the base."""
         config = self._space.apply(self._base, params)
-        return SampledTrial(params, config, config_fingerprint(config), note or {})
+        return SampledTrial(params, config, config_fingerprint(config), sampler_note or {})
 
     def _sample_adaptive(self, trials: Sequence[TrialSnapshot], tried: Collection[str]) -> SampledTrial:
         assert self._adaptive is not None
         position = _sampled_count(trials)
-        snapshots = [*self._earlier, *visible_trials(trials, len(trials), self._lag)]
+        snapshots = [*self._warm_start_trials, *visible_trials(trials, len(trials), self._lag)]
         for again in range(1 + MAX_RESAMPLES):
             sampled = self.to_trial(*self._adaptive.propose(snapshots, stable_seed(self._seed, position, again)))
             if sampled.fingerprint not in tried:
@@ -154,15 +156,15 @@ class _GridWalk:
 
     def __init__(self, spec: SweepSpec) -> None:
         self._spec, self._grid = spec, Grid(spec.search, spec.base)
-        self._names: list[str] = []
+        self._fingerprints: list[str] = []
 
     def next(self, tried: Collection[str]) -> dict[str, Any] | None:
         """Return the first point that was not tried; None if all were."""
         index = 0
         while (point := self._grid.params_at(index)) is not None:
-            if index == len(self._names):
-                self._names.append(config_fingerprint(self._spec.search.apply(self._spec.base, point)))
-            if self._names[index] not in tried:
+            if index == len(self._fingerprints):
+                self._fingerprints.append(config_fingerprint(self._spec.search.apply(self._spec.base, point)))
+            if self._fingerprints[index] not in tried:
                 return point
             index += 1
         return None
@@ -173,7 +175,7 @@ def _adaptive_sampler(spec: SweepSpec) -> OptunaSampler | CmaEsReplay | None:
         case TpeSampler() | GpSampler() | NsgaIISampler():
             return OptunaSampler(spec.sampler, spec.search, spec.objectives)
         case CmaEsSampler():
-            return CmaEsReplay(spec.sampler, spec.search, spec.goal)
+            return CmaEsReplay(spec.sampler, spec.search, spec.first_objective)
         case GridSampler() | RandomSampler() | QmcSampler() | StagedSampler():
             return None
         case _:

@@ -30,7 +30,7 @@ class Point:
 
     params: dict[str, Any]
     config: TrialConfig
-    identity: str
+    fingerprint: str
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class _Stage:
     """The points of one stage, and the reasons why other combinations are invalid."""
 
     points: list[Point] = field(default_factory=list[Point])
-    illegal: list[str] = field(default_factory=list[str])
+    invalid: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class StagedStep:
 
     point: Point | None = None
     blocking_trial: int | None = None
-    left_out: tuple[str, ...] = ()
+    skipped_combinations: tuple[str, ...] = ()
     """With a stage's first trial, and at the end: invalid combinations, each with the reason."""
 
 
@@ -61,31 +61,33 @@ class StagedReplay:
     def next(self, trials: Sequence[TrialSnapshot]) -> StagedStep:
         """Return the step after these trials."""
         sampled = [trial for trial in trials if not trial.is_enqueued]
-        begun = len(trials) - len(sampled) if not sampled else sampled[0].number
-        at = len(sampled)
-        tried = {trial.fingerprint for trial in trials[:begun]}
+        first_sampled = len(trials) - len(sampled) if not sampled else sampled[0].number
+        remaining = len(sampled)
+        tried = {trial.fingerprint for trial in trials[:first_sampled]}
         winner: TrialSnapshot | None = None
-        illegal: list[str] = []
-        for k, stage in enumerate(self.stages):
+        invalid: list[str] = []
+        for number, stage in enumerate(self.stages):
             fixed = manual_params(self._base, self._space, {} if winner is None else winner.params)
             combined = self._combined(stage, fixed)
-            points = [point for point in combined.points if point.identity not in tried]
-            illegal += combined.illegal
-            if at < len(points):
-                return StagedStep(points[at], left_out=() if at else tuple(illegal))
+            points = [point for point in combined.points if point.fingerprint not in tried]
+            invalid += combined.invalid
+            if remaining < len(points):
+                return StagedStep(points[remaining], skipped_combinations=() if remaining else tuple(invalid))
             if points:
-                illegal = []
-            at -= len(points)
-            tried |= {point.identity for point in points}
-            if k + 1 == len(self.stages):
+                invalid = []
+            remaining -= len(points)
+            tried |= {point.fingerprint for point in points}
+            if number + 1 == len(self.stages):
                 break
-            ended = sampled[: len(sampled) - at]
-            before = [t for t in trials if not t.is_fork and (not ended or t.number <= ended[-1].number)]
-            if (open_ := next((t for t in before if not t.state.finished), None)) is not None:
-                return StagedStep(blocking_trial=open_.number)
+            ended = sampled[: len(sampled) - remaining]
+            before = [
+                trial for trial in trials if not trial.is_fork and (not ended or trial.number <= ended[-1].number)
+            ]
+            if (unfinished := next((trial for trial in before if not trial.state.is_final), None)) is not None:
+                return StagedStep(blocking_trial=unfinished.number)
             winner = self._best(before)
             tried |= {trial.fingerprint for trial in before}
-        return StagedStep(left_out=tuple(illegal))
+        return StagedStep(skipped_combinations=tuple(invalid))
 
     def _combined(self, stage: tuple[str, ...], fixed: dict[str, Any]) -> _Stage:
         """Return the stage's distinct combinations around fixed params, the last axis advancing fastest."""
@@ -97,11 +99,11 @@ class StagedReplay:
             except ValidationError as error:
                 loc, sentence, _ = first_error(TrialConfig, error)
                 text = ", ".join(f"{path}={value}" for path, value in part.items())
-                found.illegal.append(f"not a valid trial: {text}: {'.'.join(map(str, loc))} {sentence}")
+                found.invalid.append(f"not a valid trial: {text}: {'.'.join(map(str, loc))} {sentence}")
                 continue
             point = Point(params, config, config_fingerprint(config))
-            if point.identity not in seen:
-                seen.add(point.identity)
+            if point.fingerprint not in seen:
+                seen.add(point.fingerprint)
                 found.points.append(point)
         return found
 

@@ -44,12 +44,17 @@ def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
     with StudyReader.open(folder, read_only=True) as other:
         other_spec, snapshots = other.spec, other.snapshots()
     if other_spec.objectives != spec.objectives:
-        objectives_text = [", ".join(f"{g.direction} {g.metric}" for g in s.objectives) for s in (other_spec, spec)]
+        objectives_text = [
+            ", ".join(f"{objective.direction} {objective.metric}" for objective in sweep_spec.objectives)
+            for sweep_spec in (other_spec, spec)
+        ]
         raise WarmStartRefused(name, f"is ranked by {objectives_text[0]}, and this sweep by {objectives_text[1]}")
-    running = sum(not trial.state.finished for trial in snapshots)
+    running = sum(not trial.state.is_final for trial in snapshots)
     if running:
         raise WarmStartRefused(name, f"is not finished: {running} of its trials have not ended")
-    ended = [t for t in snapshots if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and not t.is_fork]
+    ended = [
+        trial for trial in snapshots if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and not trial.is_fork
+    ]
     fitting = [taken for trial in ended if (taken := _translate(trial, other_spec, spec)) is not None]
     if not fitting:
         raise WarmStartRefused(name, f"has no trial among its {len(ended)} ended ones in this sweep's search space")
@@ -60,7 +65,9 @@ def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
         )
     if differing := _differing_paths(other_spec, spec):
         notices.append(f"warm_start: {name} has another {', '.join(differing)}; its values are used anyway")
-    numbered = (replace(trial, number=k - len(fitting), note={}) for k, trial in enumerate(fitting))
+    numbered = (
+        replace(trial, number=position - len(fitting), sampler_note={}) for position, trial in enumerate(fitting)
+    )
     return WarmStart(tuple(numbered), tuple(notices))
 
 
@@ -68,7 +75,7 @@ def _translate(trial: TrialSnapshot, other_spec: SweepSpec, spec: SweepSpec) -> 
     """Return the trial with the settings that this sweep searches; None if it is outside of the search space."""
     all_params = other_spec.search.apply(other_spec.base, trial.params).flat_params() | dict(trial.params)
     params = spec.search.active({path: all_params[path] for path in spec.search.paths if path in all_params})
-    required = [path for path, d in spec.search.dimensions.items() if not d.when]
+    required = [path for path, dimension in spec.search.dimensions.items() if not dimension.when]
     required += [path for group in spec.search.zipped for path in group]
     if any(path not in params for path in required) or out_of_space(spec.search, params):
         return None
@@ -78,5 +85,9 @@ def _translate(trial: TrialSnapshot, other_spec: SweepSpec, spec: SweepSpec) -> 
 def _differing_paths(other_spec: SweepSpec, spec: SweepSpec) -> list[str]:
     """Settings of the base that differ and that neither sweep searches."""
     searched = {*other_spec.search.paths, *spec.search.paths}
-    a, b = flatten(other_spec.base.model_dump(mode="json")), flatten(spec.base.model_dump(mode="json"))
-    return sorted(p for p in a.keys() | b.keys() if p not in searched and a.get(p, ...) != b.get(p, ...))
+    other_base, base = flatten(other_spec.base.model_dump(mode="json")), flatten(spec.base.model_dump(mode="json"))
+    return sorted(
+        path
+        for path in other_base.keys() | base.keys()
+        if path not in searched and other_base.get(path, ...) != base.get(path, ...)
+    )

@@ -17,8 +17,8 @@ from dashboards.analysis.significance import analyze_significance, paired_differ
 from dashboards.analysis.small_samples import is_clear_correlation, pairs_needed, share_difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import analyze, diagnose
-from dashboards.diagnosis.findings import Finding, FindingLevel
-from dashboards.report.panels.winner import significance_text
+from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
+from dashboards.report.panels.result_panels import significance_text
 from tests.support.scripted_sweep import METRIC, Script, frame_of, make_spec, run_sweep
 
 COUNTS = st.integers(1, 50)
@@ -54,7 +54,7 @@ def _with_pairs(trial: TrialFrame, count: int, right: int, before: int) -> Trial
     return replace(trial, curves=view, pairs=pairs)
 
 
-def said(found: list[Finding]) -> str:
+def said(found: list[DiagnosisFinding]) -> str:
     return "\n".join(f"{f.rule} {f.title} {f.evidence} {f.next_step}" for f in found)
 
 

@@ -11,7 +11,7 @@ from dashboards.analysis.follow_up import NothingLearned, follow_up, next_name, 
 from dashboards.analysis.significance import analyze_significance
 from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.diagnose import analyze, diagnose
-from dashboards.diagnosis.findings import Finding, FindingLevel
+from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.search.space import Choice, SearchSpace
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -26,7 +26,7 @@ def swept(root: Path, script: Callable[[Trial], Script], search: Any = RATES, **
     return frame_of(run_sweep(root, make_spec(search=search, **more), script))
 
 
-def rules(frame: SweepFrame) -> dict[str, Finding]:
+def rules(frame: SweepFrame) -> dict[str, DiagnosisFinding]:
     return {finding.rule: finding for finding in diagnose(frame)}
 
 
@@ -141,7 +141,7 @@ def test_values_drawn_from_ranges_are_not_varied_together(tmp_path: Path) -> Non
 
 def test_draws_in_which_several_are_best_are_shared(tmp_path: Path) -> None:
     significance = analyze_significance(swept(tmp_path, lambda t: Script(quality=0.5)))
-    assert list(significance.wins.values()) == pytest.approx([1 / 3] * 3)
+    assert list(significance.first_place_shares.values()) == pytest.approx([1 / 3] * 3)
 
 
 def test_divergence_is_laid_to_the_leaf_that_explains_most(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_divergence_is_laid_to_the_leaf_that_explains_most(tmp_path: Path) -> No
         return Script(outcome=DIVERGED if rate(trial) > 1e-7 or alone else COMPLETE)
 
     found = rules(swept(tmp_path, ends, BETAS))["diverging_region"]
-    assert found.leaf == "training.learning_rate"
+    assert found.setting == "training.learning_rate"
     assert "6 of 6 trials, against 1 of 3 with smaller values" in found.evidence
 
 
@@ -186,7 +186,7 @@ def test_a_coin_and_ties(tmp_path: Path) -> None:
 
 def test_the_edge_names_points_to_add(tmp_path: Path) -> None:
     found = rules(swept(tmp_path, lambda t: Script(quality=0.2 + 0.3 * math.log10(rate(t) / 1e-7))))["at_the_edge"]
-    assert found.leaf == "training.learning_rate"
+    assert found.setting == "training.learning_rate"
     assert found.level is FindingLevel.WARNING
     assert "add 2e-6 and 4e-6" in found.next_step
     low = rules(swept(tmp_path / "low", lambda t: Script(quality=0.2 - 0.3 * math.log10(rate(t) / 1e-6))))
@@ -213,7 +213,7 @@ def test_the_edge_of_a_range(tmp_path: Path) -> None:
 def test_values_that_made_no_difference(tmp_path: Path) -> None:
     frame = swept(tmp_path, lambda t: Script(quality={1e-7: 0.1, 3e-7: 0.9, 1e-6: 0.5}[rate(t)]), BETAS)
     findings = [f for f in diagnose(frame) if f.rule == "not_told_apart"]
-    assert [f.leaf for f in findings] == ["loss.beta"]
+    assert [f.setting for f in findings] == ["loss.beta"]
     assert "all else equal (3 pairs of trials)" in findings[0].evidence
     assert "Fix it at" in findings[0].next_step
 

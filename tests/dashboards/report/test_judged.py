@@ -9,12 +9,12 @@ from dashboards.analysis.comparison import compare_sweeps
 from dashboards.analysis.load_frame import load_frame
 from dashboards.diagnosis.diagnose import analyze
 from dashboards.report.html_page import report_page
-from dashboards.report.panels import judgements_panel, winner
+from dashboards.report.panels import judgements_panel, result_panels
 from dashboards.sweep_reporter import DashboardReporter
 from dashboards.terminal.judge_output import print_judgements
 from orchestrator.driver.parent_run import update_description
 from orchestrator.folders import SweepFolder
-from orchestrator.interfaces import SWEEP
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.judge.judgements import Judgement, as_json, headline, parse_judgements
 from orchestrator.judge.win_rates import wilson
 from orchestrator.study.study import Study
@@ -48,7 +48,7 @@ def judged(root: Path, *judgements: Judgement, name: str = "s") -> SweepFolder:
 
 
 def words(folder: SweepFolder) -> str:
-    panel = winner.winner_panel(analyze(frame_of(folder)))
+    panel = result_panels.winner_panel(analyze(frame_of(folder)))
     return " ".join(block.text for block in panel.blocks if hasattr(block, "text"))
 
 
@@ -68,7 +68,7 @@ def test_mlflows_description_names_the_best_judged_trial(tmp_path: Path) -> None
         sink = ListSink()
         update_description(study, sink, DashboardReporter(), "finished")
     rate = {0: "90%", 1: "75%"}[best]
-    assert f"**Judge:** [trial {best}](mlflow:{best}) wins {rate} (95 % interval" in sink.tags(SWEEP)[NOTE]
+    assert f"**Judge:** [trial {best}](mlflow:{best}) wins {rate} (95 % interval" in sink.tags(SWEEP_RUN)[NOTE]
 
 
 def test_which_verdict_counts_first() -> None:

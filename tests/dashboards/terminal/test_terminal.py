@@ -11,7 +11,7 @@ from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.formatting import format_duration, format_value, progress_bar, short_names, sparkline
 from dashboards.terminal.progress_views import REFRESH_SECONDS, LiveTableView, PlainLogView, open_view
 from dashboards.terminal.trial_tables import print_final_summary, trial_table
-from orchestrator.cli.composition import watch_sweep
+from orchestrator.cli.sweep_summary import watch_sweep
 from orchestrator.spec.search.space import Choice, SearchSpace
 from orchestrator.spec.sweep_spec import Objective, SweepSpec
 from orchestrator.study.study import Study
@@ -62,7 +62,7 @@ def text_of(console: Console) -> str:
 
 
 def test_a_stopped_trial_is_shown_with_its_reason_at_every_width(console: Console) -> None:
-    view = LiveTableView(SPEC, console, total=3, steps=lambda _: 4)
+    view = LiveTableView(SPEC, console, total=3, updates_of=lambda _: 4)
     view.update_trial(record(0, TrialState.RUNNING))
     view.add_metrics(0, curve([0.5, 0.6, 0.7]))
     view.update_trial(record(1, TrialState.RUNNING))
@@ -78,7 +78,7 @@ def test_a_stopped_trial_is_shown_with_its_reason_at_every_width(console: Consol
 
 def test_plain_lines_carry_no_control_characters() -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
-    view = PlainLogView(SPEC, console, total=1, steps=lambda _: 2)
+    view = PlainLogView(SPEC, console, total=1, updates_of=lambda _: 2)
     view.update_trial(record(0, TrialState.RUNNING))
     view.add_metrics(0, curve([0.5, 0.75]))
     view.update_trial(record(0, TrialState.COMPLETE, value=0.75))
@@ -96,7 +96,7 @@ def test_the_summary_names_the_best_and_never_a_nan() -> None:
         TrialCurves(record(2, TrialState.COMPLETE, value=math.nan)),
     ]
     views[1].add(curve([0.5, 0.8]))
-    print_final_summary(SPEC, views, console, steps=lambda _: 2)
+    print_final_summary(SPEC, views, console, updates_of=lambda _: 2)
     shown = text_of(console)
     assert "Best: trial 1" in shown
     assert "The initial model has eval_accuracies/logp=0.5" in shown
@@ -105,14 +105,14 @@ def test_the_summary_names_the_best_and_never_a_nan() -> None:
 def test_the_summary_says_when_nothing_completed() -> None:
     console = Console(file=io.StringIO(), width=140, force_terminal=False)
     print_final_summary(
-        SPEC, [TrialCurves(record(0, TrialState.PRUNED, reason="diverged"))], console, steps=lambda _: 2
+        SPEC, [TrialCurves(record(0, TrialState.PRUNED, reason="diverged"))], console, updates_of=lambda _: 2
     )
     assert "No trial completed" in text_of(console)
 
 
 def test_an_interrupted_sweep_is_not_called_a_failure() -> None:
     console = Console(file=io.StringIO(), width=140, force_terminal=False)
-    print_final_summary(SPEC, [TrialCurves(record(0, TrialState.RUNNING))], console, steps=None)
+    print_final_summary(SPEC, [TrialCurves(record(0, TrialState.RUNNING))], console, updates_of=None)
     assert "No trial has completed yet" in text_of(console)
 
 
@@ -158,7 +158,7 @@ def test_small_texts() -> None:
 def test_two_hundred_trials_fit_the_screen_with_the_running_and_the_best(width: int) -> None:
     console = Console(file=io.StringIO(), width=width, height=24, force_terminal=True, color_system=None)
     clock = Hands()
-    view = LiveTableView(SPEC, console, total=200, steps=lambda _: 4, clock=clock)
+    view = LiveTableView(SPEC, console, total=200, updates_of=lambda _: 4, clock=clock)
     for number in range(150):
         ended = record(number, TrialState.COMPLETE, value=0.9 if number == 7 else 0.5)
         view.update_trial(ended if number % 3 else record(number, TrialState.PRUNED, reason="an earlier verdict"))
@@ -183,7 +183,7 @@ def test_two_hundred_trials_fit_the_screen_with_the_running_and_the_best(width: 
 def test_what_comes_in_a_burst_is_drawn_once_and_nothing_is_left_undrawn() -> None:
     console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
     clock = Hands()
-    view = LiveTableView(SPEC, console, total=200, steps=lambda _: 4, clock=clock)
+    view = LiveTableView(SPEC, console, total=200, updates_of=lambda _: 4, clock=clock)
     for number in range(200):
         view.update_trial(record(number, TrialState.COMPLETE, value=0.5))
         view.add_metrics(number, curve([0.4, 0.5]))
@@ -200,7 +200,7 @@ def test_what_comes_in_a_burst_is_drawn_once_and_nothing_is_left_undrawn() -> No
 def test_the_time_left_follows_from_the_speed_of_this_driver() -> None:
     console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
     clock = Hands()
-    view = LiveTableView(SPEC, console, total=15, steps=lambda _: 4, clock=clock)
+    view = LiveTableView(SPEC, console, total=15, updates_of=lambda _: 4, clock=clock)
     clock.now += 300.0  # an sft stage before them
     for number in range(10):
         view.update_trial(record(number, TrialState.COMPLETE, value=0.5))  # an earlier driver's
@@ -219,7 +219,7 @@ def test_sparklines_go_where_there_is_room_for_them() -> None:
         console = Console(file=io.StringIO(), width=width, force_terminal=False)
         view = TrialCurves(record(0, TrialState.RUNNING))
         view.add(curve([0.1, 0.5, 0.9]))
-        print_final_summary(SPEC, [view], console, steps=lambda _: 2)
+        print_final_summary(SPEC, [view], console, updates_of=lambda _: 2)
         shown[width] = text_of(console)
     assert ["\u2581\u2585\u2588" in shown[width] for width in (50, 90, 140)] == [False, True, True]
 
@@ -231,7 +231,7 @@ def test_no_value_is_cut_at_any_width(width: int) -> None:
     done = TrialRecord(number=12, state=TrialState.COMPLETE, params=params, attempts=1, value=0.7312, step=1000)
     view = TrialCurves(done)
     view.add(curve([0.1, 0.5, 0.7312]))
-    console.print(trial_table([view], list(params), OBJECTIVE, steps=lambda _: 1000, width=width))
+    console.print(trial_table([view], list(params), OBJECTIVE, updates_of=lambda _: 1000, width=width))
     shown = "".join(text_of(console).split())
     assert "…" not in shown
     for value in ("12", "COMPLETE", "2.5", "1.375", "6e-7", "12345", "0.7312"):
@@ -246,7 +246,7 @@ def test_a_dumb_terminal_gets_plain_lines_and_whole_values(monkeypatch: pytest.M
         spec, views = study.spec, [TrialCurves(record) for record in study.trials()]
     console = Console(file=io.StringIO(), width=80, height=25, force_terminal=True)
     assert isinstance(open_view(spec, console), PlainLogView)
-    console.print(trial_table(views, spec.search.paths, spec.goal, steps=None, width=80))
+    console.print(trial_table(views, spec.search.paths, spec.first_objective, updates_of=None, width=80))
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     assert "COMPLETE" in shown

@@ -48,9 +48,9 @@ def fake_commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             "start": "start",
             "start_or_resume": "start_or_resume",
             "resume": "resume",
-            "watch_sweep": "watch",
-            "ui": "ui",
+            "serve_ui": "ui",
         },
+        "orchestrator.cli.sweep_summary": {"watch_sweep": "watch"},
         "orchestrator.commands.status": {"status": "status", "best": "best"},
         "orchestrator.commands.model_export": {"export_best_model": "export"},
     }

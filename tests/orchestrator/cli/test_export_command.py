@@ -12,50 +12,38 @@ from orchestrator.cli import main
 from orchestrator.driver.sft_stage import sft_config, sft_model_folder, with_model
 from orchestrator.errors import ExitCode
 from orchestrator.execution.workers.stage_worker import stage_key
-from orchestrator.folders import DATA_FILE, SweepFolder, create_sweep_folder
-from orchestrator.spec.loading.loader import load_spec_text
-from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, TrialState
-from trainer.data import prepare
+from tests.support.preparation import prepared_sweep
+from tests.support.small_trials import DATA, MODEL
+from tests.support.specs import make_spec
 from trainer.training_session import TrainingSession
 
-SWEEP = """
-name: adapted
-base:
-  model:
-    generated: {vocab_size: 320, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-                num_key_value_heads: 2, max_position_embeddings: 128}
-  data:
-    train: {generated: instructions, rows: 24}
-    eval: {generated: instructions, split: eval, rows: 6}
-    max_length: 96
-  training: {pairs_per_update: 8, max_steps: 2, eval_steps: 2, learning_rate: 5e-2}
-  lora: {r: 4}
-  evaluation: {prompts: 0}
-search:
-  loss.beta: [2.0]
-sft:
-  training: {pairs_per_update: 8, max_steps: 2, learning_rate: 1e-2}
-maximize: eval_accuracies/logp
-"""
+SPEC = make_spec(
+    {"loss.beta": {"choice": [2.0]}},
+    name="adapted",
+    base={
+        "model": MODEL,
+        "data": DATA,
+        "training": {"pairs_per_update": 8, "max_steps": 2, "eval_steps": 2, "learning_rate": 5e-2},
+        "lora": {"r": 4},
+        "evaluation": {"prompts": 0},
+    },
+    sft={"training": {"pairs_per_update": 8, "max_steps": 2, "learning_rate": 1e-2}},
+)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with a finished sweep: an SFT stage, and one trial with adapters over its model."""
     root = tmp_path_factory.mktemp("trained") / "runs"
-    spec = load_spec_text(SWEEP, root.parent)
-    folder = SweepFolder(root, spec.name)
-    create_sweep_folder(folder, dump_spec(spec))
-    report = prepare(spec.base.data, spec.base.model, folder.cache).report
-    (folder.path / DATA_FILE).write_text(report.model_dump_json())
-    session, sft = TrainingSession(folder.cache), sft_config(spec)
+    folder, report = prepared_sweep(root, SPEC)
+    session, sft = TrainingSession(folder.cache), sft_config(SPEC)
     assert sft is not None
     list(session.train(sft, folder.cache / "sft" / stage_key(sft, report.fingerprint, folder.cache) / "run"))
-    start = sft_model_folder(spec, folder, report)
+    start = sft_model_folder(SPEC, folder, report)
     assert start is not None
-    with Study.create(folder, spec, train_pairs=report.train_rows) as study:
+    with Study.create(folder, SPEC, train_pairs=report.train_rows) as study:
         study.start_driving()
         trial = study.ask()
         metrics = list(session.train(with_model(trial.config, start), folder.attempt(trial.number, trial.attempt)))

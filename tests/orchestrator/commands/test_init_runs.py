@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 from orchestrator import cli
 from orchestrator.commands.init_file import DEFAULT_DATA, DEFAULT_MODEL, OBJECTIVES
 from orchestrator.commands.local_plan import plan_locally
+from orchestrator.commands.request_commands import enqueue_trial
 from orchestrator.commands.status import status
-from orchestrator.commands.trial_control import enqueue
 from orchestrator.driver import run_sweep as sweep_module
 from orchestrator.driver import sweep_driver
 from orchestrator.execution.slots import Slots
@@ -274,7 +274,7 @@ def test_enqueue_says_which_value_of_the_base_it_takes(made: Path, tmp_path: Pat
     folder.path.mkdir(parents=True)
     folder.spec.write_text("\n".join(lines))
     Study.create(folder, load_spec(folder.spec)).dispose()
-    (notice,) = (each for each in enqueue("first", tmp_path / "runs", ["loss.beta=3"]) if "outside" in each)
+    (notice,) = (each for each in enqueue_trial("first", tmp_path / "runs", ["loss.beta=3"]) if "outside" in each)
     assert "loss.beta (0.01, 0.05, 0.1), training.learning_rate = 1e-06 of the base (0.0001, 0.0003, 0.001)" in notice
 
 

@@ -20,7 +20,7 @@ SHIPPED = Path(sweeps.__file__).parent
 SPEC = load_spec(SHIPPED / "llama3-8b.yaml", ["storage=postgresql+psycopg://me@db/sweeps"])
 ONE = SlurmJob(Path("/shared/runs"), Path("/shared/my venv/bin"), machines=1, cpus=16, gpus=0, time="60")
 LARGE: dict[str, int] = {"machines": 4, "cpus": 96, "gpus": 8, "memory_gb": 900}
-SLURM: dict[str, Any] = {"time": "2-00:00:00", "partition": "h100", "account": "lab", "trust": True}
+SLURM: dict[str, Any] = {"time": "2-00:00:00", "partition": "h100", "account": "lab", "trust_remote_code": True}
 SLURM |= {"more": ("--constraint=nvlink", "--qos=preemptible")}
 SLURM |= {"setup": ("module load cuda/13.0", "export HF_HOME=/shared/hf")}
 MANY = SlurmJob(Path("/shared/runs"), Path("/shared/venv/bin"), **LARGE, **SLURM)

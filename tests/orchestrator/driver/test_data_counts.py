@@ -13,7 +13,7 @@ from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver.data_stage import check_data, load_report
 from orchestrator.driver.parent_run import start_parent_run
 from orchestrator.folders import SweepFolder
-from orchestrator.interfaces import SWEEP
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -86,7 +86,7 @@ def test_counts_by_kind_are_tags_of_the_sweeps_run_and_the_same_again_on_resume(
     with Study.create(folder, spec) as study:
         for sink in (first, again):
             start_parent_run(study, sink, DashboardReporter(), report.fingerprint)
-    tags = first.tags(SWEEP)
+    tags = first.tags(SWEEP_RUN)
     assert {name: value for name, value in tags.items() if name.startswith("data.") and name != "data.fingerprint"} == {
         "data.train_rows": "396",
         "data.eval_rows": "7",
@@ -96,7 +96,7 @@ def test_counts_by_kind_are_tags_of_the_sweeps_run_and_the_same_again_on_resume(
         "data.rows.equal_responses": "1",
         "data.rows.shared_prompt": "1",
     }
-    assert {k: v for k, v in again.tags(SWEEP).items() if k.startswith("data.")} == {
+    assert {k: v for k, v in again.tags(SWEEP_RUN).items() if k.startswith("data.")} == {
         k: v for k, v in tags.items() if k.startswith("data.")
     }
 

@@ -155,9 +155,9 @@ def test_a_bug_before_there_is_a_study(
 def test_a_folder_without_a_trace_is_not_taken_for_a_crashed_one(file: Path) -> None:
     folder = SweepFolder(file.parent / "runs", "s")
     folder.path.mkdir(parents=True)
-    assert not crash_report.is_free(folder)
+    assert not crash_report.is_name_free(folder)
     folder.spec.write_text(TEXT)
-    assert not crash_report.is_free(folder), "killed, or about to begin"
+    assert not crash_report.is_name_free(folder), "killed, or about to begin"
     with pytest.raises(NameTaken):
         crash_report.make_folder(folder, TEXT)
 
@@ -171,7 +171,7 @@ def test_an_error_of_the_user_is_kept_as_the_reason_too(file: Path, trials_run_b
     assert cli.main(["sweep", str(file)]) == ExitCode.REFUSED
     assert status("s", root)["why"] == "error: the disk is gone"
     assert parent_runs(root) == [("FAILED", "FAILED", "error: the disk is gone")]
-    assert not crash_report.is_free(SweepFolder(root, "s"))
+    assert not crash_report.is_name_free(SweepFolder(root, "s"))
 
 
 def test_a_driver_that_was_replaced_records_nothing(file: Path, trials_run_by: Callable[[Run], None]) -> None:

@@ -74,7 +74,7 @@ def test_the_disk_holds_one_checkpoint_more_that_is_on_its_way() -> None:
 def test_urls_that_cannot_be_meant(key: str, url: str, said: str) -> None:
     with pytest.raises(SpecError) as error:
         load_spec(QUICKSTART, [f"{key}={url}"])
-    (finding,) = error.value.findings
+    (finding,) = error.value.problems
     assert finding.path == key
     assert said in finding.problem
     assert "secret" not in finding.problem
@@ -160,7 +160,7 @@ def test_a_scheduler_that_starts_the_job_again_on_a_new_disk(tmp_path: Path, mon
     brought = SweepFolder(tmp_path / "two", spec.name)
     assert Study.exists(brought)
     assert (brought.path / "data.json").read_text() == '{"rows": 7}', "so that changed data are noticed"
-    monkeypatch.setattr(status, "known_steps", lambda *_: None)
+    monkeypatch.setattr(status, "updates_if_known", lambda *_: None)
     found = status.status(spec.name, tmp_path / "two")
     assert found["mirror"] == {"url": spec.mirror, "told": 2, "last": "copies to the mirror work again"}
     with pytest.raises(NameTaken):

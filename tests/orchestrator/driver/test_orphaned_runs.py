@@ -10,7 +10,7 @@ from orchestrator.folders import SweepFolder, sweep_lock
 from orchestrator.interfaces import TrackingUnavailable
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_client import tracking_uri
-from orchestrator.tracking.mlflow_sink import MlflowSink
+from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import RUN
 from tests.support.local_driver import KILLED, drive, killed_at
@@ -28,7 +28,7 @@ def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert killed_at(lambda: drive(tmp_path, SPEC), "trial.told:2") == KILLED
     folder = SweepFolder(tmp_path, "s")
     with Study.open(folder, read_only=True) as study:
-        sink = MlflowSink(tmp_path, uri=tracking_uri(tmp_path, None), experiment="e", sweep_id=study.id, sweep="s")
+        sink = MlflowReceiver(tmp_path, uri=tracking_uri(tmp_path, None), experiment="e", sweep_id=study.id, sweep="s")
     assert Outbox(folder.outbox, sink).close(120.0) == 0  # MLflow got what the driver had said
     return tmp_path
 

@@ -8,7 +8,7 @@ from dashboards import sweep_reporter
 from dashboards.diagnosis import diagnose
 from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver.parent_run import REPORT_FAILURE_FILE, update_description
-from orchestrator.interfaces import SWEEP
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.study.study import Study
 from orchestrator.tracking.run_metadata import NOTE
 from tests.support.recorders import ListSink
@@ -24,7 +24,7 @@ def study(tmp_path: Path) -> Study:
 def description_of(study: Study) -> str:
     sink = ListSink()
     update_description(study, sink, DashboardReporter())
-    return sink.tags(SWEEP)[NOTE]
+    return sink.tags(SWEEP_RUN)[NOTE]
 
 
 def test_the_diagnosis_is_there_while_the_sweep_runs(study: Study) -> None:

@@ -49,7 +49,7 @@ class Faulty:
 
     def interrupt(self) -> None: ...
     def train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         script = json.loads((self._root / "script.json").read_text())
         tokens, path = config.training.tokens_per_micro_batch, folder / "step"

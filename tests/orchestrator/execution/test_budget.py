@@ -9,9 +9,8 @@ import pytest
 from orchestrator.execution import user_requests
 from orchestrator.execution.stop_reasons import StopKind
 from orchestrator.spec.sweep_spec import Budget
-from orchestrator.study.database.driver_lease import PAUSE, UNPAUSE
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import TrialRecord, TrialState
+from orchestrator.study.trial_records import RequestKind, TrialRecord, TrialState
 from tests.orchestrator.execution.test_waiting_sampler import SPEC as WAITING
 from tests.support.fake_session import run_study, trained, write_script
 from tests.support.recorders import SilentView
@@ -65,16 +64,16 @@ class Pausing(SilentView):
 
     def update_trial(self, record: TrialRecord) -> None:
         super().update_trial(record)
-        if not self.asked and record.number == 1 and record.state.finished:
+        if not self.asked and record.number == 1 and record.state.is_final:
             self.asked = True
-            self.study.add_request(PAUSE, "lunch")
+            self.study.add_request(RequestKind.PAUSE, "lunch")
 
     def set_stage(self, text: str) -> None:
         super().set_stage(text)
         if text.startswith("paused: lunch"):
             self.rested += 1
             write_script(self.root)
-            self.study.add_request(UNPAUSE, "back")
+            self.study.add_request(RequestKind.UNPAUSE, "back")
 
 
 def test_paused_while_the_sampler_waits_it_ends_as_if_nothing_had_been(tmp_path: Path, ray_cluster: None) -> None:
@@ -110,7 +109,7 @@ def test_a_trial_that_the_sampler_waits_for_is_paused_and_the_next_driver_says_s
         def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None:
             if number == 0 and not self.asked:
                 self.asked = True
-                study.add_request(PAUSE, "a debugger", trial=0)
+                study.add_request(RequestKind.PAUSE, "a debugger", trial=0)
 
     with Study.create(sweep_folder(tmp_path), WAITING, slots=2) as study:
         stop = run_study(study, view=Aside())
@@ -121,7 +120,7 @@ def test_a_trial_that_the_sampler_waits_for_is_paused_and_the_next_driver_says_s
         assert user_requests.paused_notices(study) == [
             "trial 0 stays paused (a debugger): `orchestrate unpause s 0` continues it"
         ]
-        study.add_request(UNPAUSE, "done", trial=0)
+        study.add_request(RequestKind.UNPAUSE, "done", trial=0)
         assert user_requests.paused_notices(study) == []
         write_script(tmp_path)
         assert run_study(study).kind is StopKind.FINISHED

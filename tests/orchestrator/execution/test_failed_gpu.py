@@ -23,7 +23,7 @@ from orchestrator.execution.stop_reasons import StopKind
 from orchestrator.execution.workers import shared_worker as host_module
 from orchestrator.execution.workers.multi_process_trial import MultiProcessSession
 from orchestrator.execution.workers.shared_worker import SharedWorker
-from orchestrator.execution.workers.trial_worker import retired
+from orchestrator.execution.workers.trial_worker import with_retire_flag
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
 from tests.support.fake_session import FakeSession, make_task, run_study, trained, write_script
@@ -119,7 +119,7 @@ def test_a_process_that_uses_a_gpu_is_retired_after_a_failure_that_is_not_the_us
     end: AttemptResult | None, on_gpu: bool, goes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: on_gpu)
-    assert retired(AttemptReport([], end, 1)).retire is goes
+    assert with_retire_flag(AttemptReport([], end, 1)).retire is goes
 
 
 def test_of_several_processes_the_one_whose_gpu_failed_is_the_cause(tmp_path: Path) -> None:

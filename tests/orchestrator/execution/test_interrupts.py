@@ -54,7 +54,7 @@ class Counting:
         self.interrupts += 1
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         yield StepMetrics(0, {"eval_loss": 1.0})
         return RunResult(TrainerEnd.FINISHED, "", 0)
@@ -84,12 +84,12 @@ def test_a_watch_that_wakes_as_its_attempt_ends_interrupts_nobody(tmp_path: Path
     session = Counting()
     attempt: Any = AttemptRunner(task, lambda: session)
     attempt._ended = Wakes(attempt._release_lock)
-    task.request_stop()
-    attempt._watch_for_stop(session)
+    task.request_release()
+    attempt._watch_for_release(session)
     assert session.interrupts == 0
     again: Any = AttemptRunner(task, lambda: session)
     again._ended = Wakes(lambda: again._ended.set() if session.interrupts else None)
-    again._watch_for_stop(session)
+    again._watch_for_release(session)
     assert session.interrupts == 1, "while it runs it is interrupted"
 
 
@@ -102,7 +102,7 @@ def test_in_a_shared_process_a_seat_that_was_left_is_not_given_up(tmp_path: Path
     host.close("0-1")
     host.start(make_task(tmp_path, 1))
     host.next_report("1-1")
-    host.abandon("0-1")  # the driver's word on the first trial comes late
+    host.interrupt_orphan("0-1")  # the driver's word on the first trial comes late
     while (result := host.next_report("1-1").result) is None:
         pass
     assert result.status is AttemptStatus.FINISHED

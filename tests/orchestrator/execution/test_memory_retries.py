@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.execution import retry_policy
+from orchestrator.execution import trial_retries
 from orchestrator.execution.messages import WORKER_FILE, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
 from orchestrator.execution.workers.attempt_runner import AttemptRunner
-from orchestrator.study.database import driver_lease
+from orchestrator.study.database import process_identity
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
 from tests.support.fake_session import FakeSession, make_task, write_script
@@ -63,8 +63,8 @@ def test_half_the_tokens_and_later_trials_know_also_after_a_resume(study: Study)
     task, beside = driven.task(), driven.task()
     assert not driven.controller.on_report(task.id, OOM)
     again = driven.task()
-    assert (again.run, again.attempt, budget(again)) == ("0", 2, 4096)
-    assert again.earlier == (task.folder,), "it goes on from the first attempt's checkpoints"
+    assert (again.run_name, again.attempt, budget(again)) == ("0", 2, 4096)
+    assert again.earlier_attempts == (task.folder,), "it goes on from the first attempt's checkpoints"
     assert not driven.controller.on_report(beside.id, OOM), "one that ran beside it, still with 8192"
     assert budget(driven.task()) == 4096
     assert budget(driven.task()) == 4096, "a new trial"
@@ -113,14 +113,14 @@ def test_the_bound_holds_over_a_resume(study: Study) -> None:
 @pytest.fixture
 def kills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The kernel's counter is what is in here."""
-    found = [retry_policy.kernel_kills()]
-    monkeypatch.setattr(retry_policy, "kernel_kills", lambda: sum(found))
+    found = [trial_retries.kernel_oom_kills()]
+    monkeypatch.setattr(trial_retries, "kernel_oom_kills", lambda: sum(found))
     return found
 
 
 def taken(task: AttemptTask, by: str = "") -> AttemptTask:
     """As if a worker had it: of this machine, where nothing else is said."""
-    (task.folder / WORKER_FILE).write_text(by or driver_lease.process_id())
+    (task.folder / WORKER_FILE).write_text(by or process_identity.process_id())
     return task
 
 
@@ -182,16 +182,16 @@ def test_an_attempt_says_which_process_has_it(tmp_path: Path) -> None:
     task = make_task(tmp_path)
     write_script(tmp_path)
     attempt = AttemptRunner(task, lambda: FakeSession(tmp_path / "cache"))
-    assert not retry_policy.is_on_this_machine(task.folder)
+    assert not trial_retries.is_on_this_machine(task.folder)
     attempt.next_report()
-    assert retry_policy.is_on_this_machine(task.folder)
+    assert trial_retries.is_on_this_machine(task.folder)
 
 
 def test_kernel_kills_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert retry_policy.kernel_kills() >= 0
+    assert trial_retries.kernel_oom_kills() >= 0
     (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 3\noom 2\noom_kill 2\n")
-    monkeypatch.setattr(retry_policy, "_COUNTERS", (tmp_path / "none", tmp_path / "memory.events"))
-    assert retry_policy.kernel_kills() == 2
+    monkeypatch.setattr(trial_retries, "_COUNTERS", (tmp_path / "none", tmp_path / "memory.events"))
+    assert trial_retries.kernel_oom_kills() == 2
 
 
 def test_a_real_trial_ends_as_if_it_had_had_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +221,6 @@ def _run(root: Path, base: dict[str, Any]) -> Any:
 
     root.mkdir()
     with Study.create(sweep_folder(root), make_spec(1, base=base)) as study:
-        # A fresh session for each attempt, as after Worker._empty.
+        # A fresh session for each attempt, as after DedicatedWorker.step.
         run_here(Driven(study, longest=1).controller, lambda: TrainingSession(root / "cache"))
         return study.trials()[0]

@@ -23,8 +23,8 @@ from tests.support.local_driver import pull_all
 from tests.support.mirrored_trial import task, write_checkpoint
 from tests.support.processes import wait_until
 from tests.support.s3_server import Server
-from trainer.storage.atomic_files import FAILPOINT_VARIABLE
 from trainer.storage.checkpoint_manifest import checkpoint_step, list_checkpoints, verify_checkpoint
+from trainer.storage.failpoints import FAILPOINT_VARIABLE
 
 STEPS = CheckpointingSession.STEPS
 
@@ -61,7 +61,7 @@ def _stopped_after(mirror: Mirror, disk: Path, step: int, attempt: int = 1) -> C
     def each(now: int) -> None:
         _slow(mirror)(now)
         if now == step:
-            requested.request_stop()
+            requested.request_release()
             wait_until(lambda: session.requested)
 
     session = CheckpointingSession(save_steps=1, each=each)

@@ -51,7 +51,7 @@ class Watching(SilentView):
 
 class Interrupting(Watching):
     def act(self) -> None:
-        self.interrupt.stop_requested = True
+        self.interrupt.received = True
 
 
 class Pruning(Watching):

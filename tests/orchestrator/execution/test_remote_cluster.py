@@ -63,13 +63,17 @@ def test_nobody_joins_without_a_token_unless_the_user_says_so(
 
 def test_slots_are_the_clusters_and_no_trial_spans_two_machines() -> None:
     spec = make_spec(resources={"cpus_per_trial": 3})
-    slots = slots_on(spec, [Machine(4, 0), Machine(7, 0), Machine(2, 0)], shared=True)
+    slots = slots_on(spec, [Machine(4, 0), Machine(7, 0), Machine(2, 0)], is_shared_cluster=True)
     assert (slots.count, slots.gpus, slots.bundles) == (3, 0.0, [{"CPU": 3.0}])
-    gpus = slots_on(make_spec(resources={"gpus_per_trial": 0.5}), [Machine(8, 1), Machine(3, 2)], shared=True)
+    gpus = slots_on(
+        make_spec(resources={"gpus_per_trial": 0.5}), [Machine(8, 1), Machine(3, 2)], is_shared_cluster=True
+    )
     assert (gpus.count, gpus.bundles) == (2 + 3, [{"CPU": 1.0, "GPU": 0.5}])
-    by_default = slots_on(make_spec(), [Machine(8, 0), Machine(8, 4)], shared=True)
+    by_default = slots_on(make_spec(), [Machine(8, 0), Machine(8, 4)], is_shared_cluster=True)
     assert (by_default.count, by_default.gpus) == (4, 1.0)
-    complete = slots_on(make_spec(resources={"gpus_per_trial": 3}), [Machine(8, 4), Machine(8, 2)], shared=True)
+    complete = slots_on(
+        make_spec(resources={"gpus_per_trial": 3}), [Machine(8, 4), Machine(8, 2)], is_shared_cluster=True
+    )
     assert complete.count == 1
     assert sum(bundle["CPU"] for bundle in complete.bundles) <= 3.0
     assert [bundle.get("GPU", 0.0) for bundle in complete.bundles] == [0.0, 1.0, 1.0, 1.0]
@@ -79,4 +83,4 @@ def test_slots_are_the_clusters_and_no_trial_spans_two_machines() -> None:
 
 def test_a_cluster_without_room_for_one_trial() -> None:
     with pytest.raises(SpecError, match=r"no machine of the cluster has them \(8 CPUs and 2 GPUs\)"):
-        slots_on(make_spec(resources={"gpus_per_trial": 4}), [Machine(8, 2), Machine(8, 2)], shared=True)
+        slots_on(make_spec(resources={"gpus_per_trial": 4}), [Machine(8, 2), Machine(8, 2)], is_shared_cluster=True)

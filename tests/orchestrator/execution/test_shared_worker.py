@@ -38,9 +38,9 @@ class Greedy(TrainingSession):
         return Greedy(self._cache, self)
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
-        course = super().train(config, folder, earlier, fork)
+        course = super().train(config, folder, earlier_attempts, fork)
         while True:
             try:
                 step_metrics = next(course)
@@ -60,15 +60,15 @@ def task(root: Path, run: str, attempt: int = 1, rate: float = 1e-3) -> AttemptT
 
 def take(host: SharedWorker, *jobs: AttemptTask) -> dict[str, tuple[list[StepMetrics], AttemptResult]]:
     """Pull each in turn until all have ended."""
-    metrics: dict[str, list[StepMetrics]] = {one.run: [] for one in jobs}
+    metrics: dict[str, list[StepMetrics]] = {one.run_name: [] for one in jobs}
     out: dict[str, tuple[list[StepMetrics], AttemptResult]] = {}
     while len(out) < len(jobs):
         for one in jobs:
-            if one.run not in out:
+            if one.run_name not in out:
                 report = host.next_report(one.id)
-                metrics[one.run] += report.metrics
+                metrics[one.run_name] += report.metrics
                 if report.result is not None:
-                    out[one.run] = metrics[one.run], report.result
+                    out[one.run_name] = metrics[one.run_name], report.result
                     host.close(one.id)
     return out
 
@@ -119,7 +119,7 @@ def test_one_whose_relay_is_gone_is_let_go_of_at_its_next_turn(host: SharedWorke
         host.start(one)
     for one in (left, stays, left, stays):
         host.next_report(one.id)
-    host.abandon(left.id)
+    host.interrupt_orphan(left.id)
     report: AttemptReport = host.next_report(left.id)
     assert report.result.status is AttemptStatus.RELEASED
     host.close(left.id)
@@ -129,4 +129,4 @@ def test_one_whose_relay_is_gone_is_let_go_of_at_its_next_turn(host: SharedWorke
     assert {end.status for _, end in take(host, again, stays).values()} == {AttemptStatus.FINISHED}
     first_session: Any = host._first_session
     assert len(first_session.made) == 3, "an interruption meant for one trial reaches no other"
-    host.abandon("unknown")
+    host.interrupt_orphan("unknown")

@@ -145,7 +145,7 @@ def test_real_trials_go_on_from_their_checkpoints(tmp_path: Path, how: str) -> N
         if how == "killed":
             os.kill(int(sink.tags("0")["worker.pid"]), signal.SIGKILL)
         else:
-            signals.stop_requested = True
+            signals.received = True
 
     stop = run_study(study, sink, Once(act), signals, ONE, open_session)
     if how == "interrupted":

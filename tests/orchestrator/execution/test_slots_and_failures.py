@@ -110,7 +110,7 @@ def test_points_come_back_at_once_after_an_evaluation(tmp_path: Path) -> None:
 
 def test_asked_before_it_began_it_loads_nothing(tmp_path: Path) -> None:
     attempt, task = _attempt(tmp_path)
-    task.request_stop()
+    task.request_release()
     report = attempt.next_report()
     assert report.result.status is AttemptStatus.RELEASED
     assert report.counters == {}

@@ -27,7 +27,7 @@ class Ran:
         def on_trial_end(record: Any) -> None:
             closed.append(record.number)
             if interrupt_at is not None and len(closed) == interrupt_at:
-                signals.stop_requested = True
+                signals.received = True
 
         self.stop = run_study(self.study, self.sink, signals=signals, on_trial_end=on_trial_end)
         self.records = self.study.trials()
@@ -57,14 +57,14 @@ def test_tune_looks_at_no_trial_that_has_ended(
     tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored: list[int] = []
-    choose = tune_adapter.Scheduler.choose_trial_to_run
+    choose = tune_adapter.ControllerScheduler.choose_trial_to_run
 
-    def counting(self: tune_adapter.Scheduler, tune_controller: Any) -> Any:
+    def counting(self: tune_adapter.ControllerScheduler, tune_controller: Any) -> Any:
         chosen = choose(self, tune_controller)
         stored.append(len(tune_controller.get_trials()))
         return chosen
 
-    monkeypatch.setattr(tune_adapter.Scheduler, "choose_trial_to_run", counting)
+    monkeypatch.setattr(tune_adapter.ControllerScheduler, "choose_trial_to_run", counting)
     assert Ran(tmp_path, count=8).states == [TrialState.COMPLETE] * 8
     assert max(stored) <= SLOTS.count + 1, "those that run and the one that comes next"
 

@@ -8,46 +8,39 @@ import pytest
 
 from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver.parent_run import open_sink, start_parent_run
-from orchestrator.folders import DATA_FILE, SweepFolder, create_sweep_folder
 from orchestrator.judge import win_rates
-from orchestrator.spec.loading.loader import load_spec_text
-from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, TrialState
-from trainer.data import prepare
+from tests.support.preparation import prepared_sweep
+from tests.support.small_trials import DATA, MODEL
+from tests.support.specs import make_spec
 from trainer.results import StepMetrics
 from trainer.training_session import TrainingSession
 
-SWEEP = """
-name: judged
-base:
-  model:
-    generated: {vocab_size: 320, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-                num_key_value_heads: 2, max_position_embeddings: 128}
-  data:
-    train: {generated: instructions, rows: 40}
-    eval: {generated: instructions, split: eval, rows: 16}
-    max_length: 96
-  training: {pairs_per_update: 8, max_steps: 4, eval_steps: 4, learning_rate: 3e-2}
-  evaluation: {prompts: 1, max_new_tokens: 4}
-search:
-  loss.beta: [2.0, 10.0, 20.0]
-maximize: eval_accuracies/logp
-judge: {top: 2, prompts: 8, max_new_tokens: 8}
-"""
+SPEC = make_spec(
+    {"loss.beta": {"choice": [2.0, 10.0, 20.0]}},
+    name="judged",
+    base={
+        "model": MODEL,
+        "data": DATA
+        | {
+            "train": {"generated": "instructions", "rows": 40},
+            "eval": {"generated": "instructions", "split": "eval", "rows": 16},
+        },
+        "training": {"pairs_per_update": 8, "max_steps": 4, "eval_steps": 4, "learning_rate": 3e-2},
+        "evaluation": {"prompts": 1, "max_new_tokens": 4},
+    },
+    judge={"top": 2, "prompts": 8, "max_new_tokens": 8},
+)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with a finished sweep of three tiny trials: really trained, in MLflow, not yet judged."""
     root = tmp_path_factory.mktemp("trained") / "runs"
-    spec = load_spec_text(SWEEP, root.parent)
-    folder = SweepFolder(root, spec.name)
-    create_sweep_folder(folder, dump_spec(spec))
-    report = prepare(spec.base.data, spec.base.model, folder.cache).report
-    (folder.path / DATA_FILE).write_text(report.model_dump_json())
+    folder, report = prepared_sweep(root, SPEC)
     session = TrainingSession(folder.cache)
-    with Study.create(folder, spec, train_pairs=report.train_rows) as study:
+    with Study.create(folder, SPEC, train_pairs=report.train_rows) as study:
         sink = open_sink(study, root, DashboardReporter())
         study.start_driving()
         start_parent_run(study, sink, DashboardReporter(), report.fingerprint)

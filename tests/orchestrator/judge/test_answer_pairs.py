@@ -7,8 +7,8 @@ import pytest
 from orchestrator.judge.answer_pairs import (
     AnswerPair,
     checker_preferences,
+    endpoint_questions,
     make_judgements,
-    open_questions,
     reward_key,
     reward_preferences,
 )
@@ -47,8 +47,8 @@ def test_a_reward_model_goes_by_the_score() -> None:
 
 def test_equal_answers_are_asked_of_nobody() -> None:
     same = match("a", "eight", "eight")
-    assert open_questions([same]) == []
-    assert len(open_questions([PAIRS[0], PAIRS[0], same])) == 2
+    assert endpoint_questions([same]) == []
+    assert len(endpoint_questions([PAIRS[0], PAIRS[0], same])) == 2
 
 
 def test_a_verdict_counts_prompts_and_averages_their_samples() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.judge.answer_pairs import AnswerPair, endpoint_preferences, open_questions
+from orchestrator.judge.answer_pairs import AnswerPair, endpoint_preferences, endpoint_questions
 from orchestrator.judge.endpoint_batch import EndpointBatch, estimate, total_usage, votes_file
 from orchestrator.judge.endpoint_client import (
     EndpointClient,
@@ -64,7 +64,7 @@ def run(server: FakeJudge, folder: Path, pairs: list[AnswerPair], **more: Any) -
     try:
         with JsonlStore(votes_file(folder, config)) as stored:
             batch = EndpointBatch(config, client, stored)
-            batch.ask_all(open_questions(pairs), lambda *_: None, lambda: False)
+            batch.ask_all(endpoint_questions(pairs), lambda *_: None, lambda: False)
             return batch, dict(stored.values)
     finally:
         client.close()
@@ -137,7 +137,7 @@ def test_it_waits_as_long_as_the_endpoint_asks(server: FakeJudge, monkeypatch: p
 
 def test_after_all_tries_the_question_stays_open(server: FakeJudge) -> None:
     reply = one(server, lambda *_: 503)
-    assert reply.is_open
+    assert reply.is_unanswered
     assert reply.calls == 4, "the first try and three retries"
     assert reply.tries == Counter({"server_error": 4})
 
@@ -145,7 +145,7 @@ def test_after_all_tries_the_question_stays_open(server: FakeJudge) -> None:
 def test_nobody_there(server: FakeJudge) -> None:
     server.url = "http://127.0.0.1:9/v1"
     reply = one(server, lambda *_: "[[A]]", retries=1)
-    assert reply.is_open
+    assert reply.is_unanswered
     assert reply.tries == Counter({"unreachable": 2})
 
 
@@ -195,7 +195,7 @@ def test_both_orders_are_asked_once_each_and_equal_answers_not_at_all(server: Fa
     server.decide = decide
     pairs = [*MATCHES, match(50, "same", "same"), MATCHES[0]]
     batch, known = run(server, tmp_path, pairs, concurrency=3)
-    assert batch.open_reason == ""
+    assert batch.unanswered_reason == ""
     shown = Counter(server.asked)
     assert (len(shown), set(shown.values())) == (24, {1})
     assert {(s.second, s.first) for s in shown} == {(s.first, s.second) for s in shown}
@@ -256,28 +256,28 @@ def test_failures_are_counted_and_leave_their_pair_out(server: FakeJudge, tmp_pa
 def test_what_got_no_answer_is_asked_by_the_next_run(server: FakeJudge, tmp_path: Path) -> None:
     server.decide = lambda shown, _: 500 if shown.prompt == "prompt 3" else longer(shown)
     _, known = run(server, tmp_path, MATCHES, retries=1)
-    requested = total_usage(endpoint(server), known, open_questions(MATCHES))
+    requested = total_usage(endpoint(server), known, endpoint_questions(MATCHES))
     assert (requested.unanswered, requested.failures) == (2, {"server_error": 4})
     server.decide = longer
     before = len(server.asked)
     _, known = run(server, tmp_path, MATCHES, retries=1)
     assert len(server.asked) == before + 2
-    requested = total_usage(endpoint(server), known, open_questions(MATCHES))
+    requested = total_usage(endpoint(server), known, endpoint_questions(MATCHES))
     assert (requested.unanswered, requested.failures, requested.calls) == (0, {"server_error": 4}, 22 + 4 + 2)
 
 
 def test_an_endpoint_that_is_down_is_left_alone(server: FakeJudge, tmp_path: Path) -> None:
     server.decide = lambda *_: 503
     batch, known = run(server, tmp_path, MATCHES, retries=0)
-    assert "8 questions in a row got no reply (server error" in batch.open_reason
+    assert "8 questions in a row got no reply (server error" in batch.unanswered_reason
     assert len(server.asked) < 12
-    assert total_usage(endpoint(server), known, open_questions(MATCHES)).unanswered == 24
+    assert total_usage(endpoint(server), known, endpoint_questions(MATCHES)).unanswered == 24
 
 
 def test_requests_that_do_not_fit_are_not_repeated(server: FakeJudge, tmp_path: Path) -> None:
     server.decide = lambda *_: 400
     batch, _ = run(server, tmp_path, MATCHES)
-    assert "does max_tokens or temperature suit the model?" in batch.open_reason
+    assert "does max_tokens or temperature suit the model?" in batch.unanswered_reason
     assert set(Counter(server.asked).values()) == {1}
 
 
@@ -287,7 +287,7 @@ def test_a_model_that_wants_max_completion_tokens_gets_them(server: FakeJudge, t
     )
     server.decide = lambda *_: Raw(400, expected) if "max_tokens" in server.bodies[-1] else "[[A]]"
     batch, _ = run(server, tmp_path, MATCHES, concurrency=1)
-    assert (batch.open_reason, ["max_tokens" in body for body in server.bodies].count(True)) == ("", 1)
+    assert (batch.unanswered_reason, ["max_tokens" in body for body in server.bodies].count(True)) == ("", 1)
     assert all(body.get("max_completion_tokens", 32) == 32 for body in server.bodies)
 
 
@@ -295,18 +295,18 @@ def test_no_more_is_spent_than_was_agreed(server: FakeJudge, tmp_path: Path) -> 
     server.decide = longer
     prices = {"prompt_price": 1000.0, "completion_price": 1000.0, "max_cost": 1.0, "max_tokens": 5}
     batch, known = run(server, tmp_path, MATCHES, **prices)
-    requested = total_usage(endpoint(server, **prices), known, open_questions(MATCHES))
+    requested = total_usage(endpoint(server, **prices), known, endpoint_questions(MATCHES))
     assert requested.cost is not None
     assert 0 < requested.cost <= 1.0
     assert requested.unanswered > 0
-    assert "max_cost 1 is spent" in batch.open_reason
+    assert "max_cost 1 is spent" in batch.unanswered_reason
 
 
 def test_malformed_answers_cost_no_more_than_was_agreed_either(server: FakeJudge, tmp_path: Path) -> None:
     server.decide = lambda *_: "no verdict at all"
     prices = {"prompt_price": 1000.0, "completion_price": 1000.0, "max_cost": 1.0, "max_tokens": 5}
     _, known = run(server, tmp_path, MATCHES, **prices)
-    requested = total_usage(endpoint(server, **prices), known, open_questions(MATCHES))
+    requested = total_usage(endpoint(server, **prices), known, endpoint_questions(MATCHES))
     assert requested.cost is not None
     assert 0 < requested.cost <= 1.0
     assert requested.calls == requested.failures["malformed"] > 1
@@ -314,7 +314,7 @@ def test_malformed_answers_cost_no_more_than_was_agreed_either(server: FakeJudge
 
 def test_the_estimate_is_an_upper_bound(server: FakeJudge, tmp_path: Path) -> None:
     config = endpoint(server, prompt_price=2.0, completion_price=8.0, max_tokens=32)
-    expected = estimate(config, [question.characters for question in open_questions(MATCHES)])
+    expected = estimate(config, [question.characters for question in endpoint_questions(MATCHES)])
     assert (expected.calls, expected.completion_tokens) == (24, 24 * 32)
     assert expected.cost == pytest.approx((expected.prompt_tokens * 2 + 24 * 32 * 8) / 1e6)
     assert "24 calls" in str(expected)
@@ -327,7 +327,7 @@ def test_stopped_in_the_middle_it_keeps_what_it_has(server: FakeJudge, tmp_path:
     client = EndpointClient(config, KEY)
     with JsonlStore(votes_file(tmp_path, config)) as stored:
         complete = EndpointBatch(config, client, stored).ask_all(
-            open_questions(MATCHES), lambda *_: None, lambda: len(stored.values) >= 5
+            endpoint_questions(MATCHES), lambda *_: None, lambda: len(stored.values) >= 5
         )
         assert not complete
         assert len(stored.values) == len(server.asked) < 24

@@ -17,7 +17,7 @@ from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.cli import main
 from orchestrator.commands.judge_sweep import judge_sweep
 from orchestrator.driver.checkpoint_retention import CheckpointRetention
-from orchestrator.driver.judge_stage import JudgeResult, NoJudgeLeft, judge_after_sweep
+from orchestrator.driver.judge_stage import JudgeResult, NoUsableJudge, judge_after_sweep
 from orchestrator.errors import ExitCode, SpecError, SweepHeld
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.folders import SweepFolder
@@ -28,7 +28,7 @@ from tests.support.judge_endpoint import HANG, FakeJudge, longer, serve
 from tests.support.processes import orchestrate, wait_until
 from tests.support.recorders import SilentView
 from trainer.config.trial import GeneratedModel
-from trainer.storage.atomic_files import FAILPOINT_VARIABLE
+from trainer.storage.failpoints import FAILPOINT_VARIABLE
 from trainer.synthetic import generate_model, is_correct
 
 KEY = "sk-very-secret-0123456789"
@@ -86,7 +86,7 @@ def test_three_judges_on_the_best_two(runs: Path, server: FakeJudge, reward: Pat
     assert found.code == ExitCode.DONE
     folder = SweepFolder(runs, "judged")
     with Study.open(folder) as study:
-        best = [record.number for record in rank_trials(study.trials(), study.spec.goal)[:2]]
+        best = [record.number for record in rank_trials(study.trials(), study.spec.first_objective)[:2]]
     judgements = by_key(found.judgements)
     kinds = [f"{judge}_{how}" for judge in ("checker", "reward", "endpoint") for how in ("greedy", "sampled")]
     assert set(judgements) == {(number, kind) for number in best for kind in kinds}
@@ -132,9 +132,9 @@ def _check_calls(server: FakeJudge, found: JudgeResult) -> None:
     assert {(s.second, s.first) for s in server.asked} == {(s.first, s.second) for s in server.asked}
     assert set(server.keys) == {f"Bearer {KEY}"}
     judgement = by_key(found.judgements)[found.judgements[0].trial, "endpoint_greedy"]
-    assert judgement.asked.calls > 0
-    assert judgement.asked.cost == pytest.approx(judgement.asked.calls * (100 + 2 * 5) / 1e6)
-    assert judgement.agree in (None, 1.0), "this judge goes by length alone"
+    assert judgement.usage.calls > 0
+    assert judgement.usage.cost == pytest.approx(judgement.usage.calls * (100 + 2 * 5) / 1e6)
+    assert judgement.order_agreement in (None, 1.0), "this judge goes by length alone"
     for example in judgement.examples:
         assert (example.preference > 0.5) == (len(example.ours) > len(example.theirs))
 
@@ -255,7 +255,7 @@ def test_questions_left_open_are_said(runs: Path, server: FakeJudge, log_lines: 
     assert found.code == ExitCode.REFUSED
     assert "still unanswered" in found.notices[0]
     endpoint = [v for v in found.judgements if v.judge == "endpoint"]
-    assert all(v.asked is not None and v.asked.unanswered == v.left_out * 2 for v in endpoint)
+    assert all(v.usage is not None and v.usage.unanswered == v.left_out * 2 for v in endpoint)
     server.decide = longer
     assert run(runs, sets, log_lines).code == ExitCode.DONE
 
@@ -263,7 +263,7 @@ def test_questions_left_open_are_said(runs: Path, server: FakeJudge, log_lines: 
 def test_what_is_refused_before_anything_is_done(
     runs: Path, server: FakeJudge, log_lines: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(NoJudgeLeft, match=r"judge\.checker is false"):
+    with pytest.raises(NoUsableJudge, match=r"judge\.checker is false"):
         run(runs, ["judge.checker=false"], log_lines)
     with pytest.raises(SpecError, match="only settings of judge"):
         run(runs, ["loss.beta=3"], log_lines)

@@ -43,6 +43,6 @@ def findings(load_text: Callable[..., SweepSpec]) -> Callable[..., list[str]]:
     def refused(text: str, *sets: str) -> list[str]:
         with pytest.raises(SpecError) as caught:
             load_text(text, *sets)
-        return [str(finding) for finding in caught.value.findings]
+        return [str(finding) for finding in caught.value.problems]
 
     return refused

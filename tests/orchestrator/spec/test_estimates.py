@@ -71,7 +71,7 @@ def test_weights_gradients_and_optimiser_of_8b() -> None:
 
     def held_trial(config: TrialConfig) -> float:
         found = memory(config, LLAMA, PAIR)
-        return (found.weights + found.gradients + found.optimiser) / GB
+        return (found.weights + found.gradients + found.optimizer) / GB
 
     assert held_trial(trial(training=CHECKPOINTED)) == pytest.approx(128.5, rel=0.01)
     assert held_trial(trial(BF16, training=CHECKPOINTED)) == pytest.approx(96, rel=0.01)
@@ -103,8 +103,8 @@ def test_slices_are_a_share_of_weights_gradients_and_moments() -> None:
     """8B in full on 8 GPUs: 128.5 / 8 GB on each, and what is whole at a time; copied, all of it on each."""
     cut = CHECKPOINTED | {"distributed": "fsdp2"}
     found, complete = memory(trial(training=cut), LLAMA, PAIR, 8), memory(trial(training=CHECKPOINTED), LLAMA, PAIR, 8)
-    assert (complete.weights + complete.gradients + complete.optimiser) / GB == pytest.approx(128.5, rel=0.01)
-    assert (found.weights + found.gradients + found.optimiser) / GB == pytest.approx(128.5 / 8, rel=0.01)
+    assert (complete.weights + complete.gradients + complete.optimizer) / GB == pytest.approx(128.5, rel=0.01)
+    assert (found.weights + found.gradients + found.optimizer) / GB == pytest.approx(128.5 / 8, rel=0.01)
     layer, ends = LLAMA.linear_parameters // 32, 2 * 4096 * 128256
     assert found.together == pytest.approx(2 * 4 * (2 * layer + ends), rel=0.01)
     assert (found.activations, found.head, found.copies) == (complete.activations, complete.head, 0)

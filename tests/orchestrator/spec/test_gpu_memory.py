@@ -116,8 +116,8 @@ def narrow_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds as small beside these models as the real ones beside real models."""
     monkeypatch.setattr(memory_limits, "LOGITS_BYTES", dict.fromkeys(("cpu", "cuda"), 1 << 20))
     monkeypatch.setattr(memory_limits, "LONG_LOGITS_BYTES", dict.fromkeys(("cpu", "cuda"), 1 << 20))
-    monkeypatch.setattr(memory_limits, "PRODUCT_ELEMENTS", 1 << 20)
-    monkeypatch.setattr(memory_limits, "STEP_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(memory_limits, "GRADIENT_CHUNK_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(memory_limits, "ROUNDING_CHUNK_ELEMENTS", 1 << 20)
 
 
 @pytest.mark.usefixtures("narrow_limits")
@@ -170,7 +170,7 @@ def test_with_an_output_layer_of_its_own_the_formula_holds_too(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_takes_no_more_memory_for_a_larger_weight(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clipping and AdamW, plain or with stochastic rounding: at most 10 bytes for each element of one part."""
-    monkeypatch.setattr(memory_limits, "STEP_ELEMENTS", 1 << 16)
+    monkeypatch.setattr(memory_limits, "ROUNDING_CHUNK_ELEMENTS", 1 << 16)
     rounded = dtype is torch.bfloat16
     training = trial(training={"stochastic_rounding": rounded, "max_grad_norm": 1e-3}).training
     peaks: list[int] = []
@@ -183,5 +183,5 @@ def test_a_step_takes_no_more_memory_for_a_larger_weight(dtype: torch.dtype, mon
                 optimizer.clip_gradients()
                 optimizer.step(1.0)
         peaks.append(peak_of(seen))
-    part = 10 * (memory_limits.STEP_ELEMENTS + 64) if rounded else 0
+    part = 10 * (memory_limits.ROUNDING_CHUNK_ELEMENTS + 64) if rounded else 0
     assert max(peaks) < part + 4096

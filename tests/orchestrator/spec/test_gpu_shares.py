@@ -34,7 +34,7 @@ def test_adapters_on_8b_take_half_of_80_gb_but_not_a_quarter(load_text: Callable
     alone = "resources.trials_per_process=1"
     with pytest.raises(SpecError) as caught:
         check_share(load_text(TEXT, "resources.gpus_per_trial=0.25", alone), 80 * GB)
-    (finding,) = caught.value.findings
+    (finding,) = caught.value.problems
     assert finding.path == "resources.gpus_per_trial"
     assert "0.25 of a GPU of 80 GB" in finding.problem
     assert "it fits with base.model.load_in_4bit: true" in finding.problem
@@ -59,7 +59,7 @@ def test_plan_refuses_it_and_reckons_with_the_share(load_text: Callable[..., Swe
         plan_locally(quarter, tmp_path, (), machine)
     half = plan_locally(load_text(TEXT, "resources.gpus_per_trial=0.5"), tmp_path, (), machine).estimate
     complete = plan_locally(load_text(TEXT, "resources.gpus_per_trial=1"), tmp_path, (), machine).estimate
-    assert half.place == "0.5 of a GPU of 80 GB"
+    assert half.gpu_description == "0.5 of a GPU of 80 GB"
     assert (half.tokens_per_micro_batch or 0) < (complete.tokens_per_micro_batch or 0)
 
 
@@ -139,7 +139,7 @@ resources: {trials_per_process: 4}
 """
     with pytest.raises(SpecError) as caught:
         load_text(text)
-    found = {finding.problem: finding for finding in caught.value.findings}
+    found = {finding.problem: finding for finding in caught.value.problems}
     assert list(found) == [
         f"4 trials cannot train over one frozen model: {reason}"
         for reason in (
@@ -179,7 +179,7 @@ def test_the_slots_of_processes_that_are_shared(load_text: Callable[..., SweepSp
         1.0,
     )
     assert on_gpus.bundles == [{"CPU": 0.0, "slot": 1.0}]
-    joined = slots_on(four, [Machine(8, 1), Machine(3, 1)], shared=True)
+    joined = slots_on(four, [Machine(8, 1), Machine(3, 1)], is_shared_cluster=True)
     assert (joined.count, joined.process_resources) == (4, {"CPU": 3.96, "GPU": 1.0})
     assert joined.bundles == [{"CPU": 0.0001}]
     few = slots_on(load_text(TEXT, "resources.trials_per_process=4", "budget.concurrency=1"), [Machine(8, 0)])
@@ -193,7 +193,7 @@ def test_the_plan_says_how_many_fit_both_ways(
 ) -> None:
     machine = GpuAssumptions(gpu_memory=80 * GB)
     made = plan_locally(load_text(TEXT, "resources.gpus_per_trial=0.25"), tmp_path, (), machine)
-    assert made.estimate.place == "0.5 of a GPU of 80 GB for 2 trials"
+    assert made.estimate.gpu_description == "0.5 of a GPU of 80 GB for 2 trials"
     assert made.estimate.trials_on_a_gpu == (3, 99)
     print_plan(made)
     assert "3 with one model each, 99 sharing one frozen base model" in " ".join(capsys.readouterr().out.split())

@@ -72,6 +72,6 @@ def unexplained(text: str, *sets: str) -> list[str]:
     try:
         load_spec_text(text, HERE, sets)
     except SpecError as error:
-        bad = [str(finding) for finding in error.findings if not (finding.where and finding.problem)]
-        return bad if error.findings else ["refused without a finding"]
+        bad = [str(finding) for finding in error.problems if not (finding.where and finding.problem)]
+        return bad if error.problems else ["refused without a finding"]
     return []

@@ -71,7 +71,7 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, words: s
 def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as refused:
         load_spec_text(HEAD + "judge:\n  top: 0\n  samples: -1\n  endpoint: {model: m}\n", tmp_path)
-    assert [f.path for f in refused.value.findings] == ["judge.top", "judge.samples", "judge.endpoint.url"]
+    assert [f.path for f in refused.value.problems] == ["judge.top", "judge.samples", "judge.endpoint.url"]
 
 
 @pytest.mark.parametrize(

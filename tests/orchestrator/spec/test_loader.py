@@ -76,7 +76,7 @@ def test_everything_wrong_is_said_at_once_each_with_its_line(tmp_path: Path) -> 
     with pytest.raises(SpecError) as caught:
         load_spec_text(WRONG, tmp_path, source="f")
     assert caught.value.code is ExitCode.USER
-    messages = [str(finding) for finding in caught.value.findings]
+    messages = [str(finding) for finding in caught.value.problems]
     expected = SAID.splitlines()
     for line, (one, start) in enumerate(zip(messages, expected, strict=False)):
         assert one.startswith(start), (line, one)

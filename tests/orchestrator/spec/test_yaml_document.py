@@ -92,7 +92,7 @@ def test_what_cannot_be_meant_is_refused_with_its_line(
 def test_all_findings_at_once() -> None:
     with pytest.raises(SpecError) as caught:
         parse_document("a: .nan\nb: 1\nb: 2\nc: !x 1\n", "f")
-    assert [finding.where for finding in caught.value.findings] == ["f:1", "f:3", "f:4"]
+    assert [finding.where for finding in caught.value.problems] == ["f:1", "f:3", "f:4"]
 
 
 def test_an_alias_is_its_value() -> None:

@@ -115,7 +115,9 @@ def test_one_trial_and_no_trial(sampler: str) -> None:
     first = policy.sample([])
     assert policy.sample([]) == first
     assert policy.blocking_trial([]) is None
-    second = policy.sample([TrialSnapshot(0, first.params, fingerprint=first.fingerprint, note=first.note)])
+    second = policy.sample(
+        [TrialSnapshot(0, first.params, fingerprint=first.fingerprint, sampler_note=first.sampler_note)]
+    )
     assert second.fingerprint != first.fingerprint
 
 
@@ -134,7 +136,11 @@ def test_a_sampler_that_learns_finds_better_trials_than_chance(sampler: str) -> 
         for number in range(45):
             sampled = policy.sample(trials)
             trial = TrialSnapshot(
-                number, sampled.params, TrialState.COMPLETE, note=sampled.note, fingerprint=sampled.fingerprint
+                number,
+                sampled.params,
+                TrialState.COMPLETE,
+                sampler_note=sampled.sampler_note,
+                fingerprint=sampled.fingerprint,
             )
             trials.append(replace(trial, values=(value(trial),)))
         return sum(t.values[0] for t in trials[30:] if t.values) / 15
@@ -147,7 +153,9 @@ def test_diverged_failed_and_strange_trials_do_no_harm(sampler: str) -> None:
     policy, trials = SamplingPolicy(spec_of(SAMPLERS[sampler], NoPruner()), 1), list[TrialSnapshot]()
     for number in range(12):
         sampled = policy.sample(trials)
-        trial = TrialSnapshot(number, sampled.params, note=sampled.note, fingerprint=sampled.fingerprint)
+        trial = TrialSnapshot(
+            number, sampled.params, sampler_note=sampled.sampler_note, fingerprint=sampled.fingerprint
+        )
         ends: list[TrialSnapshot] = [
             replace(trial, state=TrialState.PRUNED, values=(-math.inf,), diverged=True, curve={3: math.nan}),
             replace(trial, state=TrialState.FAILED),

@@ -111,16 +111,16 @@ def test_the_files_trials_count_in_the_budget_and_come_after_those_by_hand(creat
 )
 def test_what_is_no_trial_of_the_sweep_is_refused(leaves: dict[str, Any], path: str, said: str) -> None:
     spec = make_spec(GRID)
-    found = check_manual_trial(spec.base, spec.search, spec.goal, leaves)
-    assert [p for p, *_ in found] == [path]
-    assert said in " ".join(found[0])
+    found = check_manual_trial(spec.base, spec.search, spec.first_objective, leaves)
+    assert [problem.path for problem in found] == [path]
+    assert said in str(found[0])
 
 
 def test_a_leaf_that_scales_the_goal_is_refused_also_where_the_search_leaves_it_alone() -> None:
     spec = make_spec({}, goal=Objective(metric="eval_rewards/margins", direction="maximize"))
-    ((path, problem, _),) = check_manual_trial(spec.base, spec.search, spec.goal, {"loss.beta": 3.0})
-    assert path == "loss.beta"
-    assert "is scaled by" in problem
+    (problem,) = check_manual_trial(spec.base, spec.search, spec.first_objective, {"loss.beta": 3.0})
+    assert problem.path == "loss.beta"
+    assert "is scaled by" in problem.problem
 
 
 def test_what_the_search_could_have_drawn_is_told_from_the_rest() -> None:

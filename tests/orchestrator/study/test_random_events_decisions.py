@@ -150,7 +150,7 @@ class Machine(RuleBasedStateMachine):
             return
         for mine, theirs in zip(table(self.study), self.alone, strict=False):
             assert mine[:2] == theirs[:2]
-            if mine[2].finished:
+            if mine[2].is_final:
                 assert mine == theirs
 
 

@@ -47,7 +47,7 @@ def test_ended_trials_teach_and_the_other_folder_may_go(tmp_path: Path) -> None:
     assert warm.notices == ("warm_start: the sampler uses 4 trials of first",)
 
     def sampled(folder: SweepFolder, trials: Any) -> list[Any]:
-        with Study.create(folder, spec, slots=2, earlier=trials):
+        with Study.create(folder, spec, slots=2, warm_start_trials=trials):
             pass
         with Study.open(folder) as study:
             return [dict(t.params) for t in (study.ask() for _ in range(3)) if isinstance(t, Trial)]

@@ -7,11 +7,11 @@ import pytest
 
 import sweeps
 from orchestrator.driver.preflight import check_remote_storage
-from orchestrator.interfaces import SWEEP
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.mirror import MirrorError
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.tracking.mlflow_client import connect, fixed_artifact_location
-from orchestrator.tracking.mlflow_sink import MlflowSink
+from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 
 QUICKSTART = Path(sweeps.__file__).parent / "quickstart.yaml"
 
@@ -27,10 +27,10 @@ def s3() -> Any:
 def _tell(root: Path, uri: str, artifacts: str) -> None:
     (root / "report.html").write_text("<p>the winner</p>")
     given: dict[str, Any] = {"uri": uri, "experiment": "a/b", "sweep_id": "7", "sweep": "s", "artifacts": artifacts}
-    receiver = MlflowSink(root, **given)
-    receiver.start_run(SWEEP, name="s", params={}, tags={}, at=1.0)
+    receiver = MlflowReceiver(root, **given)
+    receiver.start_run(SWEEP_RUN, name="s", params={}, tags={}, at=1.0)
     receiver.start_run("0", name="trial 0", params={}, tags={}, at=1.0)
-    for run in (SWEEP, "0"):
+    for run in (SWEEP_RUN, "0"):
         receiver.log_artifact(run, root / "report.html")
 
 

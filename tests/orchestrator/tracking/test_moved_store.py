@@ -11,13 +11,13 @@ from mlflow.tracking._tracking_service import utils
 
 from dashboards.mlflow_pages import saved_view
 from orchestrator.tracking.mlflow_client import connect, tracking_uri
-from orchestrator.tracking.mlflow_sink import MlflowSink
+from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.run_metadata import trials_filter
 from tests.support.specs import make_spec
 
 
-def sink_in(root: Path, sweep_id: str = "id", **more: str) -> MlflowSink:
-    return MlflowSink(root, uri=tracking_uri(root, None), experiment="a b/c", sweep_id=sweep_id, sweep="s", **more)
+def sink_in(root: Path, sweep_id: str = "id", **more: str) -> MlflowReceiver:
+    return MlflowReceiver(root, uri=tracking_uri(root, None), experiment="a b/c", sweep_id=sweep_id, sweep="s", **more)
 
 
 @pytest.fixture(autouse=True)

@@ -125,7 +125,7 @@ def test_a_receiver_that_fails_costs_time_and_nothing_else(tmp_path: Path) -> No
         box.log_metrics("0", [step_metrics_at(step)], at=float(step))
     assert box.close(30.0) == 0
     assert seen.steps == list(range(40))
-    assert box.trouble == ""
+    assert box.delivery_error == ""
 
 
 def test_a_receiver_that_hangs_never_holds_the_caller(tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_an_unreachable_receiver_is_named_and_all_is_kept(tmp_path: Path) -> Non
 
     box = Outbox(tmp_path / "o", Recorder(down))
     box.log_metrics("0", [step_metrics_at(1)], at=1.0)
-    wait_until(lambda: box.trouble)
-    assert (box.trouble, box.pending) == ("connection refused", 1)
+    wait_until(lambda: box.delivery_error)
+    assert (box.delivery_error, box.pending) == ("connection refused", 1)
     assert box.close(0.1) == 1
     assert Outbox(tmp_path / "o", Recorder()).close(10.0) == 0
 
@@ -336,7 +336,7 @@ def test_while_nothing_can_be_written_every_message_waits(tmp_path: Path) -> Non
     box.log_artifact("0", tmp_path / "f")
     for step in range(3):
         box.set_tags("0", {"long": str(step)})
-    wait_until(lambda: box.trouble)
+    wait_until(lambda: box.delivery_error)
     assert box.close(0.3) == 4
     assert not (tmp_path / "o" / "refused.jsonl").exists()
     down.broken = False
@@ -372,7 +372,7 @@ def test_a_fault_of_ours_is_loud_and_loses_nothing(tmp_path: Path) -> None:
     box = Outbox(tmp_path / "o", Recorder(bug))
     box.log_metrics("0", [step_metrics_at(1)], at=1.0)
     assert box.close(10.0) == 1
-    assert "internal error" in box.trouble
+    assert "internal error" in box.delivery_error
     box.close(0.0)
     later = Recorder()
     assert Outbox(tmp_path / "o", later).close(10.0) == 0

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.redaction import redact, secret_values, without_credentials
 from orchestrator.tracking.mlflow_client import tracking_uri
-from orchestrator.tracking.mlflow_sink import CUT, MAX_PARAM_LENGTH, param_text
+from orchestrator.tracking.mlflow_receiver import CUT, MAX_PARAM_LENGTH, param_text
 from orchestrator.tracking.run_metadata import environment, environment_tags, git_commit
 
 

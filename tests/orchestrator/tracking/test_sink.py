@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.interfaces import MessageRejected, TrackingReceiver
-from orchestrator.tracking.mlflow_sink import RUN, SWEEP_ID, MlflowSink, param_text
+from orchestrator.tracking.mlflow_receiver import RUN, SWEEP_ID, MlflowReceiver, param_text
 from orchestrator.tracking.outbox import Outbox
 from trainer.results import StepMetrics
 
@@ -203,7 +203,7 @@ class TestMlflow(SinkContract):
         (tmp_path / "mlflow.db").write_bytes(empty_mlflow.read_bytes())
 
     def open(self, root: Path) -> TrackingReceiver:
-        return MlflowSink(root, uri=_uri(root), experiment="e", sweep_id="id", sweep="s")
+        return MlflowReceiver(root, uri=_uri(root), experiment="e", sweep_id="id", sweep="s")
 
     def look(self, root: Path) -> dict[str, Seen]:
         from mlflow import MlflowClient

@@ -20,7 +20,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "simpo", "simpo_gamma": 1.0}, "is called gamma here"),
     ({"kind": "simpo", "cpo_alpha": 1.0}, "is called sft_weight here"),
     ({"kind": "dpo", "loss_type": "robust", "label_smoothing": 0.5}, "less than 0.5"),
-    ({"kind": "dpo", "loss_type": "exo_pair"}, "logarithm of label_smoothing"),
+    ({"kind": "dpo", "loss_type": "exo_pair"}, "label_smoothing must be above 0"),
     ({"kind": "dpo", "label_smoothing": 0.1}, "not used by sigmoid; use robust"),
     ({"kind": "dpo", "loss_type": ["ipo", "hinge"], "label_smoothing": 0.1}, "not used by ipo, hinge; remove it"),
     ({"kind": "dpo", "loss_type": ["ipo", "hing"]}, "no loss type: hing; it must be some of sigmoid, "),

@@ -24,7 +24,7 @@ def test_the_second_call_loads(tmp_path: Path, model: ModelConfig) -> None:
     config = data(write_rows(tmp_path / "a.jsonl", good_rows(20)))
     first = prepare(config, model, tmp_path / "cache")
     second = prepare(config, model, tmp_path / "cache")
-    assert (first.computed, second.computed) == (True, False)
+    assert (first.was_computed, second.was_computed) == (True, False)
     assert (first.fingerprint, first.report) == (second.fingerprint, second.report)
     assert isinstance(second.train.pair(3).prompt.base, np.memmap)
     assert np.array_equal(first.train.pair(3).chosen, second.train.pair(3).chosen)
@@ -83,9 +83,9 @@ def test_a_damaged_entry_is_made_again_with_a_warning(tmp_path: Path, model: Mod
             manifest.write_bytes(manifest.read_bytes()[:20])
     with pytest.warns(DamagedCache):
         again = prepare(config, model, tmp_path / "cache")
-    assert again.computed
+    assert again.was_computed
     assert tokens.read_bytes() == full
-    assert not prepare(config, model, tmp_path / "cache").computed
+    assert not prepare(config, model, tmp_path / "cache").was_computed
 
 
 def test_nothing_is_left_of_a_failure_nor_of_a_process_that_died(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.support.data_cases import CHATML, LLAMA, chat, data, good_rows, plain, saved, tokenizer, write_rows
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data import BadData, DataReport, Prepared, TokenizerError, preparation, prepare
-from trainer.data.validation import MAX_ROWS_SHOWN
+from trainer.data.data_findings import MAX_ROWS_SHOWN
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_the_template_may_be_a_file(tmp_path: Path, model: ModelConfig) -> None:
     by_path = _prepare(data(rows, chat_template=str(tmp_path / "chatml.jinja")), model, tmp_path)
     by_text = _prepare(data(rows, chat_template=CHATML), model, tmp_path)
     assert by_path.fingerprint == by_text.fingerprint
-    assert not by_text.computed
+    assert not by_text.was_computed
     with pytest.raises(TokenizerError, match="neither Jinja text nor a file"):
         _prepare(data(rows, chat_template="gone.jinja"), model, tmp_path)
 

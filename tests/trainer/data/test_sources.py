@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from tests.support.data_cases import chat, data, good_rows, plain, write_rows
 from trainer.config.trial import FileSource, HubSource
+from trainer.data.data_findings import UnreadableData
 from trainer.data.mixing import held_out_prompts, limit_rows, mix_sources, prompt_key, rows_per_source, sample_indices
 from trainer.data.row_selection import select_rows
 from trainer.data.sources import RawRow, read_source, source_digest
-from trainer.data.validation import UnreadableData
 
 ROWS = [plain("a?", "yes", "no"), plain("b?", "ja", "nein", answer="ja")]
 

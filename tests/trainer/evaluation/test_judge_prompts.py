@@ -14,7 +14,7 @@ from tests.support.data_cases import chat_message
 from tests.support.small_trials import finish, trial
 from trainer.config.trial import DataConfig, FileSource
 from trainer.data import prepare
-from trainer.data.validation import UnreadableData
+from trainer.data.data_findings import UnreadableData
 from trainer.evaluation.completions import complete_greedily, select_prompts
 from trainer.evaluation.judge_prompts import JudgePrompt, fixed_prompts, prompt_text
 from trainer.evaluation.prompt_files import load_judge_prompts

@@ -75,7 +75,9 @@ def test_a_trials_answers_end_with_the_turn(trained: dict[str, Path], start: Pat
     chosen = select_prompts(prepared.eval, 4)
     how: dict[str, Any] = {"max_new_tokens": LIMIT, "budget": 999, "check_cancelled": lambda: None}
     free = complete_greedily(model, tokenizer, prepared.eval, chosen, **how)
-    ended = complete_greedily(model, tokenizer, prepared.eval, chosen, stops=prepared.report.stop_tokens, **how)
+    ended = complete_greedily(
+        model, tokenizer, prepared.eval, chosen, extra_end_tokens=prepared.report.stop_tokens, **how
+    )
     assert [a.tokens for a in free] == [LIMIT] * 4
     assert max(a.tokens for a in ended) < LIMIT
 
@@ -85,7 +87,7 @@ def test_the_judges_answers_end_with_the_turn(name: str, trained: dict[str, Path
     requested = config(start)
     prompts, tokenizer = fixed_prompts(requested.data, requested.model, cache, 4)
     stops = prepare(requested.data, requested.model, cache, tokenizer).report.stop_tokens
-    text_generator = TextGenerator.load(requested, trained[name] / "model", tokenizer, cache, stops=stops)
+    text_generator = TextGenerator.load(requested, trained[name] / "model", tokenizer, cache, extra_end_tokens=stops)
     for decoding in (DecodingConfig(LIMIT), DecodingConfig(LIMIT, 0, 0.2, 1.0, 1)):
         found = [
             w

@@ -174,8 +174,8 @@ def test_reduced_precision_accumulates_in_float32() -> None:
 def test_the_gradient_of_the_output_layer_in_parts_is_that_of_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, batch, head = made("plain", torch.bfloat16)
     found: list[list[torch.Tensor]] = []
-    for elements in (memory_limits.PRODUCT_ELEMENTS, 5 * hidden.shape[1], 1):
-        monkeypatch.setattr(memory_limits, "PRODUCT_ELEMENTS", elements)
+    for elements in (memory_limits.GRADIENT_CHUNK_ELEMENTS, 5 * hidden.shape[1], 1):
+        monkeypatch.setattr(memory_limits, "GRADIENT_CHUNK_ELEMENTS", elements)
         total, _ = objective_loss(hidden, batch, head, simpo(batch), ChunkSize(8, 8))
         total.backward()
         found.append(grads(hidden, head))

@@ -78,7 +78,7 @@ def test_with_the_flag_it_is_trained_judged_and_exported(
         == 2
     )
     for merge in (False, True):
-        assert len(compared(run, own, cache, tmp_path / f"out {merge}", merge=merge, trust=True)) == 2
+        assert len(compared(run, own, cache, tmp_path / f"out {merge}", merge=merge, trust_remote_code=True)) == 2
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "out True", **trust)).__name__ == "OwnForCausalLM"
     assert (tmp_path / "out True/modeling_own.py").is_file()
     if lora is not None:

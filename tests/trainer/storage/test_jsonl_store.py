@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.storage.atomic_files import FAILPOINT_VARIABLE, FileLock
+from trainer.storage.failpoints import FAILPOINT_VARIABLE
+from trainer.storage.file_lock import FileLock
 from trainer.storage.jsonl_store import JsonlStore, read_jsonl_store
 
 THREE = {"a": {"text": "é\n", "n": 1}, "b": [1.5, None], "c": "x"}

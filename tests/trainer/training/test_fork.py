@@ -43,7 +43,7 @@ def test_another_rate_and_length_from_there_on(session: TrainingSession, tmp_pat
     other = config(learning_rate=1e-3, max_steps=8)
     metrics, result = finish(session.train(other, tmp_path / "1", (), pinned))
     full, _ = finish(session.train(config(), tmp_path / "whole"))
-    assert (result.status, result.steps) == (RunStatus.FINISHED, 8)
+    assert (result.status, result.updates) == (RunStatus.FINISHED, 8)
     assert without_speed(metrics)[:3] == without_speed(full)[:3], "its story begins with the other run's"
     assert metrics[2].step == 3
     assert without_speed(metrics)[3:] != without_speed(full)[3:]

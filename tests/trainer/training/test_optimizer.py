@@ -155,7 +155,7 @@ def test_a_step_in_parts_is_the_step_in_one_go_to_the_bit(
     torch.set_num_threads(threads)
     try:
         full = stepped()
-        monkeypatch.setattr(memory_limits, "STEP_ELEMENTS", elements)
+        monkeypatch.setattr(memory_limits, "ROUNDING_CHUNK_ELEMENTS", elements)
         monkeypatch.setattr(stochastic_rounding, "_wave", lambda _: wave)
         assert all(torch.equal(a, b) for a, b in zip(full, stepped(), strict=True))
     finally:

@@ -176,7 +176,7 @@ def test_interrupted_anywhere_it_ends_where_the_whole_run_does(
     for stop_at, steps in ((2, 0), (4, 0), (7, 1), (15, 3), (24, 5)):
         calls, folder = 0, tmp_path / str(stop_at)
         _, result = finish(session.train(going(kind), folder / "1"))
-        assert (result.status, result.steps) == (RunStatus.STOPPED, steps)
+        assert (result.status, result.updates) == (RunStatus.STOPPED, steps)
         calls = 100
         metrics, result = finish(session.train(going(kind), folder / "2", [folder / "1"]))
         assert result.status is RunStatus.FINISHED
@@ -211,7 +211,7 @@ def test_a_signal_reaches_a_run_in_the_middle_of_an_update(
         _, result = finish(session.train(trial(training=SMALL, engine="trl"), tmp_path))
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert (result.status, result.steps, calls) == (RunStatus.STOPPED, 1, 6)
+    assert (result.status, result.updates, calls) == (RunStatus.STOPPED, 1, 6)
 
 
 def test_closed_at_any_point_it_ends_where_the_whole_run_does(cache: Path, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_what_is_not_finite_ends_the_run_before_the_step(
 
     monkeypatch.setattr(instrumented_trainers.InstrumentedCpoTrainer, "concatenated_forward", poisoned)
     metrics, result = finish(session.train(trial(engine="trl"), tmp_path))
-    assert (result.status, result.steps, result.folder) == (RunStatus.DIVERGED, 3, None)
+    assert (result.status, result.updates, result.folder) == (RunStatus.DIVERGED, 3, None)
     assert "update 4 of 6" in result.reason
     assert word in result.reason
     assert (calls, [p.step for p in metrics]) == (4, [0, 1, 2, 3])

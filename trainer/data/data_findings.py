@@ -231,7 +231,7 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
 _SINGULAR = {"are": "is", "have": "has"}
 
 
-def severity(kind: FindingKind) -> Severity:
+def severity_of(kind: FindingKind) -> Severity:
     """Return the severity of a kind of finding."""
     return _KIND_DETAILS[kind][0]
 
@@ -326,7 +326,7 @@ class FindingCollector:
         found = [
             DataFinding(
                 kind=key[0],
-                severity=severity(key[0]),
+                severity=severity_of(key[0]),
                 count=count,
                 rows=tuple((names[source], row) for source, row in self._rows.get(key, ())),
                 detail=self._details.get(key, ((0, 0), ""))[1],

@@ -21,7 +21,7 @@ from orchestrator.judge.judgements import headline
 from orchestrator.spec.loading.serialization import spec_hash
 from trainer.config.trial import TrialConfig
 from trainer.data.data_report import DataReport
-from trainer.metrics import EVAL
+from trainer.metrics import CHOSEN, EVAL, EXACT_ANSWERS, MARGIN
 
 MAX_LISTED = 10
 
@@ -31,7 +31,7 @@ def no_result_text(frame: SweepFrame) -> str:
     ends = state_counts(trial.record for trial in frame.trials)
     if not frame.trials:
         return "No trial has started yet."
-    if all(trial.record.state.finished for trial in frame.trials):
+    if all(trial.record.state.is_final for trial in frame.trials):
         return f"No trial completed: {format_counts(ends)}. The reasons are below."
     return f"No trial has completed yet; {ends.get('running', 0)} running."
 
@@ -85,9 +85,9 @@ def interval_text(difference: Difference) -> str:
 
 
 _FURTHER_METRICS = {
-    f"{EVAL}margins/logp": "margin",
-    f"{EVAL}logps_per_token/chosen": "chosen log-prob",
-    f"{EVAL}exact_answers": "right answers",
+    MARGIN: "margin",
+    CHOSEN: "chosen log-prob",
+    EXACT_ANSWERS: "right answers",
 }
 """Metric -> column that shows its newest value and the change since step 0."""
 
@@ -170,8 +170,8 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
                 interval_text(significance.against_initial),
             )
         )
-    if significance.wins:
-        share = significance.wins[winner.number]
+    if significance.first_place_shares:
+        share = significance.first_place_shares[winner.number]
         few = " (few)" if significance.pairs <= SMALL_SAMPLE_PAIRS else ""
         found.append(
             KeyFigure(
@@ -203,7 +203,7 @@ def _judgement_figure(frame: SweepFrame) -> list[Block]:
         text += "The initial model's answers are better: the gain on the held-out pairs does not show in the answers."
     else:
         text += "Its answers are clearly better than the initial model's."
-    same = [(c, v, r) for c, v, r in with_rates[1:] if (v.key, v.by) == (judgement.key, judgement.by)]
+    same = [(c, v, r) for c, v, r in with_rates[1:] if (v.key, v.judge_name) == (judgement.key, judgement.judge_name)]
     better, _, by = max(same, key=lambda row: row[2].value, default=(trial, judgement, rate))
     if by.value > rate.value:
         text += f" Of the judged trials, trial {better.label} has the highest win rate by this judge: {by.value:.0%}."
@@ -235,7 +235,11 @@ def _table(frame: SweepFrame, significance: Significance) -> Table:
             if row_difference is None
             else ("≈ " if trial.number in indistinguishable else "") + _behind(frame, row_difference)
         ]
-        row += [f"{significance.wins[trial.number]:.0%}" if trial.number in significance.wins else "–"]
+        row += [
+            f"{significance.first_place_shares[trial.number]:.0%}"
+            if trial.number in significance.first_place_shares
+            else "–"
+        ]
         row += [_with_change(trial, metric) for metric in further]
         rows.append(tuple(row))
     return Table(tuple(head), tuple(rows), numeric=frozenset(range(1, len(head))), marked=frozenset({0}))
@@ -290,9 +294,9 @@ def setup_panel(analysis: SweepAnalysis) -> Panel | None:
         rows.append(("data fingerprint", frame.data.fingerprint))
         left = f"{frame.data.bad_rows:,} bad, {frame.data.dropped_rows:,} for other reasons"
         rows.append(("rows left out", f"{left} (see below)" if frame.data.findings else left))
-    steps = {trial.steps for trial in frame.trials if trial.steps is not None}
+    planned = {trial.planned_updates for trial in frame.trials if trial.planned_updates is not None}
     rows += [
-        ("updates per trial", ", ".join(map(str, sorted(steps))) or "not known yet"),
+        ("updates per trial", ", ".join(map(str, sorted(planned))) or "not known yet"),
         ("pairs per update", str(base.training.pairs_per_update)),
         ("loss", base.loss.kind),
         ("objective", f"{frame.objective.direction} {frame.objective.metric}"),
@@ -319,7 +323,7 @@ def diagnosis_panel(analysis: SweepAnalysis) -> Panel | None:
     if not analysis.frame.trials:
         return None
     if not analysis.findings:
-        over = all(trial.record.state.finished for trial in analysis.frame.trials)
+        over = all(trial.record.state.is_final for trial in analysis.frame.trials)
         nothing = "No trial completed, so there is nothing to diagnose." if over else "No trial is complete yet."
         text = "No findings." if analysis.frame.ranked else nothing
         return Panel("diagnosis", "Diagnosis", "", (Paragraph(text),))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orchestrator.execution.messages import WORKER_FILE, AttemptResult, AttemptStatus
 from orchestrator.interfaces import ProgressView
-from orchestrator.study.database import driver_lease
+from orchestrator.study.database import process_identity
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, Outcome, Trial, TrialState
 from trainer.config.trial import TrialConfig
@@ -22,7 +22,7 @@ that text is no evidence.)"""
 _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
-def kernel_kills() -> int:
+def kernel_oom_kills() -> int:
     """Return the kernel's count of out-of-memory kills, of this container if available, else of the machine."""
     for path in _COUNTERS:
         lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
@@ -33,21 +33,21 @@ def kernel_kills() -> int:
     return 0
 
 
-class KernelKills:
+class OomKillCounter:
     """Attributes each of the kernel's out-of-memory kills to at most one lost worker."""
 
     def __init__(self) -> None:
-        self._charged = 0
+        self._attributed = 0
 
-    def charge(self, since: int) -> bool:
+    def attribute(self, since: int) -> bool:
         """Attribute one kill after the first `since` ones to a worker; return False where none is left."""
-        before = max(since, self._charged)
-        if kernel_kills() <= before:
+        before = max(since, self._attributed)
+        if kernel_oom_kills() <= before:
             return False
-        self._charged = before + 1
+        self._attributed = before + 1
         return True
 
-    def answer(self, folder: Path, cause: str, since: int) -> str:
+    def out_of_memory_cause(self, folder: Path, cause: str, since: int) -> str:
         """Return a message if a lost worker was killed for its memory, by Ray's message or the kernel's counter.
 
         Args:
@@ -60,7 +60,7 @@ class KernelKills:
         """
         if any(words in cause for words in _RAY_OUT_OF_MEMORY_PHRASES):
             return f"Ray's memory monitor killed the worker: {cause}"
-        if is_on_this_machine(folder) and self.charge(since):
+        if is_on_this_machine(folder) and self.attribute(since):
             return f"the kernel killed the worker for its memory: {cause}"
         return ""
 
@@ -68,7 +68,7 @@ class KernelKills:
 def is_on_this_machine(folder: Path) -> bool:
     """Return whether the worker of the attempt in `folder` is known and runs on this machine."""
     worker_file = folder / WORKER_FILE
-    return worker_file.is_file() and not driver_lease.is_remote(worker_file.read_text(encoding="utf-8"))
+    return worker_file.is_file() and not process_identity.is_remote(worker_file.read_text(encoding="utf-8"))
 
 
 def effective_micro_batch(config: TrialConfig, limit: int | None) -> int:
@@ -115,7 +115,7 @@ class RetryPolicy:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def pop(self) -> Trial:
+    def next_attempt(self) -> Trial:
         """Remove and return the attempt that waits longest."""
         return self._waiting.popleft()
 
@@ -172,7 +172,7 @@ class RepeatedBug:
         self._study = study
         self._last, self._count = "", 0
 
-    def count(self, result: AttemptResult) -> str:
+    def stop_reason_after(self, result: AttemptResult) -> str:
         """Count the end of a trial; return why the sweep must stop, else empty."""
         if result.status is not AttemptStatus.FAILED or (result.failure or FailureKind.BUG) is not FailureKind.BUG:
             self._last, self._count = "", 0

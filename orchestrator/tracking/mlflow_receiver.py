@@ -1,4 +1,4 @@
-"""`MlflowSink`: runs, metrics, tags and artifacts in MLflow. A repeated message changes nothing."""
+"""`MlflowReceiver`: runs, metrics, tags and artifacts in MLflow. A repeated message changes nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.interfaces import SWEEP, MessageRejected
+from orchestrator.interfaces import SWEEP_RUN, MessageRejected
 from orchestrator.tracking.mlflow_client import connect, ensure_experiment, save_view, translate_errors
 from orchestrator.tracking.run_metadata import NOTE, RUN, SWEEP_ID, SWEEP_NAME, with_links
 from trainer.results import StepMetrics
@@ -39,7 +39,7 @@ class _KnownRun:
     last_step: int | None
 
 
-class MlflowSink:
+class MlflowReceiver:
     """A TrackingReceiver that writes a sweep to MLflow: a parent run, with a child run per trial and for sft."""
 
     def __init__(
@@ -176,7 +176,7 @@ class MlflowSink:
     def _parent(self, client: MlflowClient, run: str) -> dict[str, str]:
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-        return {} if run == SWEEP else {MLFLOW_PARENT_RUN_ID: self._find_run(client, SWEEP).id}
+        return {} if run == SWEEP_RUN else {MLFLOW_PARENT_RUN_ID: self._find_run(client, SWEEP_RUN).id}
 
     def _set_tags(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag

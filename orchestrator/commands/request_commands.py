@@ -12,17 +12,17 @@ import shutil
 import socket
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from orchestrator import folders
 from orchestrator.driver.checkpoint_retention import fork_lock
-from orchestrator.errors import Finding, OrchestrateError, SpecError
+from orchestrator.errors import OrchestrateError, SpecError, SpecProblem
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.spec.loading.validation_errors import parse_document
 from orchestrator.spec.search.manual_trials import (
-    Problem,
     allowed_values,
     check_fork,
     check_manual_trial,
@@ -33,9 +33,8 @@ from orchestrator.spec.search.manual_trials import (
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.database.driver_lease import PAUSE, PRUNE, STOP, UNPAUSE
 from orchestrator.study.reader import StudyReader
-from orchestrator.study.trial_records import Fork, TrialRecord, TrialState
+from orchestrator.study.trial_records import REQUESTED_EVENT, Fork, RequestKind, TrialRecord, TrialState
 from trainer.config.trial import TrialConfig
 from trainer.storage.atomic_files import write_text
 from trainer.storage.checkpoint_manifest import pin_checkpoint
@@ -52,7 +51,7 @@ def request_control(name: str, root: Path, kind: str, trial: int | None, reason:
     Args:
         name: the sweep.
         root: the runs folder.
-        kind: stop, pause, unpause or prune.
+        kind: a `RequestKind`.
         trial: number of the trial; None for the whole sweep.
         reason: reason of the user, stored with the request.
 
@@ -71,7 +70,7 @@ def request_control(name: str, root: Path, kind: str, trial: int | None, reason:
             notices = _trial_request(record_of(study, trial), kind, has_driver, name)
         text = f"{reason} (by {current_user()})" if reason else f"by {current_user()}"
         study.add_request(kind, text, trial)
-        study.add_event("asked", f"{kind}: {text}", trial)
+        study.add_event(REQUESTED_EVENT, f"{kind}: {text}", trial)
     return notices
 
 
@@ -80,16 +79,16 @@ def _sweep_request(study: StudyReader, kind: str, has_driver: bool) -> list[str]
     if not has_driver:
         raise RequestRefused(f"{name} is not running: there is nothing to {kind}; `orchestrate resume {name}` runs it")
     is_paused = bool(study.pause_reason())
-    if is_paused == (kind == PAUSE) and kind in (PAUSE, UNPAUSE):
+    if is_paused == (kind == RequestKind.PAUSE) and kind in (RequestKind.PAUSE, RequestKind.UNPAUSE):
         raise RequestRefused(f"{name} is {'paused already' if is_paused else 'not paused'}")
     match kind:
-        case "pause":
+        case RequestKind.PAUSE:
             running = sum(r.state is TrialState.RUNNING for r in study.trials())
             return [
                 f"requested a pause of {name}: {running} running trials are checkpointed, no new ones start; "
                 f"`orchestrate unpause {name}` continues it"
             ]
-        case "unpause":
+        case RequestKind.UNPAUSE:
             return [f"requested to continue {name}"]
         case _:
             return [f"requested a stop of {name}; `orchestrate resume {name}` resumes it"]
@@ -97,18 +96,18 @@ def _sweep_request(study: StudyReader, kind: str, has_driver: bool) -> list[str]
 
 def _trial_request(record: TrialRecord, kind: str, has_driver: bool, name: str) -> list[str]:
     number, state = record.number, record.state
-    if state.finished:
+    if state.is_final:
         raise RequestRefused(f"trial {number} of {name} is {state}, which is final: there is nothing to {kind}")
-    if kind == PAUSE and state is TrialState.PAUSED:
+    if kind == RequestKind.PAUSE and state is TrialState.PAUSED:
         raise RequestRefused(f"trial {number} of {name} is paused already: {record.reason}")
-    if kind == UNPAUSE and state is not TrialState.PAUSED and has_driver:
+    if kind == RequestKind.UNPAUSE and state is not TrialState.PAUSED and has_driver:
         raise RequestRefused(f"trial {number} of {name} is not paused")
     effect = {
-        STOP: "it ends as PRUNED",
-        PRUNE: "it ends as PRUNED",
-        PAUSE: f"it is checkpointed and frees its slot; `orchestrate unpause {name} {number}` continues it",
-        UNPAUSE: "it continues before any new trial",
-    }[kind]
+        RequestKind.STOP: "it ends as PRUNED",
+        RequestKind.PRUNE: "it ends as PRUNED",
+        RequestKind.PAUSE: f"it is checkpointed and frees its slot; `orchestrate unpause {name} {number}` continues it",
+        RequestKind.UNPAUSE: "it continues before any new trial",
+    }[RequestKind(kind)]
     return [f"requested to {kind} trial {number} of {name}: {effect}", *when_applied(name, has_driver)]
 
 
@@ -165,13 +164,13 @@ def pinned_checkpoint(study: StudyReader, parent: TrialRecord, config: TrialConf
     """
     folder, name = study.folder, study.folder.name
     hint = "without --from-checkpoint the clone starts from the initial model"
-    if parent.state.finished:
+    if parent.state.is_final:
         raise RequestRefused(
             f"trial {parent.number} of {name} is {parent.state}, and checkpoints of finished trials are removed; {hint}"
         )
     runs = [folder.attempt(parent.number, attempt) for attempt in range(1, parent.attempts + 1)]
     if parent.fork is not None:
-        runs.insert(0, folder.forks / parent.fork.place)
+        runs.insert(0, folder.forks / parent.fork.folder_name)
     to = folder.forks / uuid4().hex
     with fork_lock(folder), ExitStack() as undo:
         undo.callback(shutil.rmtree, to, ignore_errors=True)
@@ -199,7 +198,7 @@ def _check_length(study: StudyReader, parent: TrialRecord, config: TrialConfig, 
         )
 
 
-def enqueue(name: str, root: Path, sets: Sequence[str]) -> list[str]:
+def enqueue_trial(name: str, root: Path, sets: Sequence[str]) -> list[str]:
     """Enqueue a trial with these settings, the others as in `base`; return notices about it.
 
     Raises:
@@ -221,7 +220,7 @@ def enqueue(name: str, root: Path, sets: Sequence[str]) -> list[str]:
         ]
 
 
-def clone(
+def enqueue_clone(
     name: str, root: Path, trial: int, sets: Sequence[str], reason: str = "", *, from_checkpoint: bool = False
 ) -> list[str]:
     """Enqueue a copy of a trial with these settings changed; return notices about it.
@@ -273,36 +272,36 @@ def _clone_params(parent: Mapping[str, Any], changed: Mapping[str, Any]) -> dict
 def _parse_sets(sets: Sequence[str]) -> dict[str, Any]:
     """Parse the `--set` options into path -> value."""
     params: dict[str, Any] = {}
-    findings: list[Finding] = []
+    problems: list[SpecProblem] = []
     for one in sets:
         path, equals, text = one.partition("=")
         if not equals or not path.strip():
-            findings.append(Finding(f"--set {one}", "", "must be PATH=VALUE, such as loss.beta=2.5"))
+            problems.append(SpecProblem(f"--set {one}", "", "must be PATH=VALUE, such as loss.beta=2.5"))
             continue
         try:
             params[path.strip().removeprefix("base.")] = parse_document(text, one).value if text.strip() else None
         except SpecError as error:
-            findings += [Finding(f"--set {one}", path, f.problem, f.hint) for f in error.findings]
-    if findings:
-        raise SpecError(findings)
+            problems += [SpecProblem(f"--set {one}", path, f.problem, f.hint) for f in error.problems]
+    if problems:
+        raise SpecError(problems)
     return params
 
 
 def _check(spec: SweepSpec, sets: Sequence[str], params: Mapping[str, Any]) -> None:
-    _raise_problems(sets, check_manual_trial(spec.base, spec.search, spec.goal, params), spec.search)
+    _raise_problems(sets, check_manual_trial(spec.base, spec.search, spec.first_objective, params), spec.search)
 
 
-def _raise_problems(sets: Sequence[str], found: Iterable[Problem], search: SearchSpace | None = None) -> None:
+def _raise_problems(sets: Sequence[str], found: Iterable[SpecProblem], search: SearchSpace | None = None) -> None:
     """Raise SpecError with all problems, each at its `--set` option, if there are any."""
     flags = {one.partition("=")[0].strip().removeprefix("base."): one for one in sets}
-    findings: list[Finding] = []
-    for path, problem, hint in found:
-        sampled = "" if search is None else allowed_values(search, path)
-        hints = [h for h in (hint, f"the search has {sampled}" if sampled else "") if h]
-        where = f"--set {flags[path]}" if path in flags else "--set"
-        findings.append(Finding(where, path, problem, "; ".join(hints)))
-    if findings:
-        raise SpecError(findings)
+    problems: list[SpecProblem] = []
+    for problem in found:
+        sampled = "" if search is None else allowed_values(search, problem.path)
+        hints = [h for h in (problem.hint, f"the search has {sampled}" if sampled else "") if h]
+        where = f"--set {flags[problem.path]}" if problem.path in flags else "--set"
+        problems.append(replace(problem, where=where, hint="; ".join(hints)))
+    if problems:
+        raise SpecError(problems)
 
 
 def _out_of_space_notice(spec: SweepSpec, params: Mapping[str, Any]) -> list[str]:
