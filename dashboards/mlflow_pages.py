@@ -29,7 +29,7 @@ from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.repeats import rank_configurations
 from orchestrator.study.trial_records import TrialRecord, TrialState
-from orchestrator.tracking.run_metadata import view_key
+from orchestrator.tracking.run_metadata import trials_filter, view_key
 from trainer.metrics import CHOSEN, MARGIN, REJECTED
 
 _ROWS, _STOPPED, _FINDINGS, _MORE_IN_REPORT, _TITLES = 10, 8, 3, 4, 2
@@ -174,19 +174,17 @@ _SECTION_DISPLAY = {"columns": 2, "cardHeight": 420}
 """Two columns instead of three: charts of settings have long axis labels."""
 
 
-def saved_view(spec: SweepSpec, runs: str, at: float) -> tuple[str, str]:
-    """Return key and value of the experiment tag with the view. `runs`: MLflow's filter for the trials; `at`: epoch
-    seconds.
-    """
-    state = json.dumps(view_state(spec, runs), separators=(",", ":"))
+def saved_view(spec: SweepSpec, sweep_id: str, at: float) -> tuple[str, str]:
+    """Return key and value of the experiment tag with the view of a sweep's trials. `at`: epoch seconds."""
+    state = json.dumps(view_state(spec, trials_filter(sweep_id)), separators=(",", ":"))
     packed = "deflate;" + base64.b64encode(zlib.compress(state.encode(), 9)).decode()
     when = int(at * 1000)
     envelope = {"name": spec.name, "createdAt": when, "updatedAt": when, "state": packed}
-    return f"mlflow.sharedViewState.{view_key(spec.name)}", json.dumps(envelope)
+    return f"mlflow.sharedViewState.{view_key(sweep_id)}", json.dumps(envelope)
 
 
 def view_state(spec: SweepSpec, runs: str) -> dict[str, Any]:
-    """Return filter, columns, sections and charts in the format of the UI's state."""
+    """Return filter, columns, sections and charts in the format of the UI's state. `runs`: MLflow's filter."""
     sections = [_section(_OUTCOME), _section(_SEARCH) | _SECTION_DISPLAY, _section(_TRAINING), _section(_REWARDS)]
     sections += [_section(name, shown=False) for name in (*_GROUPS, _MORE)]
     objective = f"metrics.`{spec.first_objective.metric}`"

@@ -146,7 +146,8 @@ def print_status(status: Mapping[str, Any]) -> None:
     console = wide_console(_PIPED_WIDTH, highlight=False)
     objectives: Sequence[Mapping[str, Any]] = status.get("goals") or [status["goal"]]
     console.print(f"{status['name']}: {status['state']}, {', '.join(map(_goal, objectives))}", markup=False)
-    for text in (_why(status), *status.get("waiting", ()), _mirror(status.get("mirror")), _tie(status)):
+    told = (_mirror(status.get("mirror")), _tracking(status.get("tracking"), status["state"]), _tie(status))
+    for text in (_why(status), *status.get("waiting", ()), *told):
         if text:
             console.print(text, markup=False)
     trials: Sequence[Mapping[str, Any]] = status.get("configurations") or status.get("trials", ())
@@ -215,6 +216,19 @@ def _mirror(found: Mapping[str, Any] | None) -> str:
     if not found or not found["told"]:
         return ""
     return f"mirror {found['url']}: {found['told']} notices, last: {found['last']} (all: orchestrate history)"
+
+
+def _tracking(found: Mapping[str, Any] | None, state: str) -> str:
+    """Return what MLflow did not get; empty if it has everything, or is about to."""
+    if not found:
+        return ""
+    counts = [
+        (found["waiting"] if state in ("interrupted", "finished") else 0, "wait for MLflow"),
+        (found["set_aside"], "could not be attached in MLflow and are tried again"),
+        (found["refused"], "were refused by MLflow (outbox/refused.jsonl)"),
+    ]
+    told = ", ".join(f"{count} messages {what}" for count, what in counts if count)
+    return ": ".join(part for part in ("tracking", told, str(found["reason"])) if part) if told else ""
 
 
 def _trial_cell(trial: Mapping[str, Any], found: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from orchestrator.errors import ExitCode
-from orchestrator.folders import runs_folder
+from orchestrator.folders import existing_sweep, runs_folder
 from orchestrator.terminal_streams import encodes_unicode
 
 if TYPE_CHECKING:
@@ -126,6 +126,17 @@ def read_spec(file: Path, sets: Sequence[str], name: str | None, rehearse: bool)
 
     rehearsal = make_rehearsal(loaded.spec, runs_folder())
     return rehearsal.spec, (*notices, *rehearsal.notices)
+
+
+def end_orphaned_runs(name: str) -> None:
+    """End the runs in MLflow of a sweep whose driver was killed; a command that looks at it calls this at its end."""
+    from orchestrator.interfaces import SWEEP_RUN
+    from orchestrator.tracking.set_aside import is_run_open
+
+    if is_run_open(existing_sweep(runs_folder(), name).outbox, SWEEP_RUN):
+        from orchestrator.cli import composition
+
+        composition.end_orphaned_runs(name, runs_folder())
 
 
 def print_json(value: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import JSON, TRUST, print_json
+from orchestrator.cli.options import JSON, TRUST, end_orphaned_runs, print_json
 from orchestrator.errors import ExitCode
 from orchestrator.folders import existing_sweep, runs_folder
 
@@ -25,12 +25,14 @@ def status(name: str, as_json: bool, watch: bool) -> None:
         from orchestrator.cli.sweep_summary import watch_sweep
 
         watch_sweep(name, runs_folder())
+        end_orphaned_runs(name)
         return
     found = read_status(name, runs_folder())
     if as_json:
         print_json(found)
     else:
         print_status(found)
+    end_orphaned_runs(name)
 
 
 @click.command()
@@ -63,6 +65,7 @@ def history(name: str, as_json: bool) -> None:
         print_json(found)
     else:
         print_history(found)
+    end_orphaned_runs(name)
 
 
 @click.command()
@@ -110,6 +113,7 @@ def best(
     if reasons:
         text = f"Do not use trial {found['number']} yet: {'; '.join(reasons)}."
         _log(f"{text}\n`orchestrate report {name}` has the evidence and the next steps.")
+    end_orphaned_runs(name)
 
 
 def _log(text: str) -> None:
@@ -124,6 +128,7 @@ def ui(name: str | None, port: int, open_browser: bool) -> ExitCode:
     """Serve the MLflow UI on this machine only; print the URL of sweep NAME if given."""
     if name is not None:
         existing_sweep(runs_folder(), name)
+        end_orphaned_runs(name)
     from orchestrator.cli.composition import serve_ui
 
     return serve_ui(name, runs_folder(), port, open_browser=open_browser)

@@ -40,7 +40,7 @@ def watch_sweep(name: str, root: Path) -> None:
     folder = existing_sweep(root, name)
     while not Study.exists(folder) and folders.lock_holder(folder):
         time.sleep(_WATCH_SECONDS)
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         spec, updates_of = study.spec, updates_if_known(folder, study.spec)
         console = Console(stderr=True)
         before = study.usage().hours * 3600
@@ -93,7 +93,7 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason)
     records: Sequence[TrialRecord] = []
     reasons: Sequence[str] = ()
     if Study.exists(folder):
-        with Study.open(folder) as study:
+        with Study.open(folder, read_only=True) as study:
             records = study.trials()
             curves = [_trial_curves(study, record) for record in records]
         console = wide_console()
@@ -127,7 +127,7 @@ def _failed_lines(name: str, records: Sequence[TrialRecord], kind: StopKind) -> 
 
 def _print_findings(folder: SweepFolder, console: Console) -> list[str]:
     """Print the findings, and return the reasons not to use the best trial."""
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         frame = load_frame(study, state="finished")
     if not frame.ranked:
         return []

@@ -66,7 +66,7 @@ def export_best_model(
     folder = existing_sweep(root, name)
     if to.exists():
         raise CannotExport(f"{to} exists already and is not overwritten; name another folder")
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         spec, record, initial = study.spec, study.best(), study.initial_metrics()
     if record is None:
         raise NoTrialCompleted(f"no trial of {name} has completed yet")

@@ -28,6 +28,7 @@ from orchestrator.study.retried_trials import never_trained
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import spec_differences
 from orchestrator.study.trial_records import ABANDONED, STOPPING, Request, TrialRecord, TrialState
+from orchestrator.tracking.set_aside import outbox_state
 
 
 def status(name: str, root: Path) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
         state = "preparing" if driver else "interrupted"
         found = _status_object(spec, state, driver, [], [], {}, None, 0.0)
         return found | {"why": "" if driver else last_crash(folder)}
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         trials, front = study.trials(), study.pareto_front()
         state, usage = sweep_state(study), study.usage()
         updates_of = updates_if_known(folder, study.spec)
@@ -63,6 +64,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
             "never_trained": never_trained(trials),
             "gpu_hours": round(usage.gpu_hours, 6),
             "mirror": _mirror(study),
+            "tracking": None if (outbox := outbox_state(folder.outbox)) is None else outbox.as_json(),
             "waiting": [f"enqueued: {g.origin}" for g in study.enqueued_trials() if g.trial is None]
             + [_request_text(request) for request in study.requests()],
         }
@@ -180,7 +182,7 @@ def best(name: str, root: Path) -> dict[str, Any]:
     folder = existing_sweep(root, name)
     if not Study.exists(folder):
         raise NoTrialCompleted(f"no trial of {name} has completed yet")
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         front = study.pareto_front()
         if not front:
             raise NoTrialCompleted(f"no trial of {name} has completed yet")
@@ -216,7 +218,7 @@ def history(name: str, root: Path) -> dict[str, Any]:
     if not StudyReader.exists(folder) and (reason := last_crash(folder)):
         event = {"seq": 1, "at": crashed_at(folder), "trial": None, "kind": STOPPING, "text": reason}
         return {"name": name, "events": [event], "specs": [], "given": []}
-    with open_study(folder) as study:
+    with open_study(folder, read_only=True) as study:
         versions = study.spec_history()
         specs = [SweepSpec.from_stored(v.text) for v in versions]
         changes = [[], *([asdict(c) for c in spec_differences(old, new)] for old, new in pairwise(specs))]

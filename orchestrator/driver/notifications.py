@@ -282,5 +282,5 @@ def notify_events(
 def _best(folder: SweepFolder) -> TrialRecord | None:
     if not Study.exists(folder):
         return None
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         return study.best()

@@ -149,7 +149,7 @@ def restore_from_mirror(name: str, root: Path, url: str) -> SweepFolder | None:
     content = sweep.read(SPEC)
     if sweep.read(STUDY) is None or content is None:
         return None
-    spec = load_spec_text(content.decode(), root, source=f"{sweep.url}/{SPEC}")
+    spec = load_spec_text(content.decode(), root, source=f"{sweep.url}/{SPEC}", is_new=False)
     if spec.storage is None:
         raise MirrorError(
             f"{name} cannot be resumed here: its study was SQLite in the runs folder of another disk, and a mirror has "

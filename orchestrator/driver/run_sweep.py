@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from orchestrator import folders
 from orchestrator.driver.checkpoint_retention import CheckpointRetention
 from orchestrator.driver.crash_report import free_folder, make_folder, record_crash
+from orchestrator.driver.moved_inputs import check_inputs_exist, check_moved_inputs, follow_folder
 from orchestrator.driver.parent_run import attach_report, end_parent_run, open_sink
 from orchestrator.driver.preflight import (
     DiskTooSmall,
@@ -150,8 +151,8 @@ def resume(
         name: the sweep.
         root: the runs folder.
         presentation: progress view and reporter.
-        overrides: changes as PATH=VALUE of settings that no result depends on (`sweep_terms.AMENDABLE`), and wider
-            lists and ranges of the search.
+        overrides: changes as PATH=VALUE of settings that no result depends on (`sweep_terms.AMENDABLE`), wider lists
+            and ranges of the search, and new places of data and models, whose contents are compared.
         mirror: URL from which the sweep is restored if this disk does not have it.
         cluster_at: address of a Ray cluster; None for this machine.
         trust_remote_code: whether Python code of the model's repository may run.
@@ -170,7 +171,11 @@ def resume(
     folder = existing_sweep(root, name)
     with folders.sweep_lock(folder):
         has_study = Study.exists(folder)
-        spec = _changed_spec(folder, overrides) if has_study else load_spec(folder.spec, overrides)
+        spec = (
+            _changed_spec(folder, overrides, root, trust_remote_code=trust_remote_code)
+            if has_study
+            else load_spec(folder.spec, overrides)
+        )
         check_models(spec)
         check_remote_storage(spec, root)
         if cluster_at is None:
@@ -180,15 +185,18 @@ def resume(
         return _drive(folder, spec, presentation, cluster_at, trust_remote_code)
 
 
-def _changed_spec(folder: SweepFolder, overrides: Sequence[str]) -> SweepSpec:
-    """Return the sweep with requested changes of its budget, then these; nothing is written."""
+def _changed_spec(folder: SweepFolder, overrides: Sequence[str], root: Path, *, trust_remote_code: bool) -> SweepSpec:
+    """Return the sweep with moved files, requested changes of its budget and these changes; nothing is written."""
     with Study.open(folder) as study:
         check_no_removed_values(folder, study.spec)
-        spec = budget_changes.with_requests(study.spec, study.requests())
+        spec = follow_folder(budget_changes.with_requests(study.spec, study.requests()), root)
         if overrides:
             spec = load_spec_text(dump_spec(spec), folder.path, overrides, source=str(folder.spec))
-            sweep_terms.allowed_changes(study.spec, spec)
+        check_inputs_exist(spec)
+        sweep_terms.allowed_changes(study.spec, spec)  # before contents are compared, which takes a while
+        if overrides:
             budget_changes.check_not_used_up(study.spec, spec, study.snapshots(), study.usage())
+        check_moved_inputs(folder, study.spec, spec, trust_remote_code=trust_remote_code)
         return spec
 
 

@@ -25,6 +25,7 @@ from orchestrator.mirror import Mirror, sft_mirror
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind
+from trainer.config.locations import differ_in_locations_only, relocated
 from trainer.config.loss_config import SftLoss
 from trainer.config.trial import STORED, ModelConfig, TrialConfig
 from trainer.data.data_report import DataReport
@@ -132,6 +133,8 @@ def _begun_as(path: Path) -> TrialConfig | None:
 def _begin(path: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConfig:
     """Return the configuration of the run in `path`: that of its first sweep, with this sweep's execution settings.
 
+    Model and data are read where this sweep has them: their contents are equal, and the first sweep's may have moved.
+
     Another sweep with another `evaluation` may have started the run, possibly at the same time.
     """
     path.mkdir(parents=True, exist_ok=True)
@@ -145,6 +148,8 @@ def _begin(path: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConfi
     assert begun is not None
     if mirror is not None:
         mirror.write(_CONFIG, (path / _CONFIG).read_bytes())
+    if differ_in_locations_only(begun.model_copy(update={"evaluation": config.evaluation}), config):
+        begun = relocated(begun, begun, config)
     execution = {name: getattr(config.training, name) for name in _EXECUTION_KEYS}
     return begun.model_copy(update={"training": begun.training.model_copy(update=execution)})
 

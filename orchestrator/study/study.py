@@ -55,7 +55,9 @@ class Study(StudyReader):
 
     def _set_spec(self, spec: SweepSpec) -> None:
         self.spec = spec
-        self._issuer = TrialIssuer(self._optuna_trials, self._repository, self._queue, spec, self.terms)
+        self._issuer = TrialIssuer(
+            self._optuna_trials, self._repository, self._queue, spec, self.terms, self._first_spec.base
+        )
 
     @classmethod
     def create(

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.redaction import redact
+from orchestrator.tracking.artifact_locations import adopt_artifacts, default_location
 from orchestrator.tracking.run_metadata import TRAINING_EXPERIMENT
 from trainer.storage.atomic_files import fsync
 from trainer.storage.failpoints import failpoint
@@ -64,6 +65,13 @@ def is_local(uri: str) -> bool:
     return uri.startswith("sqlite:")
 
 
+def database_path(uri: str) -> Path:
+    """Return the file of a local store."""
+    from sqlalchemy import make_url
+
+    return Path(make_url(uri).database or "")
+
+
 def connect(root: Path, uri: str) -> MlflowClient:
     """Return a client after creating the store if needed. The driver calls it first, as migrations must not run twice.
 
@@ -81,6 +89,7 @@ def connect(root: Path, uri: str) -> MlflowClient:
     with translate_errors():
         if is_local(uri):
             create_mlflow_database(uri)
+            adopt_artifacts(database_path(uri), root)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
@@ -105,12 +114,6 @@ def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, art
         return found.experiment_id
 
 
-def default_location(root: Path, experiment: str) -> str:
-    """Return the artifact location of an experiment in the runs folder `root`, as a URI; never outside of it."""
-    leads_out = experiment.startswith("/") or ".." in experiment.split("/")
-    return (root.resolve() / "artifacts" / (quote(experiment, safe="") if leads_out else experiment)).as_uri()
-
-
 def artifact_location(artifacts: str, experiment: str) -> str:
     """Return the artifact location of an experiment below the URL `artifacts`."""
     return f"{artifacts}/{quote(experiment, safe='')}"
@@ -121,9 +124,7 @@ def fixed_artifact_location(root: Path, uri: str, experiment: str, artifacts: st
 
     None if the experiment does not exist or is below `artifacts`. Raises TrackingUnavailable.
     """
-    from sqlalchemy import make_url
-
-    if is_local(uri) and not Path(make_url(uri).database or "").is_file():
+    if is_local(uri) and not database_path(uri).is_file():
         return None
     client = connect(root, uri)
     with translate_errors():
@@ -142,9 +143,7 @@ def save_view(client: MlflowClient, experiment_id: str, view: tuple[str, str]) -
 
 def create_mlflow_database(uri: str) -> None:
     """Create the SQLite database at `uri` with all tables if it does not exist: as a temporary file, then renamed."""
-    from sqlalchemy import make_url
-
-    path = Path(make_url(uri).database or "")
+    path = database_path(uri)
     if path.exists():
         return
     from mlflow import MlflowClient
@@ -167,6 +166,8 @@ def create_mlflow_database(uri: str) -> None:
 @contextmanager
 def translate_errors() -> Generator[None]:
     """Raise MLflow's errors as MessageRejected or TrackingUnavailable."""
+    import sqlite3
+
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import DBAPIError
 
@@ -175,5 +176,5 @@ def translate_errors() -> Generator[None]:
     except MlflowException as error:
         kind = MessageRejected if error.error_code in _PERMANENT_ERRORS else TrackingUnavailable
         raise kind(redact(str(error))) from error
-    except (OSError, DBAPIError) as error:  # requests' errors are OSErrors
+    except (OSError, DBAPIError, sqlite3.Error) as error:  # requests' errors are OSErrors
         raise TrackingUnavailable(redact(str(error))) from error

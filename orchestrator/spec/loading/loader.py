@@ -234,7 +234,8 @@ class LoadedSpec:
 def load_spec(path: Path, sets: Sequence[str] = (), *, name: str | None = None, is_new: bool = True) -> SweepSpec:
     """Load a sweep file with the overrides `sets` (`--set`) and another name. Raises SpecError with all findings.
 
-    `is_new=False`: the file of a stored sweep, in which values that are no longer allowed are accepted.
+    `is_new=False`: the file of a stored sweep, in which values that are no longer allowed are accepted, and names of
+    files that are gone.
     """
     return _load_document(read_document(path), path.resolve().parent, sets, name, is_new).spec
 
