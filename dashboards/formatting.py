@@ -102,6 +102,68 @@ def format_value(value: Any) -> str:
     return f"{value:.4g}"
 
 
+_LONGEST_FIXED = 8
+"""Characters of a number without exponent in a column of settings."""
+
+
+def format_settings(values: Sequence[Any]) -> list[str]:
+    """Format a column of settings exactly (four significant digits) and alike: all with an exponent, or none."""
+    numbers = [v for v in values if isinstance(v, float) and math.isfinite(v)]
+    if not numbers or any(isinstance(v, str) for v in values):
+        return [format_value(v) for v in values]
+    numbers += [float(v) for v in values if isinstance(v, int) and not isinstance(v, bool)]
+    fixed = max((_needed_decimals(f"{v:.3e}") for v in numbers), default=0)
+    longest = max(len(f"{abs(v):.{fixed}f}") for v in numbers)
+    if longest <= _LONGEST_FIXED and not any(v and abs(v) < 1e-3 for v in numbers):
+        return [f"{v:.{fixed}f}" if _is_number(v) else format_value(v) for v in values]
+    digits = max(len(f"{v:.3e}".split("e")[0].rstrip("0").rstrip(".").lstrip("-")) for v in numbers)
+    return [_with_exponent(float(v), max(0, digits - 2)) if _is_number(v) else format_value(v) for v in values]
+
+
+def format_measured(values: Sequence[Any], digits: int = 4) -> list[str]:
+    """Format a column of measured values alike, with as many decimals as the largest one has in `digits` digits.
+
+    All have exponents where the largest is below 0.001 or at least 100 000.
+    """
+    numbers = [abs(v) for v in values if v is not None and math.isfinite(v)]
+    largest = max(numbers, default=0.0)
+    if not largest or any(v is not None and not isinstance(v, (int, float)) for v in values):
+        return [format_value(v) for v in values]
+    exponent = math.floor(math.log10(largest))
+    if largest < 1e-3 or largest >= 1e5:
+        return [_with_exponent(v, digits - 1) if _is_number(v) else format_value(v) for v in values]
+    decimals = max(0, digits - 1 - exponent)
+    texts = [f"{v:.{decimals}f}" for v in numbers]
+    decimals = max(len(text.rstrip("0").partition(".")[2]) for text in texts)
+    return [f"{v:.{decimals}f}" if _is_number(v) else format_value(v) for v in values]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _needed_decimals(text: str) -> int:
+    """Return the decimals that a number like `6.250e-01` needs without exponent."""
+    mantissa, exponent = text.split("e")
+    return max(0, len(mantissa.rstrip("0").partition(".")[2]) - int(exponent))
+
+
+def _with_exponent(value: float, decimals: int) -> str:
+    mantissa, exponent = f"{value:.{decimals}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def format_about(seconds: float) -> str:
+    """Format an estimated duration, no more exactly than it is known: 40 s, 5 min, 2 h 10 min."""
+    step = 10 if seconds < 60 else 60 if seconds < 3600 else 600
+    rounded = max(step, round(seconds / step) * step)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min"
+    return f"{rounded // 3600} h" + (f" {rounded % 3600 // 60} min" if rounded % 3600 else "")
+
+
 def format_brief(value: float | None) -> str:
     """Format a measured value with three significant digits; "–" for None."""
     return "–" if value is None else format_value(float(f"{value:.3g}"))
@@ -121,6 +183,12 @@ def format_params(params: Mapping[str, Any], paths: Sequence[str]) -> str:
     """Format as `beta=2 gamma=0.5 learning_rate=6e-7`, only the settings that this trial has."""
     short = short_names(paths)
     return " ".join(f"{short[p]}={format_value(params[p])}" for p in paths if p in params)
+
+
+def tie_text(best: str, tied: Sequence[str]) -> str:
+    """Return the sentence about trials with the same value as the best one."""
+    trials = f"trial {tied[0]} has" if len(tied) == 1 else f"trials {', '.join(tied)} have"
+    return f"A tie: {trials} the same value as trial {best}, which began first."
 
 
 _PIPED_WIDTH = 160

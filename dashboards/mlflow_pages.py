@@ -16,12 +16,20 @@ from typing import Any
 from dashboards.analysis.seed_means import compared_paths
 from dashboards.analysis.sweep_frame import state_counts
 from dashboards.diagnosis.findings import DiagnosisFinding, reasons_not_to_use
-from dashboards.formatting import format_counts, format_half_width, format_params, format_value, short_names
+from dashboards.formatting import (
+    format_counts,
+    format_half_width,
+    format_measured,
+    format_params,
+    format_settings,
+    format_value,
+    short_names,
+)
 from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.repeats import rank_configurations
 from orchestrator.study.trial_records import TrialRecord, TrialState
-from orchestrator.tracking.run_metadata import view_key
+from orchestrator.tracking.run_metadata import trials_filter, view_key
 from trainer.metrics import CHOSEN, MARGIN, REJECTED
 
 _ROWS, _STOPPED, _FINDINGS, _MORE_IN_REPORT, _TITLES = 10, 8, 3, 4, 2
@@ -63,12 +71,10 @@ def run_description(
         parts += ["### Diagnosis", "\n".join(_finding_line(finding) for finding in findings[:_FINDINGS])]
         if rest := findings[_FINDINGS : _FINDINGS + _MORE_IN_REPORT]:
             parts.append("Also: " + "; ".join(_one_line(finding.title) for finding in rest) + ".")
-    ranked = rank_configurations(records, spec, [spec.first_objective])
+    ranked = rank_configurations(records, spec)
     if ranked:
-        parts += [
-            f"### Best trials by {spec.first_objective.metric}",
-            _table(spec, ranked[:_ROWS], spec.first_objective.metric),
-        ]
+        metrics = [objective.metric for objective in spec.objectives]
+        parts += [f"### Best trials by {' and '.join(metrics)}", _table(spec, ranked[:_ROWS], *metrics)]
     others = [r for r in records if r.state in (TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)]
     if others:
         others.sort(key=_urgency)
@@ -89,13 +95,13 @@ def _urgency(record: TrialRecord) -> tuple[int, int]:
 
 def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
     head = f"**{state.capitalize()}**: {len(records)} trials ({format_counts(state_counts(records)) or 'none yet'})."
-    best = next(iter(rank_configurations(records, spec, [spec.first_objective])), None)
+    best = next(iter(rank_configurations(records, spec)), None)
     if best is None:
         return f"{head} No trial has completed{' yet' if state == 'running' else ''}."
     chosen = format_params(best.params, compared_paths(spec)) or "the only configuration"
-    value = f"{spec.first_objective.metric} = **{format_value(best.value)}**" + (
-        f" ({best.seeds_text})" if best.seeds else ""
-    )
+    values = zip(spec.objectives, best.values or (best.value,), strict=False)
+    value = ", ".join(f"{objective.metric} = **{format_value(each)}**" for objective, each in values)
+    value += f" ({best.seeds_text})" if best.seeds else ""
     return f"{head} **Best: [trial {best.number}](mlflow:{best.number})** `{chosen}` {value}"
 
 
@@ -116,23 +122,23 @@ def _finding_line(finding: DiagnosisFinding) -> str:
     return f"{text} *Next: {_one_line(finding.next_step, _MAX_EVIDENCE_LENGTH)}*"
 
 
-def _table(spec: SweepSpec, records: Sequence[TrialRecord], last: str) -> str:
+def _table(spec: SweepSpec, records: Sequence[TrialRecord], *last: str) -> str:
+    """Return a table of trials. `last`: the last columns, the objectives' metrics or "reason"."""
     paths = compared_paths(spec) if any(record.seeds for record in records) else spec.search.paths
     short = short_names(paths)
-    head = ["trial", "state", *(short[p] for p in paths), last]
-    rule = ["---:", "---", *("---:" for _ in paths), "---" if last == "reason" else "---:"]
+    head = ["trial", "state", *(short[p] for p in paths), *last]
+    rule = ["---:", "---", *("---:" for _ in paths), *("---" if name == "reason" else "---:" for name in last)]
+    columns = [format_settings([record.params.get(path) for record in records]) for path in paths]
+    if last == ("reason",):
+        columns.append([_one_line(record.reason) for record in records])
+    else:
+        values = [record.values or (record.value,) for record in records]
+        columns += [format_measured([each[k] if k < len(each) else None for each in values]) for k in range(len(last))]
+        first = columns[len(paths)]
+        columns[len(paths)] = [v + format_half_width(r.interval) for v, r in zip(first, records, strict=True)]
     rows = [head]
-    for record in records:
-        cells = [f"[{record.label}](mlflow:{record.number})", state_label(record)]
-        cells += [format_value(record.params.get(path)) for path in paths]
-        rows.append(
-            [
-                *cells,
-                _one_line(record.reason)
-                if last == "reason"
-                else format_value(record.value) + format_half_width(record.interval),
-            ]
-        )
+    for k, record in enumerate(records):
+        rows.append([f"[{record.label}](mlflow:{record.number})", state_label(record), *(c[k] for c in columns)])
     padded = [
         [first, *(f"&nbsp;{cell}" for cell in others)] for first, *others in rows
     ]  # MLflow's cells have no padding
@@ -168,19 +174,17 @@ _SECTION_DISPLAY = {"columns": 2, "cardHeight": 420}
 """Two columns instead of three: charts of settings have long axis labels."""
 
 
-def saved_view(spec: SweepSpec, runs: str, at: float) -> tuple[str, str]:
-    """Return key and value of the experiment tag with the view. `runs`: MLflow's filter for the trials; `at`: epoch
-    seconds.
-    """
-    state = json.dumps(view_state(spec, runs), separators=(",", ":"))
+def saved_view(spec: SweepSpec, sweep_id: str, at: float) -> tuple[str, str]:
+    """Return key and value of the experiment tag with the view of a sweep's trials. `at`: epoch seconds."""
+    state = json.dumps(view_state(spec, trials_filter(sweep_id)), separators=(",", ":"))
     packed = "deflate;" + base64.b64encode(zlib.compress(state.encode(), 9)).decode()
     when = int(at * 1000)
     envelope = {"name": spec.name, "createdAt": when, "updatedAt": when, "state": packed}
-    return f"mlflow.sharedViewState.{view_key(spec.name)}", json.dumps(envelope)
+    return f"mlflow.sharedViewState.{view_key(sweep_id)}", json.dumps(envelope)
 
 
 def view_state(spec: SweepSpec, runs: str) -> dict[str, Any]:
-    """Return filter, columns, sections and charts in the format of the UI's state."""
+    """Return filter, columns, sections and charts in the format of the UI's state. `runs`: MLflow's filter."""
     sections = [_section(_OUTCOME), _section(_SEARCH) | _SECTION_DISPLAY, _section(_TRAINING), _section(_REWARDS)]
     sections += [_section(name, shown=False) for name in (*_GROUPS, _MORE)]
     objective = f"metrics.`{spec.first_objective.metric}`"

@@ -12,7 +12,6 @@ from orchestrator.judge.judgements import best_judged_trial, parse_judgements
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import rank_trials
-from orchestrator.tracking.run_metadata import trials_filter
 
 MAX_DIAGNOSED_TRIALS = 200
 """Above this many trials a running sweep is diagnosed only at its end: a diagnosis reads every metric."""
@@ -21,9 +20,9 @@ MAX_DIAGNOSED_TRIALS = 200
 class DashboardReporter:
     """Implements `orchestrator.interfaces.SweepReporter`."""
 
-    def charts_view(self, spec: SweepSpec) -> tuple[str, str]:
+    def charts_view(self, spec: SweepSpec, sweep_id: str) -> tuple[str, str]:
         """Return key and value of the experiment tag with the saved view of charts."""
-        return saved_view(spec, trials_filter(spec.name), time.time())
+        return saved_view(spec, sweep_id, time.time())
 
     def describe(self, study: Study, state: str, *, updates_of: UpdatesOf | None, diagnose: bool = True) -> str:
         """Return the sweep's current description in Markdown."""

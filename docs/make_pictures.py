@@ -31,7 +31,7 @@ from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, runs
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_client import connect, ensure_experiment, tracking_uri
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
-from orchestrator.tracking.run_metadata import run_page, trials_filter
+from orchestrator.tracking.run_metadata import run_page
 
 PICTURES = Path(__file__).parent / "pictures"
 _LOOKS = (
@@ -66,13 +66,13 @@ def terminal(name: str, to: Path) -> None:
 def mlflow(name: str, chromium: Chromium, folder: Path) -> None:
     """The sweep's page in MLflow, and its charts: all of them, on a screen that is tall enough."""
     with Study.open(existing_sweep(runs_folder(), name)) as study:
-        spec = study.spec
+        spec, sweep_id = study.spec, study.id
     uri = tracking_uri(runs_folder(), spec.tracking.uri)
     ui = start_ui(runs_folder(), uri)
     try:
         page = chromium.page()
-        view = saved_view(spec, trials_filter(name), time.time())
-        address = sweep_page(ui.base, runs_folder(), uri, spec.tracking.experiment, name, view)
+        view = saved_view(spec, sweep_id, time.time())
+        address = sweep_page(ui.base, runs_folder(), uri, spec.tracking.experiment, sweep_id, view)
         open_charts(page, address, height=1700)
         for title in titles(page):
             assert show(page, title) == "drawn", title

@@ -78,6 +78,13 @@ class InvalidSweepName(OrchestrateError):
         )
 
 
+class ReservedName(OrchestrateError):
+    """The runs folder itself has a file or a folder of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"a sweep cannot be named {name!r}: the runs folder uses that name itself; use another --name")
+
+
 class NameTaken(OrchestrateError):
     """A sweep of this name exists already. Nothing was overwritten."""
 
@@ -92,12 +99,18 @@ class NameTaken(OrchestrateError):
 class NoSuchSweep(OrchestrateError):
     """The runs folder has no sweep of this name."""
 
-    def __init__(self, name: str, known: Sequence[str], nearest: str | None) -> None:
-        self.name, self.known, self.nearest = name, tuple(known), nearest
-        listed = ", ".join(known) if known else "none yet"
-        super().__init__(
-            f"no sweep named {name!r}{f'; did you mean {nearest!r}?' if nearest else ''} (sweeps here: {listed})"
-        )
+    def __init__(self, name: str, root: Path, known: Sequence[str], nearest: str | None) -> None:
+        self.name, self.root, self.known, self.nearest = name, root, tuple(known), nearest
+        listed = f"its sweeps: {', '.join(known)}" if known else "it has no sweeps yet"
+        where = f"{root} ({listed})" if root.is_dir() else f"{root}, which does not exist; $ORCHESTRATE_HOME sets it"
+        super().__init__(f"no sweep named {name!r}{f'; did you mean {nearest!r}?' if nearest else ''} in {where}")
+
+
+class InvalidRunsFolder(OrchestrateError):
+    """The runs folder has a name that cannot be used."""
+
+    def __init__(self, root: str, reason: str) -> None:
+        super().__init__(f"the runs folder {root} cannot be used: {reason}; set ORCHESTRATE_HOME to another folder")
 
 
 class NoTrialCompleted(OrchestrateError):

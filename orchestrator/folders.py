@@ -15,9 +15,18 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 from uuid import uuid4
 
-from orchestrator.errors import InvalidSweepName, NameTaken, NoSuchSweep, SweepHeld, closest_match
+from orchestrator.errors import (
+    InvalidRunsFolder,
+    InvalidSweepName,
+    NameTaken,
+    NoSuchSweep,
+    ReservedName,
+    SweepHeld,
+    closest_match,
+)
 from trainer.storage.atomic_files import fsync, write_text
 from trainer.storage.failpoints import failpoint
 from trainer.storage.file_lock import FileLock
@@ -35,12 +44,27 @@ CRASH_FILES = "internal-error-*.txt"
 CRASHED_SWEEPS = ".set-aside"
 """In the runs folder: folders of sweeps that crashed before their first trial, moved so that their names are free."""
 
+RESERVED_NAMES = frozenset(
+    {"artifacts", "cache", "mlflow-ui.log", "mlflow.db", "mlflow.db-journal", "mlflow.db-shm", "mlflow.db-wal"}
+    | {"service"}
+)
+"""Files and folders in the runs folder that are no sweeps."""
 SWEEP_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def runs_folder() -> Path:
-    """Return the runs folder: $ORCHESTRATE_HOME, or ./runs."""
-    return Path(os.environ.get("ORCHESTRATE_HOME", "runs")).resolve()
+    """Return the runs folder: $ORCHESTRATE_HOME with a leading `~` expanded, or ./runs.
+
+    Raises InvalidRunsFolder if a URL of the databases in it would name another folder.
+    """
+    given = os.environ.get("ORCHESTRATE_HOME") or "runs"
+    try:
+        root = Path(given).expanduser().resolve()
+    except (RuntimeError, ValueError) as error:
+        raise InvalidRunsFolder(given, str(error)) from error
+    if "?" in str(root) or unquote(str(root)) != str(root):
+        raise InvalidRunsFolder(str(root), "in a URL of its databases, `?` or `%` and two digits mean something else")
+    return root
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +137,18 @@ def existing_sweep(root: Path, name: str) -> SweepFolder:
     folder = _folder(root, name)
     if not folder.spec.is_file():
         known = known_sweeps(root)
-        raise NoSuchSweep(name, known, closest_match(name, known))
+        raise NoSuchSweep(name, root, known, closest_match(name, known))
     return folder
 
 
 def new_sweep_folder(root: Path, name: str) -> SweepFolder:
-    """Return the paths of a sweep to begin without creating them. Raises NameTaken if the folder exists."""
+    """Return the paths of a sweep to begin without creating them.
+
+    Raises NameTaken if the folder exists, ReservedName if the runs folder uses the name itself.
+    """
     folder = _folder(root, name)
+    if name.lower() in RESERVED_NAMES:
+        raise ReservedName(name)
     if folder.path.exists():
         raise NameTaken(name, folder.path)
     return folder

@@ -28,6 +28,10 @@ class ProgressView(Protocol):
         """Show the stage before the trials, such as data preparation."""
         ...
 
+    def set_stage_progress(self, done: int, total: int) -> None:
+        """Show how far the current stage is, in updates; drawn as a bar, never printed as a line."""
+        ...
+
     def log(self, text: str) -> None:
         """Print a line that stays on the screen."""
         ...
@@ -69,7 +73,7 @@ class ReportFiles:
 class SweepReporter(Protocol):
     """Describes a sweep and writes its report; changes nothing. Implemented by `dashboards.sweep_reporter`."""
 
-    def charts_view(self, spec: SweepSpec) -> tuple[str, str]:
+    def charts_view(self, spec: SweepSpec, sweep_id: str) -> tuple[str, str]:
         """Return key and value of the MLflow experiment tag that holds the saved view of charts."""
         ...
 
@@ -144,6 +148,15 @@ class BatchReceiver(Protocol):
 
     def log_metric_history(self, run: str, history: Sequence[tuple[Sequence[StepMetrics], float]]) -> None:
         """Same as calling `log_metrics` with each of these metrics and times in order."""
+        ...
+
+
+@runtime_checkable
+class ProbedReceiver(Protocol):
+    """A receiver that can say whether it takes writes, so that one message that fails alone is told from an outage."""
+
+    def probe(self) -> None:
+        """Write something small. Raises TrackingUnavailable."""
         ...
 
 

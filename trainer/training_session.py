@@ -12,6 +12,7 @@ from typing import assert_never
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from trainer.config.locations import differ_in_locations_only, stored_config
 from trainer.config.trial import TrialConfig
 from trainer.distributed.processes import CancelToken, Interrupted, ProcessGroup
 from trainer.evaluation.completions import Completion, SampleFile
@@ -141,7 +142,7 @@ class TrainingSession:
         try:
             stored = load_run_result([*earlier_attempts, folder])
             if stored is not None:
-                _check_same_config(stored.result_digest, digest, folder)
+                _accept_digest(stored.result_digest, config, [*earlier_attempts, folder], folder)
                 yield from stored.history
                 return stored.result
             return (yield from self._train(config, folder, earlier_attempts, fork, digest, interrupted))
@@ -160,7 +161,9 @@ class TrainingSession:
         interrupted: Callable[[], bool],
     ) -> Generator[StepMetrics, None, RunResult]:
         process_group, cancel_token = self._process_group, CancelToken(self._process_group, interrupted)
-        state = self._load_state([*earlier_attempts, folder], digest, folder) or self._load_fork_state(fork)
+        state = self._load_state([*earlier_attempts, folder], config, folder)
+        digest = digest if state is None else state.result_digest  # what later attempts compare with
+        state = state or self._load_fork_state(fork)
         prepared, tokenizer = self._resources.load_data(config.data, config.model)
         if self._log_line is not None and self.is_main:
             for line in prepared.report.summary_lines():
@@ -169,6 +172,9 @@ class TrainingSession:
         policy = self._resources.load_model(config.model, will_shard=sharded)
         check_vocabulary(policy, prepared)
         check_positions(policy, prepared)
+        fingerprints = {"model": policy.fingerprint, "data": prepared.fingerprint}
+        if digest != result_digest(config) and state is not None and state.inputs and state.inputs != fingerprints:
+            raise ResumeError(f"{folder} was trained from another model or on other data than at its new location")
         if sharded:  # shard before evaluating, so that no process has the whole model
             self._prepare_policy(policy, config, single_use=True)
             policy.shard(process_group.device)
@@ -203,19 +209,20 @@ class TrainingSession:
         inputs = TrainingInputs(policy, evaluator.pair_model, prepared.train, reference, process_group, cancel_token)
         engine = create_engine(config, inputs, tokenizer, folder)
         evaluation = HeldOutEvaluation(evaluator.metrics(initial_logps, initial_logps, initial_completions), evaluate)
-        loop = TrainLoop(config, inputs, engine, evaluation, folder, earlier_attempts, digest)
+        loop = TrainLoop(config, inputs, engine, evaluation, folder, earlier_attempts, digest, fingerprints)
         if state is not None:
             loop.restore(state)
             log.info("continues after update %d of %d", state.step, loop.total_updates)
         result = yield from loop.run()
-        self._finish(result, loop, policy, evaluator, [*earlier_attempts, folder], digest)
+        stored = StoredRunResult(digest, result, loop.history, fingerprints)
+        self._finish(stored, policy, evaluator, [*earlier_attempts, folder])
         return result
 
-    def _load_state(self, folders: Sequence[Path], digest: str, folder: Path) -> checkpoints.TrainState | None:
+    def _load_state(self, folders: Sequence[Path], config: TrialConfig, folder: Path) -> checkpoints.TrainState | None:
         with self._process_group.main_first():  # only the main process renames damaged ones
             state = checkpoints.load_newest(folders)
         if state is not None:
-            _check_same_config(state.result_digest, digest, folder)
+            _accept_digest(state.result_digest, config, folders, folder)
         return state
 
     def _load_fork_state(self, fork: Path | None) -> checkpoints.TrainState | None:
@@ -238,17 +245,12 @@ class TrainingSession:
             raise
 
     def _finish(
-        self,
-        result: RunResult,
-        loop: TrainLoop,
-        policy: PolicyModel,
-        evaluator: Evaluator,
-        folders: Sequence[Path],
-        digest: str,
+        self, stored: StoredRunResult, policy: PolicyModel, evaluator: Evaluator, folders: Sequence[Path]
     ) -> None:
-        finished, main = result.status is RunStatus.FINISHED, self._process_group.is_main
+        status, main = stored.result.status, self._process_group.is_main
+        finished = status is RunStatus.FINISHED
         tensors = policy.gather(keep=main) if finished else None
-        if result.status is not RunStatus.STOPPED and main:
+        if status is not RunStatus.STOPPED and main:
             if finished:
                 save_model(
                     policy.model_to_save,
@@ -257,7 +259,7 @@ class TrainingSession:
                     tensors,
                     evaluator.extra_end_tokens,
                 )
-            save_run_result(folders[-1], StoredRunResult(digest, result, loop.history))
+            save_run_result(folders[-1], stored)
             checkpoints.remove_checkpoints(folders)
         self._process_group.barrier()
 
@@ -288,6 +290,15 @@ def completions_due(config: TrialConfig, step: int, total: int) -> bool:
     return step == total or (period > 0 and step % period == 0)
 
 
-def _check_same_config(stored_digest: str, digest: str, folder: Path) -> None:
-    if stored_digest != digest:
-        raise ResumeError(f"{folder} belongs to another configuration; choose another folder or remove it")
+def _accept_digest(stored: str, config: TrialConfig, folders: Sequence[Path], folder: Path) -> None:
+    """Raise ResumeError if the digest is of another configuration than `config`, or than `config` before a move.
+
+    A digest contains file names. A run whose model or data was elsewhere when it began has the configuration of that
+    time beside its checkpoints; whoever moved them has checked that their contents are equal.
+    """
+    if stored == result_digest(config):
+        return
+    for earlier in filter(None, map(stored_config, folders)):
+        if result_digest(earlier) == stored and differ_in_locations_only(earlier, config):
+            return
+    raise ResumeError(f"{folder} belongs to another configuration; choose another folder or remove it")

@@ -29,6 +29,8 @@ class TrialCurves:
 
     record: TrialRecord
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict[str, list[tuple[int, float]]])
+    idle_word: str = ""
+    """Shown for a RUNNING trial on which no worker works: WAITING for one, or INTERRUPTED with its driver."""
 
     def add(self, metrics: Iterable[StepMetrics]) -> None:
         """Append metrics; steps not newer than the last one are ignored."""
@@ -178,6 +180,18 @@ class SweepFrame:
     def all_trials(self) -> tuple[TrialFrame, ...]:
         """Every trial by itself, for counts and costs."""
         return self.seed_trials or self.trials
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Every objective, the first one first."""
+        return (self.objective, *self.further_objectives)
+
+    def objective_value(self, trial: TrialFrame, objective: Objective) -> float | None:
+        """Return a trial's value of an objective, of an incomplete trial the newest; None where missing."""
+        values = trial.record.values
+        if values is not None and len(values) == len(self.objectives):
+            return values[self.objectives.index(objective)]
+        return self.value(trial) if objective == self.objective else trial.last(objective.metric)
 
     @cached_property
     def ranked(self) -> list[TrialFrame]:

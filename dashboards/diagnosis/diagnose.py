@@ -29,6 +29,7 @@ from dashboards.diagnosis.training_rules import (
     accuracy_at_chance,
     gain_not_clear,
     loss_plateau,
+    objective_lost,
     overfitting,
     ties,
     worse_than_initial,
@@ -50,6 +51,7 @@ def diagnose(frame: SweepFrame, significance: Significance | None = None) -> lis
         winner = significance.winner
         found += [
             *worse_than_initial(frame, significance),
+            *objective_lost(frame, winner),
             *gain_not_clear(frame, significance),
             *chosen_logps_falling(frame, winner),
             *exact_answers_lost(frame, winner),

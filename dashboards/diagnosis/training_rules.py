@@ -29,6 +29,7 @@ from dashboards.diagnosis.setting_steps import (
     train_longer,
 )
 from dashboards.formatting import format_value
+from orchestrator.spec.objectives import Objective
 from trainer.metrics import EVAL
 
 ACCURACY = f"{EVAL}accuracies/logp"
@@ -49,7 +50,9 @@ def worse_than_initial(frame: SweepFrame, significance: Significance) -> Iterato
     yield DiagnosisFinding(
         "worse_than_start",
         FindingLevel.SERIOUS,
-        "No trial is better than the initial model",
+        f"No trial has a better {frame.objective.metric} than the initial model"
+        if frame.further_objectives
+        else "No trial is better than the initial model",
         f"The best of {len(frame.ranked)} complete trials has {frame.objective.metric} = {format_value(best)}; "
         f"the initial model has {format_value(start)}{interval}.",
         remark,
@@ -58,6 +61,40 @@ def worse_than_initial(frame: SweepFrame, significance: Significance) -> Iterato
         steps,
         "Do not use any of these trials.",
     )
+
+
+def objective_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
+    """Report a winner that is worse than the initial model in an objective after the first.
+
+    Serious where another trial of the Pareto front is better in every objective.
+    """
+    lost = [each for each in frame.further_objectives if (_gain(frame, winner, each) or 0.0) < 0]
+    if not lost:
+        return
+    better = [t for t in frame.pareto_front if all((_gain(frame, t, each) or 0.0) > 0 for each in frame.objectives)]
+    yield DiagnosisFinding(
+        "objective_lost",
+        FindingLevel.SERIOUS if better else FindingLevel.WARNING,
+        f"Trial {winner.label} is worse than the initial model in {', '.join(each.metric for each in lost)}",
+        "; ".join(
+            f"{each.metric} ({each.direction}) is {format_value(frame.objective_value(winner, each))}, the initial "
+            f"model's is {format_value(frame.initial_value(each.metric))}"
+            for each in lost
+        )
+        + ".",
+        f"Trial {better[0].label} is better than the initial model in every objective."
+        if better
+        else "No trial of the Pareto front is better than the initial model in every objective: weigh them.",
+        (winner.label,),
+    )
+
+
+def _gain(frame: SweepFrame, trial: TrialFrame, objective: Objective) -> float | None:
+    """Return by how much the trial is better than the initial model; None where unknown."""
+    start, value = frame.initial_value(objective.metric), frame.objective_value(trial, objective)
+    if start is None or value is None:
+        return None
+    return value - start if objective.direction == "maximize" else start - value
 
 
 def _after_no_gain(frame: SweepFrame, significance: Significance) -> tuple[tuple[Step, ...], str]:

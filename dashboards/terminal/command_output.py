@@ -13,9 +13,15 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.formatting import format_half_width, table_width, wide_console
+from dashboards.formatting import (
+    format_half_width,
+    format_measured,
+    format_settings,
+    table_width,
+    tie_text,
+    wide_console,
+)
 from orchestrator.spec.estimates.disk_space import format_bytes
-from orchestrator.study.retried_trials import numbers_text
 
 if TYPE_CHECKING:
     from orchestrator.commands.doctor import Check
@@ -138,42 +144,71 @@ def _print_probe(console: Console, plan: SweepPlan) -> None:
 def print_status(status: Mapping[str, Any]) -> None:
     """Print one line for the sweep and one row per trial."""
     console = wide_console(_PIPED_WIDTH, highlight=False)
-    objective = status.get("goal")
-    console.print(f"{status['name']}: {status['state']}, {_goal(objective)}", markup=False)
-    for text in (status.get("why"), *status.get("waiting", ()), _mirror(status.get("mirror"))):
+    objectives: Sequence[Mapping[str, Any]] = status.get("goals") or [status["goal"]]
+    console.print(f"{status['name']}: {status['state']}, {', '.join(map(_goal, objectives))}", markup=False)
+    told = (_mirror(status.get("mirror")), _tracking(status.get("tracking"), status["state"]), _tie(status))
+    for text in (_why(status), *status.get("waiting", ()), *told):
         if text:
             console.print(text, markup=False)
     trials: Sequence[Mapping[str, Any]] = status.get("configurations") or status.get("trials", ())
     if failed := status.get("never_trained"):
+        from orchestrator.study.retried_trials import numbers_text  # Optuna: not for `plan`
+
         text = f"{len(failed)} of {len(trials)} trials failed and were never trained to the end: {numbers_text(failed)}"
         console.print(f"{text}; orchestrate resume {status['name']} --retry-failed", markup=False)
-    metric = objective.get("metric") if isinstance(objective, Mapping) else None
+    metrics = [str(objective["metric"]) for objective in objectives if isinstance(objective, Mapping)]
     paths = list(dict.fromkeys(path for trial in trials for path in trial.get("params", {})))
+    settings = {path: format_settings([trial.get("params", {}).get(path) for trial in trials]) for path in paths}
+    values = {m: format_measured([trial.get("metrics", {}).get(m) for trial in trials], 6) for m in metrics}
+    for metric in metrics[:1]:
+        values[metric] = [v + _seeds_text(trial) for v, trial in zip(values[metric], trials, strict=True)]
     table = Table(box=None, header_style="bold")
-    for column in ("trial", "state", "step", *paths, *([str(metric)] if metric else []), "reason"):
-        table.add_column(column, overflow="fold")
-    for trial in trials:
-        params, metrics = trial.get("params", {}), trial.get("metrics", {})
+    for column in ("trial", "state", "step", *paths, *metrics, "reason"):
+        table.add_column(column, overflow="fold", justify="right" if column in (*paths, *metrics) else "left")
+    for k, trial in enumerate(trials):
         table.add_row(
             _trial_cell(trial, status),
-            str(trial["state"]),
+            _state(trial),
             f"{trial.get('step', 0)}/{trial.get('steps') or '?'}",
-            *(_short(params[path]) if path in params else "-" for path in paths),
-            *([_short(metrics.get(metric)) + _seeds_text(trial)] if metric else []),
+            *(settings[path][k] for path in paths),
+            *(values[metric][k] for metric in metrics),
             escape("; ".join(text for text in (trial.get("reason"), trial.get("origin")) if text)),
         )
     if not console.is_terminal or _needed_width(table, trials) <= console.width:
         console.print(table)
         return
-    for trial in trials:  # on a narrow terminal one row per trial would cut values
-        value = f"  {metric}={_short(trial.get('metrics', {}).get(metric))}{_seeds_text(trial)}" if metric else ""
+    for k, trial in enumerate(trials):  # on a narrow terminal one row per trial would cut values
+        value = "".join(f"  {metric}={values[metric][k]}" for metric in metrics)
         progress = f"{trial.get('step', 0)}/{trial.get('steps') or '?'}"
-        head = f"trial {_trial_cell(trial, status)} {trial['state']} {progress}{value}"
+        head = f"trial {_trial_cell(trial, status)} {_state(trial)} {progress}{value}"
         console.print(head, markup=False, style="bold")
         text = "; ".join(text for text in (trial.get("reason"), trial.get("origin")) if text)
         for line in (_params(trial.get("params", {})), text):
             if line:
                 console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+
+
+def _state(trial: Mapping[str, Any]) -> str:
+    return str(trial.get("idle") or trial["state"]).upper()
+
+
+def _why(status: Mapping[str, Any]) -> str:
+    """Return why the sweep is in its state, without the word that the line above has."""
+    why = str(status.get("why") or "")
+    return without_state(why, str(status["state"]))
+
+
+def without_state(why: str, state: str) -> str:
+    """Return a reason without the state with which it begins, such as "interrupted" after "is interrupted"."""
+    return why[len(state) :].lstrip(": ") if why.startswith(state) else why
+
+
+def _tie(status: Mapping[str, Any]) -> str:
+    """Return the sentence about trials with the same value as the best; empty without any."""
+    front = status.get("front", ())
+    if len(status.get("goals", ())) > 1 or len(front) < 2:
+        return ""
+    return tie_text(str(front[0]), [str(number) for number in front[1:]])
 
 
 def _mirror(found: Mapping[str, Any] | None) -> str:
@@ -183,10 +218,24 @@ def _mirror(found: Mapping[str, Any] | None) -> str:
     return f"mirror {found['url']}: {found['told']} notices, last: {found['last']} (all: orchestrate history)"
 
 
+def _tracking(found: Mapping[str, Any] | None, state: str) -> str:
+    """Return what MLflow did not get; empty if it has everything, or is about to."""
+    if not found:
+        return ""
+    counts = [
+        (found["waiting"] if state in ("interrupted", "finished") else 0, "wait for MLflow"),
+        (found["set_aside"], "could not be attached in MLflow and are tried again"),
+        (found["refused"], "were refused by MLflow (outbox/refused.jsonl)"),
+    ]
+    told = ", ".join(f"{count} messages {what}" for count, what in counts if count)
+    return ": ".join(part for part in ("tracking", told, str(found["reason"])) if part) if told else ""
+
+
 def _trial_cell(trial: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Return the trial number, with a star for the best trial or a trial of the Pareto front."""
-    label = trial.get("label") or str(trial["number"])
-    return f"★ {label}" if trial["number"] in found.get("front", ()) else label
+    """Return the trial's label, with a star for the best trial or, with several objectives, one of the Pareto front."""
+    label, front = trial.get("label") or str(trial["number"]), found.get("front", ())
+    is_marked = trial["number"] in (front if len(found.get("goals", ())) > 1 else front[:1])
+    return f"★ {label}" if is_marked else label
 
 
 def _seeds_text(found: Mapping[str, Any]) -> str:
@@ -213,29 +262,48 @@ def print_history(found: Mapping[str, Any]) -> None:
     wide_console(_PIPED_WIDTH, highlight=False).print(table)
 
 
-def print_best(found: Mapping[str, Any]) -> None:
-    """Print the winner's settings and metrics, or the Pareto front."""
-    table = _key_figures("best")
-    for key, value in found.items():
-        if key == "front":
-            for member in value:
-                texts = ", ".join(map(_short, member["values"])) + "  " + _params(member["params"])
-                table.add_row(escape(f"front trial {member['number']}"), escape(texts))
-        elif key == "seeds":
-            for seed in value:
-                text = f"trial {seed['trial']} {seed['state']}" + (
-                    "" if seed["value"] is None else f" {_short(seed['value'])}"
-                )
-                table.add_row(escape(f"seed {seed['seed']}"), escape(text))
-        elif key == "interval":
-            if value is not None:
-                table.add_row("95% interval of the mean", " to ".join(map(_short, value)))
-        elif isinstance(value, Mapping):
-            for name, content in sorted(value.items()):
-                table.add_row(escape(f"{key} {name}"), escape(_short(content)))
-        elif value not in (None, ""):
-            table.add_row(key, escape(_short(value)))
+_MAX_FRONT = 4
+"""Trials of a Pareto front that `best` prints without `--metrics`."""
+
+
+def print_best(found: Mapping[str, Any], *, metrics: bool = False) -> None:
+    """Print the winner in about ten lines: objectives, settings, the Pareto front, model. `metrics`: all metrics too.
+
+    Values of the initial model stand beside those of the trial.
+    """
+    initial: Mapping[str, Any] = found.get("initial") or {}
+    front: Sequence[Mapping[str, Any]] = found.get("front") or ()
+    table = _key_figures(f"best: trial {found['number']}, after {found['step']} updates")
+    objectives: Sequence[Mapping[str, Any]] = found.get("goals") or [found["goal"]]
+    for objective, value in zip(objectives, found.get("values") or [found["value"]], strict=True):
+        text = f"{_short(value)}{_initial_text(initial, objective['metric'])}, to {objective['direction']}"
+        table.add_row(escape(str(objective["metric"])), escape(text))
+    table.add_row("settings", escape(_params(found["params"]) or "the only configuration"))
+    shown = front if metrics else front[:_MAX_FRONT]
+    if found.get("interval") is not None:
+        table.add_row("95% interval of the mean", " to ".join(map(_short, found["interval"])))
+    if seeds := found.get("seeds"):
+        each = (f"{s['seed']} (trial {s['trial']} {s['state']} {_short(s['value'])})" for s in seeds)
+        table.add_row("seeds", escape(", ".join(each)))
+    for member in shown:
+        texts = ", ".join(map(_short, member["values"])) + "  " + _params(member["params"])
+        table.add_row(escape(f"front trial {member['number']}"), escape(texts))
+    if len(front) > len(shown):
+        table.add_row("", f"and {len(front) - len(shown)} more trials of the front (--metrics)")
+    for name, key in (("enqueued", "origin"), ("clone of trial", "parent"), ("from update", "from_update")):
+        if found.get(key) not in (None, ""):
+            table.add_row(name, escape(str(found[key])))
+    table.add_row("model", escape(found["model"] or "the weights were removed"))
+    for name, key in (("exported to", "exported"), ("MLflow run", "run_id")):
+        if found.get(key):
+            table.add_row(name, escape(str(found[key])))
+    for name, value in sorted(found["metrics"].items()) if metrics else ():
+        table.add_row(escape(name), escape(f"{_short(value)}{_initial_text(initial, name)}"))
     wide_console(_PIPED_WIDTH, highlight=False).print(table)
+
+
+def _initial_text(initial: Mapping[str, Any], metric: str) -> str:
+    return f" (initial model {_short(initial[metric])})" if metric in initial else ""
 
 
 def print_checks(checks: Sequence[Check]) -> None:
@@ -266,4 +334,6 @@ def _key_figures(title: str) -> Table:
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return "–"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

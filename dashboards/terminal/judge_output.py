@@ -141,6 +141,7 @@ def print_judgements(judgements: Sequence[Judgement], console: Console) -> None:
     fitting = next((t for t in tables if table_width(t).maximum <= console.width), None)
     for shown in [fitting] if fitting is not None else map(_lines, judgements):
         console.print(shown)
-    console.print(
-        Text("Against the initial model; ties count half. In brackets: the initial model's value.", style="dim")
-    )
+    in_brackets = "the 95 % interval"
+    if fitting is tables[0]:
+        in_brackets += "; after characters and score, the initial model's"
+    console.print(Text(f"Against the initial model; ties count half. In brackets: {in_brackets}.", style="dim"))

@@ -6,8 +6,9 @@ estimated from the measured speed.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from dashboards.analysis.seed_means import compared_paths, merge_curves
 from dashboards.analysis.sweep_frame import TrialCurves, state_counts
-from dashboards.formatting import format_duration, format_params, format_value, progress_bar
+from dashboards.formatting import format_about, format_duration, format_params, format_value, progress_bar
 from dashboards.terminal.trial_tables import best_record, trial_table
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.objectives import Objective
@@ -26,9 +27,15 @@ from trainer.metrics import COMPARISON_METRIC, MARGIN
 from trainer.results import StepMetrics
 
 Clock = Callable[[], float]
-_COUNTED_STATES = ("running", "paused", "pruned", "diverged", "failed")
-_MIN_ESTIMATE_SECONDS = 3.0
-"""Seconds of measurement before a remaining time is shown."""
+_COUNTED_STATES = ("running", "waiting", "paused", "pruned", "diverged", "failed")
+_MIN_ESTIMATE_SECONDS = 10.0
+_MIN_ESTIMATE_TRIALS, _MIN_ESTIMATE_SHARE = 0.25, 0.05
+"""A remaining time is shown after so many seconds, and so many trials or such a share of what was left, whichever is
+less."""
+_SMOOTHING_SECONDS = 60.0
+"""Time constant with which the remaining time follows the measured speed."""
+_STALLED = 0.5
+"""Without progress the remaining time counts down to this share of what the speed so far gives."""
 
 
 class SweepProgress:
@@ -42,14 +49,17 @@ class SweepProgress:
         clock: Clock = time.monotonic,
         *,
         before: float = 0.0,
+        running_before: Collection[int] = (),
     ) -> None:
-        """`before`: seconds that earlier drivers of the sweep ran."""
-        self._before = before
+        """`before`: seconds that earlier drivers of the sweep ran; `running_before`: trials on which workers work."""
+        self._before, self._running_before = before, running_before
         self.spec, self.total, self.updates_of = spec, total, updates_of
         self.trials: dict[int, TrialCurves] = {}
         self._clock, self._began = clock, clock()
         self._first_at: float | None = None
         self._done_before = 0.0
+        self._opened_at = time.time()
+        self._left: tuple[float, float, float] | None = None
 
     def update(self, record: TrialRecord) -> bool:
         """Store the record; return whether the trial was known as unfinished."""
@@ -59,23 +69,37 @@ class SweepProgress:
             curves = self.trials[record.number] = TrialCurves(record)
             self._done_before += self._share_of(curves)  # an earlier driver's work is not part of this speed
             self._first_at = self._clock() if self._first_at is None else self._first_at
+            if (
+                record.state is TrialState.RUNNING
+                and record.number not in self._running_before
+                and (record.started_at is not None and record.started_at < self._opened_at)
+            ):
+                curves.idle_word = "WAITING"  # an earlier driver's, until a worker takes it up
         else:
+            if record.attempts > curves.record.attempts or record.state is not TrialState.RUNNING:
+                curves.idle_word = ""
+            elif curves.record.state is TrialState.PAUSED:
+                curves.idle_word = "WAITING"
             curves.record = record
         return was_unfinished
 
     def headline(self) -> str:
         """Return progress bar, counts by state, elapsed time and estimated remaining time."""
-        ends = state_counts(curves.record for curves in self.trials.values())
+        waiting = sum(bool(v.idle_word) for v in self.trials.values())
+        ends = state_counts(curves.record for curves in self.trials.values() if not v.idle_word) | (
+            {"waiting": waiting} if waiting else {}
+        )
         done = sum(curves.record.state.is_final for curves in self.trials.values())
-        total = max(self.total or 0, len(self.trials))  # enqueued trials exceed the budget
+        extra = sum(v.record.by_command for v in self.trials.values())
+        total = max((self.total or 0) + extra, len(self.trials))
         share = self._done() / max(1, total)
-        text = [f"{progress_bar(share, 20)} {done}/{total} trials"]
+        text = [f"{progress_bar(share, 20)} {done}/{total} trials" + (f" ({extra} enqueued)" if extra else "")]
         text += [f"{ends[word]} {word}" for word in _COUNTED_STATES if word in ends]
         elapsed = self._before + self._clock() - self._began
         text.append(f"{format_duration(elapsed)} so far")
         left = self._seconds_left(total)
         if left is not None and done < total:
-            text.append(f"about {format_duration(left)} left")
+            text.append(f"about {format_about(left)} left")
         return " · ".join(text)
 
     def total_updates(self, curves: TrialCurves) -> int | None:
@@ -98,9 +122,20 @@ class SweepProgress:
             done - self._done_before,
             self._clock() - (self._began if self._first_at is None else self._first_at),
         )
-        if progress <= 0 or elapsed < _MIN_ESTIMATE_SECONDS:
+        least = min(_MIN_ESTIMATE_TRIALS, _MIN_ESTIMATE_SHARE * (total - self._done_before))
+        if progress <= 0 or progress < least or elapsed < _MIN_ESTIMATE_SECONDS:
             return None
-        return (total - done) / (progress / elapsed)
+        now, measured = self._clock(), (total - done) * elapsed / progress
+        left = measured
+        if self._left is not None:
+            at, before, done_then = self._left
+            left = before - (now - at)
+            if done == done_then:
+                left = max(left, _STALLED * measured)
+            else:
+                left += (1 - math.exp(-(now - at) / _SMOOTHING_SECONDS)) * (measured - left)
+        self._left = (now, max(0.0, left), done)
+        return self._left[1]
 
 
 REFRESH_SECONDS = 0.25
@@ -123,19 +158,27 @@ class LiveTableView:
         total: int | None = None,
         updates_of: UpdatesOf | None = None,
         before: float = 0.0,
+        running_before: Collection[int] = (),
         clock: Clock = time.monotonic,
     ) -> None:
-        self._progress = SweepProgress(spec, total, updates_of, clock, before=before)
+        self._progress = SweepProgress(spec, total, updates_of, clock, before=before, running_before=running_before)
         self._console, self._clock = console, clock
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._drawn_at: float | None = None
         self._stage = ""
+        self._stage_progress: tuple[int, int] | None = None
         self._live.start()
 
     def set_stage(self, text: str) -> None:
         """Show the current stage before the trials; drawn at once."""
         self._stage = text
+        self._stage_progress = None
         self._draw()
+
+    def set_stage_progress(self, done: int, total: int) -> None:
+        """Draw a bar beside the current stage."""
+        self._stage_progress = (done, total)
+        self.refresh()
 
     def log(self, text: str) -> None:
         """Print a line above the table."""
@@ -182,7 +225,11 @@ class LiveTableView:
         progress, size = self._progress, self._console.size
         head = Text(f"{progress.spec.name}  ", style="bold").append(progress.headline(), style="not bold")
         if self._stage:
-            return Group(head, Text(self._stage, style="cyan"))
+            bar = ""
+            if self._stage_progress is not None:
+                done, total = self._stage_progress
+                bar = f"{progress_bar(done / max(1, total), 20)} {done}/{total}  "
+            return Group(head, Text(f"{bar}{self._stage}", style="cyan"))
         max_rows = max(3, size.height - _ROWS_KEPT_FREE)
         rows = merge_curves(list(progress.trials.values()), progress.spec)
         seeds = progress.spec.seeds_per_configuration
@@ -194,6 +241,7 @@ class LiveTableView:
             updates_of=progress.updates_of,
             width=size.width,
             most_reasons=max_rows - len(shown),
+            further=progress.spec.also,
             seeds=seeds,
         )
         hidden = len(rows) - len(shown)
@@ -227,13 +275,17 @@ class PlainLogView:
         total: int | None = None,
         updates_of: UpdatesOf | None = None,
         before: float = 0.0,
+        running_before: Collection[int] = (),
     ) -> None:
-        self._progress = SweepProgress(spec, total, updates_of, before=before)
+        self._progress = SweepProgress(spec, total, updates_of, before=before, running_before=running_before)
         self._console = console
 
     def set_stage(self, text: str) -> None:
         """Print the current stage before the trials."""
         self.log(text)
+
+    def set_stage_progress(self, done: int, total: int) -> None:
+        """Do nothing: a line per update would fill the log."""
 
     def log(self, text: str) -> None:
         """Print a line."""
@@ -250,9 +302,11 @@ class PlainLogView:
     def update_trial(self, record: TrialRecord) -> None:
         """Print a trial that started, ended or was retried."""
         self._progress.update(record)
-        text = [f"trial {record.number} {record.state}", format_params(record.params, self._progress.spec.search.paths)]
+        word = self._progress.trials[record.number].idle_word or record.state
+        text = [f"trial {record.number} {word}", format_params(record.params, self._progress.spec.search.paths)]
         if record.value is not None:
-            text.append(f"{self._progress.spec.first_objective.metric}={format_value(record.value)}")
+            values = zip(self._progress.spec.objectives, record.values or (record.value,), strict=False)
+            text += [f"{objective.metric}={format_value(value)}" for objective, value in values]
         if record.reason:
             text.append(record.reason)
         if record.state is TrialState.RUNNING and record.attempts > 1:
@@ -266,7 +320,8 @@ class PlainLogView:
         curves = self._progress.trials[number]
         curves.add(metrics)
         for step_metrics in metrics:
-            names = dict.fromkeys((self._progress.spec.first_objective.metric, COMPARISON_METRIC, MARGIN))
+            objectives = (objective.metric for objective in self._progress.spec.objectives)
+            names = dict.fromkeys((*objectives, COMPARISON_METRIC, MARGIN))
             texts = [f"{n}={format_value(step_metrics.metrics[n])}" for n in names if n in step_metrics.metrics]
             if texts:
                 planned_updates = self._progress.total_updates(curves)
@@ -287,7 +342,11 @@ def open_view(
     total: int | None = None,
     updates_of: UpdatesOf | None = None,
     before: float = 0.0,
+    running_before: Collection[int] = (),
 ) -> LiveTableView | PlainLogView:
-    """Return a live table on a terminal, else plain lines. `before`: seconds that earlier drivers ran."""
+    """Return a live table on a terminal, else plain lines.
+
+    `before`: seconds that earlier drivers ran; `running_before`: trials on which workers work already.
+    """
     kind = LiveTableView if console.is_terminal and not console.is_dumb_terminal else PlainLogView
-    return kind(spec, console, total=total, updates_of=updates_of, before=before)
+    return kind(spec, console, total=total, updates_of=updates_of, before=before, running_before=running_before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -15,18 +15,21 @@ from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
 from dashboards.formatting import (
     format_half_width,
+    format_measured,
     format_params,
+    format_settings,
     format_value,
     progress_bar,
     short_names,
     sparkline,
     table_width,
+    tie_text,
 )
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.repeats import front_of_configurations, rank_configurations
-from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
+from orchestrator.study.trial_records import TrialRecord, TrialState, pareto_front, rank_trials
 from trainer.metrics import COMPARISON_METRIC, MARGIN
 
 _STYLE = {
@@ -41,8 +44,10 @@ _REASON_WIDTH = 30
 
 
 def state_text(curves: TrialCurves) -> Text:
-    """Return the colored state; DIVERGED for a trial that the divergence guard stopped."""
+    """Return the colored state; DIVERGED for a trial that the divergence guard stopped, its word for an idle one."""
     record = curves.record
+    if curves.idle_word:
+        return Text(curves.idle_word, style="blue")
     word = "DIVERGED" if record.diverged else str(record.state)
     return Text(word, style="magenta" if record.diverged else _STYLE[record.state])
 
@@ -55,6 +60,7 @@ def trial_table(
     updates_of: UpdatesOf | None,
     width: int,
     most_reasons: int | None = None,
+    further: Sequence[Objective] = (),
     seeds: int = 1,
 ) -> RenderableType:
     """Return a table with one row per trial.
@@ -65,23 +71,25 @@ def trial_table(
         all_curves: trials to show.
         paths: searched settings.
         objective: objective to show and to mark the best trial by.
+        further: further objectives to show; with any, the trials of the Pareto front are marked.
         updates_of: total updates of a trial by its params; None where unknown.
         width: terminal width in characters.
         most_reasons: number of reasons below the table, the newest; None for all, wrapped.
         seeds: trials of each configuration; one with fewer is not the best while another has all.
     """
-    best = best_record([curves.record for curves in all_curves], objective, seeds)
     reason = max((len(_remark(curves, False)) for curves in all_curves), default=0)
-    wide = _table(all_curves, paths, objective, updates_of, best, is_wide=True, sparkline_width=12)
+    objectives = (objective, *further)
+    marked = _marked(all_curves, objectives, seeds)
+    wide = _table(all_curves, paths, objectives, updates_of, marked, is_wide=True, sparkline_width=12)
     if table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
         return wide
     candidates = (
         _table(
             all_curves,
             paths,
-            objective,
+            objectives,
             updates_of,
-            best,
+            marked,
             is_wide=False,
             sparkline_width=sparkline_width,
             is_narrow=sparkline_width < 6,
@@ -90,9 +98,9 @@ def trial_table(
     )
     table = next((made for made in candidates if table_width(made).maximum <= width), None)
     if table is None:
-        table = _folded_table(all_curves, paths, objective, updates_of, best, progress=True)
+        table = _folded_table(all_curves, paths, objectives, updates_of, marked, progress=True)
         if table_width(table).minimum > width:
-            table = _folded_table(all_curves, paths, objective, updates_of, best, progress=False)
+            table = _folded_table(all_curves, paths, objectives, updates_of, marked, progress=False)
     reasons = [curves.record for curves in all_curves if curves.record.reason]
     if most_reasons is not None:
         reasons = reasons[max(0, len(reasons) - most_reasons) :] if most_reasons > 0 else []
@@ -104,9 +112,9 @@ def trial_table(
 def _table(
     all_curves: Sequence[TrialCurves],
     paths: Sequence[str],
-    objective: Objective,
+    objectives: Sequence[Objective],
     updates_of: UpdatesOf | None,
-    best: TrialRecord | None,
+    marked: set[int],
     *,
     is_wide: bool,
     sparkline_width: int,
@@ -120,24 +128,30 @@ def _table(
     for path in paths:
         table.add_column(_break_name(short[path]) if is_narrow else short[path], justify="right", no_wrap=True)
     table.add_column("step" if not is_wide else "progress", no_wrap=True)
-    metric = objective.metric if is_wide else objective.metric.removeprefix("eval_")
-    table.add_column(_break_name(metric) if is_narrow else metric, justify="right", no_wrap=True)
+    for objective in objectives:
+        metric = objective.metric if is_wide else objective.metric.removeprefix("eval_")
+        table.add_column(_break_name(metric) if is_narrow else metric, justify="right", no_wrap=True)
     if sparkline_width:
         table.add_column("margin" if is_wide else "marg.", no_wrap=True)
         table.add_column("accuracy" if is_wide else "acc.", no_wrap=True)
     if is_wide:
         table.add_column("", overflow="fold")
-    for curves in all_curves:
-        first = best is not None and best is curves.record
+    settings = _rows(format_settings([curves.record.params.get(path) for curves in all_curves]) for path in paths)
+    values = _rows(_objective_column(all_curves, objectives, k) for k in range(len(objectives)))
+    for k, curves in enumerate(all_curves):
+        first = curves.record.number in marked
         row = [Text(f"★ {curves.record.label}" if first else curves.record.label), state_text(curves)]
-        row += [Text(format_value(curves.record.params.get(path))) for path in paths]
+        row += [Text(cell) for cell in settings[k]] if paths else []
         total = None if updates_of is None else updates_of(curves.record.params)
-        row += [_progress(curves, total, is_wide), _objective_cell(curves, objective, first)]
+        row += [
+            _progress(curves, total, is_wide),
+            *(Text(curves, style="bold green" if first else "") for curves in values[k]),
+        ]
         if sparkline_width:
             row += [Text(sparkline(curves.values(MARGIN), sparkline_width), style="blue")]
             row += [Text(sparkline(curves.values(COMPARISON_METRIC), sparkline_width), style="green")]
         if is_wide:
-            row += [Text(_remark(curves, first))]
+            row += [Text(_remark(curves, first, is_front=len(objectives) > 1))]
         table.add_row(*row)
     return table
 
@@ -150,28 +164,42 @@ def _break_name(name: str) -> str:
 def _folded_table(
     all_curves: Sequence[TrialCurves],
     paths: Sequence[str],
-    objective: Objective,
+    objectives: Sequence[Objective],
     updates_of: UpdatesOf | None,
-    best: TrialRecord | None,
+    marked: set[int],
     *,
     progress: bool,
 ) -> Table:
     """Return a table with all settings in one wrapped column, for settings that need more than the width."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0))
-    metric = _break_name(objective.metric.removeprefix("eval_"))
-    for name in ("trial", "state", "configuration", *(["step"] if progress else []), metric):
+    metrics = [_break_name(objective.metric.removeprefix("eval_")) for objective in objectives]
+    for name in ("trial", "state", "configuration", *(["step"] if progress else []), *metrics):
         table.add_column(name, no_wrap=name != "configuration", overflow="fold")
-    for curves in all_curves:
-        first = best is not None and best is curves.record
+    values = _rows(_objective_column(all_curves, objectives, k) for k in range(len(objectives)))
+    for k, curves in enumerate(all_curves):
+        first = curves.record.number in marked
         total = None if updates_of is None else updates_of(curves.record.params)
         table.add_row(
             Text(f"★ {curves.record.label}" if first else curves.record.label),
             state_text(curves),
             Text(format_params(curves.record.params, paths)),
             *([_progress(curves, total, is_wide=False)] if progress else []),
-            _objective_cell(curves, objective, first),
+            *(Text(value, style="bold green" if first else "") for value in values[k]),
         )
     return table
+
+
+def _rows(columns: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+    return list(zip(*columns, strict=True))
+
+
+def _marked(all_curves: Sequence[TrialCurves], objectives: Sequence[Objective], seeds: int) -> set[int]:
+    """Return the number of the best trial; with several objectives those of the Pareto front."""
+    records = [curves.record for curves in all_curves]
+    if len(objectives) > 1:
+        return {record.number for record in pareto_front(records, objectives)}
+    best = best_record(records, objectives[0], seeds)
+    return set() if best is None else {best.number}
 
 
 def best_record(records: Sequence[TrialRecord], objective: Objective, seeds: int) -> TrialRecord | None:
@@ -191,15 +219,26 @@ def _progress(curves: TrialCurves, planned_updates: int | None, is_wide: bool) -
     )
 
 
-def _objective_cell(curves: TrialCurves, objective: Objective, best: bool) -> Text:
-    value = curves.record.value if curves.record.value is not None else curves.last(objective.metric)
-    text = "" if value is None else format_value(value) + format_half_width(curves.record.interval)
-    return Text(text, style="bold green" if best else "")
+def _objective_column(all_curves: Sequence[TrialCurves], objectives: Sequence[Objective], k: int) -> list[str]:
+    """Return the cells of objective `k`: final values, of unfinished trials the newest; for the first the interval."""
+    values = [
+        curves.record.values[k]
+        if curves.record.values
+        else curves.record.value
+        if k == 0 and curves.record.value is not None
+        else curves.last(objectives[k].metric)
+        for curves in all_curves
+    ]
+    texts = ["" if value is None else text for value, text in zip(values, format_measured(values), strict=True)]
+    if k > 0:
+        return texts
+    return [text + format_half_width(curves.record.interval) for text, curves in zip(texts, all_curves, strict=True)]
 
 
-def _remark(curves: TrialCurves, best: bool) -> str:
+def _remark(curves: TrialCurves, best: bool, *, is_front: bool = False) -> str:
     if best:
-        return "best, " + curves.record.seeds_text if curves.record.seeds else "best"
+        word = "Pareto front" if is_front else "best"
+        return f"{word}, {curves.record.seeds_text}" if curves.record.seeds else word
     if curves.record.seeds and not curves.record.reason:
         return curves.record.seeds_text
     if curves.record.reason:
@@ -212,10 +251,21 @@ def print_final_summary(
 ) -> None:
     """Print the table of trials and the best configuration, or the Pareto front."""
     ordered = sorted(all_curves, key=lambda curves: curves.record.number)
+    for curves in ordered:
+        if curves.record.state is TrialState.RUNNING:
+            curves.idle_word = "INTERRUPTED"  # the driver has ended
     paths, rows = compared_paths(spec), merge_curves(ordered, spec)
     seeds = spec.seeds_per_configuration
     console.print(
-        trial_table(rows, paths, spec.first_objective, updates_of=updates_of, width=console.size.width, seeds=seeds)
+        trial_table(
+            rows,
+            paths,
+            spec.first_objective,
+            updates_of=updates_of,
+            width=console.size.width,
+            further=spec.also,
+            seeds=seeds,
+        )
     )
     ranked = rank_configurations([curves.record for curves in ordered], spec)
     if not ranked:
@@ -228,6 +278,7 @@ def print_final_summary(
         return
     if len(spec.objectives) > 1:
         _print_front(spec, front_of_configurations([curves.record for curves in ordered], spec), console)
+        _print_initial(spec, ordered, console)
         return
     best, metric = ranked[0], spec.first_objective.metric
     console.print(
@@ -237,9 +288,25 @@ def print_final_summary(
         + Text(f"  {format_params(best.params, paths)}  {metric}={format_value(best.value)}")
         + Text(f" ({best.seeds_text})" if best.seeds else "")
     )
-    start = next((curves.values(metric)[0] for curves in ordered if curves.values(metric)), None)
-    if start is not None and best.value is not None:
-        console.print(Text(f"The initial model has {metric}={format_value(start)}.", style="dim"))
+    if tied := [str(record.number) for record in ranked[1:] if record.value == best.value]:
+        console.print(Text(tie_text(str(best.number), tied)))
+    _print_initial(spec, ordered, console)
+
+
+def _print_initial(spec: SweepSpec, ordered: Sequence[TrialCurves], console: Console) -> None:
+    """Print the initial model's value of every objective that was measured."""
+    found = [
+        f"{objective.metric}={format_value(start)}"
+        for objective in spec.objectives
+        if (
+            start := next(
+                (curves.values(objective.metric)[0] for curves in ordered if curves.values(objective.metric)), None
+            )
+        )
+        is not None
+    ]
+    if found:
+        console.print(Text(f"The initial model has {', '.join(found)}.", style="dim"))
 
 
 def _print_front(spec: SweepSpec, best: Sequence[TrialRecord], console: Console) -> None:

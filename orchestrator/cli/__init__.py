@@ -5,6 +5,8 @@ Implementations are imported inside the commands, which keeps `--help` fast.
 
 from __future__ import annotations
 
+import os
+import pwd
 import signal
 import sys
 import tempfile
@@ -12,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -26,6 +29,8 @@ from orchestrator.cli import (
     submit_command,
 )
 from orchestrator.errors import ExitCode, OrchestrateError
+from orchestrator.loopback import bypass_proxies
+from orchestrator.terminal_streams import TERMINATION_SIGNALS, safe_streams
 from trainer.results import TrialError
 
 
@@ -47,6 +52,7 @@ for command in (
     run_commands.resume,
     status_commands.status,
     status_commands.history,
+    status_commands.attach,
     control_commands.stop,
     control_commands.pause,
     control_commands.unpause,
@@ -72,27 +78,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     `arguments`: command line without the program name; None for `sys.argv`.
     """
-    with _sigterm_as_sigint():
+    bypass_proxies()
+    _name_unknown_user()
+    with safe_streams(), _termination_as_sigint():
         return _run(arguments)
 
 
+def _name_unknown_user() -> None:
+    """Give libraries a name and a home folder for a user id without an entry, as in containers, unless both are set."""
+    user = os.getuid()
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        os.environ.setdefault("HOME", str(Path(tempfile.gettempdir(), f"home-of-uid-{user}")))
+        os.environ.setdefault("LOGNAME", f"uid-{user}")
+
+
 @contextmanager
-def _sigterm_as_sigint() -> Generator[None]:
-    """Handle SIGTERM like Ctrl-C in commands without a signal handler; a running sweep installs its own."""
+def _termination_as_sigint() -> Generator[None]:
+    """Handle SIGTERM and SIGHUP like Ctrl-C in commands without a signal handler; a running sweep installs its own.
+
+    A signal that is ignored, as SIGHUP under `nohup`, stays ignored.
+    """
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    handled = [s for s in TERMINATION_SIGNALS if in_main_thread and signal.getsignal(s) is signal.SIG_DFL]
+    for signum in handled:
+        signal.signal(signum, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for signum in handled:
+            signal.signal(signum, signal.SIG_DFL)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = cli.main(arguments, prog_name="orchestrate", standalone_mode=False)
+        sys.stdout.flush()  # a full disk is reported
         return int(code or ExitCode.DONE)
     except OrchestrateError as error:
         click.echo(_redacted(str(error)), err=True)
@@ -106,10 +128,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return int(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of stdout was closed, for example `head`; stderr is closed too, against a message at exit.
-        sys.stderr.close()
-        return int(ExitCode.DONE)
     except OSError as error:
         return _disk_error(error)
     except Exception as error:  # noqa: BLE001 - last handler: a bug is reported as one line and a traceback file

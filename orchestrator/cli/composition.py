@@ -15,7 +15,7 @@ from dashboards.sweep_reporter import DashboardReporter
 from dashboards.terminal.progress_views import open_view
 from orchestrator.cli.sweep_summary import print_summary
 from orchestrator.commands.request_commands import RequestRefused, current_user
-from orchestrator.driver import run_sweep
+from orchestrator.driver import orphaned_runs, run_sweep
 from orchestrator.errors import ExitCode
 from orchestrator.execution.remote_cluster import ClusterAddress
 from orchestrator.execution.stop_reasons import SignalHandler
@@ -26,7 +26,7 @@ from orchestrator.spec.sweep_spec import SweepSpec, Tracking
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_client import tracking_uri
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
-from orchestrator.tracking.run_metadata import trials_filter
+from orchestrator.tracking.tracking_store import check_tracking_store, sweep_tracking_uri
 
 
 def presentation() -> Presentation:
@@ -79,7 +79,7 @@ def resume(
         retry_failed=retry_failed,
     )
     folder = existing_sweep(root, name)
-    return print_summary(folder, load_spec(folder.spec), stop_reason)
+    return print_summary(folder, load_spec(folder.spec, is_new=False), stop_reason)
 
 
 def abandon(name: str, root: Path, why: str) -> None:
@@ -99,22 +99,25 @@ def abandon(name: str, root: Path, why: str) -> None:
 def serve_ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -> ExitCode:
     """Serve the MLflow UI on localhost until Ctrl-C and print the URL of the sweep's charts."""
 
-    spec = load_spec(existing_sweep(root, name).spec, is_new=False) if name is not None else None
+    spec, sweep_id = (None, "") if name is None else _stored_sweep(existing_sweep(root, name))
     tracking = spec.tracking if spec is not None else Tracking()
-    uri = tracking_uri(root, tracking.uri)
+    uri = tracking_uri(root, None) if name is None else sweep_tracking_uri(SweepFolder(root, name), tracking.uri)
+    check_tracking_store(uri, tracking.uri)
     with SignalHandler(lambda: "") as signals:
         shown = start_ui(root, uri, port=port)
         try:
             page = shown.base
-            if spec is not None:
-                view = saved_view(spec, trials_filter(spec.name), time.time())
-                page = sweep_page(page, root, uri, tracking.experiment, spec.name, view, tracking.artifacts)
+            if spec is not None and sweep_id:
+                view = saved_view(spec, sweep_id, time.time())
+                page = sweep_page(page, root, shown.uri, tracking.experiment, sweep_id, view, tracking.artifacts)
             sys.stdout.write(f"{page}\n")
             sys.stdout.flush()
             if open_browser:
                 import webbrowser
 
                 webbrowser.open(page)
+            if shown.copy is not None:
+                sys.stderr.write("the tracking store cannot be written by this user: the page shows it as it is now\n")
             if shown.process is not None:
                 sys.stderr.write("serving on this machine only; stop with Ctrl-C\n")
                 while not signals.received and shown.process.poll() is None:
@@ -122,3 +125,18 @@ def serve_ui(name: str | None, root: Path, port: int, *, open_browser: bool = Fa
         finally:
             shown.stop()
     return ExitCode.DONE
+
+
+def _stored_sweep(folder: SweepFolder) -> tuple[SweepSpec, str]:
+    """Return the spec of a sweep and its id, without any of the files that it names; no id before its first trial."""
+    if not Study.exists(folder):
+        return load_spec(folder.spec, is_new=False), ""
+    with Study.open(folder, read_only=True) as study:
+        return study.spec, study.id
+
+
+def end_orphaned_runs(name: str, root: Path) -> None:
+    """End the sweep's runs in MLflow if its driver was killed; called by commands that look at it."""
+    orphaned_runs.end_orphaned_runs(
+        existing_sweep(root, name), DashboardReporter(), lambda text: click.echo(text, err=True)
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.options import JSON, SET, TRUST, print_json
+from orchestrator.cli.options import JSON, TRUST, print_json, set_option
 from orchestrator.errors import ExitCode
 from orchestrator.folders import existing_sweep, runs_folder
 
@@ -24,7 +24,7 @@ _WITHOUT_ENDPOINT = "--set judge.endpoint=null"
 @click.option("--top", type=click.IntRange(1), metavar="K", help="Number of best trials to judge; sets judge.top.")
 @click.option("--prompts", type=click.IntRange(1), metavar="N", help="Number of prompts; sets judge.prompts.")
 @click.option("--yes", is_flag=True, help="Use a paid endpoint without confirmation.")
-@SET
+@set_option("judge.samples=4")
 @JSON
 @TRUST
 def judge(

@@ -4,27 +4,73 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from orchestrator.folders import runs_folder
+from orchestrator.errors import ExitCode
+from orchestrator.folders import existing_sweep, runs_folder
+from orchestrator.terminal_streams import encodes_unicode
 
 if TYPE_CHECKING:
     from orchestrator.execution.remote_cluster import ClusterAddress
+    from orchestrator.folders import SweepFolder
     from orchestrator.spec.sweep_spec import SweepSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SET = click.option(
-    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override one setting: loss.beta=2.5"
-)
+
+def set_option(example: str) -> Callable[[F], F]:
+    """Return the option `--set`, with an example that the command accepts."""
+    return click.option(
+        "--set", "overrides", multiple=True, metavar="PATH=VALUE", help=f"Override one setting: {example}"
+    )
+
+
+SET = set_option("loss.beta=2.5")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 TRUST = click.option(
     "--trust-remote-code", is_flag=True, help="Run Python code of the model's repository. Never taken from a file."
 )
+
+
+DETACH = click.option("--detach", is_flag=True, help="Run in the background, also after the terminal closes.")
+
+
+def run_detached(folder: SweepFolder) -> ExitCode:
+    """Run the current command without `--detach` in the background; return its exit code if it ends at once."""
+    from orchestrator.commands.detached_driver import start_detached
+
+    name = folder.name
+    driver = start_detached(
+        folder, _command_line(click.get_current_context()), lambda text: click.echo(text, nl=False, err=True)
+    )
+    if driver.code is not None:
+        return ExitCode(driver.code)
+    click.echo(
+        f"{name} runs in the background (process {driver.pid}, output in {driver.log})\n"
+        f"  orchestrate attach {name}    its table; Ctrl-C there leaves it running\n"
+        f"  orchestrate stop {name}      stops it with checkpoints",
+        err=True,
+    )
+    return ExitCode.DONE
+
+
+def _command_line(context: click.Context) -> list[str]:
+    """Return the command with its options, without `--detach`."""
+    options, arguments = [context.info_name or ""], ["--"]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if isinstance(parameter, click.Argument):
+            arguments += map(str, value if isinstance(value, (list, tuple)) else [value])
+        elif isinstance(value, bool):
+            options += [parameter.opts[0]] if value and parameter.opts[0] != "--detach" else []
+        elif value is not None:
+            options += [f"{parameter.opts[0]}={one}" for one in (value if isinstance(value, tuple) else (value,))]
+    return options + arguments
 
 
 def cluster_options(command: F) -> F:
@@ -86,9 +132,21 @@ def read_spec(
     return rehearsal.spec, (*notices, *rehearsal.notices)
 
 
+def end_orphaned_runs(name: str) -> None:
+    """End the runs in MLflow of a sweep whose driver was killed; a command that looks at it calls this at its end."""
+    from orchestrator.interfaces import SWEEP_RUN
+    from orchestrator.tracking.set_aside import is_run_open
+
+    if is_run_open(existing_sweep(runs_folder(), name).outbox, SWEEP_RUN):
+        from orchestrator.cli import composition
+
+        composition.end_orphaned_runs(name, runs_folder())
+
+
 def print_json(value: Any) -> None:
     """Print JSON on stdout; NaN and infinities become null."""
-    click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+    is_ascii = not encodes_unicode(sys.stdout)  # a replacement character would change a value
+    click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=is_ascii, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import JSON, print_json
+from orchestrator.cli.options import JSON, end_orphaned_runs, print_json
 from orchestrator.folders import existing_sweep, runs_folder
 
 
@@ -26,6 +26,7 @@ def report(name: str, to: Path | None, as_json: bool) -> None:
         print_json(found)
     else:
         click.echo(found["file"])
+    end_orphaned_runs(name)
 
 
 @click.command()

@@ -46,7 +46,7 @@ def load_sweep_frame(folder: SweepFolder) -> SweepFrame:
     """
     if not Study.exists(folder):
         raise NothingToReport(folder.name)
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         report = load_report(folder)
         updates_of = None if report is None else updates_by_params(study.spec, report)
         return load_frame(study, state=sweep_state(study), updates_of=updates_of)

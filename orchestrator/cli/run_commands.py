@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.options import (
+    DETACH,
     JSON,
     SET,
     TRUST,
@@ -16,11 +17,13 @@ from orchestrator.cli.options import (
     cluster_options,
     print_json,
     read_spec,
+    run_detached,
     spec_options,
 )
 from orchestrator.cli.submit_command import job_options, render
 from orchestrator.errors import ExitCode
-from orchestrator.folders import existing_sweep, runs_folder
+from orchestrator.folders import SweepFolder, existing_sweep, runs_folder
+from orchestrator.terminal_streams import drop_failed_output
 
 POSITIVE = click.FloatRange(0, min_open=True)
 
@@ -101,6 +104,7 @@ def plan(
 @spec_options
 @cluster_options
 @click.option("--continue", "go_on", is_flag=True, help="Resume the sweep if it exists with this spec.")
+@DETACH
 @TRUST
 def sweep(
     file: Path,
@@ -110,6 +114,7 @@ def sweep(
     address: str | None,
     machines: int,
     go_on: bool,
+    detach: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
     """Run a sweep. Ctrl-C once: write checkpoints and stop; twice: stop at once."""
@@ -119,10 +124,13 @@ def sweep(
         from orchestrator.driver.crash_report import free_folder
 
         free_folder(runs_folder(), spec.name)
+    if detach:
+        return run_detached(SweepFolder(runs_folder(), spec.name))
     from orchestrator.cli.composition import start, start_or_resume
 
     run = start_or_resume if go_on else start
 
+    drop_failed_output()
     for notice in notices:
         click.echo(notice, err=True)
     return run(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code)
@@ -134,6 +142,7 @@ def sweep(
 @click.option("--retry-failed", is_flag=True, help="Try all failed trials again, each with its number.")
 @click.option("--mirror", metavar="URL", help="Download the sweep from its mirror if this disk does not have it.")
 @cluster_options
+@DETACH
 @TRUST
 def resume(
     name: str,
@@ -142,6 +151,7 @@ def resume(
     mirror: str | None,
     address: str | None,
     machines: int,
+    detach: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
     """Resume a sweep that was stopped or killed.
@@ -150,9 +160,12 @@ def resume(
     """
     if mirror is None:
         existing_sweep(runs_folder(), name)
+    cluster_at = cluster_address(address, machines)
+    if detach:
+        return run_detached(SweepFolder(runs_folder(), name))
     from orchestrator.cli.composition import resume as resume_sweep
 
-    cluster_at = cluster_address(address, machines)
+    drop_failed_output()
     return resume_sweep(
         name,
         runs_folder(),

@@ -1,4 +1,4 @@
-"""Commands `status`, `history`, `best` and `ui`."""
+"""Commands `status`, `attach`, `history`, `best` and `ui`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import JSON, TRUST, print_json
+from orchestrator.cli.options import JSON, TRUST, end_orphaned_runs, print_json
 from orchestrator.errors import ExitCode
 from orchestrator.folders import existing_sweep, runs_folder
 
@@ -25,12 +25,30 @@ def status(name: str, as_json: bool, watch: bool) -> None:
         from orchestrator.cli.sweep_summary import watch_sweep
 
         watch_sweep(name, runs_folder())
+        end_orphaned_runs(name)
         return
     found = read_status(name, runs_folder())
     if as_json:
         print_json(found)
     else:
         print_status(found)
+    end_orphaned_runs(name)
+
+
+@click.command()
+@click.argument("name")
+def attach(name: str) -> None:
+    """Show the live table of a sweep that runs in the background. Ctrl-C leaves the sweep running."""
+    existing_sweep(runs_folder(), name)
+    from orchestrator.cli.sweep_summary import watch_sweep
+
+    try:
+        watch_sweep(name, runs_folder())
+    except KeyboardInterrupt:
+        click.echo(
+            f"{name} continues; `orchestrate attach {name}` shows it again, `orchestrate stop {name}` stops it",
+            err=True,
+        )
 
 
 @click.command()
@@ -47,12 +65,14 @@ def history(name: str, as_json: bool) -> None:
         print_json(found)
     else:
         print_history(found)
+    end_orphaned_runs(name)
 
 
 @click.command()
 @click.argument("name")
 @JSON
 @click.option("--export", "to", type=click.Path(path_type=Path), help="Write the best trial's model to this folder.")
+@click.option("--metrics", "all_metrics", is_flag=True, help="Show all metrics, beside the initial model's.")
 @click.option("--merge", is_flag=True, help="With --export: merge LoRA adapters into the weights.")
 @click.option(
     "--compare/--no-compare",
@@ -60,7 +80,15 @@ def history(name: str, as_json: bool) -> None:
     help="With --export: load the model with plain transformers and compare its log-probs with the trial's (default).",
 )
 @TRUST
-def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, trust_remote_code: bool) -> None:
+def best(
+    name: str,
+    as_json: bool,
+    to: Path | None,
+    all_metrics: bool,
+    merge: bool,
+    compare: bool,
+    trust_remote_code: bool,
+) -> None:
     """Show the best configuration so far; export its model."""
     if to is None and (merge or trust_remote_code or not compare):
         flag = "--merge" if merge else "--trust-remote-code" if trust_remote_code else "--no-compare"
@@ -81,10 +109,11 @@ def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, 
     if as_json:
         print_json({**found, "do_not_use": reasons})
         return
-    print_best(found)
+    print_best(found, metrics=all_metrics)
     if reasons:
         text = f"Do not use trial {found['number']} yet: {'; '.join(reasons)}."
         _log(f"{text}\n`orchestrate report {name}` has the evidence and the next steps.")
+    end_orphaned_runs(name)
 
 
 def _log(text: str) -> None:
@@ -99,6 +128,7 @@ def ui(name: str | None, port: int, open_browser: bool) -> ExitCode:
     """Serve the MLflow UI on this machine only; print the URL of sweep NAME if given."""
     if name is not None:
         existing_sweep(runs_folder(), name)
+        end_orphaned_runs(name)
     from orchestrator.cli.composition import serve_ui
 
     return serve_ui(name, runs_folder(), port, open_browser=open_browser)

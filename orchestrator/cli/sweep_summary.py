@@ -13,6 +13,7 @@ from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.diagnose import diagnose
 from dashboards.diagnosis.findings import NO_DIAGNOSIS, reasons_not_to_use
 from dashboards.formatting import wide_console
+from dashboards.terminal.command_output import without_state
 from dashboards.terminal.progress_views import open_view
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from orchestrator import folders
@@ -39,11 +40,18 @@ def watch_sweep(name: str, root: Path) -> None:
     folder = existing_sweep(root, name)
     while not Study.exists(folder) and folders.lock_holder(folder):
         time.sleep(_WATCH_SECONDS)
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         spec, updates_of = study.spec, updates_if_known(folder, study.spec)
         console = Console(stderr=True)
         before = study.usage().hours * 3600
-        view = open_view(spec, console, total=total_trials(spec), updates_of=updates_of, before=before)
+        view = open_view(
+            spec,
+            console,
+            total=total_trials(spec),
+            updates_of=updates_of,
+            before=before,
+            running_before=study.trials_at_work(),
+        )
         seen: dict[int, tuple[TrialState, int, int]] = {}
         versions = len(study.spec_history())
         try:
@@ -73,7 +81,7 @@ def watch_sweep(name: str, root: Path) -> None:
             trial.add(study.metric_history(trial.record.number))
         print_final_summary(spec, views, wide_console(), updates_of=updates_of)
         if sweep_state(study) == "interrupted":
-            reason = study.stop_reason()
+            reason = without_state(study.stop_reason(), "interrupted")
             console.print(f"{name} is interrupted{f': {reason}' if reason else ''}. Resume it with:", markup=False)
             console.print(f"  orchestrate resume {name}", markup=False)
 
@@ -85,7 +93,7 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason)
     records: Sequence[TrialRecord] = []
     reasons: Sequence[str] = ()
     if Study.exists(folder):
-        with Study.open(folder) as study:
+        with Study.open(folder, read_only=True) as study:
             records = study.trials()
             curves = [_trial_curves(study, record) for record in records]
         console = wide_console()
@@ -119,7 +127,7 @@ def _failed_lines(name: str, records: Sequence[TrialRecord], kind: StopKind) -> 
 
 def _print_findings(folder: SweepFolder, console: Console) -> list[str]:
     """Print the findings, and return the reasons not to use the best trial."""
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         frame = load_frame(study, state="finished")
     if not frame.ranked:
         return []

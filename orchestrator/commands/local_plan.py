@@ -18,13 +18,15 @@ from orchestrator.errors import DataError, SpecError
 from orchestrator.execution.local_cluster import worker_environment
 from orchestrator.execution.slots import Slots, gpu_memory, plan_slots
 from orchestrator.folders import SweepFolder
+from orchestrator.nvidia_smi import hidden_gpus
 from orchestrator.redaction import without_credentials
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
-from orchestrator.spec.estimates.input_sizes import count_rows, model_shape
+from orchestrator.spec.estimates.input_sizes import check_models, count_rows, model_shape
 from orchestrator.spec.estimates.sweep_plan import MeasuredUpdate, SweepPlan, compare_with_formula, make_plan
 from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.tracking.mlflow_client import tracking_uri
+from orchestrator.tracking.tracking_store import check_tracking_store
 from trainer.config.trial import TrialConfig
 
 
@@ -51,8 +53,11 @@ def plan_locally(
 
     Raises:
         ProbeFailed: the probe failed.
-        SpecError: with `probe`, no trial fits this machine.
+        ModelError: a file of a model is damaged.
+        SpecError: MLflow refuses the tracking store; with `probe`, no trial fits this machine.
     """
+    check_tracking_store(tracking_uri(root, spec.tracking.uri), spec.tracking.uri)
+    check_models(spec)
     all_notices = list(notices)
     try:
         slots: Slots | None = plan_slots(spec)
@@ -61,6 +66,8 @@ def plan_locally(
             raise
         slots = None
         all_notices += [finding.problem for finding in error.problems]
+    if spec.resources.gpus_per_trial is None and (message := hidden_gpus()):
+        all_notices.append(message)
     if spec.warm_start is not None:
         from orchestrator.study.sampling.warm_start import (
             warm_start,  # imports the study's libraries, which other plans do not need
@@ -142,4 +149,6 @@ def _run(config: TrialConfig, cache: Path, slots: Slots, trust_remote_code: bool
             command += ["--gpu-share", str(slots.gpu_fraction)]
         if trust_remote_code:
             command.append("--trust-remote-code")
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False, env=environment
+        )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.data_stage import load_report
@@ -66,8 +66,8 @@ def export_best_model(
     folder = existing_sweep(root, name)
     if to.exists():
         raise CannotExport(f"{to} exists already and is not overwritten; name another folder")
-    with Study.open(folder) as study:
-        spec, record = study.spec, study.best()
+    with Study.open(folder, read_only=True) as study:
+        spec, record, initial = study.spec, study.best(), study.initial_metrics()
     if record is None:
         raise NoTrialCompleted(f"no trial of {name} has completed yet")
     model = model_folder(folder, record)
@@ -99,7 +99,7 @@ def export_best_model(
         )
     report = folder.path / DATA_FILE
     found = report.read_text(encoding="utf-8") if report.is_file() else None
-    card = model_card(spec, record, found, merged=merge, compared="" if check is None else check.found)
+    card = model_card(spec, record, found, merged=merge, compared="" if check is None else check.found, initial=initial)
     (to / "README.md").write_text(card, encoding="utf-8")
     return to
 
@@ -166,8 +166,18 @@ class _Check:
             raise CannotCompare(f"its held-out pairs cannot be loaded ({error})") from error
 
 
-def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merged: bool, compared: str = "") -> str:
+def model_card(
+    spec: SweepSpec,
+    record: TrialRecord,
+    report: str | None,
+    *,
+    merged: bool,
+    compared: str = "",
+    initial: Mapping[str, float] | None = None,
+) -> str:
     """Return the model card of a trial: data, configuration, metrics and base model, as Markdown.
+
+    Folders and files of this machine are named relative to the current folder, or by their last part.
 
     Args:
         spec: the sweep.
@@ -175,24 +185,38 @@ def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merg
         report: the sweep's data report as JSON; None where it is missing.
         merged: whether adapters were merged into the weights.
         compared: result of the comparison with the trial's last evaluation; empty without one.
+        initial: the initial model's metrics.
     """
     from trainer.data.data_report import DataReport
 
     config = apply_params(spec.base, record.trained_params)
     found = None if report is None else DataReport.model_validate_json(report)
-    base = config.model.name_or_path or f"a generated {config.model.generated and config.model.generated.architecture}"
+    name, start = config.model.name_or_path, initial or {}
+    base = _public(name) if name else f"a generated {config.model.generated and config.model.generated.architecture}"
     kind = "LoRA adapters" if config.lora and not merged else "merged LoRA weights" if config.lora else "full weights"
     params = config.flat_params()
-    searched = [f"| {path} | {params.get(path, value)} |" for path, value in record.params.items()]
-    fixed = [f"| {path} | {value} |" for path, value in params.items() if path not in record.params]
-    metrics = [f"| {metric} | {value:.6g} |" for metric, value in sorted(record.metrics.items())]
-    hub = f"base_model: {config.model.name_or_path}\n" if config.model.name_or_path else ""
+    searched = [f"| {path} | {_public(params.get(path, value))} |" for path, value in record.params.items()]
+    fixed = [
+        f"| {path} | {_public(value)} |"
+        for path, value in params.items()
+        if path not in record.params and value is not None
+    ]
+    metrics = [
+        f"| {metric} | {value:.6g} | {f'{start[metric]:.6g}' if metric in start else '–'} |"
+        for metric, value in sorted(record.metrics.items())
+    ]
+    values = zip(spec.objectives, record.values or (record.value,), strict=True)
+    reached = ", ".join(
+        f"{each.metric} ({each.direction}) {value:.6g}"
+        + (f" (initial model: {start[each.metric]:.6g})" if each.metric in start else "")
+        for each, value in values
+    )
+    hub = f"base_model: {name}\n" if name and not _is_local(name) else ""
     lines = [
         f"---\nlibrary_name: transformers\n{hub}tags: [preference-tuning, {config.loss.kind}, prefsweep]\n---",
         f"# {spec.name}, trial {record.number}",
         f"{config.loss.kind} from {base}{' after SFT' if spec.sft else ''}; {kind}. The best of its sweep by "
-        f"{spec.first_objective.metric} ({spec.first_objective.direction}): {record.value:.6g} after "
-        f"{record.step} updates.",
+        f"{reached} after {record.step} updates.",
         *([f"Loaded with plain transformers and compared: {compared}."] if compared else []),
         *_seed_lines(record),
         *_fork_lines(record),
@@ -202,10 +226,27 @@ def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merg
     if found is not None:
         lines.append(f"{found.train_rows:,} training pairs, {found.eval_rows:,} held out; fingerprint ")
         lines[-1] += f"`{found.fingerprint}`."
-    lines += ["## Searched settings", "| setting | value |\n|---|---|\n" + "\n".join(searched)]
-    lines += ["## Metrics", "| metric | last value |\n|---|---|\n" + "\n".join(metrics)]
+    if searched:
+        lines += ["## Searched settings", "| setting | value |\n|---|---|\n" + "\n".join(searched)]
+    lines += ["## Metrics", "| metric | last value | initial model |\n|---|---|---|\n" + "\n".join(metrics)]
     lines += ["## Configuration", "| setting | value |\n|---|---|\n" + "\n".join(fixed)]
     return "\n\n".join(lines) + "\n"
+
+
+def _is_local(name: str) -> bool:
+    return Path(name).is_absolute() or Path(name).exists() or name.startswith((".", "~"))
+
+
+def _public(value: Any) -> str:
+    """Return a setting as text that does not depend on this machine: an absolute path relative, or by its last part."""
+    if isinstance(value, list | tuple):
+        return ", ".join(_public(each) for each in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_public(each)}" for key, each in value.items() if each is not None)
+    path = Path(value) if isinstance(value, str) else None
+    if path is None or not path.is_absolute():
+        return str(value)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
 
 def _seed_lines(record: TrialRecord) -> list[str]:

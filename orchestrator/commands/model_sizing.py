@@ -8,10 +8,11 @@ import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.errors import DataError
 from orchestrator.spec.estimates.input_sizes import count_rows, model_shape
+from trainer.config.model_folder import check_model_files, count_elements
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.results import TrialError
 
@@ -81,7 +82,9 @@ def find_facts(model: str, data: str, *, is_file: bool) -> Facts:
 
     Raises:
         DataError: a sweep would refuse the rows, or the rows with this tokenizer.
+        ModelError: a file of the model is damaged.
     """
+    check_model_files(model)
     rows = count_rows(DataConfig.model_validate({"train": data})).train if is_file else None
     stored = json.loads((Path(model) / "config.json").read_bytes()) if (Path(model) / "config.json").is_file() else {}
     positions = next((stored[key] for key in ("max_position_embeddings", "n_positions") if key in stored), None)
@@ -97,19 +100,12 @@ def find_facts(model: str, data: str, *, is_file: bool) -> Facts:
 def _parameters(model: str) -> float | None:
     folder = Path(model)
     if folder.is_dir() and (files := sorted(folder.glob("*.safetensors"))):
-        return float(sum(map(_in_file, files)))
+        return float(sum(map(count_elements, files)))
     shape = model_shape(ModelConfig(name_or_path=model))
     if shape is not None:
         return float(shape.parameters)
     named = _NAMED.findall(model.rpartition("/")[2].replace("-", " ").replace("_", " "))
     return float(named[0][0]) * {"b": 1e9, "m": 1e6}[named[0][1].lower()] if named else None
-
-
-def _in_file(file: Path) -> int:
-    """Return the number of elements of all tensors of a safetensors file, from its header."""
-    with file.open("rb") as stream:
-        header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def _with_lengths(facts: Facts, model: str, data: str) -> Facts:

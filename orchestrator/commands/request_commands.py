@@ -149,15 +149,15 @@ def _trial_request(record: TrialRecord, kind: str, has_driver: bool, name: str) 
     return [f"requested to {kind} trial {number} of {name}: {effect}", *when_applied(name, has_driver)]
 
 
-def open_study(folder: SweepFolder) -> StudyReader:
-    """Open the study of a sweep.
+def open_study(folder: SweepFolder, *, read_only: bool = False) -> StudyReader:
+    """Open the study of a sweep; `read_only`: as `StudyReader.open`.
 
     Raises:
         RequestRefused: the sweep has no study before its data is prepared.
     """
     if not StudyReader.exists(folder):
         raise RequestRefused(f"{folder.name} is still preparing its data: it has no trials yet")
-    return StudyReader.open(folder)
+    return StudyReader.open(folder, read_only=read_only)
 
 
 def current_user() -> str:

@@ -27,7 +27,8 @@ from orchestrator.study.repeats import merge_records
 from orchestrator.study.retried_trials import never_trained
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import spec_differences
-from orchestrator.study.trial_records import ABANDONED, STOPPING, Request, TrialRecord
+from orchestrator.study.trial_records import ABANDONED, STOPPING, Request, TrialRecord, TrialState
+from orchestrator.tracking.set_aside import outbox_state
 
 
 def status(name: str, root: Path) -> dict[str, Any]:
@@ -42,13 +43,18 @@ def status(name: str, root: Path) -> dict[str, Any]:
         state = "preparing" if driver else "interrupted"
         found = _status_object(spec, state, driver, [], [], {}, None, 0.0)
         return found | {"why": "" if driver else last_crash(folder)}
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         trials, front = study.trials(), study.pareto_front()
         state, usage = sweep_state(study), study.usage()
         updates_of = updates_if_known(folder, study.spec)
         found = _status_object(
             study.spec, state, driver, trials, front, _run_ids(folder), updates_of, usage.hours * 3600
         )
+        at_work = study.trials_at_work() if driver else set[int]()
+        for trial in (*found["trials"], *found.get("configurations", ())):
+            numbers = {trial["number"], *(seed["trial"] for seed in trial.get("seeds", ()))}
+            is_idle = trial["state"] == TrialState.RUNNING.value and not numbers & at_work
+            trial["idle"] = ("waiting" if driver else "interrupted") if is_idle else ""
         return found | {
             "why": study.pause_reason()
             if state == "paused"
@@ -58,6 +64,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
             "never_trained": never_trained(trials),
             "gpu_hours": round(usage.gpu_hours, 6),
             "mirror": _mirror(study),
+            "tracking": None if (outbox := outbox_state(folder.outbox)) is None else outbox.as_json(),
             "waiting": [f"enqueued: {g.origin}" for g in study.enqueued_trials() if g.trial is None]
             + [_request_text(request) for request in study.requests()],
         }
@@ -139,6 +146,7 @@ def _trial(record: TrialRecord, run_ids: dict[str, str], updates_of: UpdatesOf |
     return {
         "number": record.number,
         "state": record.state.value,
+        "idle": "",
         "reason": record.reason,
         "origin": record.origin,
         "parent": record.parent,
@@ -174,17 +182,21 @@ def best(name: str, root: Path) -> dict[str, Any]:
     folder = existing_sweep(root, name)
     if not Study.exists(folder):
         raise NoTrialCompleted(f"no trial of {name} has completed yet")
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         front = study.pareto_front()
         if not front:
             raise NoTrialCompleted(f"no trial of {name} has completed yet")
         record, objectives = front[0], study.spec.objectives
         objective, model = study.spec.first_objective, model_folder(folder, record)
+        initial = study.initial_metrics()
     return {
         "number": record.number,
         "value": record.value,
         **_seeds(record),
+        "values": None if record.values is None else list(record.values),
         "goal": {"metric": objective.metric, "direction": objective.direction},
+        "goals": [{"metric": each.metric, "direction": each.direction} for each in objectives],
+        "initial": {metric: _json(value) for metric, value in initial.items()},
         "front": [
             {"number": r.number, "values": list(r.values or ()), "params": dict(r.params)}
             for r in (front if len(objectives) > 1 else ())
@@ -206,7 +218,7 @@ def history(name: str, root: Path) -> dict[str, Any]:
     if not StudyReader.exists(folder) and (reason := last_crash(folder)):
         event = {"seq": 1, "at": crashed_at(folder), "trial": None, "kind": STOPPING, "text": reason}
         return {"name": name, "events": [event], "specs": [], "given": []}
-    with open_study(folder) as study:
+    with open_study(folder, read_only=True) as study:
         versions = study.spec_history()
         specs = [SweepSpec.from_stored(v.text) for v in versions]
         changes = [[], *([asdict(c) for c in spec_differences(old, new)] for old, new in pairwise(specs))]

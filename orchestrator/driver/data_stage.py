@@ -45,7 +45,7 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: ProgressView, data: D
     sft = sft_config(spec)
     if sft is not None:
         sft_report = report if sft.data == spec.base.data else DataReport.model_validate_json(data.prepare(sft))
-        total_updates_of(sft, sft_report)
+        total_updates_of(sft, sft_report, "the sft stage: ")
         _log_new_findings(view, "data of the sft stage", sft_report, logged)
     if spec.judge is not None and spec.judge.prompts_from is not None:
         try:
@@ -112,8 +112,8 @@ def _check_unchanged(spec: SweepSpec, folder: SweepFolder, before: DataReport | 
         )
 
 
-def total_updates_of(config: TrialConfig, report: DataReport) -> int:
-    """Return the total updates of a trial.
+def total_updates_of(config: TrialConfig, report: DataReport, subject: str = "") -> int:
+    """Return the total updates of a trial; `subject` begins the message of an error.
 
     Raises:
         DataError: there are fewer training pairs than one update needs.
@@ -121,7 +121,7 @@ def total_updates_of(config: TrialConfig, report: DataReport) -> int:
     try:
         return total_updates(config.training, report.train_rows)
     except TrialError as error:
-        raise DataError(str(error)) from error
+        raise DataError(f"{subject}{error}") from error
 
 
 def updates_by_params(spec: SweepSpec, report: DataReport) -> Callable[[Mapping[str, Any]], int]:

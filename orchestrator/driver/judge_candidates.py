@@ -122,8 +122,11 @@ def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_cod
     without_weights = [str(record.number) for record in ranked if record.number not in weights]
     label = f"trial{'s' if len(without_weights) > 1 else ''} {', '.join(without_weights)}"
     if not weights:
-        raise WeightsGone(f"the weights of {label} are no longer in {folder.path}")
-    notices = [f"{label} not judged: the weights were removed (keep_models)"] if without_weights else []
+        raise WeightsGone(
+            f"the weights of {label} are no longer in {folder.path}: there is nothing to judge; "
+            f"orchestrate clone {spec.name} {without_weights[0]} trains such a trial again"
+        )
+    notices = [_removed_weights_notice(study, label, len(weights))] if without_weights else []
     sft_model = sft_model_folder(spec, folder, report, trust_remote_code=trust_remote_code)
     by_data: dict[str, tuple[tuple[JudgePrompt, ...], PreTrainedTokenizerBase, tuple[int, ...]]] = {}
     trials: list[JudgedModel] = []
@@ -163,6 +166,15 @@ def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_cod
         for sample in range(config.samples)
     ]
     return JudgeTask(tuple(trials), tuple(initial_models), (greedy, *sampled), tuple(notices))
+
+
+def _removed_weights_notice(study: StudyReader, label: str, kept: int) -> str:
+    spec = study.spec
+    return (
+        f"{label} not judged: the sweep kept the weights of its best {spec.models_kept} only, and removed weights "
+        f"cannot be judged; `--top {kept}` asks for no more, and `keep_models` or `judge.top` in the sweep file, set "
+        "before its trials end, keeps more"
+    )
 
 
 def generate_missing(

@@ -21,6 +21,7 @@ from orchestrator.errors import SpecError, SpecProblem, first_line
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import ProgressView, UpdatesOf
+from orchestrator.loopback import client_options
 from orchestrator.redaction import redact
 from orchestrator.spec.sweep_spec import NotificationKind, Notify, SweepSpec
 from orchestrator.study.study import Study
@@ -94,7 +95,7 @@ class NoticeDelivery:
         assert self._url is not None
         text = str(notice["text"]).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         try:
-            response = httpx2.post(self._url, json={"text": text}, timeout=_SECONDS)
+            response = httpx2.post(self._url, json={"text": text}, timeout=_SECONDS, **client_options(self._url))
         except ImportError as error:  # a proxy of a kind whose package is missing
             return f"it cannot be reached ({first_line(error)})"
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:  # the messages may contain the URL
@@ -111,7 +112,8 @@ class NoticeDelivery:
                 input=json.dumps(notice),
                 env=os.environ | environment,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=_COMMAND_SECONDS,
                 check=False,
                 start_new_session=True,  # Ctrl-C must reach only the driver
@@ -176,6 +178,11 @@ class NotifyingView:
         """Forward the current stage; counts as progress."""
         self._note_progress()
         self._view.set_stage(text)
+
+    def set_stage_progress(self, done: int, total: int) -> None:
+        """Forward how far the current stage is; counts as progress."""
+        self._note_progress()
+        self._view.set_stage_progress(done, total)
 
     def log(self, text: str) -> None:
         """Forward a message."""
@@ -275,5 +282,5 @@ def notify_events(
 def _best(folder: SweepFolder) -> TrialRecord | None:
     if not Study.exists(folder):
         return None
-    with Study.open(folder) as study:
+    with Study.open(folder, read_only=True) as study:
         return study.best()

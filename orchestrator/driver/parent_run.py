@@ -24,18 +24,25 @@ from orchestrator.spec.loading.serialization import sweep_identity
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.retried_trials import never_trained, numbers_text
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow_client import tracking_uri
 from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import NOTE, environment, environment_tags
+from orchestrator.tracking.tracking_store import sweep_tracking_uri
 from trainer.config.trial import flatten
 from trainer.storage.atomic_files import write_json
 
+_LOCK_SECONDS = 30.0
+"""Seconds to wait for a command that delivers the messages of a driver that was killed."""
 
-def open_sink(study: Study, root: Path, reporter: SweepReporter) -> Outbox:
-    """Return an outbox in the sweep's folder that delivers to its MLflow server."""
+
+def open_sink(study: Study, root: Path, reporter: SweepReporter, *, fence: Callable[[], None] | None = None) -> Outbox:
+    """Return an outbox in the sweep's folder that delivers to its MLflow server.
+
+    `fence`: raises SweepHeld once another driver writes; by default the study's. A command that is no driver gives its
+    own, and does not wait for another process that delivers.
+    """
     tracking = study.spec.tracking
-    uri = tracking_uri(root, tracking.uri)
+    uri = sweep_tracking_uri(study.folder, tracking.uri)
     receiver = MlflowReceiver(
         root,
         uri=uri,
@@ -44,9 +51,11 @@ def open_sink(study: Study, root: Path, reporter: SweepReporter) -> Outbox:
         sweep_id=study.id,
         sweep=study.spec.name,
         on_run=functools.partial(_record_run_id, study.folder),
-        view=reporter.charts_view(study.spec),
+        view=reporter.charts_view(study.spec, study.id),
     )
-    return Outbox(study.folder.outbox, receiver, fence=study.check_fence)
+    if fence is not None:
+        return Outbox(study.folder.outbox, receiver, fence=fence)
+    return Outbox(study.folder.outbox, receiver, fence=study.check_fence, lock_timeout=_LOCK_SECONDS)
 
 
 def start_parent_run(
@@ -84,8 +93,10 @@ def start_parent_run(
         sink.log_artifact(SWEEP_RUN, file)
 
 
-def end_parent_run(study: Study, sink: TrackingSink, state: str, status: str, reason: str) -> None:
-    """End the parent run; a later resume restarts it."""
+def end_parent_run(
+    study: Study, sink: TrackingSink, state: str, status: str, reason: str, *, at: float | None = None
+) -> None:
+    """End the parent run; a later resume restarts it. `at`: the time of its end, by default now."""
     best = study.best()
     failed = never_trained(study.trials())
     tags = {"state": state, "reason": reason, "failed.trials": numbers_text(failed) or "none"}
@@ -94,7 +105,7 @@ def end_parent_run(study: Study, sink: TrackingSink, state: str, status: str, re
         tags |= {"best.seeds": str(best.complete_seeds)} if best.seeds else {}
         tags |= {"best.interval": f"{best.interval[0]} to {best.interval[1]}"} if best.interval is not None else {}
         tags |= {f"best.{path}": str(value) for path, value in best.params.items()}
-    sink.end_run(SWEEP_RUN, status=status, tags=tags, at=time.time())
+    sink.end_run(SWEEP_RUN, status=status, tags=tags, at=time.time() if at is None else at)
 
 
 def _record_run_id(folder: SweepFolder, run: str, run_id: str) -> None:

@@ -19,7 +19,8 @@ from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.validation_errors import read_document
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database.study_database import hide_password, store_study_url, study_exists
-from orchestrator.tracking.mlflow_client import fixed_artifact_location, tracking_uri
+from orchestrator.tracking.mlflow_client import fixed_artifact_location
+from orchestrator.tracking.tracking_store import check_tracking_store, sweep_tracking_uri
 from trainer.config.trial import ZERO3_REMOVED, is_removed_distributed
 from trainer.config.yaml_files import Location
 from trainer.storage.atomic_files import write_text
@@ -72,11 +73,14 @@ _CLIENTS = {"s3": ("boto3", "s3"), "gs": ("google.cloud.storage", "gs")}
 
 
 def check_remote_storage(spec: SweepSpec, root: Path) -> None:
-    """Check that the mirror and the artifact storage can be written, read and deleted.
+    """Check that the mirror and the artifact storage can be written, read and deleted, and the tracking store opened.
 
     Raises:
         MirrorError: they cannot be used as configured.
+        SpecError: MLflow refuses the tracking store.
     """
+    uri = sweep_tracking_uri(SweepFolder(root, spec.name), spec.tracking.uri)
+    check_tracking_store(uri, spec.tracking.uri)
     if spec.mirror is not None:
         probe_mirror(spec.mirror)
     artifacts = spec.tracking.artifacts
@@ -92,9 +96,7 @@ def check_remote_storage(spec: SweepSpec, root: Path) -> None:
     except MirrorError as error:
         raise MirrorError(f"tracking.artifacts: {str(error).removeprefix('mirror: ')}") from error
     try:
-        stored = fixed_artifact_location(
-            root, tracking_uri(root, spec.tracking.uri), spec.tracking.experiment, artifacts
-        )
+        stored = fixed_artifact_location(root, uri, spec.tracking.experiment, artifacts)
     except (TrackingUnavailable, MessageRejected):
         return  # an unreachable tracking server does not stop a sweep: messages are queued in the outbox
     if stored is not None:
@@ -147,7 +149,7 @@ def restore_from_mirror(name: str, root: Path, url: str) -> SweepFolder | None:
     content = sweep.read(SPEC)
     if sweep.read(STUDY) is None or content is None:
         return None
-    spec = load_spec_text(content.decode(), root, source=f"{sweep.url}/{SPEC}")
+    spec = load_spec_text(content.decode(), root, source=f"{sweep.url}/{SPEC}", is_new=False)
     if spec.storage is None:
         raise MirrorError(
             f"{name} cannot be resumed here: its study was SQLite in the runs folder of another disk, and a mirror has "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from orchestrator import folders
 from orchestrator.driver.checkpoint_retention import CheckpointRetention
 from orchestrator.driver.crash_report import free_folder, make_folder, record_crash
+from orchestrator.driver.moved_inputs import check_inputs_exist, check_moved_inputs, follow_folder
 from orchestrator.driver.parent_run import attach_report, end_parent_run, open_sink
 from orchestrator.driver.preflight import (
     DiskTooSmall,
@@ -30,7 +31,9 @@ from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, Stop
 from orchestrator.execution.user_requests import end_unfinished_trials
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.mirror import MirrorError
+from orchestrator.nvidia_smi import hidden_gpus
 from orchestrator.spec.estimates.cost_estimate import check_share
+from orchestrator.spec.estimates.input_sizes import check_models
 from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
@@ -41,6 +44,7 @@ from orchestrator.study.retried_trials import can_begin_again, never_trained, nu
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import STOPPING, RequestKind
+from orchestrator.tracking.tracking_store import settle_tracking_uri
 from trainer.storage.atomic_files import write_text
 
 if TYPE_CHECKING:
@@ -72,11 +76,12 @@ def start(
         Why the sweep ended.
 
     Raises:
-        NameTaken, SpecError, MirrorError, DiskTooSmall: before anything is written.
+        NameTaken, SpecError, ModelError, MirrorError, DiskTooSmall: before anything is written.
         ClusterError, DataError: before the first trial.
     """
     folder = free_folder(root, spec.name)
     warm_start(spec, root)  # raises before anything is written
+    check_models(spec)
     check_remote_storage(spec, root)
     check_mirror_free(spec)
     if cluster_at is None:
@@ -146,8 +151,8 @@ def resume(
         name: the sweep.
         root: the runs folder.
         presentation: progress view and reporter.
-        overrides: changes as PATH=VALUE of settings that no result depends on (`sweep_terms.AMENDABLE`), and wider
-            lists and ranges of the search.
+        overrides: changes as PATH=VALUE of settings that no result depends on (`sweep_terms.AMENDABLE`), wider lists
+            and ranges of the search, and new places of data and models, whose contents are compared.
         mirror: URL from which the sweep is restored if this disk does not have it.
         cluster_at: address of a Ray cluster; None for this machine.
         trust_remote_code: whether Python code of the model's repository may run.
@@ -166,7 +171,12 @@ def resume(
     folder = existing_sweep(root, name)
     with folders.sweep_lock(folder):
         has_study = Study.exists(folder)
-        spec = _changed_spec(folder, overrides) if has_study else load_spec(folder.spec, overrides)
+        spec = (
+            _changed_spec(folder, overrides, root, trust_remote_code=trust_remote_code)
+            if has_study
+            else load_spec(folder.spec, overrides)
+        )
+        check_models(spec)
         check_remote_storage(spec, root)
         if cluster_at is None:
             _check_machine(folder, spec)
@@ -175,15 +185,18 @@ def resume(
         return _drive(folder, spec, presentation, cluster_at, trust_remote_code)
 
 
-def _changed_spec(folder: SweepFolder, overrides: Sequence[str]) -> SweepSpec:
-    """Return the sweep with requested changes of its budget, then these; nothing is written."""
+def _changed_spec(folder: SweepFolder, overrides: Sequence[str], root: Path, *, trust_remote_code: bool) -> SweepSpec:
+    """Return the sweep with moved files, requested changes of its budget and these changes; nothing is written."""
     with Study.open(folder) as study:
         check_no_removed_values(folder, study.spec)
-        spec = budget_changes.with_requests(study.spec, study.requests())
+        spec = follow_folder(budget_changes.with_requests(study.spec, study.requests()), root)
         if overrides:
             spec = load_spec_text(dump_spec(spec), folder.path, overrides, source=str(folder.spec))
-            sweep_terms.allowed_changes(study.spec, spec)
+        check_inputs_exist(spec)
+        sweep_terms.allowed_changes(study.spec, spec)  # before contents are compared, which takes a while
+        if overrides:
             budget_changes.check_not_used_up(study.spec, spec, study.snapshots(), study.usage())
+        check_moved_inputs(folder, study.spec, spec, trust_remote_code=trust_remote_code)
         return spec
 
 
@@ -254,6 +267,8 @@ def abandon(name: str, root: Path, reporter: SweepReporter, reason: str, log: Ca
 def _check_machine(folder: SweepFolder, spec: SweepSpec) -> None:
     """Check this machine's GPUs and disk space for the sweep."""
     slots = plan_slots(spec)
+    if not slots.gpus and spec.resources.gpus_per_trial is None and (message := hidden_gpus()):
+        sys.stderr.write(f"{message}\n")
     check_share(spec, gpu_memory())
     check_disk_space(folder, spec, slots)
 
@@ -269,6 +284,8 @@ def _drive(
     trust_remote_code: bool,
 ) -> StopReason:
     try:
+        if message := settle_tracking_uri(folder, spec.tracking.uri):
+            sys.stderr.write(f"{message}\n")
         return _run_driver(folder, spec, presentation, cluster_at, trust_remote_code)
     except Exception as error:
         to_raise = record_crash(folder, error, presentation.reporter)

@@ -13,6 +13,7 @@ from orchestrator.errors import SpecError, SpecProblem, StorageRefused
 from orchestrator.execution import trial_retries
 from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
 from orchestrator.execution.sft_cache_key import stage_key
+from orchestrator.execution.stop_reasons import Interrupted
 from orchestrator.execution.trainer_warnings import WarningLog
 from orchestrator.execution.trial_retries import MAX_LOST_WORKERS
 from orchestrator.execution.user_requests import StopConditions
@@ -24,6 +25,7 @@ from orchestrator.mirror import Mirror, sft_mirror
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind
+from trainer.config.locations import differ_in_locations_only, relocated
 from trainer.config.loss_config import SftLoss
 from trainer.config.trial import STORED, ModelConfig, TrialConfig
 from trainer.data.data_report import DataReport
@@ -131,6 +133,8 @@ def _begun_as(path: Path) -> TrialConfig | None:
 def _begin(path: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConfig:
     """Return the configuration of the run in `path`: that of its first sweep, with this sweep's execution settings.
 
+    Model and data are read where this sweep has them: their contents are equal, and the first sweep's may have moved.
+
     Another sweep with another `evaluation` may have started the run, possibly at the same time.
     """
     path.mkdir(parents=True, exist_ok=True)
@@ -144,6 +148,8 @@ def _begin(path: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConfi
     assert begun is not None
     if mirror is not None:
         mirror.write(_CONFIG, (path / _CONFIG).read_bytes())
+    if differ_in_locations_only(begun.model_copy(update={"evaluation": config.evaluation}), config):
+        begun = relocated(begun, begun, config)
     execution = {name: getattr(config.training, name) for name in _EXECUTION_KEYS}
     return begun.model_copy(update={"training": begun.training.model_copy(update=execution)})
 
@@ -169,7 +175,12 @@ def run_sft_stage(
     if config.data != study.spec.base.data:
         report = DataReport.model_validate_json(data.prepare(config))
     stage = _Stage(study, sink, view, worker, stop_conditions, config, report)
-    end = stage.train()
+    try:
+        end = stage.train()
+    except Interrupted:
+        tags = {"state": "INTERRUPTED", "reason": "the sweep was stopped during this stage; resume continues it"}
+        sink.end_run(SFT_RUN, status="KILLED", tags=tags, at=time.time())
+        raise
     tags = {"state": "COMPLETE" if end.status is AttemptStatus.FINISHED else "FAILED", "reason": end.reason}
     status = "FINISHED" if end.status is AttemptStatus.FINISHED else "FAILED"
     sink.end_run(SFT_RUN, status=status, tags=tags, at=time.time())
@@ -239,7 +250,7 @@ class _Stage:
     def _attempt(self) -> AttemptResult:
         limit = self._study.micro_batch_limit()
         config = trial_retries.with_micro_batch_limit(self._config, limit)
-        tags = {"state": "RUNNING", "sft.key": self._key}
+        tags = {"state": "RUNNING", "reason": "", "sft.key": self._key}
         if config is not self._config:  # the logged params stay as configured
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
         self._sink.start_run(SFT_RUN, name=SFT_RUN, params=self._config.flat_params(), tags=tags, at=time.time())
@@ -262,6 +273,8 @@ class _Stage:
                 self._view.set_stage(
                     f"sft: {step_metrics.step} of {self._planned_updates} updates  {'  '.join(metrics_text)}"
                 )
+        if report.metrics:
+            self._view.set_stage_progress(report.metrics[-1].step, self._planned_updates)
 
     def _halve_micro_batch(self, reason: str) -> AttemptResult | None:
         """Halve the micro-batch, also for the trials; return the failed result if it is already at its minimum."""

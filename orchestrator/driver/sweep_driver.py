@@ -31,6 +31,8 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord
+from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.set_aside import REFUSED
 from trainer.data.data_report import DataReport
 
 _DESCRIPTION_SECONDS = 10.0
@@ -172,7 +174,7 @@ def _run_trials(
 
 
 def _end_tracking(
-    study: Study, sink: TrackingSink, view: ProgressView, reporter: SweepReporter, stop_reason: StopReason | None
+    study: Study, sink: Outbox, view: ProgressView, reporter: SweepReporter, stop_reason: StopReason | None
 ) -> None:
     """End the parent run and deliver queued messages; nothing where another driver has taken over.
 
@@ -190,3 +192,5 @@ def _end_tracking(
     left = sink.close(_DELIVERY_SECONDS)
     if left:
         view.log(f"tracking: {left} messages are queued in {study.folder.outbox} for the next resume")
+    if sink.refused:
+        view.log(f"tracking: messages refused by MLflow, in {study.folder.outbox / REFUSED}: {sink.refused}")

@@ -166,7 +166,7 @@ class TrialController:
             self._stop(StopKind.SAME_BUG, reason)
 
     def _on_disk_full(self, result: AttemptResult) -> None:
-        self._stop(StopKind.NO_DISK, f"disk error: {result.reason}")
+        self._stop(StopKind.NO_DISK, result.reason)
 
     def _finish_trial(self, active: ActiveAttempt, outcome: Outcome) -> None:
         record = finish_attempt(self._study, self._sink, active, outcome)

@@ -18,8 +18,9 @@ from typing import Any
 
 import trainer
 from orchestrator.errors import ExitCode, OrchestrateError
-from orchestrator.execution.slots import PROCESS_RESOURCE, SLOT_RESOURCE, Slots, visible_gpus
-from orchestrator.execution.stop_reasons import SignalHandler, sigterm_blocked
+from orchestrator.execution.slots import PROCESS_RESOURCE, SLOT_RESOURCE, Slots
+from orchestrator.execution.stop_reasons import SignalHandler, termination_blocked
+from orchestrator.nvidia_smi import visible_gpus
 
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _BIG = str(1 << 32)
@@ -67,7 +68,7 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
 
 @contextmanager
 def starting_ray(signals: SignalHandler) -> Generator[None]:
-    """Block SIGTERM for processes that Ray starts in the context, and reinstall this process's handlers after it."""
+    """Block termination signals for processes that Ray starts in the context; reinstall the handlers after it."""
     from ray._private import utils
 
     def keep_own_handler(_: object) -> None:
@@ -76,7 +77,7 @@ def starting_ray(signals: SignalHandler) -> Generator[None]:
     original = utils.set_sigterm_handler
     utils.set_sigterm_handler = keep_own_handler
     try:
-        with sigterm_blocked():
+        with termination_blocked():
             try:
                 yield
             finally:

@@ -5,7 +5,6 @@ A sweep connects as one driver among others and does not change the cluster.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import secrets
@@ -19,7 +18,7 @@ from typing import Any
 
 import orchestrator
 import trainer
-from orchestrator import execution
+from orchestrator import execution, loopback
 from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.execution.local_cluster import (
     log_ray_to_file,
@@ -76,11 +75,7 @@ def resolve_address(cluster_address: str) -> str:
 
 def is_loopback(address: str) -> bool:
     """Return whether this is a loopback address."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return loopback.is_loopback(address.rpartition(":")[0].strip("[]"))
 
 
 def authorize() -> None:

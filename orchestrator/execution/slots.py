@@ -6,10 +6,9 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from orchestrator.errors import SpecError, SpecProblem
-from orchestrator.nvidia_smi import smallest_memory
+from orchestrator.nvidia_smi import smallest_memory, visible_gpus
 from orchestrator.spec.estimates.cost_estimate import trials_per_process
 from orchestrator.spec.sweep_spec import SweepSpec
 
@@ -30,7 +29,7 @@ class Machine:
     gpus: float
 
     def __str__(self) -> str:
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+        return _amounts(self.cpus, self.gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,7 @@ def slots_on(
         has = ", ".join(map(str, dict.fromkeys(machines))) or "no machine"
         where = f"no machine of the cluster has them ({has})" if is_shared_cluster else f"this machine has {has}"
         label = "a trial needs" if trials_in_process == 1 else f"{trials_in_process} trials in one process need"
-        problem = f"{label} {cores:g} CPUs and {trials_in_process * gpus_per_trial:g} GPUs; {where}"
+        problem = f"{label} {_amounts(cores, trials_in_process * gpus_per_trial)}; {where}"
         raise SpecError([SpecProblem("resources", "resources", problem)])
     count = min(fitting, spec.budget.concurrency or fitting)
     # Fewer trials than would share a process have processes of their own, which may not fit another one.
@@ -187,18 +186,13 @@ def _count_fitting(cpus: float, gpus: float, machine: Machine, is_shared_cluster
     return min(by_cpus, by_gpus) if is_shared_cluster else by_gpus
 
 
-def visible_gpus() -> int:
-    """Return the number of NVIDIA GPUs visible to this process, without importing torch."""
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is not None:
-        return len([d for d in allowed.split(",") if d.strip() and d.strip() != "-1"])
-    listed = Path("/proc/driver/nvidia/gpus")
-    return len(list(listed.iterdir())) if listed.is_dir() else 0
-
-
 def gpu_memory() -> float | None:
     """Return the memory of the smallest visible GPU in bytes; None without GPUs."""
     return smallest_memory() if visible_gpus() else None
+
+
+def _amounts(cpus: float, gpus: float) -> str:
+    return " and ".join(f"{n:g} {what}{'' if n == 1 else 's'}" for n, what in ((cpus, "CPU"), (gpus, "GPU")))
 
 
 def _cpus() -> int:

@@ -1,4 +1,4 @@
-"""`StopReason`: why a run ended; `SignalHandler`: the stop signals, SIGINT and SIGTERM."""
+"""`StopReason`: why a run ended; `SignalHandler`: the stop signals, SIGINT, SIGTERM and SIGHUP."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from typing import Self
 
 from orchestrator.errors import ExitCode
 from orchestrator.study import trial_records
+from orchestrator.terminal_streams import TERMINATION_SIGNALS
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, *TERMINATION_SIGNALS)
 
 
 class StopKind(StrEnum):
@@ -49,13 +50,14 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def sigterm_blocked() -> Generator[None]:
-    """Block SIGTERM for processes started in the context and their children; for this process only within it.
+def termination_blocked() -> Generator[None]:
+    """Block SIGTERM and SIGHUP for processes started in the context and their children; here only within it.
 
-    `timeout`, systemd, Slurm and containers send SIGTERM to all processes of a group. Only the driver must handle it,
-    because it still needs Ray and the workers to save checkpoints, and ends them afterwards.
+    `timeout`, systemd, Slurm and containers send SIGTERM to all processes of a group, a terminal that closes sends
+    SIGHUP. Only the driver must handle them, because it still needs Ray and the workers to save checkpoints, and ends
+    them afterwards.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATION_SIGNALS)
     try:
         yield
     finally:
@@ -63,10 +65,11 @@ def sigterm_blocked() -> Generator[None]:
 
 
 class SignalHandler:
-    """Handles stop signals (SIGINT, SIGTERM) in the context: the first sets `received`, a second one ends the process.
+    """Handles SIGINT, SIGTERM and SIGHUP in the context: the first sets `received`, a second one ends the process.
 
-    Signals within SAME_SIGNAL_SECONDS count as one, as `timeout` and `kill` of a group send two. Must be entered in the
-    main thread.
+    Signals within SAME_SIGNAL_SECONDS count as one, as `timeout` and `kill` of a group send two. SIGHUP is never the
+    second one, as shell and kernel each send it when a terminal closes; under `nohup` it stays ignored. Must be entered
+    in the main thread.
     """
 
     SAME_SIGNAL_SECONDS = 0.3
@@ -105,7 +108,8 @@ class SignalHandler:
     def install(self) -> None:
         """Install the handlers; again after Ray's start, which replaces the one of SIGTERM."""
         for signum in _SIGNALS:
-            signal.signal(signum, self._on_signal)
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                signal.signal(signum, self._on_signal)
 
     @contextmanager
     def exit_when_lost(self, lost: Callable[[], bool]) -> Generator[None]:
@@ -137,10 +141,10 @@ class SignalHandler:
         except BlockingIOError:
             return False
 
-    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if not self.received:
             self.received, self._first_signal_at = True, self._clock()
-        elif self._clock() - self._first_signal_at > self.SAME_SIGNAL_SECONDS:
+        elif signum != signal.SIGHUP and self._clock() - self._first_signal_at > self.SAME_SIGNAL_SECONDS:
             self._exit_now()
 
     def _exit_now(self) -> None:

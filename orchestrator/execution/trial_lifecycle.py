@@ -83,7 +83,12 @@ class AttemptLauncher:
         )
         record = self._study.trial(trial.number)
         assert record is not None
-        tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt), **start_tags(trial.number)}
+        tags = {
+            "state": TrialState.RUNNING.value,
+            "reason": "",
+            "attempt": str(trial.attempt),
+            **start_tags(trial.number),
+        }
         tags |= {"origin": record.origin} if record.origin else {}
         tags |= {"clone.of": str(record.parent)} if record.parent is not None else {}
         tags |= self._repeat_tags(record)
@@ -139,5 +144,6 @@ def finish_attempt(study: Study, sink: TrackingSink, active: ActiveAttempt, outc
 
 def release_attempt(study: Study, sink: TrackingSink, active: ActiveAttempt) -> None:
     """Release a trial without outcome, to be issued again later."""
-    sink.end_run(str(active.trial.number), status="KILLED", tags={"state": "INTERRUPTED"}, at=time.time())
+    tags = {"state": "INTERRUPTED", "reason": "the sweep stopped before this trial's end; resume continues it"}
+    sink.end_run(str(active.trial.number), status="KILLED", tags=tags, at=time.time())
     study.release(active.trial)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator.errors import ExitCode, OrchestrateError
+from orchestrator.errors import ExitCode, OrchestrateError, first_line
 from orchestrator.judge.win_rates import Vote
+from orchestrator.loopback import client_options
 from orchestrator.spec.judge_config import Endpoint
 from trainer.storage.atomic_files import digest_of
 
@@ -183,13 +184,19 @@ class EndpointClient:
     """Sends questions; thread-safe. `stop` ends the waits between retries."""
 
     def __init__(self, config: Endpoint, key: str | None, *, first_wait: float = FIRST_WAIT) -> None:
+        """Raises EndpointRefused if the environment's proxy cannot be used."""
         import httpx2
 
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._config, self._first_wait = config, first_wait
         self._limit = "max_tokens"
         # No redirects: they could send the key to another server.
-        self._http = httpx2.Client(timeout=config.timeout, headers=headers, follow_redirects=False)
+        try:
+            self._http = httpx2.Client(
+                timeout=config.timeout, headers=headers, follow_redirects=False, **client_options(config.url)
+            )
+        except (ImportError, ValueError) as error:  # a proxy of a kind whose package is missing, or no proxy's URL
+            raise EndpointRefused(f"the proxy of the environment cannot be used: {first_line(error)}") from error
         self._stopping = threading.Event()
 
     def stop(self) -> None:

@@ -18,8 +18,8 @@ Differences from AlpacaEval, whose files are about its 805 prompts and one basel
    prompt.
 2. No rows of a verbose or concise baseline are added (weight 0.2 there).
 3. The interval, which AlpacaEval does not have, is a bootstrap over prompts at the chosen strength.
-4. If that strength removes the model's term, as with few prompts, the rate would always be 0.5: then rate and interval
-   are those of the weakest penalty.
+4. If that strength removes the model's term, as with few prompts, the rate would always be 0.5: then the rate is that
+   of the weakest penalty. If it does so in a resample, the interval would end at 0.5: then so is the interval.
 5. The samples of a prompt have a total weight of 1.
 """
 
@@ -174,10 +174,11 @@ def length_controlled(
         fitted = fit_logistic(design, preferences, prompt_weights, strength)
     value = _mean(equal_length_design, fitted, prompt_weights)
     rng = np.random.default_rng(_SEED)
-    sampled: list[float] = []
-    for _ in range(RESAMPLES):
-        weights = prompt_weights * rng.multinomial(count, np.full(count, 1 / count))[groups]
-        sampled.append(_mean(equal_length_design, fit_logistic(design, preferences, weights, strength), weights))
+    resampled = [prompt_weights * rng.multinomial(count, np.full(count, 1 / count))[groups] for _ in range(RESAMPLES)]
+    fits = [fit_logistic(design, preferences, weights, strength) for weights in resampled]
+    if any(coefficients[1] == 0 for coefficients in fits):  # no resample would be on the other side of 0.5
+        fits = [fit_logistic(design, preferences, weights, STRENGTHS[-1]) for weights in resampled]
+    sampled = [_mean(equal_length_design, *each) for each in zip(fits, resampled, strict=True)]
     low, high = (float(end) for end in np.percentile(sampled, [_TAIL, 100 - _TAIL]))
     return Rate(value=value, low=min(low, value), high=max(high, value))
 

@@ -14,6 +14,7 @@ from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import retried_trials
 from orchestrator.study.database import optuna_trials
+from orchestrator.study.database.driver_lease import has_ended
 from orchestrator.study.database.enqueued_trials import EnqueuedTrial, TrialQueue
 from orchestrator.study.database.optuna_trials import MICRO_BATCH, OptunaTrials
 from orchestrator.study.database.repository import SweepRepository
@@ -23,7 +24,9 @@ from orchestrator.study.repeats import front_of_configurations, rank_configurati
 from orchestrator.study.sweep_terms import TERMS_KEY, SweepTerms, Usage
 from orchestrator.study.trial_records import (
     DRIVER_EVENT,
+    ISSUED,
     PAUSED,
+    RELEASED,
     STOPPING,
     UNPAUSED,
     Event,
@@ -31,6 +34,7 @@ from orchestrator.study.trial_records import (
     Request,
     SpecVersion,
     TrialRecord,
+    TrialState,
 )
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.results import StepMetrics
@@ -68,6 +72,7 @@ class StudyReader:
         database.on_rollback = self._optuna_trials.invalidate
         self.terms = SweepTerms.from_json(attrs[TERMS_KEY]) if TERMS_KEY in attrs else SweepTerms(distinct=False)
         self.spec = SweepSpec.from_stored(versions[-1].text)
+        self._first_spec = self.spec if len(versions) == 1 else SweepSpec.from_stored(versions[0].text)
 
     # --- opening -------------------------------------------------------------------------------------------------
 
@@ -77,9 +82,12 @@ class StudyReader:
         return study_exists(study_url(folder), folder.name)
 
     @classmethod
-    def open(cls, folder: SweepFolder) -> Self:
-        """Open the study of an existing sweep. Raises StudyMissing."""
-        return cls(folder, StudyDatabase(study_url(folder)))
+    def open(cls, folder: SweepFolder, *, read_only: bool = False) -> Self:
+        """Open the study of an existing sweep. Raises StudyMissing.
+
+        `read_only`: for commands that only look; the folder may belong to another user.
+        """
+        return cls(folder, StudyDatabase(study_url(folder), read_only=read_only))
 
     def dispose(self) -> None:
         """Close the database connections. Running trials stay RUNNING."""
@@ -119,6 +127,31 @@ class StudyReader:
         """Return all metrics of a trial, by step."""
         with self._database.snapshot() as connection:
             return self._repository.metric_history(connection, number)
+
+    def trials_at_work(self) -> set[int]:
+        """Return the trials that the newest driver issued and has neither ended nor released.
+
+        Other RUNNING trials wait for a worker, or for the next driver.
+        """
+        issued: set[int | None] = set()
+        for event in self.events():
+            if event.kind == DRIVER_EVENT:
+                issued.clear()
+            elif event.kind == ISSUED:
+                issued.add(event.trial)
+            elif event.kind in (RELEASED, PAUSED):
+                issued.discard(event.trial)
+        return {
+            record.number for record in self.trials() if record.state is TrialState.RUNNING and record.number in issued
+        }
+
+    def initial_metrics(self) -> dict[str, float]:
+        """Return the initial model's metrics: those at step 0 of the first trial that has any; empty before."""
+        for record in self.trials():
+            history = self.metric_history(record.number)
+            if record.fork is None and history and history[0].step == 0:
+                return dict(history[0].metrics)
+        return {}
 
     def best(self) -> TrialRecord | None:
         """Return the configuration with the best objective; with several objectives, the first of the Pareto front."""
@@ -164,6 +197,13 @@ class StudyReader:
         with self._database.snapshot() as connection:
             last = self._repository.last_event(connection, (DRIVER_EVENT, STOPPING))
         return last.text if last is not None and last.kind == STOPPING else ""
+
+    def driver_has_ended(self) -> bool:
+        """Return whether the last driver has certainly ended; False for one of another machine that may be alive."""
+        with self._database.snapshot() as c:
+            row = self._repository.sweep_row(c)
+            token = 0 if row is None else row.driver
+            return token == 0 or has_ended(self._repository.holder(c, token))
 
     def spec_history(self) -> list[SpecVersion]:
         """Return every spec this sweep ran with, oldest first."""

@@ -34,7 +34,7 @@ from orchestrator.study.running_trial import (
 )
 from orchestrator.study.sweep_terms import SettingChange, SweepTerms, Usage
 from orchestrator.study.trial_issuer import TrialIssuer
-from orchestrator.study.trial_records import PAUSED, UNPAUSED, Outcome, Trial, TrialRecord, WaitForTrial
+from orchestrator.study.trial_records import PAUSED, RELEASED, UNPAUSED, Outcome, Trial, TrialRecord, WaitForTrial
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.results import StepMetrics, StopDecision
 
@@ -55,7 +55,9 @@ class Study(StudyReader):
 
     def _set_spec(self, spec: SweepSpec) -> None:
         self.spec = spec
-        self._issuer = TrialIssuer(self._optuna_trials, self._repository, self._queue, spec, self.terms)
+        self._issuer = TrialIssuer(
+            self._optuna_trials, self._repository, self._queue, spec, self.terms, self._first_spec.base
+        )
 
     @classmethod
     def create(
@@ -293,7 +295,7 @@ class Study(StudyReader):
         with self._driving() as connection:
             running = self._require_current(trial, "releasing it")
             self._record_working_time(connection, running)
-            self._repository.add_event(connection, "released", f"attempt {trial.attempt} interrupted", trial.number)
+            self._repository.add_event(connection, RELEASED, f"attempt {trial.attempt} interrupted", trial.number)
         del self._running[trial.number]
 
     # --- requests of users ---------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from orchestrator.study.search_widening import widening_problems
 from orchestrator.study.trial_records import TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot
+from trainer.config.locations import is_move
 from trainer.config.trial import flatten
 
 TERMS_KEY = "settled"
@@ -130,17 +131,26 @@ def spec_differences(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
 def allowed_changes(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
     """Return the settings that differ.
 
+    Files and folders of `base` and `sft` may be elsewhere; that their contents are equal is for the caller to check.
+
     Raises:
         SpecChanged: a change would make trials incomparable.
         SearchNarrowed: the search is not only wider than before.
     """
     found = spec_differences(old, new)
-    fixed = [change for change in found if change.path.split(".")[0] not in (*AMENDABLE, "search")]
+    amendable = (*AMENDABLE, "search")
+    fixed = [change for change in found if change.path.split(".")[0] not in amendable and not is_location(change)]
     if fixed:
         raise SpecChanged(new.name, [change.path for change in fixed], [str(change) for change in fixed], AMENDABLE)
     if problems := widening_problems(old, new):
         raise SearchNarrowed(new.name, problems)
     return found
+
+
+def is_location(change: SettingChange) -> bool:
+    """Return whether a file or a folder of `base` or `sft` is only elsewhere."""
+    section, _, path = change.path.partition(".")
+    return section in ("base", "sft") and is_move(path, change.old, change.new)
 
 
 def _format_change(value: Any) -> str:

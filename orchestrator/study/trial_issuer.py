@@ -35,6 +35,7 @@ from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPo
 from orchestrator.study.sweep_terms import SweepTerms, Usage, budget_exceeded, target_reached
 from orchestrator.study.trial_records import DUPLICATE_EVENT, ISSUED, REPEAT_EVENT, SKIPPED_EVENT, Trial, TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot, first_unfinished, visible_trials
+from trainer.config.locations import relocated
 from trainer.config.trial import TrialConfig, config_fingerprint
 from trainer.training.schedule import total_updates
 
@@ -52,8 +53,14 @@ class TrialIssuer:
         queue: TrialQueue,
         spec: SweepSpec,
         terms: SweepTerms,
+        first: TrialConfig,
     ) -> None:
+        """`first`: the base with which the sweep began. Fingerprints of trials contain its locations, wherever model
+        and data are now.
+        """
         self._trials, self._repository, self._queue = optuna_trials, repository, queue
+        self._present, self._first = spec.base, relocated(spec.base, spec.base, first)
+        spec = spec.model_copy(update={"base": self._first})
         self._spec, self._terms = spec, terms
         self._policy = SamplingPolicy(spec, terms.lag, terms.warm_start_trials, distinct=terms.distinct)
         self.draw_error: Exception | None = None
@@ -72,7 +79,8 @@ class TrialIssuer:
             return ""
         issued, most = sum(not trial.by_command for trial in trials), self._spec.budget.trials
         if most is not None and issued >= most:
-            return f"{issued} of {most} trials issued"
+            beyond = len(trials) - issued
+            return f"{issued} of {most} trials issued" + (f", and {beyond} enqueued beyond them" if beyond else "")
         if waiting or self._next_repeat(trials) is not None:
             return ""
         if self.draw_error is not None:
@@ -205,7 +213,7 @@ class TrialIssuer:
         )
         trial_id = self._trials.create(template)
         self._repository.add_event(connection, ISSUED, "attempt 1", number)
-        return Trial(number, 1, sampled.params, sampled.config), trial_id
+        return Trial(number, 1, sampled.params, self._located(sampled.config)), trial_id
 
     def retry(self, connection: Connection, frozen: FrozenTrial) -> IssuedTrial:
         """Issue the next attempt at a trial."""
@@ -215,9 +223,13 @@ class TrialIssuer:
         self._repository.add_event(connection, ISSUED, f"attempt {attempt}", frozen.number)
         params = optuna_trials.trial_params(frozen, self._spec.search.paths)
         all_params = frozen.user_attrs[ENQUEUED]["leaves"] if ENQUEUED in frozen.user_attrs else params
-        config = apply_params(self._spec.base, all_params)
+        config = self._located(apply_params(self._spec.base, all_params))
         fork, first = optuna_trials.trial_fork(frozen), optuna_trials.first_attempt(frozen)
         return Trial(frozen.number, attempt, params, config, fork=fork, first_attempt=first), trial_id
+
+    def _located(self, config: TrialConfig) -> TrialConfig:
+        """Return the configuration with model and data where they are now."""
+        return relocated(config, self._first, self._present)
 
     def make_pruner(self, connection: Connection, number: int, trials: Sequence[TrialSnapshot]) -> TrialPruner:
         """Return the pruner of trial `number` with the trials that are visible to it."""

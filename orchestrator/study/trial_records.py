@@ -145,6 +145,8 @@ class TrialRecord:
     """The trial that it is a clone of."""
     fork: Fork | None = None
     """The parent's checkpoint that it continues from; None: it started from the initial model."""
+    by_command: bool = False
+    """Whether it was enqueued by a command, in addition to `budget.trials`."""
     failed_attempts: tuple[FailedAttempt, ...] = ()
     """Failures after which the trial was retried, oldest first."""
     seeds: tuple[SeedResult, ...] = ()
@@ -217,9 +219,9 @@ REPEAT_EVENT = "repeat"
 """A configuration was issued again with another seed."""
 DUPLICATE_EVENT = "twin"
 """A sampled configuration that equals an earlier trial's."""
-STOPPING = "stopping"
 ISSUED = "issued"
-
+RELEASED = "released"
+STOPPING = "stopping"
 ABANDONED = "abandoned"
 """Beginning of a stop reason: the sweep was ended for good, with its unfinished trials."""
 PAUSED = "paused"

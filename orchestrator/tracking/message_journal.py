@@ -11,7 +11,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, assert_never
@@ -106,6 +106,29 @@ def deliver(receiver: TrackingReceiver, message: Message) -> None:
             receiver.end_run(run, status=status, tags=tags, at=at)
         case _:
             assert_never(message)
+
+
+def stored_path(path: Path, sweep: Path) -> Path:
+    """Return a path inside the sweep's folder relative to it."""
+    return path.relative_to(sweep) if path.is_relative_to(sweep) else path
+
+
+def with_present_path(message: Message, sweep: Path) -> Message:
+    """Return the message with the place of its file now.
+
+    Earlier versions stored absolute paths. One outside of the sweep's folder is replaced by the file of the same place
+    in it, if there is one: then the folder was moved or copied.
+    """
+    if not isinstance(message, LogArtifact):
+        return message
+    path = message.path
+    if not path.is_absolute():
+        return replace(message, path=sweep / path)
+    if not path.is_relative_to(sweep) and sweep.name in path.parts:
+        last = len(path.parts) - 1 - path.parts[::-1].index(sweep.name)
+        here = sweep.joinpath(*path.parts[last + 1 :])
+        return replace(message, path=here if here.exists() else path)
+    return message
 
 
 def encode(seq: int, message: Message) -> bytes:

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.redaction import redact
+from orchestrator.tracking.artifact_locations import adopt_artifacts, default_location
 from orchestrator.tracking.run_metadata import TRAINING_EXPERIMENT
 from trainer.storage.atomic_files import fsync
 from trainer.storage.failpoints import failpoint
@@ -37,14 +38,38 @@ _HTTP_SETTINGS = {
 }
 
 
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
 def tracking_uri(root: Path, uri: str | None) -> str:
     """Return MLflow's tracking URI: the spec's `tracking.uri`, else $MLFLOW_TRACKING_URI, else runs/mlflow.db."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    return configured_store(uri) or default_store(root)
+
+
+def configured_store(uri: str | None) -> str | None:
+    """Return `uri` or $MLFLOW_TRACKING_URI, a relative SQLite file made absolute; None without either."""
+    given = uri or os.environ.get(URI_VARIABLE) or None
+    scheme, mark, path = (given or "").partition(":///")
+    if given is None or not scheme.startswith("sqlite") or not mark or path.startswith("/") or not path:
+        return given
+    return f"{scheme}:///{Path.cwd() / path}"  # the next driver may start in another folder
+
+
+def default_store(root: Path) -> str:
+    """Return the URI of the runs folder's own store."""
+    return f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
 def is_local(uri: str) -> bool:
     """Return whether the store is a SQLite database of this machine, with artifacts as files beside it."""
     return uri.startswith("sqlite:")
+
+
+def database_path(uri: str) -> Path:
+    """Return the file of a local store."""
+    from sqlalchemy import make_url
+
+    return Path(make_url(uri).database or "")
 
 
 def connect(root: Path, uri: str) -> MlflowClient:
@@ -64,6 +89,7 @@ def connect(root: Path, uri: str) -> MlflowClient:
     with translate_errors():
         if is_local(uri):
             create_mlflow_database(uri)
+            adopt_artifacts(database_path(uri), root)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
@@ -76,7 +102,7 @@ def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, art
     with translate_errors():
         found = client.get_experiment_by_name(name)
         if found is None:
-            location = (root.resolve() / "artifacts" / name).as_uri() if is_local(uri) else None
+            location = default_location(root, name) if is_local(uri) else None
             location = location if artifacts is None else artifact_location(artifacts, name)
             try:
                 return client.create_experiment(name, artifact_location=location)
@@ -98,9 +124,7 @@ def fixed_artifact_location(root: Path, uri: str, experiment: str, artifacts: st
 
     None if the experiment does not exist or is below `artifacts`. Raises TrackingUnavailable.
     """
-    from sqlalchemy import make_url
-
-    if is_local(uri) and not Path(make_url(uri).database or "").is_file():
+    if is_local(uri) and not database_path(uri).is_file():
         return None
     client = connect(root, uri)
     with translate_errors():
@@ -119,9 +143,7 @@ def save_view(client: MlflowClient, experiment_id: str, view: tuple[str, str]) -
 
 def create_mlflow_database(uri: str) -> None:
     """Create the SQLite database at `uri` with all tables if it does not exist: as a temporary file, then renamed."""
-    from sqlalchemy import make_url
-
-    path = Path(make_url(uri).database or "")
+    path = database_path(uri)
     if path.exists():
         return
     from mlflow import MlflowClient
@@ -144,6 +166,8 @@ def create_mlflow_database(uri: str) -> None:
 @contextmanager
 def translate_errors() -> Generator[None]:
     """Raise MLflow's errors as MessageRejected or TrackingUnavailable."""
+    import sqlite3
+
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import DBAPIError
 
@@ -152,5 +176,5 @@ def translate_errors() -> Generator[None]:
     except MlflowException as error:
         kind = MessageRejected if error.error_code in _PERMANENT_ERRORS else TrackingUnavailable
         raise kind(redact(str(error))) from error
-    except (OSError, DBAPIError) as error:  # requests' errors are OSErrors
+    except (OSError, DBAPIError, sqlite3.Error) as error:  # requests' errors are OSErrors
         raise TrackingUnavailable(redact(str(error))) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 PER_CALL = 900
 """Metrics per call; MLflow's limit is 1000 entities of all kinds."""
+_PROBE = "prefsweep.probe"
+"""Experiment tag that is written to learn whether the store takes writes."""
 _TimedMetrics = tuple[StepMetrics, float]
 PARAMS_PER_CALL = 100
 MAX_PARAM_LENGTH = 6000
@@ -135,6 +138,11 @@ class MlflowReceiver:
             self._set_tags(client, known.id, tags)
             client.set_terminated(known.id, status=status, end_time=_milliseconds(at))
 
+    def probe(self) -> None:
+        """Write a tag of the experiment: the time. Raises TrackingUnavailable."""
+        with self._mlflow() as client:
+            client.set_experiment_tag(self._experiment_id, _PROBE, str(time.time_ns()))
+
     # --- inside --------------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -193,7 +201,7 @@ class MlflowReceiver:
                 self._cache_run(client, run, found)
             return self._known_runs[run].id if run in self._known_runs else None
 
-        text = with_links(tags[NOTE], self._experiment_id, self._identity[SWEEP_NAME], run_id)
+        text = with_links(tags[NOTE], self._experiment_id, self._identity[SWEEP_ID], run_id)
         return {**tags, NOTE: text}
 
 

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StorageRefused, SweepHeld
-from orchestrator.interfaces import BatchReceiver, MessageRejected, TrackingReceiver, TrackingUnavailable
+from orchestrator.interfaces import (
+    BatchReceiver,
+    MessageRejected,
+    ProbedReceiver,
+    TrackingReceiver,
+    TrackingUnavailable,
+)
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.study.pruning.divergence_guard import as_number
 from orchestrator.tracking.message_journal import (
@@ -29,9 +35,11 @@ from orchestrator.tracking.message_journal import (
     SetTags,
     StartRun,
     deliver,
-    encode,
+    stored_path,
+    with_present_path,
 )
 from orchestrator.tracking.run_metadata import FIRST_ATTEMPT
+from orchestrator.tracking.set_aside import MESSAGES, POSITION, SetAside
 from trainer.results import StepMetrics
 from trainer.storage.failpoints import failpoint
 from trainer.storage.file_lock import FileLock
@@ -62,6 +70,12 @@ _log = logging.getLogger(__name__)
 FIRST_WAIT = 0.5
 MAX_WAIT = 30.0
 """Seconds between retries while the receiver is unreachable: the first, doubled up to the maximum."""
+FILE_TRIES, MESSAGE_TRIES = 3, 10
+"""Failures in a row of a file, and of any other message, while the receiver takes other writes: then it is passed over.
+A file is tried again later. Another message would arrive out of order, so it is given up, and only after minutes.
+"""
+RETRY_SECONDS = 300.0
+"""Seconds between tries of files that were passed over."""
 BATCH_SIZE = 1000
 """Messages read at a time; with more than these waiting, delivery does not pause."""
 CPU_FRACTION = 0.25
@@ -84,25 +98,45 @@ class Outbox:
     """A TrackingSink that never waits for its receiver. One process at a time can open it.
 
     Files: `messages.jsonl` (all messages), `delivered.json` (position of delivery), `refused.jsonl` (messages
-    that the receiver rejected).
+    that the receiver rejected), `aside.json` (files that could not be attached yet, while other messages arrived).
+    Paths of files are stored relative to the sweep's folder, which may move.
     Delivery is at least once; receivers ignore repeated messages.
     """
 
-    def __init__(self, folder: Path, receiver: TrackingReceiver, *, fence: Callable[[], None] = lambda: None) -> None:
-        """`fence` raises SweepHeld after another driver took over: then no message is enqueued or delivered."""
+    def __init__(
+        self,
+        folder: Path,
+        receiver: TrackingReceiver,
+        *,
+        fence: Callable[[], None] = lambda: None,
+        lock_timeout: float = 0.0,
+    ) -> None:
+        """Open the outbox in `folder`, inside the sweep's folder.
+
+        Args:
+            folder: Folder of the outbox.
+            receiver: Where messages are delivered.
+            fence: Raises SweepHeld after another driver took over: then no message is enqueued or delivered.
+            lock_timeout: Seconds to wait for another process that delivers from this outbox.
+
+        Raises:
+            OutboxLocked: Another process delivers from it.
+        """
         self._folder, self._receiver, self._fence = folder, receiver, fence
         self._lock = FileLock(folder / "lock")
-        if not self._lock.acquire(timeout=0):
+        if not self._lock.acquire(timeout=lock_timeout):
             raise OutboxLocked(folder)
-        self._journal = Journal(folder / "messages.jsonl")
+        self._journal = Journal(folder / MESSAGES)
+        self._aside = SetAside(folder)
+        self._next_retry = 0.0
         self._last_step: dict[str, int] = {}
         self._first_attempt: dict[str, str] = {}
         self._latest = 0.0
         for _, message in self._journal.scan():
             self._track_state(message)
-        self._seq, self._offset = _read_position(folder / "delivered.json", self._journal)
+        self._seq, self._offset = _read_position(folder / POSITION, self._journal)
         self._changed = threading.Condition()
-        self._closing = self._is_abandoned = self._closed = False
+        self._closing = self._is_abandoned = self._closed = self._had_last_try = False
         self._failure = ""
         sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._deliver_all, name="outbox", daemon=True)
@@ -132,7 +166,7 @@ class Outbox:
 
     def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
         """Attach a file with its content at the time of delivery."""
-        self._enqueue(LogArtifact(run, path.resolve(), folder))
+        self._enqueue(LogArtifact(run, stored_path(path.resolve(), self._folder.resolve().parent), folder))
 
     def end_run(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
         """End a run with status FINISHED, FAILED or KILLED."""
@@ -148,22 +182,31 @@ class Outbox:
         """Why delivery fails at present; "" if it does not."""
         return self._failure
 
+    @property
+    def refused(self) -> str:
+        """How many messages were refused for good and why the last one was; "" if none was."""
+        return f"{self._aside.refused} ({self._aside.reason})" if self._aside.refused else ""
+
     def close(self, timeout: float) -> int:
         """Deliver for up to `timeout` seconds and close; return how many messages stay for the next opening."""
         if self._closed:
-            return self.pending
+            return self._left
         deadline = time.monotonic() + timeout
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            while self.pending and self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            while self._left and self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(min(left, 0.2))
             self._is_abandoned = self._closed = True
             self._changed.notify_all()
         self._thread.join(0.5)  # a receiver that hangs keeps the daemon thread, which no longer writes to the outbox
         self._journal.close()
         self._lock.release()
-        return self.pending
+        return self._left
+
+    @property
+    def _left(self) -> int:
+        return self.pending + len(self._aside.waiting)
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -202,7 +245,7 @@ class Outbox:
         try:
             while (work := self._wait_for_work()) is not None:
                 began = time.thread_time()
-                if not self._deliver_some(*work):
+                if not (self._deliver_some(*work) if work[0] < work[1] else self._retry_files()):
                     break
                 usage = time.thread_time() - began
                 if warm and self.pending < BATCH_SIZE:
@@ -216,13 +259,41 @@ class Outbox:
                 self._changed.notify_all()
 
     def _wait_for_work(self) -> tuple[int, int] | None:
-        """Wait for messages; return the range of offsets to deliver, None when closed."""
+        """Wait for messages; return the range of offsets to deliver, None when closed.
+
+        The range is empty where files that were passed over are due: now and then, and once more while closing.
+        """
         with self._changed:
-            while self._offset >= self._journal.end and not self._closing:
-                self._changed.wait()
-            if self._is_abandoned or self._offset >= self._journal.end:
+            while self._offset >= self._journal.end and not self._closing and not self._retry_is_due():
+                self._changed.wait(self._next_retry - time.monotonic() if self._aside.waiting else None)
+            is_last_try = self._closing and self._aside.waiting and not self._had_last_try
+            if self._is_abandoned or (self._offset >= self._journal.end and self._closing and not is_last_try):
                 return None
+            self._had_last_try = self._had_last_try or (self._offset >= self._journal.end and self._closing)
             return self._offset, self._journal.end
+
+    def _retry_is_due(self) -> bool:
+        return bool(self._aside.waiting) and time.monotonic() >= self._next_retry
+
+    def _retry_files(self) -> bool:
+        """Try every file that was passed over once; return False when closed or when another driver took over."""
+        for seq, message in self._aside.waiting:
+            if self._is_abandoned:
+                return False
+            try:
+                self._fence()
+                self._deliver_group([message])
+            except SweepHeld as error:
+                self._failure = f"tracking stopped: {error}"
+                return False
+            except (TrackingUnavailable, StorageRefused):
+                continue
+            except MessageRejected as error:
+                self._reject(seq, message, error)
+            else:
+                self._aside.remove(seq, message)
+        self._next_retry = time.monotonic() + RETRY_SECONDS
+        return True
 
     def _pause(self, seconds: float) -> None:
         """Pause, so that the driver has the CPU; messages that arrive meanwhile are grouped into fewer calls."""
@@ -251,8 +322,9 @@ class Outbox:
         """Retry until the receiver accepts or rejects a group; False when closed or when another driver took over.
 
         A rejected group is delivered message by message, so that only the rejected ones are dropped to `refused.jsonl`.
+        A message that fails while the receiver takes other writes is passed over after some tries.
         """
-        wait = FIRST_WAIT
+        wait, failed_alone = FIRST_WAIT, 0
         while not self._is_abandoned:
             try:
                 self._fence()
@@ -264,6 +336,12 @@ class Outbox:
                 if not self._failure:
                     _log.warning("tracking is unreachable, messages wait on disk: %s", error)
                 self._failure = str(error)
+                failed_alone = failed_alone + 1 if isinstance(error, TrackingUnavailable) and self._can_write() else 0
+                if failed_alone >= (FILE_TRIES if isinstance(group[0][1], LogArtifact) else MESSAGE_TRIES):
+                    if len(group) > 1:
+                        return all(self._deliver([one]) for one in group)
+                    self._set_aside(*group[0], error)
+                    return True
                 self._wait(wait)
                 wait = min(2 * wait, MAX_WAIT)
             except MessageRejected as error:
@@ -282,7 +360,17 @@ class Outbox:
                 group[0].run, [(m.metrics, m.at) for m in group if isinstance(m, LogMetrics)]
             )
         else:
-            deliver(self._receiver, group[0])
+            deliver(self._receiver, with_present_path(group[0], self._folder.resolve().parent))
+
+    def _can_write(self) -> bool:
+        """Return whether the receiver takes writes now; False if it cannot say."""
+        if not isinstance(self._receiver, ProbedReceiver):
+            return False
+        try:
+            self._receiver.probe()
+        except (TrackingUnavailable, MessageRejected):
+            return False
+        return True
 
     def _wait(self, seconds: float) -> None:
         """Wait; while closing, at most FIRST_WAIT, to use the remaining time for retries."""
@@ -296,8 +384,14 @@ class Outbox:
 
     def _reject(self, seq: int, message: Message, error: MessageRejected) -> None:
         _log.error("tracking rejected a message of run %s, moved to refused.jsonl: %s", message.run, error)
-        with (self._folder / "refused.jsonl").open("ab") as stream:
-            stream.write(encode(seq, message))
+        self._aside.refuse(seq, message, str(error))
+
+    def _set_aside(self, seq: int, message: Message, error: Exception) -> None:
+        what = f"attach {message.path}" if isinstance(message, LogArtifact) else "take a message"
+        _log.error("tracking cannot %s for run %s, other messages go on: %s", what, message.run, error)
+        self._aside.add(seq, message, str(error))
+        self._failure = ""
+        self._next_retry = time.monotonic() + RETRY_SECONDS
 
     def _advance(self, seq: int, offset: int) -> None:
         with self._changed:
@@ -305,9 +399,9 @@ class Outbox:
                 return
             self._seq, self._offset = seq, offset
             # Not flushed: without it messages are delivered again, which changes nothing.
-            temporary = self._folder / "delivered.json.tmp"
+            temporary = self._folder / f"{POSITION}.tmp"
             temporary.write_text(json.dumps({"seq": self._seq, "offset": self._offset, "journal": self._journal.name}))
-            temporary.replace(self._folder / "delivered.json")
+            temporary.replace(self._folder / POSITION)
             failpoint("outbox.advanced")
             self._changed.notify_all()
 

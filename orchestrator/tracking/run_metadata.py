@@ -78,19 +78,22 @@ def end_tags(number: int, outcome: Outcome) -> dict[str, str]:
     return tags
 
 
-def trials_filter(sweep: str) -> str:
-    """Return MLflow's search filter for the trials of one sweep, without its parent run and its SFT stage."""
-    return f"tags.`{SWEEP_NAME}` = '{sweep}' and tags.`{RUN}` != '{SWEEP_RUN}' and tags.`{RUN}` != '{SFT_RUN}'"
+def trials_filter(sweep_id: str) -> str:
+    """Return MLflow's search filter for the trials of one sweep, without its parent run and its SFT stage.
+
+    By the sweep's id, as runs of a deleted sweep may have the same name.
+    """
+    return f"tags.`{SWEEP_ID}` = '{sweep_id}' and tags.`{RUN}` != '{SWEEP_RUN}' and tags.`{RUN}` != '{SFT_RUN}'"
 
 
-def view_key(sweep: str) -> str:
+def view_key(sweep_id: str) -> str:
     """Return the name of the sweep's saved view in URLs."""
-    return f"prefsweep-{sweep}"
+    return f"prefsweep-{sweep_id}"
 
 
-def charts_page(experiment_id: str, sweep: str) -> str:
+def charts_page(experiment_id: str, sweep_id: str) -> str:
     """Return the URL fragment of the sweep's saved view. A search filter in the URL would override the view."""
-    query = {"viewStateShareKey": view_key(sweep), "compareRunsMode": "CHART", **_FOR_TRAINING}
+    query = {"viewStateShareKey": view_key(sweep_id), "compareRunsMode": "CHART", **_FOR_TRAINING}
     return f"/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote, safe='')}"
 
 
@@ -99,7 +102,7 @@ def run_page(experiment_id: str, run_id: str, rest: str = "") -> str:
     return f"/experiments/{experiment_id}/runs/{run_id}{rest}?{urlencode(_FOR_TRAINING)}"
 
 
-def with_links(text: str, experiment_id: str, sweep: str, run_id: Callable[[str], str | None]) -> str:
+def with_links(text: str, experiment_id: str, sweep_id: str, run_id: Callable[[str], str | None]) -> str:
     """Return Markdown with links `mlflow:RUN`, `mlflow:RUN/artifacts/...` and `mlflow:charts` resolved to MLflow pages.
 
     Links to runs without an MLflow id point to the charts.
@@ -108,7 +111,7 @@ def with_links(text: str, experiment_id: str, sweep: str, run_id: Callable[[str]
     def link(found: re.Match[str]) -> str:
         known = None if found["run"] == CHARTS else run_id(found["run"])
         if known is None:
-            return f"](#{charts_page(experiment_id, sweep)})"
+            return f"](#{charts_page(experiment_id, sweep_id)})"
         return f"](#{run_page(experiment_id, known, found['rest'] or '')})"
 
     return _LINK.sub(link, text)

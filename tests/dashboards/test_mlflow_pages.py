@@ -33,9 +33,10 @@ def record(number: int, state: TrialState = TrialState.COMPLETE, **more: Any) ->
 
 
 def test_the_view_has_every_chart_and_only_metrics_that_exist() -> None:
-    key, value = saved_view(make_spec("mine"), trials_filter("mine"), 1.5)
+    key, value = saved_view(make_spec("mine"), "7f", 1.5)
     state = unpacked(value)
-    assert key == "mlflow.sharedViewState.prefsweep-mine"
+    assert key == "mlflow.sharedViewState.prefsweep-7f"
+    assert trials_filter("7f") == state["searchFilter"]
     assert len(value) < LONGEST_EXPERIMENT_TAG
     charts = state["compareRunCharts"]
     lines = [set(chart["selectedMetricKeys"]) for chart in charts if chart["type"] == "LINE"]
@@ -97,7 +98,7 @@ def test_nothing_complete_yet_is_said() -> None:
 
 def test_mlflow_keeps_the_view_and_the_links_and_names_the_stopped(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    view = saved_view(make_spec("mine"), trials_filter("mine"), 1.0)
+    view = saved_view(make_spec("mine"), "id", 1.0)
     to = MlflowReceiver(tmp_path, uri=uri, experiment="e", sweep_id="id", sweep="mine", view=view)
     to.start_run("sweep", name="mine", params={}, tags={}, at=1.0)
     to.start_run("0", name="trial 0", params={}, tags={}, at=1.0)
@@ -114,4 +115,4 @@ def test_mlflow_keeps_the_view_and_the_links_and_names_the_stopped(tmp_path: Pat
     assert (runs["0"].info.run_name, runs["0"].data.tags["state"]) == ("trial 0 diverged", "DIVERGED")
     text = runs["sweep"].data.tags[NOTE]
     assert text.startswith(f"[trial 0](#{run_page(experiment.experiment_id, runs['0'].info.run_id)}) ")
-    assert text.count("viewStateShareKey=prefsweep-mine") == 2
+    assert text.count("viewStateShareKey=prefsweep-id") == 2

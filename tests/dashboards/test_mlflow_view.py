@@ -11,11 +11,12 @@ from dashboards.sweep_reporter import DashboardReporter
 from docs.chromium import Page, browser, installed
 from docs.mlflow_looks import CLOSE, open_charts, rows, show, titles
 from orchestrator.driver.parent_run import attach_report, end_parent_run, open_sink, start_parent_run
+from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
 from orchestrator.tracking.mlflow_client import connect, tracking_uri
 from orchestrator.tracking.mlflow_ui import UiServer, start_ui, sweep_page
-from orchestrator.tracking.run_metadata import end_tags, run_page, start_tags, trials_filter
+from orchestrator.tracking.run_metadata import end_tags, run_page, start_tags
 from tests.support.scripted_sweep import COMPLETE, DIVERGED, FAILED, METRIC, PRUNED, Script, make_spec, run_sweep
 
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
@@ -79,8 +80,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, UiSer
 def test_the_view_opens_on_the_charts_by_name_with_the_sweeps_runs(told: tuple[Path, UiServer, Page]) -> None:
     root, ui, page = told
     spec = make_spec("seen")
-    view = saved_view(spec, trials_filter("seen"), time.time())
-    open_charts(page, sweep_page(ui.base, root, tracking_uri(root, None), spec.tracking.experiment, "seen", view))
+    with Study.open(SweepFolder(root, "seen")) as study:
+        sweep_id = study.id
+    view = saved_view(spec, sweep_id, time.time())
+    open_charts(page, sweep_page(ui.base, root, tracking_uri(root, None), spec.tracking.experiment, sweep_id, view))
     assert titles(page) == CHARTS
     assert {title: show(page, title) for title in CHARTS} == dict.fromkeys(CHARTS, "drawn")
     ends = {3: " pruned", 5: " diverged", 7: " failed"}

@@ -39,7 +39,7 @@ def test_the_page_answers_on_loopback_only_and_its_filter_finds_the_runs(runs: P
     page_of_sweep = sweep_page(ui.base, runs, ui.base, "e", "s", ("mlflow.sharedViewState.prefsweep-s", "{}"))
     number = page_of_sweep.split("/experiments/")[1].split("/")[0]
     assert "mlflow.sharedViewState.prefsweep-s" in MlflowClient(ui.base).get_experiment(number).tags
-    found = MlflowClient(ui.base).search_runs([number], trials_filter("s"))
+    found = MlflowClient(ui.base).search_runs([number], trials_filter("id"))
     assert sorted(run.info.status for run in found) == ["FAILED"]
     request = urllib.request.Request(f"{ui.base}/api/2.0/mlflow/experiments/search", headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError, match="403"):

@@ -1,7 +1,7 @@
-"""Case 12: SIGINT and SIGTERM: checkpoint, no failure, no trial counted; a second signal ends the driver at once.
+"""Case 12: SIGINT, SIGTERM and SIGHUP: checkpoint, no failure, no trial counted; a second one ends it at once.
 
-Whoever sends it: Ctrl-C and `kill` of a group, `kill` of one process, `timeout`, systemd and Slurm, which send to every
-process of a unit or step at once, and what closes a container, which sends to process 1 of it.
+Whoever sends it: Ctrl-C and `kill` of a group, a terminal that closes, `kill` of one process, `timeout`, systemd and
+Slurm, which send to every process of a unit or step at once, and what closes a container, which sends to process 1.
 """
 
 import os
@@ -18,7 +18,7 @@ import pytest
 
 from orchestrator.execution.local_cluster import starting_ray
 from orchestrator.execution.messages import RELEASE_REQUEST_FILE
-from orchestrator.execution.stop_reasons import SignalHandler, sigterm_blocked
+from orchestrator.execution.stop_reasons import SignalHandler, termination_blocked
 from orchestrator.study.trial_records import TrialState
 from tests.support.driver_process import STEPS, check_exact, drive, finish, records, wait_for
 from tests.support.fake_session import trained, write_script
@@ -59,11 +59,12 @@ SENDERS: dict[str, tuple[list[str], Sent]] = {
     "ctrl-c": ([], lambda driver: os.killpg(driver.pid, signal.SIGINT)),
     "kill": ([], lambda driver: driver.send_signal(signal.SIGTERM)),
     "kill of the group": ([], lambda driver: os.killpg(driver.pid, signal.SIGTERM)),
+    "terminal": ([], lambda driver: os.killpg(driver.pid, signal.SIGHUP)),
     "timeout": (["timeout", "3600"], lambda driver: driver.send_signal(signal.SIGTERM)),
     "systemd and slurm": ([], every_process),
     "container": (["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"], inside),
 }
-QUICK = ("ctrl-c", "systemd and slurm")
+QUICK = ("ctrl-c", "terminal", "systemd and slurm")
 """In CI; there `tests/end_to_end/test_sweep.py` has its whole group killed."""
 
 
@@ -186,7 +187,7 @@ def test_a_server_that_is_gone_is_told_from_one_that_listens(monkeypatch: pytest
 
 
 def test_processes_started_meanwhile_are_not_reached_by_sigterm() -> None:
-    with sigterm_blocked():
+    with termination_blocked():
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         words = ["bash", "-c", "cat; true"]  # as Ray starts its workers
         shell = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -66,6 +66,9 @@ class SilentView:
     def set_stage(self, text: str) -> None:
         self.said.append(text)
 
+    def set_stage_progress(self, done: int, total: int) -> None:
+        self.stage_progress = (done, total)
+
     def log(self, text: str) -> None:
         self.said.append(text)
 

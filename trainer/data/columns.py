@@ -218,7 +218,7 @@ def _missing_column_message(field_name: str, column: str, name: str, present: li
     near = get_close_matches(column, sorted(present), n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return (
-        f"{name} has no column {column!r} for {field_name}; it has {', '.join(sorted(present))}{hint} "
+        f"{name} has no column {column!r} for {field_name}; it has {', '.join(sorted(present))}{hint or '.'} "
         f"Map it with `columns: {{{field_name}: NAME}}`."
     )
 

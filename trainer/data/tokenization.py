@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.config.model_folder import check_model_files
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.chat_messages import Dialogue, content_text
 from trainer.data.chat_template import ChatTemplate, TemplateRefused, altered_messages, rendered_mark
@@ -68,13 +69,14 @@ def _tokenizer_source(model: ModelConfig, cache: Path) -> tuple[str, str | None]
 def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    check_model_files(name, revision)  # a damaged config.json
     try:
         # False and not None: with None transformers asks for confirmation on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
             raise TokenizerError(cannot_load_message(f"the tokenizer of {name!r}", error)) from error
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise TokenizerError(
             f"the tokenizer of {name!r} cannot be loaded: {reason}. "
             "Give a folder or a reachable hub name as model.name_or_path or model.tokenizer."

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from trainer.config.model_folder import check_model_files
 from trainer.config.trial import ModelConfig
 from trainer.data.chat_messages import Dialogue
 from trainer.environment import remove_foreign_settings, report_ignored
@@ -94,6 +95,7 @@ def reward_model_fingerprint(name: str, revision: str | None) -> str:
 def _load(name: str, revision: str | None, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report_ignored(remove_foreign_settings(), device)
+    check_model_files(name, revision)
     try:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             name,

@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
+from trainer.config.model_folder import check_model_files
 from trainer.config.trial import ModelConfig, TrialConfig
 from trainer.environment import remove_foreign_settings, report_ignored
 from trainer.evaluation.completions import generate_token_ids, generation_batches
@@ -119,6 +120,7 @@ class TextGenerator:
             model_config, path = ModelConfig(name_or_path=str(weights), dtype=config.model.dtype), str(weights)
         model = load_model(model_config, path, device, trust_remote_code=trust_remote_code)
         if adapters:
+            check_model_files(str(weights))
             try:
                 with without_peft_warnings():
                     adapted = PeftModel.from_pretrained(model, str(weights))  # pyright: ignore[reportCallIssue]

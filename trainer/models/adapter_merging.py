@@ -27,41 +27,66 @@ class BaseGone(ModelError):
         super().__init__(f"the base model {path} of these adapters was not found")
 
 
-def load_base(source: Path, model: ModelConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def present_base(source: Path, model: ModelConfig | None, cache: Path | None) -> str:
+    """Return the base model of the adapters in `source`: a hub name, or its folder where it is now.
+
+    A base in the `cache` of a runs folder that was moved or copied is that in the present cache; another one that is
+    gone is the `model` with which the trial is configured now.
+    """
+    adapter_config: dict[str, Any] = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    stored = str(adapter_config["base_model_name_or_path"])
+    path = Path(stored)
+    if not path.is_absolute():
+        return stored
+    if cache is not None and cache.name in path.parts and not path.is_relative_to(cache):
+        inside = path.parts[len(path.parts) - path.parts[::-1].index(cache.name) :]
+        if cache.joinpath(*inside).is_dir():
+            return str(cache.joinpath(*inside))
+    if not path.is_dir() and model is not None and model.name_or_path is not None and "sft" not in path.parts:
+        return model.name_or_path
+    return stored
+
+
+def load_base(
+    source: Path, model: ModelConfig | None, *, base: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """Return the base model of the adapters in `source` on the CPU, in the dtype that was used in training.
 
     Args:
         source: A folder with `adapter_config.json`.
         model: How the base was loaded for training; by default the dtype of its files.
+        base: Where the base is; by default as stored with the adapters.
         trust_remote_code: Whether Python code that comes with the model may run.
 
     Raises:
         ModelError: The base cannot be loaded (BaseGone if its folder does not exist).
     """
     adapter_config: dict[str, Any] = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-    path = str(adapter_config["base_model_name_or_path"])
+    path = base or str(adapter_config["base_model_name_or_path"])
     if Path(path).is_absolute() and not Path(path).is_dir():
         raise BaseGone(path)
     own: dict[str, Any] = {} if model is None else {"dtype": model.dtype, "load_in_4bit": model.load_in_4bit}
-    base = ModelConfig(name_or_path=path, revision=adapter_config.get("revision"), **own)
-    return load_model(base, path, torch.device("cpu"), trust_remote_code=trust_remote_code, as_stored=model is None)
+    config = ModelConfig(name_or_path=path, revision=adapter_config.get("revision"), **own)
+    return load_model(config, path, torch.device("cpu"), trust_remote_code=trust_remote_code, as_stored=model is None)
 
 
-def merge_adapters(source: Path, model: ModelConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def merge_adapters(
+    source: Path, model: ModelConfig | None, *, base: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """Return the base model of the adapters in `source` with the adapters merged, in the dtype of training.
 
     A weight shared by two layers, of which only one is adapted, is stored for each. Weights in 4 bits are dequantized
     to their values in training. Arguments and errors are those of `load_base`.
     """
-    base = load_base(source, model, trust_remote_code=trust_remote_code)
+    loaded = load_base(source, model, base=base, trust_remote_code=trust_remote_code)
     if model is not None and model.load_in_4bit:
-        base = _dequantize(base, torch.float32 if model.dtype == "float32" else torch.bfloat16)
-    shared = _shared_weights(base)
+        loaded = _dequantize(loaded, torch.float32 if model.dtype == "float32" else torch.bfloat16)
+    shared = _shared_weights(loaded)
     with without_peft_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")  # the weights are separated below
         warnings.filterwarnings("ignore", message=".*no longer tied.*")
-        adapted = cast(Any, PeftModel).from_pretrained(base, str(source))
-        separated = _separate(base, shared)
+        adapted = cast(Any, PeftModel).from_pretrained(loaded, str(source))
+        separated = _separate(loaded, shared)
         merged_model = cast(PreTrainedModel, adapted.merge_and_unload())
     if separated:
         for config in {id(c): c for c in (merged_model.config, merged_model.config.get_text_config())}.values():

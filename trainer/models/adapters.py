@@ -20,6 +20,7 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from trainer.config.model_folder import check_model_files
 from trainer.results import ModelError, cannot_load_message
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def describe_adapters(config: ModelConfig, lora: LoraConfig, cache: Path, *, tru
     from trainer.models.model_files import resolve_model_path
 
     path = resolve_model_path(config, cache)
+    check_model_files(path, config.revision)
     try:
         described = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=trust_remote_code)
         with torch.device("meta"):

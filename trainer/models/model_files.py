@@ -18,9 +18,10 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config.hub_cache import cached_file, model_file
+from trainer.config.model_folder import check_model_files
 from trainer.config.trial import ModelConfig
 from trainer.environment import keep_deepspeed_off_stdout
-from trainer.models.adapter_merging import BaseGone, merge_adapters
+from trainer.models.adapter_merging import BaseGone, merge_adapters, present_base
 from trainer.randomness import as_configured
 from trainer.results import ModelError
 from trainer.storage.atomic_files import sha256_of, write_folder
@@ -161,11 +162,14 @@ def export_model(
     if not any(source.glob("*.safetensors")):
         raise ModelError(f"{source} has no saved model")
 
+    check_model_files(str(source))
+
     def write(target: Path) -> None:
         adapted = (source / ADAPTER_CONFIG).exists()
+        base = present_base(source, model, temporary) if adapted else None
         if merge and adapted:
             shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_OF_ADAPTERS))
-            model_to_save = merge_adapters(source, model, trust_remote_code=trust_remote_code)
+            model_to_save = merge_adapters(source, model, base=base, trust_remote_code=trust_remote_code)
             generation = _read_if_exists(target / _GENERATION)
             model_to_save.save_pretrained(target)
             if generation is not None:
@@ -173,8 +177,8 @@ def export_model(
         else:
             shutil.copytree(source, target, dirs_exist_ok=True)
         written = Exported(target)
-        if adapted and not merge:
-            written = _with_base(target, folder, temporary, needed=check is not None)
+        if base is not None and not merge:
+            written = _with_base(target, base, folder, temporary, needed=check is not None)
         if check is not None:
             check(written)
 
@@ -185,11 +189,14 @@ def _read_if_exists(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def _with_base(target: Path, final: Path, temporary: Path | None, *, needed: bool) -> Exported:
-    """Return the copied adapters; also copy their base model if it lies in a folder that may be emptied."""
+def _with_base(target: Path, where: str, final: Path, temporary: Path | None, *, needed: bool) -> Exported:
+    """Return the copied adapters of the base `where`; also copy it if it lies in a folder that may be emptied."""
     path = target / ADAPTER_CONFIG
     adapter_config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    base = Path(str(adapter_config["base_model_name_or_path"]))
+    base = Path(where)
+    if where != adapter_config["base_model_name_or_path"]:
+        adapter_config["base_model_name_or_path"] = where
+        path.write_text(json.dumps(adapter_config, indent=2, sort_keys=True), encoding="utf-8")
     is_temporary = temporary is not None and base.is_absolute() and base.resolve().is_relative_to(temporary.resolve())
     if (needed or is_temporary) and base.is_absolute() and not base.is_dir():
         raise BaseGone(str(base))

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from trainer.config.model_folder import check_model_files
 from trainer.config.trial import LoraConfig, ModelConfig, TrainingConfig
 from trainer.distributed.fsdp import CannotShard, gather_full, is_sharded, shard
 from trainer.models.adapters import adapt, not_causal_message
@@ -51,6 +52,7 @@ def load_model(
     Raises:
         ModelError: The model cannot be loaded, or only in part. Only safetensors are read.
     """
+    check_model_files(path, config.revision)
     _check_folder(Path(path))
     options: dict[str, Any] = {"dtype": "auto" if as_stored else _DTYPES[config.dtype]}
     if config.load_in_4bit:

@@ -52,6 +52,8 @@ class TrainState:
     optimizer: Mapping[str, torch.Tensor]
     history: Sequence[StepMetrics]
     window: MetricSums = field(default_factory=MetricSums)
+    inputs: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Fingerprints of the initial model (`model`) and of the data (`data`); empty in those of earlier versions."""
 
 
 def save_checkpoint(folder: Path, state: TrainState) -> Path:
@@ -67,6 +69,7 @@ def save_checkpoint(folder: Path, state: TrainState) -> Path:
             "step": state.step,
             "window": dict(state.window),
             "history": [asdict(p) for p in state.history],
+            "inputs": dict(state.inputs),
         }
         (temporary / "state.json").write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
         for name in CHECKPOINT_FILES:
@@ -113,6 +116,7 @@ def _load(path: Path) -> TrainState:
         optimizer=load_file(path / "optimiser.safetensors"),
         history=parse_history(content["history"]),
         window={str(k): (float(n), float(w)) for k, (n, w) in content["window"].items()},
+        inputs=dict(content.get("inputs", {})),
     )
 
 
@@ -148,6 +152,8 @@ class StoredRunResult:
     result_digest: str
     result: RunResult
     history: Sequence[StepMetrics]
+    inputs: Mapping[str, str] = field(default_factory=dict[str, str])
+    """As of `TrainState`."""
 
 
 def save_run_result(folder: Path, stored: StoredRunResult) -> None:
@@ -161,6 +167,7 @@ def save_run_result(folder: Path, stored: StoredRunResult) -> None:
             "reason": result.reason,
             "steps": result.updates,
             "history": [asdict(p) for p in stored.history],
+            "inputs": dict(stored.inputs),
         },
     )
 
@@ -179,5 +186,6 @@ def load_run_result(folders: Iterable[Path]) -> StoredRunResult | None:
         result = RunResult(
             kind, str(content["reason"]), int(content["steps"]), model if kind is RunStatus.FINISHED else None
         )
-        return StoredRunResult(str(content["config"]), result, parse_history(content["history"]))
+        inputs = dict(content.get("inputs", {}))
+        return StoredRunResult(str(content["config"]), result, parse_history(content["history"]), inputs)
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,10 @@ class HeldOutEvaluation:
 
 
 class TrainLoop:
-    """One trial's updates from the initial model or a checkpoint. `result_digest` identifies its configuration."""
+    """One trial's updates from the initial model or a checkpoint.
+
+    `result_digest` identifies its configuration, `fingerprints` its model and data (`TrainState.inputs`).
+    """
 
     def __init__(
         self,
@@ -44,10 +47,12 @@ class TrainLoop:
         folder: Path,
         earlier_attempts: Sequence[Path],
         result_digest: str,
+        fingerprints: Mapping[str, str],
     ) -> None:
         self._training, self._inputs, self._engine = config.training, inputs, engine
         self._evaluation = evaluation
         self._folder, self._run_folders, self._digest = folder, [*earlier_attempts, folder], result_digest
+        self._fingerprints = fingerprints
         self.total_updates = engine.plan.total_updates
         self._eval_every = interval(config.training.eval_steps, self.total_updates)
         self._save_every = config.training.save_steps or self._eval_every
@@ -139,7 +144,9 @@ class TrainLoop:
         weights = gather_full(self._engine.trainable_parameters(), keep=process_group.is_main)
         moments = gather_full(self._engine.state_dict(), keep=process_group.is_main)
         if process_group.is_main:
-            state = checkpoints.TrainState(self._digest, self._step, weights, moments, self.history, self._window)
+            state = checkpoints.TrainState(
+                self._digest, self._step, weights, moments, self.history, self._window, self._fingerprints
+            )
             path = checkpoints.save_checkpoint(self._folder, state)
             checkpoints.remove_checkpoints(self._run_folders, before=self._step)
             log.info("checkpoint of update %d: %s", self._step, path)

@@ -15,7 +15,14 @@ from dashboards.analysis.small_samples import SMALL_SAMPLE_PAIRS
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, state_counts
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.diagnosis.findings import NO_DIAGNOSIS, FindingLevel, reasons_not_to_use
-from dashboards.formatting import format_brief, format_counts, format_signed, format_value
+from dashboards.formatting import (
+    format_brief,
+    format_counts,
+    format_measured,
+    format_settings,
+    format_signed,
+    format_value,
+)
 from dashboards.report.blocks import Block, Code, Findings, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from orchestrator.judge.judgements import headline
 from orchestrator.spec.loading.serialization import sweep_identity
@@ -146,12 +153,12 @@ def _health(analysis: SweepAnalysis, winner: TrialFrame) -> Paragraph:
 
 
 def _no_winner_blocks(frame: SweepFrame) -> list[Block]:
-    start = frame.initial_value(frame.objective.metric)
-    return (
-        []
-        if start is None
-        else [KeyFigures((KeyFigure(f"initial model, {frame.objective.metric}", format_value(start)),))]
+    found = tuple(
+        KeyFigure(f"initial model, {objective.metric}", format_value(start))
+        for objective in frame.objectives
+        if (start := frame.initial_value(objective.metric)) is not None
     )
+    return [KeyFigures(found)] if found else []
 
 
 def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigure]:
@@ -174,6 +181,7 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
                 if text
             ),
         ),
+        *_further_figures(frame, winner),
     ]
     if significance.against_initial is not None:
         found.append(
@@ -198,6 +206,16 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
         by = f"{interval}, by {judgement.judge_label}, {judgement.decoding} answers"
         found.append(KeyFigure("answers preferred to the initial model's", f"{rate.value:.0%}", by))
     found.append(KeyFigure("trials", f"{len(frame.all_trials)}{planned}", ends))
+    return found
+
+
+def _further_figures(frame: SweepFrame, winner: TrialFrame) -> list[KeyFigure]:
+    """Return the winner's value of each further objective, beside the initial model's."""
+    found: list[KeyFigure] = []
+    for objective in frame.further_objectives:
+        start = frame.initial_value(objective.metric)
+        note = f"{objective.direction}" + ("" if start is None else f"; {format_brief(start)} before training")
+        found.append(KeyFigure(objective.metric, format_brief(frame.objective_value(winner, objective)), note))
     return found
 
 
@@ -237,20 +255,21 @@ def _table(frame: SweepFrame, significance: Significance) -> Table:
         for m in _FURTHER_METRICS
         if m != frame.objective.metric and any(trial.last(m) is not None for trial in frame.ranked)
     ]
-    head = ["trial", frame.objective.metric.removeprefix(EVAL), *(frame.short_names.get(p, p) for p in frame.paths)]
+    further = [m for m in further if all(m != objective.metric for objective in frame.further_objectives)]
+    shown = frame.ranked[:MAX_LISTED]
+    head = ["trial", *(objective.metric.removeprefix(EVAL) for objective in frame.objectives)]
+    head += [frame.short_names.get(p, p) for p in frame.paths]
+    values = [format_measured([frame.objective_value(trial, each) for trial in shown], 3) for each in frame.objectives]
+    settings = [format_settings([trial.record.params.get(p) for trial in shown]) for p in frame.paths]
     head += [
         "behind by (95 %)" + ("; ≈ not clearly" if len(significance.not_distinguishable) > 1 else ""),
         "ranks first",
         *(_FURTHER_METRICS[m] for m in further),
     ]
     rows: list[tuple[str, ...]] = []
-    for trial in frame.ranked[:MAX_LISTED]:
+    for k, trial in enumerate(shown):
         row_difference = differences.get(trial.number)
-        row = [
-            trial.label,
-            format_brief(trial.record.value),
-            *(format_value(trial.record.params.get(p)) for p in frame.paths),
-        ]
+        row = [trial.label, *(column[k] for column in (*values, *settings))]
         row += [
             "–"
             if row_difference is None

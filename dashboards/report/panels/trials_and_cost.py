@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from dashboards.analysis.run_costs import AttemptSpan, Costs, attempt_spans, costs, idle_gaps
 from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.formatting import format_count, format_duration, format_hours, format_value
+from dashboards.formatting import format_count, format_duration, format_hours, format_measured, format_settings
 from dashboards.report.blocks import Block, Chart, Charts, Code, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from dashboards.report.figures import BLUE, GOLD, GREEN, GREY, PINK, VERMILION, escape_text, figure, state_marker
 from orchestrator.study.retried_trials import never_trained, numbers_text
@@ -81,19 +81,21 @@ def _past_failures(frame: SweepFrame) -> Table | None:
 
 
 def _all_trials_table(frame: SweepFrame) -> Table:
-    metrics = (frame.objective.metric, MARGIN, CHOSEN, "eval_loss")
+    metrics = (*(objective.metric for objective in frame.objectives), MARGIN, CHOSEN, "eval_loss")
     names = list(dict.fromkeys(m for m in metrics if any(trial.last(m) is not None for trial in frame.trials)))
     head = ("trial", "ended", *(frame.short_names.get(p, p) for p in frame.paths), "update", "attempts", *names)
+    settings = [format_settings([trial.record.params.get(p) for trial in frame.trials]) for p in frame.paths]
+    values = [format_measured([trial.last(name) for trial in frame.trials]) for name in names]
     rows = tuple(
         (
             trial.label,
             trial.state_label.lower(),
-            *(format_value(trial.record.params.get(p)) for p in frame.paths),
+            *(column[k] for column in settings),
             f"{trial.curves.last_update}" + (f"/{trial.planned_updates}" if trial.planned_updates else ""),
             str(trial.record.attempts),
-            *(format_value(trial.last(name)) for name in names),
+            *(column[k] for column in values),
         )
-        for trial in frame.trials
+        for k, trial in enumerate(frame.trials)
     )
     return Table(head, rows, frozenset(range(2, len(head))), folded=f"All {len(rows)} trials")
 

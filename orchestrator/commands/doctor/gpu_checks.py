@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.commands.doctor.machine_checks import Check, CheckLevel, package_version
-from orchestrator.execution.slots import visible_gpus
-from orchestrator.nvidia_smi import HANGS, REMEDY, NvidiaSmiHangs, query_gpus
+from orchestrator.nvidia_smi import HANGS, REMEDY, NvidiaSmiHangs, hidden_gpus, query_gpus, visible_gpus
 from orchestrator.spec.sweep_spec import SweepSpec
 
 NEEDS_DRIVER = {"11": 450, "12": 525, "13": 580}
@@ -73,6 +72,10 @@ def _cuda(torch: Any, cards: int, spec: SweepSpec | None) -> Check:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         works = torch.cuda.is_available()
+    if works and not cards:
+        fix = "make nvidia-smi available to this process, as in the same container or job"
+        message = f"{torch.cuda.device_count()} found by torch, none by the driver: trials would run on the CPU"
+        return Check("gpu", CheckLevel.FAIL, message, fix)
     if works:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return Check(
@@ -83,16 +86,15 @@ def _cuda(torch: Any, cards: int, spec: SweepSpec | None) -> Check:
         if torch.version.cuda is None:
             reason = ": it was built without CUDA"
         fix = "install a CUDA build of torch that matches the driver (README, GPU)"
-        return Check(
-            "gpu", CheckLevel.FAIL, f"{cards} found by the driver, none by torch {torch.__version__}{reason}", fix
-        )
+        message = f"{cards} found by the driver, none by torch {torch.__version__}{reason}: trials would fail"
+        return Check("gpu", CheckLevel.FAIL, message, fix)
     if spec is not None and (spec.resources.gpus_per_trial or 0) > 0:
-        message = f"none; a trial needs {spec.resources.gpus_per_trial:g}"
+        message = f"{hidden_gpus() or 'none'}; a trial needs {spec.resources.gpus_per_trial:g}"
         return Check(
             "gpu", CheckLevel.FAIL, message, "run it on a machine with GPUs, or --set resources.gpus_per_trial=0"
         )
     fix = "not needed for the quickstart; models with billions of parameters need one"
-    return Check("gpu", CheckLevel.WARN, "none; trials run on the CPU", fix)
+    return Check("gpu", CheckLevel.WARN, hidden_gpus() or "none; trials run on the CPU", fix)
 
 
 def _flash(torch: Any, cards: int) -> Check:

@@ -19,7 +19,10 @@ import psutil
 
 from orchestrator.folders import NETWORK_FILESYSTEMS, filesystem_type
 from orchestrator.spec.estimates.disk_space import disk_need, format_bytes
+from orchestrator.spec.estimates.input_sizes import models_read
 from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.model_folder import check_model_files
+from trainer.results import ModelError
 
 
 class CheckLevel(StrEnum):
@@ -75,12 +78,14 @@ def package_version(name: str) -> str | None:
 
 
 def machine_checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
-    """Yield the checks of cores, memory, shared memory, disk space and filesystem."""
+    """Yield the checks of cores, memory, shared memory, disk space, filesystem and files of models."""
     yield Check("cores", CheckLevel.OK, f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
     yield _memory()
     yield shared_memory()
     yield _disk(root, spec)
     yield _filesystem(root, spec)
+    if spec is not None:
+        yield from _models(spec)
 
 
 def _memory() -> Check:
@@ -113,7 +118,10 @@ def _disk(root: Path, spec: SweepSpec | None) -> Check:
         return Check("disk", CheckLevel.FAIL, f"{root} cannot be written", "set ORCHESTRATE_HOME to a writable folder")
     free = shutil.disk_usage(path).free
     found = f"{free / _GB:.1f} GB free at {root}"
-    need = None if spec is None else disk_need(spec, spec.budget.concurrency or 1)
+    try:
+        need = None if spec is None else disk_need(spec, spec.budget.concurrency or 1)
+    except ModelError:  # reported by the check of the model
+        need = None
     if need is not None and need.bytes > free:
         fix = "free some space, set ORCHESTRATE_HOME to a larger disk, or train adapters (base.lora)"
         return Check("disk", CheckLevel.FAIL, f"{found}; the sweep needs {format_bytes(need.bytes)}", fix)
@@ -136,6 +144,20 @@ def _filesystem(root: Path, spec: SweepSpec | None) -> Check:
         return Check("filesystem", CheckLevel.OK, f"{found}; the study is in a separate database")
     fix = "set ORCHESTRATE_HOME to a local disk, or `storage:` to PostgreSQL: SQLite loses data on network filesystems"
     return Check("filesystem", CheckLevel.FAIL, found, fix)
+
+
+def _models(spec: SweepSpec) -> Iterator[Check]:
+    """Check the files of models in folders of this machine; models of the hub are among the network checks."""
+    for name, revision in models_read(spec):
+        if not Path(name).is_dir():
+            continue
+        try:
+            check_model_files(name, revision)
+        except ModelError as error:
+            found, _, fix = str(error).rpartition("; ")
+            yield Check(f"model {Path(name).name}", CheckLevel.FAIL, found or fix, fix)
+        else:
+            yield Check(f"model {Path(name).name}", CheckLevel.OK, "its files are complete")
 
 
 def nearest_existing(path: Path) -> Path:

@@ -12,8 +12,10 @@ import httpx2
 
 from orchestrator.commands.doctor.machine_checks import Check, CheckLevel
 from orchestrator.errors import first_line
+from orchestrator.loopback import client_options
 from orchestrator.mirror import MirrorError, probe_mirror
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.tracking.tracking_store import store_problem
 from trainer.config.hub_cache import cached_file, is_offline
 from trainer.config.trial import HubSource
 
@@ -96,6 +98,8 @@ def _tracking(root: Path, spec: SweepSpec | None) -> Check:
     uri = (spec.tracking.uri if spec is not None else None) or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
         return Check("tracking", CheckLevel.OK, f"MLflow in {root / 'mlflow.db'}")
+    if (problem := store_problem(uri)) is not None:
+        return Check("tracking", CheckLevel.FAIL, *problem)
     parts = urlsplit(uri)
     if parts.scheme not in _HTTP:
         return Check("tracking", CheckLevel.OK, f"a {parts.scheme or 'file'} store")
@@ -103,7 +107,7 @@ def _tracking(root: Path, spec: SweepSpec | None) -> Check:
     health = f"{parts.scheme}://{where}{parts.path.rstrip('/')}/health"
     fix = "start it, or set another (tracking.uri, MLFLOW_TRACKING_URI); until then metrics are queued on disk"
     try:
-        response = httpx2.get(health, timeout=_TIMEOUT, follow_redirects=True)
+        response = httpx2.get(health, timeout=_TIMEOUT, follow_redirects=True, **client_options(health))
     except (httpx2.HTTPError, httpx2.InvalidURL, ImportError, OSError, ValueError) as error:
         return Check("tracking", CheckLevel.WARN, f"{where} does not answer ({_name(error)})", fix)
     status = response.status_code

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from orchestrator.errors import DataError, StorageRefused
-from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, sigterm_blocked
+from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, termination_blocked
 from orchestrator.execution.workers.stage_worker import StageFailed
 from orchestrator.redaction import redact
 from orchestrator.spec.judge_config import JudgeConfig
@@ -51,7 +51,7 @@ class DataProcess:
     ) -> None:
         self._signals, self._on_poll = signals, on_poll
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
-        with sigterm_blocked():
+        with termination_blocked():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(cache), *([_TRUST] if trust_remote_code else [])],
                 stdin=subprocess.PIPE,

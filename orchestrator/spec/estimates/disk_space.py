@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import struct
 from dataclasses import dataclass
-from pathlib import Path
 
 from orchestrator.spec.search.trial_params import SEED
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.hub_cache import model_file
+from trainer.config.model_folder import count_elements
 from trainer.config.trial import GeneratedModel, LoraConfig, ModelConfig
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -71,7 +69,8 @@ def _undecided(spec: SweepSpec, trials: int) -> int:
 def parameter_count(model: ModelConfig) -> int | None:
     """Return the number of parameters of the initial model; None if unknown.
 
-    Read from its files or its description; for a model that is not downloaded yet, from the size in its name.
+    Read from its files or its description; for a model that is not downloaded yet, from the size in its name. Raises
+    ModelError where its files are damaged.
     """
     if model.generated is not None:
         return _generated_count(model.generated)
@@ -79,7 +78,7 @@ def parameter_count(model: ModelConfig) -> int | None:
     config = model_file(name, "config.json", model.revision)
     files = [] if config is None else sorted(config.parent.glob("*.safetensors"))
     if files:
-        return sum(_count_in_file(file) for file in files)
+        return sum(map(count_elements, files))
     sizes_in_name = _IN_NAME.findall(name.rpartition("/")[2])
     return int(float(sizes_in_name[-1]) * 1e9) if sizes_in_name else None
 
@@ -104,11 +103,3 @@ def _adapter_count(lora: LoraConfig, count: int) -> int:
     """Approximate: rank r for each row and column of the linear layers, with the width estimated from the size."""
     width = max(64.0, math.sqrt(count / 450))
     return int(count * min(1.0, 1.2 * lora.r / width))
-
-
-def _count_in_file(file: Path) -> int:
-    """Sum the tensors' sizes in the file's header."""
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

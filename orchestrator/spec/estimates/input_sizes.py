@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.hub_cache import model_file
+from trainer.config.model_folder import check_model_files
 from trainer.config.trial import DataConfig, FileSource, GeneratedModel, GeneratedSource, HubSource, ModelConfig, Source
 
 
@@ -103,6 +105,26 @@ def model_shape(model: ModelConfig) -> ModelShape | None:
         return shape_from_config(json.loads(file.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # loading the model reports what is wrong with its file
+
+
+def models_read(spec: SweepSpec) -> list[tuple[str, str | None]]:
+    """Return name and revision of every model that the sweep reads, searched ones and the judge's included."""
+    base = spec.base.model
+    found: dict[tuple[str, str | None], None] = {}
+    for name in (base.name_or_path, *spec.search.listed_values("model.name_or_path")):
+        if isinstance(name, str):
+            found[name, base.revision] = None
+    if base.tokenizer is not None:
+        found[base.tokenizer, None] = None
+    if spec.judge is not None and spec.judge.reward_model is not None:
+        found[spec.judge.reward_model.name_or_path, spec.judge.reward_model.revision] = None
+    return list(found)
+
+
+def check_models(spec: SweepSpec) -> None:
+    """Raise ModelError where a file of a model that the sweep reads is damaged, absent or incomplete."""
+    for name, revision in models_read(spec):
+        check_model_files(name, revision)
 
 
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape | None:
@@ -208,7 +230,7 @@ def _rows_in_file(path: Path) -> int | None:
 
 def _cached_rows(source: HubSource) -> int | None:
     """Read the row count from the cache of the `datasets` library."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    home = Path(os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser())
     root = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))
     name = source.dataset.replace("/", "___").lower()
     for found in sorted(root.glob("*")) if root.is_dir() else []:

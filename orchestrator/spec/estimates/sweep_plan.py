@@ -234,7 +234,7 @@ def make_plan(
     Raises:
         DataError: The data has fewer pairs than one update.
     """
-    notices_out = list(notices)
+    notices_out = [*notices, *_kept_models_notice(spec)]
     grid = _grid(spec)
     trials, distinct = _trials(spec, grid, notices_out)
     part = None if grid is None or trials is None or distinct is None else _grid_part(spec, grid, trials, distinct)
@@ -282,6 +282,15 @@ def make_plan(
         writes=_writes(spec, root, tracking),
         notices=notices_out,
     )
+
+
+def _kept_models_notice(spec: SweepSpec) -> list[str]:
+    if spec.judge is None or "keep_models" not in spec.model_fields_set or spec.judge.top <= spec.keep_models:
+        return []
+    return [
+        f"judge.top {spec.judge.top} is above keep_models {spec.keep_models}: the weights of the best "
+        f"{spec.judge.top} trials stay on disk, as judging needs them"
+    ]
 
 
 def total_trials(spec: SweepSpec) -> int | None:

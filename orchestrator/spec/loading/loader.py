@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel
 
 from orchestrator.errors import SpecError, SpecProblem, closest_match
-from orchestrator.folders import SWEEP_NAME_PATTERN
+from orchestrator.folders import RESERVED_NAMES, SWEEP_NAME_PATTERN
 from orchestrator.spec.estimates.cost_estimate import cannot_share_base
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
@@ -148,6 +148,8 @@ def _load_name(findings: ErrorCollector, tree: dict[str, Any]) -> str | None:
         findings.add(
             ("name",), f"{format_value(name)} must be 1 to 64 letters, digits, . _ or -, the first a letter or digit"
         )
+    elif name.lower() in RESERVED_NAMES and findings.is_new:
+        findings.add(("name",), f"{format_value(name)} is a name that the runs folder uses itself", "use another name")
     else:
         return name
     return None
@@ -232,7 +234,8 @@ class LoadedSpec:
 def load_spec(path: Path, overrides: Sequence[str] = (), *, name: str | None = None, is_new: bool = True) -> SweepSpec:
     """Load a sweep file with `overrides` (`--set`) and another name. Raises SpecError with all findings.
 
-    `is_new=False`: the file of a stored sweep, in which values that are no longer allowed are accepted.
+    `is_new=False`: the file of a stored sweep, in which values that are no longer allowed are accepted, and names of
+    files that are gone.
     """
     return _load_document(read_document(path), path.resolve().parent, overrides, name, is_new).spec
 

@@ -32,7 +32,8 @@ def expand_shorthands(tree: Any) -> None:
 def resolve_paths(findings: ErrorCollector, tree: Any, folder: Path) -> list[str]:
     """Make file names absolute in place, first relative to `folder`, then to the working directory.
 
-    A name from the command line is resolved in the opposite order. Missing files are added to `findings`. Returns a
+    A name from the command line is resolved in the opposite order. Missing files are added to `findings`, except those
+    of a stored sweep, which can be looked at without them. Returns a
     notice for each name that is taken as the hub's although a folder here has nearly the same.
     """
     finder = _PathResolver(findings, folder)
@@ -90,7 +91,7 @@ class _PathResolver:
         if found is not None:
             return str(found)
         near = self._nearest_folder(given, loc)
-        if given.startswith(("./", "../", "/", "~")):
+        if given.startswith(("./", "../", "/", "~")) and not self._is_stored(loc):
             hint = f"did you mean {near}?" if near else self._first_existing(given, loc)
             self._findings.add(loc, f"there is no {given}", hint)
         elif near is not None and loc[-1] != "chat_template":
@@ -117,6 +118,8 @@ class _PathResolver:
         given: str = source["path"]
         tried = self._candidates(given, loc)
         found = next((p for p in tried if _path_exists(p.is_file)), None)
+        if found is None and self._is_stored(loc):
+            return
         if found is None:
             names = sorted({p.name for t in tried if _path_exists(t.parent.is_dir) for p in t.parent.iterdir()})
             near = closest_match(Path(given).name, names)
@@ -124,6 +127,9 @@ class _PathResolver:
             self._findings.add(loc, f"there is no file {given}", hint)
         else:
             source["path"] = str(found)
+
+    def _is_stored(self, loc: Location) -> bool:
+        return not self._findings.is_new and not self._findings.document.location(loc).startswith("--set ")
 
     def _candidates(self, given: str, loc: Location) -> list[Path]:
         if "\0" in given:

@@ -84,6 +84,7 @@ def to_record(
         origin=attrs.get(ENQUEUED, {}).get("origin", ""),
         parent=attrs.get(ENQUEUED, {}).get("parent"),
         fork=trial_fork(trial),
+        by_command=bool(attrs.get(ENQUEUED, {}).get("by_hand")),
         failed_attempts=tuple(FailedAttempt(f["attempt"], f["reason"], f["step"]) for f in attrs.get(FAILURES, ())),
     )
 

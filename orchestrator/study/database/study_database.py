@@ -5,21 +5,28 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy import Connection, create_engine, insert, inspect, make_url, select, text
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import CreateTable
 
 from orchestrator.errors import NameTaken, NetworkDisk, PasswordInUrl, StorageRefused, StudyMissing
 from orchestrator.folders import NETWORK_FILESYSTEMS, SweepFolder, filesystem_type
@@ -41,6 +48,11 @@ def study_url(folder: SweepFolder) -> str:
     return pointer.read_text().strip() if pointer.is_file() else f"sqlite:///{folder.database}"
 
 
+def has_own_database(folder: SweepFolder) -> bool:
+    """Return whether the study is the folder's own SQLite database, which only this machine's drivers can have open."""
+    return not folder.database.with_suffix(".url").is_file()
+
+
 def choose_study_url(folder: SweepFolder, storage: str | None) -> str:
     """Return the database URL of a new study: `storage`, else the folder's own. Raises PasswordInUrl."""
     if storage is not None and make_url(storage).password is not None:
@@ -59,11 +71,11 @@ def study_exists(url: str, sweep: str) -> bool:
     A database that cannot be read counts as existing: opening it reports the error.
     """
     parsed = make_url(url)
-    sqlite = parsed.get_backend_name() == "sqlite"
+    is_file = parsed.get_backend_name() == "sqlite"
     database = Path(parsed.database or "")
-    if sqlite and not database.is_file():
+    if is_file and not database.is_file():
         return False
-    engine = create_engine(url, creator=lambda: _connect(database)) if sqlite else create_engine(url)
+    engine = create_engine(url, creator=lambda: _connect_to_read(database)) if is_file else create_engine(url)
     try:
         with engine.connect() as connection:
             if not inspect(connection).has_table(SWEEP.name):
@@ -83,8 +95,10 @@ def hide_password(url: str) -> str:
 class StudyDatabase:
     """One sweep's open database. Thread-safe: calls are serialized."""
 
-    def __init__(self, url: str, *, create: bool = False) -> None:
+    def __init__(self, url: str, *, create: bool = False, read_only: bool = False) -> None:
+        """`read_only`: nothing is written to an SQLite database, which may belong to another user."""
         self.url = hide_password(url)
+        self._read_only = read_only
         self._lock = threading.RLock()
         self.on_rollback: Callable[[], None] = lambda: None
         """Called after a failed transaction: values read inside it are invalid."""
@@ -97,7 +111,11 @@ class StudyDatabase:
             if (kind := filesystem_type(database)) in NETWORK_FILESYSTEMS:
                 raise NetworkDisk(database, kind)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        engine = {"creator": lambda: _connect(database)} if self._sqlite else {"pool_pre_ping": True}
+        engine: dict[str, Any] = {"pool_pre_ping": True}
+        if self._sqlite and read_only:  # each read opens the file anew, as a driver may begin or end in between
+            engine = {"creator": lambda: _connect_to_read(database), "poolclass": NullPool}
+        elif self._sqlite:
+            engine = {"creator": lambda: _connect(database)}
         with self._translate_errors():
             self.storage = _storage(url, engine, create)
             if create:
@@ -105,7 +123,9 @@ class StudyDatabase:
                 METADATA.create_all(self.storage.engine)
 
     def upgrade(self) -> None:
-        """Create the tables that an earlier version of this program did not have."""
+        """Create the tables that an earlier version of this program did not have; a reader has them in memory."""
+        if self._sqlite and self._read_only:
+            return
         with self._lock, self._translate_errors():
             METADATA.create_all(self.storage.engine)
 
@@ -201,6 +221,72 @@ def _connect(database: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     return connection
+
+
+_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
+
+
+def _connect_to_read(database: Path) -> sqlite3.Connection:
+    """Connect so that nothing can be written, also where this user may not write the file or its folder.
+
+    SQLite reads a database with a write-ahead log only where it finds or can create the log's index. Where a driver has
+    left neither log nor index and none can be created, the file is complete and is read as it is. An index that says
+    too little to a process which may not write it is done without: the files are copied into memory.
+    """
+    if os.access(database, os.W_OK) and os.access(database.parent, os.W_OK):
+        connection = _connect(database)
+    else:
+        complete = not _log_of(database).exists()
+        uri = f"file:{quote(str(database))}?mode=ro{'&immutable=1' if complete else ''}"
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute(_TABLES)
+        except sqlite3.OperationalError:
+            connection.close()
+            connection = _copy_in_memory(database)
+    existing = {name for (name,) in connection.execute(_TABLES)}
+    if SWEEP.name in existing:  # of an earlier version, whose missing tables are empty
+        connection.execute("PRAGMA temp_store=MEMORY")
+        for table in METADATA.sorted_tables:
+            if table.name not in existing:
+                statement = str(CreateTable(table).compile(dialect=sqlite.dialect()))
+                connection.execute(statement.replace("CREATE TABLE", "CREATE TEMP TABLE", 1))
+    connection.execute("PRAGMA query_only=ON")
+    return connection
+
+
+def _copy_in_memory(database: Path) -> sqlite3.Connection:
+    """Return a copy of the database and its write-ahead log as they are now, while a driver may write to them.
+
+    The copies of the two files fit if none of the log was moved into the database meanwhile: that changes the
+    database's time, or the log's header. Raises sqlite3.OperationalError if a file cannot be read.
+    """
+    log = _log_of(database)
+
+    def state() -> tuple[int, bytes]:
+        with log.open("rb") as stream:
+            return database.stat().st_mtime_ns, stream.read(32)
+
+    memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    with tempfile.TemporaryDirectory(prefix="orchestrate-") as folder:
+        copy = Path(folder) / database.name
+        try:
+            before, after = (0, b""), state()
+            while before != after:
+                shutil.copyfile(database, copy)
+                shutil.copyfile(log, _log_of(copy))
+                before, after = after, state()
+        except OSError as error:
+            raise sqlite3.OperationalError(f"{error.filename}: {error.strerror}") from error
+        with closing(_connect(copy)) as source:
+            source.backup(memory)
+    return memory
+
+
+def _log_of(database: Path) -> Path:
+    return database.with_name(f"{database.name}-wal")
 
 
 def create_study(folder: SweepFolder, spec: SweepSpec, terms: SweepTerms, storage: str | None) -> StudyDatabase:

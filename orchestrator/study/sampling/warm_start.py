@@ -43,7 +43,7 @@ def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
     folder = existing_sweep(root, name)
     if not StudyReader.exists(folder):
         raise WarmStartRefused(name, "has not begun its trials")
-    with StudyReader.open(folder) as other:
+    with StudyReader.open(folder, read_only=True) as other:
         other_spec = other.spec
         snapshots = merge_snapshots(other.snapshots(), other_spec)  # of several seeds the mean
     if other_spec.objectives != spec.objectives:

@@ -413,3 +413,23 @@ def test_names_of_follow_ups() -> None:
     assert next_name("a", set()) == "a-2"
     assert next_name("a-2", {"a-3"}) == "a-4"
     assert len(next_name("x" * 64, set())) <= 64
+
+
+def test_a_winner_that_loses_another_objective_is_not_one_to_use(tmp_path: Path) -> None:
+    also = [{"metric": "eval_loss", "direction": "minimize"}]
+
+    def trade(other: float) -> Callable[[Trial], Script]:
+        return lambda trial: Script(
+            quality=0.9 if rate(trial) == 1e-6 else 0.5, last={"eval_loss": 3.0 if rate(trial) == 1e-6 else other}
+        )
+
+    frame = swept(tmp_path / "other", trade(0.1), also=also)
+    start = frame.initial_value("eval_loss")
+    assert start is not None
+    assert 0.1 < start < 3.0
+    found = rules(frame)["objective_lost"]
+    assert (found.level, found.trials) == (FindingLevel.SERIOUS, (frame.ranked[0].label,))
+    assert f"Trial {frame.pareto_front[1].label} is better than the initial model in every objective" in found.next_step
+    found = rules(swept(tmp_path / "none", trade(2.9), also=also))["objective_lost"]
+    assert found.level is FindingLevel.WARNING, "a trade that the user weighs"
+    assert "objective_lost" not in rules(swept(tmp_path / "one", trade(0.1)))

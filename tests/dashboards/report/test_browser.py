@@ -17,6 +17,10 @@ SECTIONS = (
     "[...document.querySelectorAll('section')].filter((s) => s.getBoundingClientRect().height > 0).map((s) => s.id)"
 )
 EMPTY = "[...document.querySelectorAll('.chart')].filter((c) => !c.querySelector('.main-svg')).length"
+CUT_TABLES = (
+    "[...document.querySelectorAll('.scroll')].filter((s) => s.scrollWidth > s.clientWidth)"
+    ".map((s) => `${s.scrollWidth} > ${s.clientWidth}: ${s.innerText.slice(0, 60)}`)"
+)
 ALWAYS = {"answer", "setup"}
 ANY_TRIAL = ALWAYS | {"diagnosis", "curves", "collapse", "samples", "cost", "timeline", "trials"}
 RICH = ANY_TRIAL | {"map", "importance", "parallel", "length"}
@@ -74,6 +78,8 @@ def test_reports_as_people_see_them(
             assert page.seen.errors == [], name
             assert page.seen.requests == [], name
             assert page.run(WIDE) <= 0, f"{name} scrolls sideways at {width} px"
+            if width == 1280:
+                assert page.run(CUT_TABLES) == [], f"{name}: a table is wider than the page"
             assert page.run(EMPTY) == 0, f"{name}: a chart was not drawn"
             assert set(page.run(SECTIONS)) == PANELS[name], name
             assert page.run("document.title") == ("rich · one" if name == "both" else name)

@@ -1,5 +1,6 @@
 """A judge's verdicts in the report and on the terminal."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,18 @@ def judged(root: Path, *judgements: Judgement, name: str = "s") -> SweepFolder:
 def words(folder: SweepFolder) -> str:
     panel = result_panels.winner_panel(analyze(frame_of(folder)))
     return " ".join(block.text for block in panel.blocks if hasattr(block, "text"))
+
+
+def test_the_sentence_below_the_judgements_is_about_the_columns_above_it() -> None:
+    shown: dict[int, str] = {}
+    for width in (60, 120, 250):
+        console = Console(file=io.StringIO(), width=width)
+        print_judgements([judgement(1, 0.7)], console)
+        assert isinstance(console.file, io.StringIO)
+        shown[width] = " ".join(console.file.getvalue().split())
+    assert ["characters" in shown[width] for width in shown] == [False, False, True]
+    assert ["the initial model's." in shown[width] for width in shown] == [False, False, True]
+    assert all("In brackets: the 95 % interval" in text for text in shown.values())
 
 
 def test_the_answer_names_the_verdict_first(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from dashboards.diagnosis.diagnose import analyze
+from dashboards.report.blocks import KeyFigures, Table
 from dashboards.report.html_page import report_page
+from dashboards.report.panels.result_panels import winner_panel
 from orchestrator.study.trial_records import Trial
 from tests.support.scripted_sweep import (
     COMPLETE,
@@ -280,3 +282,11 @@ def test_several_goals_have_a_front(tmp_path: Path) -> None:
     _, tree = page_of(frame)
     assert set(tree.sections) == {*EVERY, "front"}
     assert "eval_nll_loss (minimize)" in tree.text
+    answer = winner_panel(analyze(frame))
+    (key_figures,) = [block for block in answer.blocks if isinstance(block, KeyFigures)]
+    figures = {figure.name: figure for figure in key_figures.figures}
+    assert figures["eval_nll_loss"].value == "1.3"
+    assert "before training" in figures["eval_nll_loss"].note
+    (table,) = [block for block in answer.blocks if isinstance(block, Table)]
+    assert table.head[:3] == ("trial", "accuracies/logp", "nll_loss")
+    assert table.rows[0][2] == "1.3"

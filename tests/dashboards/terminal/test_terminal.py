@@ -2,14 +2,23 @@
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from dashboards.analysis.sweep_frame import TrialCurves
-from dashboards.formatting import format_duration, format_value, progress_bar, short_names, sparkline
-from dashboards.terminal.progress_views import REFRESH_SECONDS, LiveTableView, PlainLogView, open_view
+from dashboards.formatting import (
+    format_duration,
+    format_measured,
+    format_settings,
+    format_value,
+    progress_bar,
+    short_names,
+    sparkline,
+)
+from dashboards.terminal.progress_views import REFRESH_SECONDS, LiveTableView, PlainLogView, SweepProgress, open_view
 from dashboards.terminal.trial_tables import print_final_summary, trial_table
 from orchestrator.cli.sweep_summary import watch_sweep
 from orchestrator.spec.search.space import Choice, SearchSpace
@@ -210,7 +219,7 @@ def test_the_time_left_follows_from_the_speed_of_this_driver() -> None:
         clock.now += 30.0
         view.update_trial(record(number, TrialState.COMPLETE, value=0.5))
     view.close()
-    assert "12/15 trials · 7 min 00 s so far · about 3 min 00 s left" in text_of(console)
+    assert "12/15 trials · 7 min 00 s so far · about 3 min left" in text_of(console)
 
 
 def test_sparklines_go_where_there_is_room_for_them() -> None:
@@ -262,3 +271,90 @@ def test_watching_a_sweep_that_is_over_shows_its_table(tmp_path: Path, capsys: p
     assert "2/12 trials" in messages.err
     assert "mine is interrupted" in messages.err
     assert "orchestrate resume mine" in messages.err
+
+
+def test_a_column_has_one_number_format() -> None:
+    assert format_settings([6e-7, 1.5e-6, 1e-6]) == ["6.0e-7", "1.5e-6", "1.0e-6"]
+    assert format_settings([0.1, 1.0, 100, None]) == ["0.1", "1.0", "100.0", "–"]
+    assert format_settings([1e-3, 5e-4]) == ["1e-3", "5e-4"]
+    assert format_settings([16, 32]) == ["16", "32"]
+    assert format_settings(["sigmoid", 1.0, True]) == ["sigmoid", "1", "True"]
+    assert format_measured([0.7312, 0.71, None, math.nan]) == ["0.7312", "0.7100", "–", "nan"]
+    assert format_measured([-1.234, 0.0004]) == ["-1.234", "0.000"]
+    assert format_measured([0.5, 0.25]) == ["0.50", "0.25"]
+    assert format_measured([2e-5, 1e-6], 2) == ["2.0e-5", "1.0e-6"]
+
+
+BOTH = SPEC.model_copy(update={"also": (Objective(metric="eval_nll_loss", direction="minimize"),)})
+
+
+def test_the_tables_of_several_objectives_show_all_and_mark_the_front() -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    values = {0: (0.7, 1.2), 1: (0.8, 1.4), 2: (0.6, 1.3)}
+    trials = [TrialCurves(record(n, TrialState.COMPLETE, value=v[0], values=v)) for n, v in values.items()]
+    trials[0].add([StepMetrics(0, {"eval_accuracies/logp": 0.5, "eval_nll_loss": 1.1})])
+    print_final_summary(BOTH, trials, console, updates_of=None)
+    shown = text_of(console)
+    assert "eval_nll_loss" in shown
+    lines = shown.splitlines()
+    assert [line for line in lines if "★ 0" in line and "0.7" in line and "1.2" in line]
+    assert [line for line in lines if "★ 1" in line and "0.8" in line and "1.4" in line]
+    assert "★ 2" not in shown
+    assert "The initial model has eval_accuracies/logp=0.5, eval_nll_loss=1.1." in shown
+
+
+def test_a_tie_has_one_star_and_is_named() -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    trials = [TrialCurves(record(n, TrialState.COMPLETE, value=0.7, values=(0.7,))) for n in range(2)]
+    print_final_summary(SPEC, trials, console, updates_of=None)
+    shown = text_of(console)
+    assert shown.count("★") == 1
+    assert "A tie: trial 1 has the same value as trial 0, which began first." in shown
+
+
+def test_trials_without_a_worker_wait_and_enqueued_ones_count_from_the_start() -> None:
+    console = Console(file=io.StringIO(), width=200, height=40, force_terminal=False)
+    view = PlainLogView(SPEC, console, total=2, updates_of=lambda _: 4)
+    for number in range(2):
+        view.update_trial(record(number, TrialState.RUNNING, started_at=1.0))  # an earlier driver's
+    again = record(0, TrialState.RUNNING, started_at=1.0)
+    view.update_trial(replace(again, attempts=2))
+    view.update_trial(replace(again, attempts=2, state=TrialState.COMPLETE, value=0.5))
+    view.update_trial(record(2, TrialState.RUNNING, by_command=True))
+    view.update_trial(record(2, TrialState.FAILED, by_command=True, reason="no", failure=FailureKind.BUG))
+    lines = text_of(console).splitlines()
+    assert [line.split("  ")[0] for line in lines[:3]] == ["trial 0 WAITING", "trial 1 WAITING", "trial 0 RUNNING"]
+    assert "1/2 trials · 1 waiting" in lines[4]
+    assert "2/3 trials (1 enqueued) · 1 waiting · 1 failed" in lines[-1]
+
+
+def test_the_summary_after_a_stop_calls_nothing_running() -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    print_final_summary(SPEC, [TrialCurves(record(0, TrialState.RUNNING))], console, updates_of=None)
+    assert "INTERRUPTED" in text_of(console)
+    assert "RUNNING" not in text_of(console)
+
+
+def test_no_time_left_is_shown_until_some_work_was_measured_and_it_never_jumps() -> None:
+    clock = Hands()
+    progress = SweepProgress(SPEC, 10, lambda _: 100, clock)
+    progress.update(record(0, TrialState.RUNNING))
+    clock.now += 5.0
+    progress.trials[0].add([StepMetrics(30, {"loss": 1.0})])
+    assert "left" not in progress.headline(), "five seconds say little"
+    clock.now += 5.0
+    assert "about 5 min left" in progress.headline()
+    clock.now += 1.0
+    progress.trials[0].add([StepMetrics(60, {"loss": 1.0})])
+    assert "about 5 min left" in progress.headline(), "twice the speed in one second is not believed at once"
+
+
+def test_a_stage_with_known_length_has_a_bar() -> None:
+    console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
+    clock = Hands()
+    view = LiveTableView(SPEC, console, total=2, clock=clock)
+    view.set_stage("sft: 0 of 40 updates")
+    clock.now += 1.0
+    view.set_stage_progress(30, 40)
+    view.close()
+    assert "━━━━━━━━━━━━━━━───── 30/40  sft" in text_of(console)

@@ -182,7 +182,7 @@ def test_the_other_commands_pass_on(
         (
             "resume",
             ("known", home, ("budget.trials=9",)),
-            {"mirror": None, "cluster_at": None, "trust_remote_code": False},
+            {"mirror": None, "cluster_at": None, "trust_remote_code": False, "retry_failed": False},
         ),
         ("watch", ("known", home), {}),
         ("best", ("known", home), {}),

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
+from dashboards.terminal.command_output import without_state
 from orchestrator.cli import main
 from orchestrator.cli.sweep_summary import print_summary
+from orchestrator.commands.model_export import model_card
 from orchestrator.execution.stop_reasons import StopKind, StopReason
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import TrialRecord, TrialState
 from tests.support.scripted_sweep import Script, make_spec, run_sweep
 
 RATES: dict[str, Any] = {"training.learning_rate": {"choice": [3e-7, 1e-6]}}
@@ -60,3 +64,61 @@ def test_a_rehearsal_ends_without_a_diagnosis_and_without_an_export(
     page = (tmp_path / "mine-rehearsal" / "report.html").read_text(encoding="utf-8")
     assert "its figures say nothing about the settings" in page
     assert "No trial is better" not in page
+
+
+def test_best_is_ten_lines_with_the_initial_models_figures_and_all_metrics_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path))
+    also = [{"metric": "eval_nll_loss", "direction": "minimize"}]
+    spec = make_spec("short", RATES, also=also)
+    run_sweep(tmp_path, spec, lambda trial: Script(quality=0.5 + 0.1 * trial.number, last={"eval_nll_loss": 0.5}))
+    assert main(["best", "short"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 10
+    for objective in spec.objectives:
+        (line,) = [line for line in lines if line.split()[0] == objective.metric]
+        assert "(initial model " in line
+    assert "None" not in "".join(lines)
+    assert main(["best", "short", "--metrics"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > len(lines) + 5
+
+
+def test_a_trial_without_a_value_and_one_that_was_interrupted_are_shown_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path))
+    folder = run_sweep(tmp_path, make_spec("begun", RATES), lambda _: Script(), trials=1)
+    with Study.open(folder) as study:
+        study.ask()
+    assert main(["status", "begun"]) == 0
+    shown = capsys.readouterr().out
+    assert "INTERRUPTED" in shown
+    assert "RUNNING" not in shown
+    assert "None" not in shown
+    assert main(["status", "begun", "--json"]) == 0
+    trials = json.loads(capsys.readouterr().out)["trials"]
+    assert [(trial["state"], trial["idle"]) for trial in trials] == [("COMPLETE", ""), ("RUNNING", "interrupted")]
+
+
+def test_a_reason_is_not_said_twice() -> None:
+    assert without_state("interrupted: by Ctrl-C", "interrupted") == "by Ctrl-C"
+    assert without_state("interrupted", "interrupted") == ""
+    assert without_state("no disk: full", "interrupted") == "no disk: full"
+
+
+def test_a_model_card_names_no_folder_of_the_machine_and_no_none(tmp_path: Path) -> None:
+    model = {"name_or_path": str(tmp_path / "models" / "tiny"), "generated": None}
+    spec = make_spec("card", RATES, base={"model": model})
+    values = {"eval_accuracies/logp": 0.7}
+    record = TrialRecord(
+        3, TrialState.COMPLETE, {"training.learning_rate": 3e-7}, 1, metrics=values, value=0.7, values=(0.7,), step=9
+    )
+    card = model_card(spec, record, None, merged=False, initial={"eval_accuracies/logp": 0.5})
+    assert str(tmp_path) not in card
+    assert "None" not in card
+    assert "base_model" not in card, "a folder is no hub name"
+    assert "from tiny;" in card
+    assert "| eval_accuracies/logp | 0.7 | 0.5 |" in card
+    hub = make_spec("card", RATES, base={"model": {"name_or_path": "org/model", "generated": None}})
+    assert "base_model: org/model" in model_card(hub, record, None, merged=False)

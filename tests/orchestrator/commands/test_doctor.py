@@ -172,7 +172,7 @@ def test_a_tracking_server(path: str, level: CheckLevel, hub: str, home: Path, m
 def test_a_proxy_whose_package_is_missing(home: Path, hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "socksio", None)
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", hub)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", hub.replace("127.0.0.1", "0.0.0.0"))
     check = found(list(network_checks.network_checks(home, None)), "tracking")
     assert check.level is CheckLevel.WARN
     assert "Using SOCKS proxy" in check.found

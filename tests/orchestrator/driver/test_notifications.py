@@ -116,7 +116,8 @@ def test_a_proxy_whose_package_is_missing_is_reported_and_later_notices_are_sent
     monkeypatch.setitem(sys.modules, "socksio", None)
     with monkeypatch.context() as proxied:
         proxied.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
-        delivery = NoticeDelivery(hook.url, None, waits=())
+        distant = hook.url.replace("127.0.0.1", "0.0.0.0")  # this machine by an address that is not known as such
+        delivery = NoticeDelivery(distant, None, waits=())
         delivery.send({"event": "stalled", "sweep": "s", "trial": None, "text": "first"})
         failures: list[str] = []
         wait_until(lambda: failures.extend(delivery.take_failures()) or failures)

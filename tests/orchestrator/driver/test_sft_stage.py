@@ -21,6 +21,7 @@ from orchestrator.execution.workers.attempt_runner import AttemptRunner, open_se
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, StageWorker
 from orchestrator.folders import SweepFolder
+from orchestrator.interfaces import SFT_RUN
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from tests.support.fake_session import SLOTS
@@ -230,6 +231,10 @@ def test_another_evaluation_goes_on_with_what_was_interrupted(tmp_path: Path) ->
     untouched = alone.start_model(InProcess(alone.cache))
     with pytest.raises(Interrupted):
         shared.start_model(InProcess(shared.cache, stop_at=3))
+    tags = shared.sink.tags(SFT_RUN)
+    assert tags["state"] == "INTERRUPTED", "its own state in MLflow, not RUNNING for ever"
+    assert "resume continues it" in tags["reason"]
+    assert shared.view.stage_progress[1] == 6
     other_memory = shared.start_model(InProcess(shared.cache), {"gradient_checkpointing": True})
     later = InProcess(shared.cache)
     model = shared.start_model(later, {"eval_steps": 1}, **EVALUATED)

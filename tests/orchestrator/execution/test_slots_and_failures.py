@@ -69,7 +69,7 @@ def test_trl_trains_in_one_process() -> None:
 
 
 def test_a_trial_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(SpecError, match="1 GPUs; this machine has 2 CPUs and 0 GPUs"):
+    with pytest.raises(SpecError, match="a trial needs 1 CPU and 1 GPU; this machine has 2 CPUs and 0 GPUs"):
         plan_slots(make_spec(resources={"gpus_per_trial": 1}), cpus=2, gpus=0)
 
 

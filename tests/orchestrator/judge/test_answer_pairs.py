@@ -64,7 +64,7 @@ def test_a_verdict_counts_prompts_and_averages_their_samples() -> None:
     assert (judgement.wins, judgement.ties, judgement.losses, judgement.left_out, judgement.prompts) == (1, 0, 1, 1, 2)
     assert judgement.win_rate.value == pytest.approx((0.75 + 0.0) / 2)
     assert judgement.lc_win_rate is None, "two prompts are too few"
-    assert [(e.ours, e.preference) for e in judgement.examples] == [("eight", 1.0), ("five", 0.0)]
+    assert [(e.trial_answer, e.preference) for e in judgement.examples] == [("eight", 1.0), ("five", 0.0)]
     assert [o.preference for o in judgement.outcomes] == [1.0, 0.5, 0.0, None]
     assert set(judgement.metrics()) == {"judge/checker_sampled_win_rate"}
 

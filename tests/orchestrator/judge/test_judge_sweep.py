@@ -16,12 +16,14 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.cli import main
 from orchestrator.commands.judge_sweep import judge_sweep
-from orchestrator.driver.checkpoint_retention import CheckpointRetention
+from orchestrator.driver.checkpoint_retention import CheckpointRetention, model_folder
+from orchestrator.driver.judge_candidates import make_judge_task
 from orchestrator.driver.judge_stage import JudgeResult, NoUsableJudge, judge_after_sweep
 from orchestrator.errors import ExitCode, SpecError, SweepHeld
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.folders import SweepFolder
 from orchestrator.judge.judgements import Judgement
+from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import rank_trials
 from tests.support.judge_endpoint import HANG, FakeJudge, longer, serve
@@ -298,3 +300,19 @@ def test_the_weights_that_are_judged_are_kept(runs: Path) -> None:
         assert study.spec.keep_models == 1
         CheckpointRetention(folder, study.spec, study.trials())
     assert len(list(folder.path.glob("trials/*/*/model"))) == 2
+
+
+def test_what_was_not_kept_is_told_before_anything_is_generated(runs: Path, tmp_path: Path) -> None:
+    folder = SweepFolder(runs, "judged")
+    with Study.open(folder) as study:
+        best, *others = rank_trials(study.trials(), *study.spec.objectives)
+        for record in others:
+            model = model_folder(folder, record)
+            if model is not None:
+                model.rename(tmp_path / f"model-{record.number}")
+        task = make_judge_task(study, JudgeConfig(top=2))
+    assert [trial.number for trial in task.trials] == [best.number]
+    (notice,) = task.notices
+    assert f"trial {others[0].number} not judged" in notice
+    assert "`--top 1` asks for no more" in notice
+    assert "keep_models" in notice

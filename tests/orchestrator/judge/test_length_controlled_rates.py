@@ -125,3 +125,11 @@ def test_a_prompt_weighs_the_same_however_many_samples_it_has() -> None:
     assert often.value == pytest.approx(once.value, abs=0.03), "folds differ, weights do not"
     hard = prompt_difficulty([[(p, 1.0) for p in prompts] + [("p0", 0.0)] * 3 for _ in range(3)], prompts)
     assert hard[0] == pytest.approx(np.log((3 * 0.25 + 1) / (3 * 0.75 + 1))), "three trials, whatever their samples"
+
+
+def test_the_interval_of_a_small_effect_does_not_end_at_one_half() -> None:
+    """A strong penalty keeps a small effect and removes it from a tenth of the resamples, which are 0.5 then."""
+    expected, ours, theirs, prompts = data(14, rows=40, model=0.25, length=0.0)
+    found = length_controlled(expected, ours, theirs, prompts)
+    assert found.low < 0.49
+    assert found.low < found.value < found.high

@@ -137,3 +137,10 @@ def test_rows_of_a_downloaded_data_set(tmp_path: Path, monkeypatch: pytest.Monke
 
 def _data(path: Path) -> DataConfig:
     return DataConfig.model_validate({"train": [{"path": str(path)}], "eval": [{"path": str(path)}]})
+
+
+def test_fewer_kept_than_judged_models_are_told(load_text: Load) -> None:
+    grid = "search: {loss.beta: [2, 2.5]}\njudge: {top: 2}\n"
+    assert [n for n in planned(load_text(f"{grid}keep_models: 1")).notices if "judge.top 2 is above keep_models 1" in n]
+    for text in (grid, f"{grid}keep_models: 2"):
+        assert not [note for note in planned(load_text(text)).notices if "keep_models" in note]

@@ -46,7 +46,7 @@ def test_a_random_sweep_draws_the_same_with_and_without(create: Create) -> None:
     found = drawn(study)
     assert found[0]["loss.beta"] == 9.0
     assert [dict(first.params), *found[1:]] == plain, "one more trial by hand, and no other moved"
-    assert study.exhausted_reason() == "4 of 4 trials issued"
+    assert study.exhausted_reason() == "4 of 4 trials issued, and 1 enqueued beyond them"
     study.enqueue({"loss.beta": 2.0}, "by hand", kind="enqueued")
     assert study.exhausted_reason() == ""
     assert len(drawn(study)) == 1

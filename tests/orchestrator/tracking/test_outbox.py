@@ -2,6 +2,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -14,8 +15,9 @@ import pytest
 from orchestrator.errors import StorageRefused
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.tracking import outbox as outbox_module
-from orchestrator.tracking.message_journal import Journal, LogMetrics, SetTags, decode
+from orchestrator.tracking.message_journal import Journal, LogArtifact, LogMetrics, SetTags, decode
 from orchestrator.tracking.outbox import Outbox, OutboxLocked
+from orchestrator.tracking.set_aside import outbox_state
 from tests.support.processes import wait_until
 from tests.support.real_trials import is_alive
 from trainer.results import StepMetrics
@@ -280,6 +282,86 @@ def test_what_is_refused_for_ever_is_set_aside_and_the_rest_arrives(tmp_path: Pa
     assert seen.steps == [1]
     temporary = (tmp_path / "o" / "refused.jsonl").read_bytes().splitlines()
     assert [decode(line) for line in temporary] == [(1, SetTags("9", {"a": "b"}))]
+
+
+class PartlyBroken(Recorder):
+    """Attaches no file and takes no tags named `long` while `broken`; takes writes unless `down`."""
+
+    def __init__(self, *, down: bool = False) -> None:
+        super().__init__()
+        self.broken, self.down = True, down
+
+    def probe(self) -> None:
+        if self.down:
+            raise TrackingUnavailable("down")
+
+    def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
+        if self.broken and "long" in tags:
+            raise TrackingUnavailable("500 internal error")
+        super().set_tags(run, tags)
+
+    def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
+        if self.broken:
+            raise TrackingUnavailable("permission denied: /old/artifacts")
+        super().log_artifact(run, path, folder)
+
+
+def test_one_message_that_cannot_be_delivered_blocks_no_other_and_is_counted(tmp_path: Path) -> None:
+    seen, folder = PartlyBroken(), tmp_path / "s" / "outbox"
+    box = Outbox(folder, seen)
+    box.log_artifact("0", tmp_path / "s" / "report.html")
+    box.set_tags("0", {"long": "x"})
+    box.log_metrics("0", [step_metrics_at(1)], at=1.0)
+    box.end_run("0", status="FINISHED", tags={}, at=2.0)
+    wait_until(lambda: box.pending == 0)
+    assert [what for what, *_ in seen.calls] == ["points", "end"]
+    assert box.close(10.0) == 1, "the file waits for the next opening"
+    assert box.refused == "1 (500 internal error)"
+    state = outbox_state(folder)
+    assert state is not None
+    assert (state.pending, state.set_aside, state.refused) == (0, 1, 1)
+    assert decode((folder / "refused.jsonl").read_bytes().splitlines()[0]) == (2, SetTags("0", {"long": "x"}))
+    mended = PartlyBroken()
+    mended.broken = False
+    assert Outbox(folder, mended).close(10.0) == 0
+    assert mended.calls == [("artifact", "0", (tmp_path / "s" / "report.html", ""))]
+    state = outbox_state(folder)
+    assert state is not None
+    assert (state.set_aside, state.refused) == (0, 1)
+
+
+def test_while_nothing_can_be_written_every_message_waits(tmp_path: Path) -> None:
+    down = PartlyBroken(down=True)
+    box = Outbox(tmp_path / "o", down)
+    box.log_artifact("0", tmp_path / "f")
+    for step in range(3):
+        box.set_tags("0", {"long": str(step)})
+    wait_until(lambda: box.delivery_error)
+    assert box.close(0.3) == 4
+    assert not (tmp_path / "o" / "refused.jsonl").exists()
+    down.broken = False
+    assert Outbox(tmp_path / "o", down).close(10.0) == 0
+    assert [what for what, *_ in down.calls] == ["artifact", "tag", "tag", "tag"]
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_files_of_a_moved_sweep_are_attached_from_where_they_are_now(tmp_path: Path, is_copied: bool) -> None:
+    old, new = tmp_path / "old" / "s", tmp_path / "new" / "s"
+    (old / "trials").mkdir(parents=True)
+    (old / "trials" / "a.txt").write_text("a")
+    outbox_filled_offline(old / "outbox", lambda box: box.log_artifact("0", old / "trials" / "a.txt"))
+    journal = Journal(old / "outbox" / "messages.jsonl")
+    list(journal.scan())
+    journal.append(LogArtifact("0", old / "trials" / "a.txt", "as an earlier version"))
+    journal.close()
+    new.parent.mkdir()
+    if is_copied:
+        shutil.copytree(old, new)
+    else:
+        old.rename(new)
+    seen = Recorder()
+    assert Outbox(new / "outbox", seen).close(10.0) == 0
+    assert [value[0] for _, _, value in seen.calls] == [new / "trials" / "a.txt"] * 2
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -1,0 +1,79 @@
+"""`start_detached`: a driver in a session of its own, which outlives the terminal."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import ExitCode, StudyMissing
+from orchestrator.folders import SweepFolder
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import DRIVER_EVENT
+
+_LOGS = ".detached"
+"""In the runs folder: output of detached drivers, one file per sweep."""
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class DetachedDriver:
+    """A driver process. `code`: its exit code where it ended before it drove the sweep, else None."""
+
+    pid: int
+    log: Path
+    code: int | None
+
+
+def start_detached(folder: SweepFolder, arguments: Sequence[str], show: Callable[[str], None]) -> DetachedDriver:
+    """Run `orchestrate ARGUMENTS` in a session of its own and return once it drives the sweep, or has ended.
+
+    Args:
+        folder: the sweep's folder, which need not exist yet.
+        arguments: the command line.
+        show: receives the driver's output until then.
+    """
+    log = folder.root / _LOGS / f"{folder.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        began = output.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    with log.open("rb") as reader:
+        reader.seek(began)
+        while (code := process.poll()) is None and not _drives(folder, process.pid):
+            show(reader.read().decode(errors="replace"))
+            time.sleep(_POLL_SECONDS)
+        show(reader.read().decode(errors="replace"))
+    process.returncode = 0 if code is None else code  # it is not waited for: it continues after this process
+    if code is None:
+        return DetachedDriver(process.pid, log, None)
+    log.unlink()  # it has been shown
+    for path in (log.parent, folder.root):
+        with suppress(OSError):  # not empty
+            path.rmdir()
+    if code < 0:
+        show(f"the driver was ended by {signal.Signals(-code).name}\n")
+        code = int(ExitCode.INTERNAL_ERROR)
+    return DetachedDriver(process.pid, log, code)
+
+
+def _drives(folder: SweepFolder, pid: int) -> bool:
+    """Return whether this process has acquired the sweep's lease."""
+    if not Study.exists(folder):
+        return False
+    try:
+        with Study.open(folder) as study:
+            return any(e.kind == DRIVER_EVENT and e.text.startswith(f"pid {pid} on ") for e in study.events())
+    except StudyMissing:  # its tables are just being created
+        return False

@@ -1,0 +1,187 @@
+"""Data and models of a sweep that are elsewhere than when it began, found in a moved runs folder and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.driver.data_stage import load_report
+from orchestrator.driver.sft_stage import sft_config
+from orchestrator.errors import DataError, SpecError, SpecProblem
+from orchestrator.folders import SweepFolder
+from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.sweep_terms import is_location, spec_differences
+from trainer.config.locations import found_below, stored_config, with_source_paths
+from trainer.config.trial import DataConfig, FileSource, ModelConfig, TrialConfig
+from trainer.storage.checkpoint_manifest import list_checkpoints, read_json_object
+
+if TYPE_CHECKING:
+    from trainer.data import Prepared
+
+_RESULT, _STATE = "ending.json", "state.json"
+
+
+def follow_folder(spec: SweepSpec, root: Path) -> SweepSpec:
+    """Return the spec with files and folders that are gone replaced by those at the same place in the runs folder.
+
+    For a runs folder that was moved or copied, with the data or the model inside.
+    """
+    base = spec.base.model_copy(update={"data": _follow_data(spec.base.data, root)})
+    base = base.model_copy(update={"model": _follow_model(base.model, root)})
+    update: dict[str, Any] = {"base": base}
+    if spec.sft is not None and spec.sft.data is not None:
+        update["sft"] = spec.sft.model_copy(update={"data": _follow_data(spec.sft.data, root)})
+    return spec.model_copy(update=update)
+
+
+def check_inputs_exist(spec: SweepSpec) -> None:
+    """Raise SpecError with every file and local folder of the spec that does not exist, and what to type."""
+    problems = [
+        SpecProblem(
+            spec.name,
+            path,
+            f"there is no {missing}",
+            f"if it was moved: orchestrate resume {spec.name} --set {path}=NEW_PATH",
+        )
+        for path, missing in _missing(spec)
+    ]
+    if problems:
+        raise SpecError(problems)
+
+
+def check_moved_inputs(folder: SweepFolder, old: SweepSpec, new: SweepSpec, *, trust_remote_code: bool = False) -> None:
+    """Check that data and models which are elsewhere in `new` have the contents with which the sweep began.
+
+    Raises:
+        DataError: the data has another content.
+        SpecError: a model has other weights, or nothing says which it had.
+        TrialError: data or model cannot be read.
+    """
+    moved = {change.path for change in spec_differences(old, new) if is_location(change)}
+    if "base.model.name_or_path" in moved:
+        _check_model(folder, old, new)
+    if any(path.startswith("base.") for path in moved):
+        report = load_report(folder)
+        now = _prepare(new.base, folder, trust_remote_code).report
+        if report is not None and report.fingerprint != now.fingerprint:
+            from trainer.data.data_report import describe_changes
+
+            listed = "".join(f"\n  {line}" for line in describe_changes(folder.cache, report, now))
+            raise _other_data(new.name, "base.data", report.fingerprint, now.fingerprint, listed)
+    if any(path.startswith("sft.data.") for path in moved):
+        _check_stage_data(folder, old, new, trust_remote_code)
+
+
+def _check_model(folder: SweepFolder, old: SweepSpec, new: SweepSpec) -> None:
+    from trainer.models.model_files import model_fingerprint
+
+    before, after = old.base.model, new.base.model
+    assert before.name_or_path is not None
+    assert after.name_or_path is not None
+    now = model_fingerprint(after, after.name_or_path)
+    if Path(before.name_or_path).is_dir():
+        known = {model_fingerprint(before, before.name_or_path)}
+    else:
+        known = _recorded_models(folder, before.name_or_path)
+    if known == {now}:
+        return
+    problem, hint = (
+        ("has other weights than the model with which the sweep began", "its trials would not be comparable")
+        if known
+        else (
+            f"cannot be compared: {before.name_or_path} is gone, and no trial has recorded its weights yet",
+            "put the model back to its place, or start another sweep",
+        )
+    )
+    raise SpecError([SpecProblem(new.name, "base.model.name_or_path", f"{after.name_or_path} {problem}", hint)])
+
+
+def _recorded_models(folder: SweepFolder, name: str) -> set[str]:
+    """Return the fingerprints of the model `name` in the results and checkpoints that were trained from it."""
+    by_trials = _recorded_in(folder.path.glob("trials/*/*"), name)
+    return by_trials or _recorded_in(folder.cache.glob("sft/*/*"), name)  # trials of a sweep with an SFT stage
+
+
+def _recorded_in(runs: Iterable[Path], name: str) -> set[str]:
+    found: set[str] = set()
+    for run in runs:
+        config = stored_config(run)
+        if config is None or config.model.name_or_path != name:
+            continue
+        files = [run / _RESULT, *(checkpoint / _STATE for checkpoint in list_checkpoints([run]))]
+        for file in files:
+            inputs = read_json_object(file).get("inputs", {}) if file.is_file() else {}
+            found |= {str(inputs["model"])} if "model" in inputs else set()
+    return found
+
+
+def _check_stage_data(folder: SweepFolder, old: SweepSpec, new: SweepSpec, trust_remote_code: bool) -> None:
+    """Compare the data of the SFT stage with that at its earlier place, else with that of the stage's model."""
+    from orchestrator.execution.sft_cache_key import stage_key
+
+    config, before = sft_config(new), sft_config(old)
+    assert config is not None
+    assert before is not None
+    now = _prepare(config, folder, trust_remote_code).fingerprint
+    if not _missing_files(before.data):
+        was = _prepare(before, folder, trust_remote_code).fingerprint
+        if was != now:
+            raise _other_data(new.name, "sft.data", was, now, "")
+    elif not (folder.cache / "sft" / stage_key(config, now, folder.cache)).is_dir():
+        problem = "is not the data of the sft stage's model, or that model is no longer in the cache"
+        raise SpecError([SpecProblem(new.name, "sft.data", problem, "put the data back to its place")])
+
+
+def _other_data(name: str, path: str, was: str, now: str, listed: str) -> DataError:
+    return DataError(
+        f"{path}: the data at its new place is not that with which {name} began (fingerprint {was}, now {now}), so "
+        f"that its trials would not be comparable; nothing was changed{listed}"
+    )
+
+
+def _prepare(config: TrialConfig, folder: SweepFolder, trust_remote_code: bool) -> Prepared:
+    from trainer.data import prepare
+
+    return prepare(config.data, config.model, folder.cache, trust_remote_code=trust_remote_code)
+
+
+def _missing(spec: SweepSpec) -> list[tuple[str, str]]:
+    """Return the settings of missing files and folders, and their names."""
+    sections = [("base.data", spec.base.data)]
+    if spec.sft is not None and spec.sft.data is not None:
+        sections.append(("sft.data", spec.sft.data))
+    found = [(f"{section}.{split}", file) for section, data in sections for split, file in _missing_files(data)]
+    for field in ("name_or_path", "tokenizer"):
+        value = getattr(spec.base.model, field)
+        if value is not None and Path(value).is_absolute() and not Path(value).exists():
+            found.append((f"base.model.{field}", value))
+    return found
+
+
+def _missing_files(data: DataConfig) -> list[tuple[str, str]]:
+    splits = (("train", data.train), ("eval", data.eval or ()))
+    return [
+        (split, source.path)
+        for split, sources in splits
+        for source in sources
+        if isinstance(source, FileSource) and not Path(source.path).is_file()
+    ]
+
+
+def _follow_data(data: DataConfig, root: Path) -> DataConfig:
+    place = {
+        path: str(there) for _, path in _missing_files(data) if (there := found_below(Path(path), root)) is not None
+    }
+    held_out = None if data.eval is None else with_source_paths(data.eval, place)
+    return data.model_copy(update={"train": with_source_paths(data.train, place), "eval": held_out})
+
+
+def _follow_model(model: ModelConfig, root: Path) -> ModelConfig:
+    update: dict[str, str] = {}
+    for field in ("name_or_path", "tokenizer"):
+        value = getattr(model, field)
+        if value is not None and Path(value).is_absolute() and not Path(value).exists():
+            there = found_below(Path(value), root)
+            update |= {} if there is None else {field: str(there)}
+    return model.model_copy(update=update)
