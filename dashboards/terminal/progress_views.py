@@ -85,12 +85,12 @@ class SweepProgress:
 
     def headline(self) -> str:
         """Return progress bar, counts by state, elapsed time and estimated remaining time."""
-        waiting = sum(bool(v.idle_word) for v in self.trials.values())
-        ends = state_counts(curves.record for curves in self.trials.values() if not v.idle_word) | (
+        waiting = sum(bool(curves.idle_word) for curves in self.trials.values())
+        ends = state_counts(curves.record for curves in self.trials.values() if not curves.idle_word) | (
             {"waiting": waiting} if waiting else {}
         )
         done = sum(curves.record.state.is_final for curves in self.trials.values())
-        extra = sum(v.record.by_command for v in self.trials.values())
+        extra = sum(curves.record.by_command for curves in self.trials.values())
         total = max((self.total or 0) + extra, len(self.trials))
         share = self._done() / max(1, total)
         text = [f"{progress_bar(share, 20)} {done}/{total} trials" + (f" ({extra} enqueued)" if extra else "")]

@@ -145,7 +145,7 @@ def _table(
         total = None if updates_of is None else updates_of(curves.record.params)
         row += [
             _progress(curves, total, is_wide),
-            *(Text(curves, style="bold green" if first else "") for curves in values[k]),
+            *(Text(value, style="bold green" if first else "") for value in values[k]),
         ]
         if sparkline_width:
             row += [Text(sparkline(curves.values(MARGIN), sparkline_width), style="blue")]

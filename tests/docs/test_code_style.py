@@ -105,6 +105,7 @@ OLD_WORDS = {
 ALLOWED = {
     # columns, keys and options
     ("orchestrator/folders.py", "aside"),
+    ("orchestrator/study/database/enqueued_trials.py", "leaves"),
     ("orchestrator/judge/endpoint_client.py", "said"),
     ("trainer/objectives/pair_logps.py", "purity"),
     ("trainer/evaluation/reference_cache.py", "purity"),
