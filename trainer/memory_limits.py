@@ -1,4 +1,4 @@
-"""Limits of temporary memory of a run, and the errors of a run that has too little.
+"""Limits of temporary memory of a run, and the out-of-memory errors of a run that has too little.
 
 The limits are also used by the estimates (orchestrator/spec/estimates/gpu_memory.py).
 """

@@ -25,7 +25,7 @@ from trainer.results import StepMetrics
 
 @dataclass(slots=True)
 class TrialCurves:
-    """One trial's record and metric curves: metric -> [(step, value), ...]."""
+    """One trial's record and learning curves: metric -> [(step, value), ...]."""
 
     record: TrialRecord
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict[str, list[tuple[int, float]]])

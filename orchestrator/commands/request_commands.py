@@ -54,7 +54,7 @@ class RequestRefused(OrchestrateError):
 
 
 def request_control(name: str, root: Path, kind: str, trial: int | None, reason: str = "") -> list[str]:
-    """Store a request (stop, pause, unpause, prune) for the driver.
+    """Store a request (stop, pause, unpause, prune) for the driver: the writing side of a stop request.
 
     Args:
         name: the sweep.

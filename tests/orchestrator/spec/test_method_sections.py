@@ -41,6 +41,10 @@ def test_rungs_in_updates_or_shares(load_text: Load, findings: Findings) -> None
     assert "2.5 is neither a number of updates (1, 2, ...) nor a share of the training" in messages
 
 
+def test_a_pruner_may_compare_completions_which_every_evaluation_measures(load_text: Load) -> None:
+    assert load_text("pruner: {kind: median, metric: eval_repetition}").pruner == MedianPruner(metric="eval_repetition")
+
+
 WRONG = {
     "nearest": ("sampler: nsga2", "write sampler: nsgaii"),
     "nearest pruner": ("pruner: medain", "did you mean median?"),
