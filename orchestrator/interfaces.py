@@ -153,7 +153,7 @@ class BatchReceiver(Protocol):
 
 @runtime_checkable
 class ProbedReceiver(Protocol):
-    """A receiver that can say whether it takes writes, so that one message that fails alone is told from an outage."""
+    """A receiver that can say whether it takes writes, so that a single bad message is not taken for an outage."""
 
     def probe(self) -> None:
         """Write something small. Raises TrackingUnavailable."""

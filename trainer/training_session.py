@@ -290,8 +290,8 @@ def completions_due(config: TrialConfig, step: int, total: int) -> bool:
 def _accept_digest(stored: str, config: TrialConfig, folders: Sequence[Path], folder: Path) -> None:
     """Raise ResumeError if the digest is of another configuration than `config`, or than `config` before a move.
 
-    A digest contains file names. A run whose model or data was elsewhere when it began has the configuration of that
-    time beside its checkpoints; whoever moved them has checked that their contents are equal.
+    A digest contains file names. A run whose model or data was moved since it began has the configuration of that
+    time beside its checkpoints; the caller has checked that their contents are equal.
     """
     if stored == config_digest(config):
         return

@@ -146,8 +146,8 @@ def print_status(status: Mapping[str, Any]) -> None:
     console = wide_console(_PIPED_WIDTH, highlight=False)
     objectives: Sequence[Mapping[str, Any]] = status.get("goals") or [status["goal"]]
     console.print(f"{status['name']}: {status['state']}, {', '.join(map(_goal, objectives))}", markup=False)
-    told = (_mirror(status.get("mirror")), _tracking(status.get("tracking"), status["state"]), _tie(status))
-    for text in (_why(status), *status.get("waiting", ()), *told):
+    notices = (_mirror(status.get("mirror")), _tracking(status.get("tracking"), status["state"]), _tie(status))
+    for text in (_why(status), *status.get("waiting", ()), *notices):
         if text:
             console.print(text, markup=False)
     trials: Sequence[Mapping[str, Any]] = status.get("configurations") or status.get("trials", ())
@@ -224,11 +224,11 @@ def _tracking(found: Mapping[str, Any] | None, state: str) -> str:
         return ""
     counts = [
         (found["waiting"] if state in ("interrupted", "finished") else 0, "wait for MLflow"),
-        (found["set_aside"], "could not be attached in MLflow and are tried again"),
+        (found["deferred"], "could not be attached in MLflow and are tried again"),
         (found["refused"], "were refused by MLflow (outbox/refused.jsonl)"),
     ]
-    told = ", ".join(f"{count} messages {what}" for count, what in counts if count)
-    return ": ".join(part for part in ("tracking", told, str(found["reason"])) if part) if told else ""
+    listed = ", ".join(f"{count} messages {what}" for count, what in counts if count)
+    return ": ".join(part for part in ("tracking", listed, str(found["reason"])) if part) if listed else ""
 
 
 def _trial_cell(trial: Mapping[str, Any], found: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from orchestrator.study.retried_trials import never_trained
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import spec_differences
 from orchestrator.study.trial_records import ABANDONED, STOPPING, Request, TrialRecord, TrialState
-from orchestrator.tracking.set_aside import outbox_state
+from orchestrator.tracking.deferred_messages import outbox_state
 
 
 def status(name: str, root: Path) -> dict[str, Any]:

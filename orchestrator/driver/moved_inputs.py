@@ -1,4 +1,4 @@
-"""Data and models of a sweep that are elsewhere than when it began, found in a moved runs folder and compared."""
+"""Data and models that were moved since the sweep began: found in a moved runs folder, and compared."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_inputs_exist(spec: SweepSpec) -> None:
 
 
 def check_moved_inputs(folder: SweepFolder, old: SweepSpec, new: SweepSpec, *, trust_remote_code: bool = False) -> None:
-    """Check that data and models which are elsewhere in `new` have the contents with which the sweep began.
+    """Check that data and models whose paths changed in `new` have the contents with which the sweep began.
 
     Raises:
         DataError: the data has another content.

@@ -63,5 +63,5 @@ def _end_runs(study: Study, reporter: SweepReporter, log: Callable[[str], None])
             end_parent_run(study, sink, "INTERRUPTED", "KILLED", study.stop_reason() or _KILLED, at=0.0)
     finally:
         left = sink.close(_DELIVERY_SECONDS)
-    told = f"the driver of {folder.name} has ended: its runs in MLflow are marked as interrupted"
-    log(f"{told}; {left} messages wait for MLflow" if left else told)
+    text = f"the driver of {folder.name} has ended: its runs in MLflow are marked as interrupted"
+    log(f"{text}; {left} messages wait for MLflow" if left else text)

@@ -131,7 +131,7 @@ def spec_differences(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
 def allowed_changes(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
     """Return the settings that differ.
 
-    Files and folders of `base` and `sft` may be elsewhere; that their contents are equal is for the caller to check.
+    Files and folders of `base` and `sft` may have other paths; the caller checks that their contents are equal.
 
     Raises:
         SpecChanged: a change would make trials incomparable.
@@ -148,7 +148,7 @@ def allowed_changes(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
 
 
 def is_location(change: SettingChange) -> bool:
-    """Return whether a file or a folder of `base` or `sft` is only elsewhere."""
+    """Return whether a file or a folder of `base` or `sft` has only another path."""
     section, _, path = change.path.partition(".")
     return section in ("base", "sft") and is_move(path, change.old, change.new)
 

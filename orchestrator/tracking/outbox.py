@@ -25,6 +25,7 @@ from orchestrator.interfaces import (
 )
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.study.pruning.divergence_guard import as_number
+from orchestrator.tracking.deferred_messages import MESSAGES, POSITION, DeferredMessages
 from orchestrator.tracking.message_journal import (
     EndRun,
     Journal,
@@ -39,7 +40,6 @@ from orchestrator.tracking.message_journal import (
     with_present_path,
 )
 from orchestrator.tracking.run_metadata import FIRST_ATTEMPT
-from orchestrator.tracking.set_aside import MESSAGES, POSITION, SetAside
 from trainer.results import StepMetrics
 from trainer.storage.failpoints import failpoint
 from trainer.storage.file_lock import FileLock
@@ -98,7 +98,7 @@ class Outbox:
     """A TrackingSink that never waits for its receiver. One process at a time can open it.
 
     Files: `messages.jsonl` (all messages), `delivered.json` (position of delivery), `refused.jsonl` (messages
-    that the receiver rejected), `aside.json` (files that could not be attached yet, while other messages arrived).
+    that the receiver rejected), `deferred.json` (files that could not be attached yet, while other messages arrived).
     Paths of files are stored relative to the sweep's folder, which may move.
     Delivery is at least once; receivers ignore repeated messages.
     """
@@ -127,7 +127,7 @@ class Outbox:
         if not self._lock.acquire(timeout=lock_timeout):
             raise OutboxLocked(folder)
         self._journal = Journal(folder / MESSAGES)
-        self._aside = SetAside(folder)
+        self._deferred = DeferredMessages(folder)
         self._next_retry = 0.0
         self._last_step: dict[str, int] = {}
         self._first_attempt: dict[str, str] = {}
@@ -185,7 +185,7 @@ class Outbox:
     @property
     def refused(self) -> str:
         """How many messages were refused for good and why the last one was; "" if none was."""
-        return f"{self._aside.refused} ({self._aside.reason})" if self._aside.refused else ""
+        return f"{self._deferred.refused} ({self._deferred.reason})" if self._deferred.refused else ""
 
     def close(self, timeout: float) -> int:
         """Deliver for up to `timeout` seconds and close; return how many messages stay for the next opening."""
@@ -206,7 +206,7 @@ class Outbox:
 
     @property
     def _left(self) -> int:
-        return self.pending + len(self._aside.waiting)
+        return self.pending + len(self._deferred.waiting)
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -265,19 +265,19 @@ class Outbox:
         """
         with self._changed:
             while self._offset >= self._journal.end and not self._closing and not self._retry_is_due():
-                self._changed.wait(self._next_retry - time.monotonic() if self._aside.waiting else None)
-            is_last_try = self._closing and self._aside.waiting and not self._had_last_try
+                self._changed.wait(self._next_retry - time.monotonic() if self._deferred.waiting else None)
+            is_last_try = self._closing and self._deferred.waiting and not self._had_last_try
             if self._is_abandoned or (self._offset >= self._journal.end and self._closing and not is_last_try):
                 return None
             self._had_last_try = self._had_last_try or (self._offset >= self._journal.end and self._closing)
             return self._offset, self._journal.end
 
     def _retry_is_due(self) -> bool:
-        return bool(self._aside.waiting) and time.monotonic() >= self._next_retry
+        return bool(self._deferred.waiting) and time.monotonic() >= self._next_retry
 
     def _retry_files(self) -> bool:
         """Try every file that was passed over once; return False when closed or when another driver took over."""
-        for seq, message in self._aside.waiting:
+        for seq, message in self._deferred.waiting:
             if self._is_abandoned:
                 return False
             try:
@@ -291,7 +291,7 @@ class Outbox:
             except MessageRejected as error:
                 self._reject(seq, message, error)
             else:
-                self._aside.remove(seq, message)
+                self._deferred.remove(seq, message)
         self._next_retry = time.monotonic() + RETRY_SECONDS
         return True
 
@@ -340,7 +340,7 @@ class Outbox:
                 if failed_alone >= (FILE_TRIES if isinstance(group[0][1], LogArtifact) else MESSAGE_TRIES):
                     if len(group) > 1:
                         return all(self._deliver([one]) for one in group)
-                    self._set_aside(*group[0], error)
+                    self._defer(*group[0], error)
                     return True
                 self._wait(wait)
                 wait = min(2 * wait, MAX_WAIT)
@@ -384,12 +384,12 @@ class Outbox:
 
     def _reject(self, seq: int, message: Message, error: MessageRejected) -> None:
         _log.error("tracking rejected a message of run %s, moved to refused.jsonl: %s", message.run, error)
-        self._aside.refuse(seq, message, str(error))
+        self._deferred.refuse(seq, message, str(error))
 
-    def _set_aside(self, seq: int, message: Message, error: Exception) -> None:
+    def _defer(self, seq: int, message: Message, error: Exception) -> None:
         what = f"attach {message.path}" if isinstance(message, LogArtifact) else "take a message"
-        _log.error("tracking cannot %s for run %s, other messages go on: %s", what, message.run, error)
-        self._aside.add(seq, message, str(error))
+        _log.error("tracking cannot %s for run %s, other messages continue: %s", what, message.run, error)
+        self._deferred.add(seq, message, str(error))
         self._failure = ""
         self._next_retry = time.monotonic() + RETRY_SECONDS
 

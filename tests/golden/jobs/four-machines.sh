@@ -113,6 +113,9 @@ enqueue:
   training.learning_rate: 6.0e-07
 sampler:
   kind: grid
+  order: null
+  seed: 0
+repeats: 1
 warm_start: null
 order:
   kind: reproducible

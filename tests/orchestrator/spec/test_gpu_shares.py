@@ -13,7 +13,7 @@ from dashboards.terminal.command_output import print_plan
 from orchestrator.commands.local_plan import plan_locally
 from orchestrator.errors import SpecError
 from orchestrator.execution.slots import Machine, Slots, slots_on
-from orchestrator.execution.workers.session_factory import session_factory
+from orchestrator.execution.workers.session_factory import GpuMissing, session_factory
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, trials_per_process
 from orchestrator.spec.estimates.gpu_memory import GB, max_trials_per_gpu, memory
 from orchestrator.spec.estimates.input_sizes import model_shape
@@ -74,10 +74,12 @@ def test_a_worker_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     assert session_factory(opened, Slots(2, 0.5, 1))(tmp_path) == tmp_path
     assert messages == [0.5]
-    for alone in (Slots(2, 1.0, 1), Slots(2, 0.0, 1)):
-        assert session_factory(opened, alone) is opened
+    assert session_factory(opened, Slots(2, 1.0, 1))(tmp_path) == tmp_path
+    assert session_factory(opened, Slots(2, 0.0, 1)) is opened
     assert isinstance(session_factory(opened, Slots(1, 2.0, 1, processes=2)), functools.partial)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(GpuMissing, match=r"promised 1 GPU, but torch .* finds none"):
+        session_factory(opened, Slots(2, 1.0, 1))(tmp_path)
     limit_gpu_memory(0.5)
     assert messages == [0.5]
 
@@ -170,7 +172,7 @@ def test_numbers_that_make_no_process(wanted: str, said: str, load_text: Callabl
 
 def test_the_slots_of_processes_that_are_shared(load_text: Callable[..., SweepSpec]) -> None:
     four = load_text(TEXT, "resources.trials_per_process=4")
-    assert slots_on(four, [Machine(8, 0)]) == Slots(8, 0.0, 4, trials_per_process=4)
+    assert slots_on(four, [Machine(8, 0)]) == Slots(8, 0.0, 4, trials_per_process=4, fitting=8)
     on_gpus = slots_on(four, [Machine(8, 2)], gpu_memory=80 * GB)
     assert (on_gpus.count, on_gpus.gpus, on_gpus.shared_processes, on_gpus.process_resources["GPU"]) == (
         8,

@@ -15,9 +15,9 @@ import pytest
 from orchestrator.errors import StorageRefused
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.tracking import outbox as outbox_module
+from orchestrator.tracking.deferred_messages import outbox_state
 from orchestrator.tracking.message_journal import Journal, LogArtifact, LogMetrics, SetTags, decode
 from orchestrator.tracking.outbox import Outbox, OutboxLocked
-from orchestrator.tracking.set_aside import outbox_state
 from tests.support.processes import wait_until
 from tests.support.real_trials import is_alive
 from trainer.results import StepMetrics
@@ -234,7 +234,7 @@ def test_calls_grow_with_runs_and_not_with_reports(tmp_path: Path) -> None:
     assert (len(seen.calls), sum(len(value) for _, _, value in seen.calls)) == (4, 800)
 
 
-def test_refused_together_only_the_guilty_one_is_set_aside(tmp_path: Path) -> None:
+def test_refused_together_only_the_guilty_one_is_defer(tmp_path: Path) -> None:
     class Picky(BatchRecorder):
         def log_metric_history(self, run: str, history: Sequence[tuple[Sequence[StepMetrics], float]]) -> None:
             raise MessageRejected("one of these")
@@ -269,7 +269,7 @@ def test_closed_between_two_groups_the_later_opening_goes_on_there(tmp_path: Pat
     assert [(what, run) for what, run, _ in later.calls] == [("tag", "0"), ("course", "0"), ("course", "1")]
 
 
-def test_what_is_refused_for_ever_is_set_aside_and_the_rest_arrives(tmp_path: Path) -> None:
+def test_what_is_refused_for_ever_is_defer_and_the_rest_arrives(tmp_path: Path) -> None:
     class Picky(Recorder):
         def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
             raise MessageRejected("no such run")
@@ -319,7 +319,7 @@ def test_one_message_that_cannot_be_delivered_blocks_no_other_and_is_counted(tmp
     assert box.refused == "1 (500 internal error)"
     state = outbox_state(folder)
     assert state is not None
-    assert (state.pending, state.set_aside, state.refused) == (0, 1, 1)
+    assert (state.pending, state.deferred, state.refused) == (0, 1, 1)
     assert decode((folder / "refused.jsonl").read_bytes().splitlines()[0]) == (2, SetTags("0", {"long": "x"}))
     mended = PartlyBroken()
     mended.broken = False
@@ -327,7 +327,7 @@ def test_one_message_that_cannot_be_delivered_blocks_no_other_and_is_counted(tmp
     assert mended.calls == [("artifact", "0", (tmp_path / "s" / "report.html", ""))]
     state = outbox_state(folder)
     assert state is not None
-    assert (state.set_aside, state.refused) == (0, 1)
+    assert (state.deferred, state.refused) == (0, 1)
 
 
 def test_while_nothing_can_be_written_every_message_waits(tmp_path: Path) -> None:

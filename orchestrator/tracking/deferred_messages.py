@@ -23,15 +23,15 @@ from trainer.storage.atomic_files import write_json
 
 MESSAGES, POSITION, REFUSED = "messages.jsonl", "delivered.json", "refused.jsonl"
 """Files of an outbox: all messages, how far they are delivered, those that are refused for good."""
-_ASIDE = "aside.json"
+_DEFERRED = "deferred.json"
 
 
-class SetAside:
+class DeferredMessages:
     """Messages of an outbox that were passed over: files to attach are tried again, all others are refused for good."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        stored = _read_aside(folder)
+        stored = _read_deferred(folder)
         self._waiting = [(int(seq), from_json(dict(message))) for seq, message in stored.get("waiting", [])]
         self.refused = _count_lines(folder / REFUSED)
         """Number of messages in `refused.jsonl`."""
@@ -68,7 +68,7 @@ class SetAside:
     def _write(self, reason: str) -> None:
         self.reason = reason
         waiting = [[seq, to_json(message)] for seq, message in self._waiting]
-        write_json(self._folder / _ASIDE, {"waiting": waiting, "reason": reason})
+        write_json(self._folder / _DEFERRED, {"waiting": waiting, "reason": reason})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class OutboxState:
     """What an outbox holds: messages to deliver, files passed over that are tried again, messages refused for good."""
 
     pending: int
-    set_aside: int
+    deferred: int
     refused: int
     reason: str
 
@@ -84,7 +84,7 @@ class OutboxState:
         """Return the state as `status --json` has it."""
         return {
             "waiting": self.pending,
-            "set_aside": self.set_aside,
+            "deferred": self.deferred,
             "refused": self.refused,
             "reason": self.reason,
         }
@@ -94,7 +94,7 @@ def outbox_state(folder: Path) -> OutboxState | None:
     """Return the state of an outbox without opening it; None if there is none or this user may not read it."""
     try:
         lines = _lines(folder)
-        stored = _read_aside(folder)
+        stored = _read_deferred(folder)
         pending = sum(len(line) > 0 for line in lines[_delivered(folder, lines) :])
         refused = _count_lines(folder / REFUSED)
     except (FileNotFoundError, PermissionError):
@@ -160,8 +160,8 @@ def _delivered(folder: Path, lines: list[bytes]) -> int:
     return len(lines)
 
 
-def _read_aside(folder: Path) -> Mapping[str, Any]:
-    path = folder / _ASIDE
+def _read_deferred(folder: Path) -> Mapping[str, Any]:
+    path = folder / _DEFERRED
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
