@@ -131,7 +131,7 @@ def read_spec(file: Path, sets: Sequence[str], name: str | None, rehearse: bool)
 def end_orphaned_runs(name: str) -> None:
     """End the runs in MLflow of a sweep whose driver was killed; a command that looks at it calls this at its end."""
     from orchestrator.interfaces import SWEEP_RUN
-    from orchestrator.tracking.set_aside import is_run_open
+    from orchestrator.tracking.deferred_messages import is_run_open
 
     if is_run_open(existing_sweep(runs_folder(), name).outbox, SWEEP_RUN):
         from orchestrator.cli import composition

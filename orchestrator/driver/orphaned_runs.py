@@ -12,8 +12,8 @@ from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SWEEP_RUN, SweepReporter
 from orchestrator.study.database.study_database import has_own_database
 from orchestrator.study.study import Study
+from orchestrator.tracking.deferred_messages import is_run_open, open_runs
 from orchestrator.tracking.outbox import OutboxLocked
-from orchestrator.tracking.set_aside import is_run_open, open_runs
 
 _DELIVERY_SECONDS = 20.0
 _KILLED = "the driver ended without saying why: it was killed, or its machine stopped"

@@ -31,8 +31,8 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord
+from orchestrator.tracking.deferred_messages import REFUSED
 from orchestrator.tracking.outbox import Outbox
-from orchestrator.tracking.set_aside import REFUSED
 from trainer.data.data_report import DataReport
 
 _DESCRIPTION_SECONDS = 10.0
