@@ -73,7 +73,7 @@ def test_a_stopped_sweep_continues_in_a_renamed_runs_folder_with_its_data_elsewh
     assert len(list((root / "cache" / "sft").iterdir())) == 1, "the SFT stage's model was not trained again"
     assert not old.exists(), "nothing is written where the folder was"
     assert set(statuses(root).values()) == {"FINISHED"}
-    assert found["tracking"] == {"waiting": 0, "set_aside": 0, "refused": 0, "reason": ""}
+    assert found["tracking"] == {"waiting": 0, "deferred": 0, "refused": 0, "reason": ""}
     assert list((root / "artifacts").rglob("report.html"))
     shutil.move(tmp_path / "moved.jsonl", tmp_path / "gone.jsonl")
     finished(root, "best", "tiny", "--export", str(tmp_path / "model"), "--merge")

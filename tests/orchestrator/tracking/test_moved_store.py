@@ -4,6 +4,8 @@ import shutil
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 from mlflow import MlflowClient
@@ -41,12 +43,16 @@ def attach(root: Path, name: str, **more: str) -> None:
 
 
 def files_of(root: Path) -> dict[str, Path]:
-    """Where MLflow has the files of the only run, by name."""
+    """Where MLflow has the files of the only run, by name; MLflow gives each back."""
     client = connect(root, tracking_uri(root, None))
     experiment = client.get_experiment_by_name("a b/c")
+    assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     names = [file.path for file in client.list_artifacts(run.info.run_id)]
-    return {name: Path(client.download_artifacts(run.info.run_id, name)) for name in names}
+    for name in names:
+        assert Path(client.download_artifacts(run.info.run_id, name)).read_text() == name
+    folder = Path(url2pathname(urlsplit(run.info.artifact_uri).path))
+    return {name: folder / name for name in names}
 
 
 def test_artifacts_follow_a_runs_folder_that_was_renamed(tmp_path: Path) -> None:
