@@ -26,7 +26,7 @@ from docs.chromium import Chromium, browser
 from docs.mlflow_looks import CLOSE, open_charts, show, titles
 from orchestrator.cli.report_data import load_sweep_frame
 from orchestrator.commands.status import status
-from orchestrator.driver.data_stage import load_report, updates_by_params
+from orchestrator.driver.data_stage import load_data_report, updates_by_params
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, runs_folder
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_client import connect, ensure_experiment, tracking_uri
@@ -54,7 +54,7 @@ def terminal(name: str, to: Path) -> None:
         views = [TrialCurves(record) for record in study.trials()]
         for view in views:
             view.add(study.metric_history(view.record.number))
-        report = load_report(study.folder)
+        report = load_data_report(study.folder)
     steps = None if report is None else updates_by_params(spec, report)
     console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
     print_final_summary(spec, views, console, updates_of=steps)

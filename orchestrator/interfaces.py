@@ -24,7 +24,7 @@ UpdatesOf = Callable[[Mapping[str, Any]], int]
 class ProgressView(Protocol):
     """Shows a running sweep. Every call returns at once and has no effect on the sweep."""
 
-    def set_stage(self, text: str) -> None:
+    def set_activity(self, text: str) -> None:
         """Show the stage before the trials, such as data preparation."""
         ...
 

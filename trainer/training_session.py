@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from trainer.config.locations import differ_in_locations_only, stored_config
 from trainer.config.trial import TrialConfig
-from trainer.distributed.processes import CancelToken, Interrupted, ProcessGroup
+from trainer.distributed.processes import CancelToken, ProcessGroup, RunInterrupted
 from trainer.evaluation.completions import Completion, SampleFile
 from trainer.evaluation.evaluator import Evaluator, write_eval_pairs
 from trainer.evaluation.reference_cache import ReferenceCache
@@ -146,7 +146,7 @@ class TrainingSession:
                 yield from stored.history
                 return stored.result
             return (yield from self._train(config, folder, earlier_attempts, fork, digest, interrupted))
-        except Interrupted:
+        except RunInterrupted:
             return RunResult(RunStatus.STOPPED, "interrupted before the first update", 0)
         finally:
             self._resources.release()

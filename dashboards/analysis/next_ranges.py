@@ -20,7 +20,7 @@ from dashboards.analysis.param_effects import (
     round_value,
 )
 from dashboards.analysis.sweep_frame import SweepFrame
-from dashboards.diagnosis.findings import DiagnosisFinding, Direction, Step, lower_first
+from dashboards.diagnosis.findings import Advice, DiagnosisFinding, Direction, lower_first
 from dashboards.formatting import format_brief, format_value
 from orchestrator.spec.search.dimensions import Choice, Dimension, IntUniform, LogUniform, Uniform
 
@@ -38,7 +38,7 @@ class NextRange:
 
 
 def next_range(
-    frame: SweepFrame, path: str, advised: tuple[DiagnosisFinding, Step] | None, harm: DiagnosisFinding | None = None
+    frame: SweepFrame, path: str, advised: tuple[DiagnosisFinding, Advice] | None, harm: DiagnosisFinding | None = None
 ) -> NextRange:
     """Return the next range of a setting that the winner has.
 
@@ -81,7 +81,7 @@ def _inside(frame: SweepFrame, path: str, harm: DiagnosisFinding | None) -> Next
     return _refined_range(frame, path)
 
 
-def _one_sided(frame: SweepFrame, path: str, finding: DiagnosisFinding, step: Step) -> NextRange:
+def _one_sided(frame: SweepFrame, path: str, finding: DiagnosisFinding, step: Advice) -> NextRange:
     """Search from the winner's value in the direction of the step only."""
     at, dimension = _winner_value(frame, path), frame.space.dimensions.get(path)
     lower = step.direction is Direction.LOWER
@@ -119,7 +119,7 @@ def _without_effect(frame: SweepFrame, path: str) -> str:
     )
 
 
-def _extended_range(frame: SweepFrame, path: str, step: Step) -> NextRange:
+def _extended_range(frame: SweepFrame, path: str, step: Advice) -> NextRange:
     at = _winner_value(frame, path)
     where = "lowest" if step.direction is Direction.LOWER else "highest"
     best = {level.value: level.best for level in levels(frame, path)}
@@ -181,7 +181,7 @@ def _best_choices(frame: SweepFrame, path: str) -> NextRange:
 
 
 def _continuous_range(
-    frame: SweepFrame, path: str, dimension: Uniform | LogUniform | IntUniform, step: Step | None
+    frame: SweepFrame, path: str, dimension: Uniform | LogUniform | IntUniform, step: Advice | None
 ) -> NextRange:
     """Span the best trials' values; extend the range by the step past its end, if there is one."""
     ranked = [trial for trial in frame.ranked if path in trial.record.params]

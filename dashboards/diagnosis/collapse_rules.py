@@ -12,7 +12,7 @@ import numpy as np
 from dashboards.analysis.held_out_pairs import spearman
 from dashboards.analysis.small_samples import MIN_TESTABLE_PAIRS, is_clear_correlation, share_difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.diagnosis.findings import LEARNING_RATE, DiagnosisFinding, FindingLevel, Step
+from dashboards.diagnosis.findings import LEARNING_RATE, Advice, DiagnosisFinding, FindingLevel
 from dashboards.diagnosis.setting_steps import (
     LOWER_SHARES,
     lower_gamma,
@@ -187,7 +187,7 @@ def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagno
         present(
             lower_rate(winner.config.training.learning_rate, *LOWER_SHARES),
             raise_sft_weight(winner),
-            Step(f"rank by {EXACT_ANSWERS}"),
+            Advice(f"rank by {EXACT_ANSWERS}"),
         ),
         "The objective improves at the cost of the task.",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dashboards.diagnosis.findings import LEVELS, DiagnosisFinding, FindingLevel, Step, lower_first
+from dashboards.diagnosis.findings import LEVELS, Advice, DiagnosisFinding, FindingLevel, lower_first
 
 _BY_STRENGTH = (
     "unlikely_text",
@@ -87,13 +87,15 @@ def _unused(finding: DiagnosisFinding, found: Sequence[DiagnosisFinding]) -> Dia
     return replace(finding, steps=tuple(step for step in finding.steps if not step.uses_model))
 
 
-def _divide(finding: DiagnosisFinding, holders: dict[str, int]) -> tuple[list[Step], list[Step]]:
+def _divide(finding: DiagnosisFinding, holders: dict[str, int]) -> tuple[list[Advice], list[Advice]]:
     """Return the steps about settings that no stronger finding moves, and the others."""
     kept = [step for step in finding.steps if step.setting not in holders]
     return kept, [step for step in finding.steps if step.setting in holders]
 
 
-def _without(finding: DiagnosisFinding, kept: Sequence[Step], holder: DiagnosisFinding, lost: Step) -> DiagnosisFinding:
+def _without(
+    finding: DiagnosisFinding, kept: Sequence[Advice], holder: DiagnosisFinding, lost: Advice
+) -> DiagnosisFinding:
     remark = finding.remark
     if not kept and not remark:
         remark = f"For {lost.setting} see: {lower_first(holder.title)}."

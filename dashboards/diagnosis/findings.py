@@ -32,7 +32,7 @@ class Direction(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Advice:
     """One of the alternatives that a finding advises: a clause, and the setting that it moves, "" for none."""
 
     text: str
@@ -60,7 +60,7 @@ class DiagnosisFinding:
     """Labels of the trials concerned."""
     setting: str = ""
     """Dotted path of the setting that the finding is about."""
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Advice, ...] = ()
     """Alternatives, the best first."""
     lead: str = ""
     """Words before the steps: a sentence, or the beginning of theirs."""
@@ -98,7 +98,7 @@ def by_level(findings: Iterable[DiagnosisFinding]) -> list[DiagnosisFinding]:
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
-def decided_steps(findings: Iterable[DiagnosisFinding]) -> dict[str, tuple[DiagnosisFinding, Step]]:
+def decided_steps(findings: Iterable[DiagnosisFinding]) -> dict[str, tuple[DiagnosisFinding, Advice]]:
     """Return the step of each setting that findings without conflicts move, with its finding."""
     return {step.setting: (finding, step) for finding in findings for step in finding.steps if step.setting}
 

@@ -26,7 +26,7 @@ from dashboards.analysis.param_effects import (
 )
 from dashboards.analysis.significance import Significance
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.diagnosis.findings import DiagnosisFinding, Direction, FindingLevel, Step, round_count
+from dashboards.diagnosis.findings import Advice, DiagnosisFinding, Direction, FindingLevel, round_count
 from dashboards.diagnosis.setting_steps import DIVERGED_SHARES, lower_rate, lowest_rate
 from dashboards.formatting import format_value
 from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
@@ -58,7 +58,7 @@ def optimum_at_boundary(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             "" if extension else "No valid value lies beyond it.",
             (frame.comparable_trials[0].label,),
             path,
-            (Step(added, path, direction, extension),) if extension else (),
+            (Advice(added, path, direction, extension),) if extension else (),
             "The optimum may lie outside:",
         )
 
@@ -86,8 +86,8 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             f"{format_value(widest.high)} over {widest.pairs} held-out pairs.",
             setting=path,
             steps=(
-                Step(f"fix it at {at} and search other settings", path, Direction.FIX),
-                *([Step(more)] if more else []),
+                Advice(f"fix it at {at} and search other settings", path, Direction.FIX),
+                *([Advice(more)] if more else []),
             ),
         )
 
@@ -117,15 +117,15 @@ def too_few_pairs(significance: Significance) -> Iterator[DiagnosisFinding]:
         f"{'pairs' if difference.paired else 'examples, compared without pairing'}.{wins_text}",
         trials=tuple(trial.label for trial in significance.not_distinguishable),
         steps=(
-            Step("use the cheapest or the most stable one", uses_model=True),
-            Step("repeat them with other values of training.seed"),
+            Advice("use the cheapest or the most stable one", uses_model=True),
+            Advice("repeat them with other values of training.seed"),
         ),
         lead=f"{f'About {round_count(required)}' if required else 'More'} held-out pairs would distinguish them; "
         "until then",
     )
 
 
-_LONGER_WARMUP = Step("lengthen the warmup", "training.warmup_ratio", Direction.RAISE)
+_LONGER_WARMUP = Advice("lengthen the warmup", "training.warmup_ratio", Direction.RAISE)
 _MIN_TRIALS = 3
 _FEWEST_RANKED = 5
 """Trials. With fewer, a perfect rank correlation has a p-value above 5 % (2 / 4! = 8 %)."""
@@ -205,7 +205,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             f"{in_region[0].record.reason}.",
             trials=tuple(trial.label for trial in in_region),
             setting=path,
-            steps=(Step(f"exclude {path} >= {format_value(limit)} from the next search", path, Direction.EXCLUDE),),
+            steps=(Advice(f"exclude {path} >= {format_value(limit)} from the next search", path, Direction.EXCLUDE),),
         )
         return
     if (found := _diverging_values(frame, diverged)) is not None:
@@ -244,7 +244,7 @@ def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> Diagnosi
             f"{diverged[0].label}, {diverged[0].record.reason}.",
             trials=tuple(trial.label for trial in diverged),
             setting=path,
-            steps=(Step(f"exclude {path} = {values} from the next search", path, Direction.EXCLUDE),),
+            steps=(Advice(f"exclude {path} = {values} from the next search", path, Direction.EXCLUDE),),
         )
     return None
 

@@ -14,7 +14,7 @@ from dashboards.analysis.param_effects import (
     round_value,
 )
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.diagnosis.findings import LEARNING_RATE, Direction, Step
+from dashboards.diagnosis.findings import LEARNING_RATE, Advice, Direction
 from dashboards.formatting import format_value
 from trainer.config.loss_config import CpoLoss, DpoLoss, SftLoss, SimpoLoss
 
@@ -28,13 +28,13 @@ _BETTER_BETA = 10.0
 """SimPO's beta that its authors often found better than their first ones."""
 
 
-def lower_rate(at: float, *shares: float) -> Step:
+def lower_rate(at: float, *shares: float) -> Advice:
     """Return the step to learning rates that are these shares of `at`."""
     values = tuple(round_value(at * share) for share in shares)
-    return Step(f"lower the learning rate (try {_listed(values)})", LEARNING_RATE, Direction.LOWER, values)
+    return Advice(f"lower the learning rate (try {_listed(values)})", LEARNING_RATE, Direction.LOWER, values)
 
 
-def higher_rate(frame: SweepFrame, winner: TrialFrame) -> Step | None:
+def higher_rate(frame: SweepFrame, winner: TrialFrame) -> Advice | None:
     """Return the step to learning rates above all tried ones; None where tried ones show that it will not help.
 
     They show it where a higher rate than the winner's is clearly worse, or where 3 times the highest diverged.
@@ -50,7 +50,7 @@ def higher_rate(frame: SweepFrame, winner: TrialFrame) -> Step | None:
     values = tuple(v for v in (round_value(highest * 3), round_value(highest * 10)) if all(v < x for x in limits))
     if not values:
         return None
-    return Step(f"raise the learning rate (try {_listed(values)})", LEARNING_RATE, Direction.RAISE, values)
+    return Advice(f"raise the learning rate (try {_listed(values)})", LEARNING_RATE, Direction.RAISE, values)
 
 
 def lowest_rate(frame: SweepFrame) -> float:
@@ -59,7 +59,7 @@ def lowest_rate(frame: SweepFrame) -> float:
     return min(trial.config.training.learning_rate for trial in trials)
 
 
-def raise_beta(frame: SweepFrame, winner: TrialFrame) -> Step | None:
+def raise_beta(frame: SweepFrame, winner: TrialFrame) -> Advice | None:
     """Return the step to a higher beta; None for losses in which beta weighs something else."""
     loss = winner.config.loss
     if not isinstance(loss, (SimpoLoss, DpoLoss, CpoLoss)):
@@ -68,26 +68,26 @@ def raise_beta(frame: SweepFrame, winner: TrialFrame) -> Step | None:
     cited = isinstance(loss, SimpoLoss) and loss.beta < _BETTER_BETA and (limit is None or limit > _BETTER_BETA)
     better = "; the SimPO authors often found 10 better" if cited else ""
     below = "" if limit is None else f", below {format_value(limit)}"
-    return Step(f"raise beta (now {format_value(loss.beta)}{below}{better})", "loss.beta", Direction.RAISE)
+    return Advice(f"raise beta (now {format_value(loss.beta)}{below}{better})", "loss.beta", Direction.RAISE)
 
 
-def lower_gamma(frame: SweepFrame) -> Step | None:
+def lower_gamma(frame: SweepFrame) -> Advice | None:
     """Return the step to a smaller gamma; None where smaller ones are clearly worse."""
     path = next((p for p in ("loss.gamma_beta_ratio", "loss.gamma") if p in frame.paths), "loss.gamma")
     if is_ruled_out(frame, path, Direction.LOWER):
         return None
-    return Step("try a smaller gamma", path, Direction.LOWER)
+    return Advice("try a smaller gamma", path, Direction.LOWER)
 
 
-def train_longer(frame: SweepFrame, text: str = "train longer") -> Step | None:
+def train_longer(frame: SweepFrame, text: str = "train longer") -> Advice | None:
     """Return the step to more updates; None where trials with more updates are clearly worse."""
     path = length_path(frame)
-    return None if is_ruled_out(frame, path, Direction.RAISE) else Step(text, path, Direction.RAISE)
+    return None if is_ruled_out(frame, path, Direction.RAISE) else Advice(text, path, Direction.RAISE)
 
 
-def fewer_updates(frame: SweepFrame, text: str) -> Step:
+def fewer_updates(frame: SweepFrame, text: str) -> Advice:
     """Return the step to fewer updates."""
-    return Step(text, length_path(frame), Direction.LOWER)
+    return Advice(text, length_path(frame), Direction.LOWER)
 
 
 def length_path(frame: SweepFrame) -> str:
@@ -95,7 +95,7 @@ def length_path(frame: SweepFrame) -> str:
     return next((path for path in ("training.num_train_epochs",) if path in frame.paths), "training.max_steps")
 
 
-def raise_sft_weight(winner: TrialFrame) -> Step | None:
+def raise_sft_weight(winner: TrialFrame) -> Advice | None:
     """Return the step to a higher weight of the cross-entropy on the chosen responses; None for SFT itself."""
     loss = winner.config.loss
     if isinstance(loss, SftLoss):
@@ -104,8 +104,8 @@ def raise_sft_weight(winner: TrialFrame) -> Step | None:
     weight = loss.cross_entropy_weight if simpo else loss.nll_scale
     path = "loss.sft_weight" if simpo and loss.nll_scale == 0 else "loss.nll_scale"
     if weight == 0:
-        return Step(f"add {path}: {FIRST_SFT_WEIGHT}", path, Direction.RAISE, (FIRST_SFT_WEIGHT,))
-    return Step(f"raise {path} (now {format_value(weight)})", path, Direction.RAISE)
+        return Advice(f"add {path}: {FIRST_SFT_WEIGHT}", path, Direction.RAISE, (FIRST_SFT_WEIGHT,))
+    return Advice(f"raise {path} (now {format_value(weight)})", path, Direction.RAISE)
 
 
 def is_ruled_out(frame: SweepFrame, path: str, direction: Direction) -> bool:
@@ -127,7 +127,7 @@ def is_ruled_out(frame: SweepFrame, path: str, direction: Direction) -> bool:
     return False
 
 
-def present(*steps: Step | None) -> tuple[Step, ...]:
+def present(*steps: Advice | None) -> tuple[Advice, ...]:
     """Return the steps that are not None."""
     return tuple(step for step in steps if step is not None)
 

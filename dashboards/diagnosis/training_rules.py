@@ -14,10 +14,10 @@ from dashboards.analysis.small_samples import MIN_RECOMMENDED_PAIRS, SMALL_SAMPL
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.findings import (
     LEARNING_RATE,
+    Advice,
     DiagnosisFinding,
     Direction,
     FindingLevel,
-    Step,
     round_count,
 )
 from dashboards.diagnosis.setting_steps import (
@@ -97,7 +97,7 @@ def _gain(frame: SweepFrame, trial: TrialFrame, objective: Objective) -> float |
     return value - start if objective.direction == "maximize" else start - value
 
 
-def _after_no_gain(frame: SweepFrame, significance: Significance) -> tuple[tuple[Step, ...], str]:
+def _after_no_gain(frame: SweepFrame, significance: Significance) -> tuple[tuple[Advice, ...], str]:
     """Return what to change where no trial gained: by how clear the loss is, and by how the held-out loss moved."""
     against, winner = significance.against_initial, significance.winner
     clear = against is None or against.is_clear
@@ -111,7 +111,7 @@ def _after_no_gain(frame: SweepFrame, significance: Significance) -> tuple[tuple
             return present(higher_rate(frame, winner), longer), "So far training has hardly changed the model."
         needed = None if against is None else against.pairs_needed
         more = f"hold out about {round_count(needed)} pairs" if needed else "hold out more pairs"
-        return present(Step(more), longer), "The difference is not clear on these pairs."
+        return present(Advice(more), longer), "The difference is not clear on these pairs."
     check = "Check that the chosen responses are the better ones."
     edge = boundary_optimum(frame, LEARNING_RATE)
     if edge is not None and not edge.is_low_end:
@@ -144,7 +144,7 @@ def gain_not_clear(frame: SweepFrame, significance: Significance) -> Iterator[Di
         f"{len(frame.ranked)} trials on the same pairs biases this gain upwards.",
         trials=(significance.winner.label,),
         steps=present(
-            Step(f"hold out {f'about {round_count(required)}' if required else 'more'} pairs to confirm it"),
+            Advice(f"hold out {f'about {round_count(required)}' if required else 'more'} pairs to confirm it"),
             train_longer(frame, "train longer so that the gain grows"),
         ),
     )
@@ -209,7 +209,7 @@ def ties(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
         f"Trial {winner.label}: {tied} of {len(winner.pairs)} pairs have exactly the same log-prob per token for "
         f"both responses, so no trial can reach an accuracy above {1 - tied / len(winner.pairs):.3f}.",
         trials=(winner.label,),
-        steps=(Step("raise data.max_length", "data.max_length", Direction.RAISE), Step("remove those rows")),
+        steps=(Advice("raise data.max_length", "data.max_length", Direction.RAISE), Advice("remove those rows")),
         lead="Both responses are probably equal after truncation:",
     )
 

@@ -40,7 +40,7 @@ class JudgeProgress:
     ) -> None:
         self.pause()
 
-    def set_stage(self, text: str) -> None:
+    def set_activity(self, text: str) -> None:
         """Show the current stage."""
         if self._console.is_terminal:
             if self._status is None:
@@ -58,7 +58,7 @@ class JudgeProgress:
         self._console.print(Text(text), soft_wrap=True)
 
     def pause(self) -> None:
-        """Stop drawing, so that other output can follow; `set_stage` starts it again."""
+        """Stop drawing, so that other output can follow; `set_activity` starts it again."""
         if self._status is not None:
             self._status.stop()
             self._status = None

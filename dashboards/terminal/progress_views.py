@@ -169,7 +169,7 @@ class LiveTableView:
         self._stage_progress: tuple[int, int] | None = None
         self._live.start()
 
-    def set_stage(self, text: str) -> None:
+    def set_activity(self, text: str) -> None:
         """Show the current stage before the trials; drawn at once."""
         self._stage = text
         self._stage_progress = None
@@ -280,7 +280,7 @@ class PlainLogView:
         self._progress = SweepProgress(spec, total, updates_of, before=before, running_before=running_before)
         self._console = console
 
-    def set_stage(self, text: str) -> None:
+    def set_activity(self, text: str) -> None:
         """Print the current stage before the trials."""
         self.log(text)
 

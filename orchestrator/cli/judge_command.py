@@ -55,7 +55,7 @@ def judge(
             name,
             runs_folder(),
             overrides,
-            set_stage=progress.set_stage,
+            set_activity=progress.set_activity,
             log=progress.log,
             confirm_cost=_confirm_cost(yes, progress.pause),
             reporter=DashboardReporter(),

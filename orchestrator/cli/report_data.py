@@ -16,7 +16,7 @@ from dashboards.report.comparison_page import comparison_page
 from dashboards.report.html_page import write_page, write_report
 from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.commands.status import sweep_state
-from orchestrator.driver.data_stage import load_report, updates_by_params
+from orchestrator.driver.data_stage import load_data_report, updates_by_params
 from orchestrator.errors import OrchestrateError, StorageRefused
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.judge.judgements import as_json as judgements_as_json
@@ -47,7 +47,7 @@ def load_sweep_frame(folder: SweepFolder) -> SweepFrame:
     if not Study.exists(folder):
         raise NothingToReport(folder.name)
     with Study.open(folder, read_only=True) as study:
-        report = load_report(folder)
+        report = load_data_report(folder)
         updates_of = None if report is None else updates_by_params(study.spec, report)
         return load_frame(study, state=sweep_state(study), updates_of=updates_of)
 

@@ -9,7 +9,7 @@ from orchestrator import folders
 from orchestrator.commands.status import sweep_state
 from orchestrator.driver.judge_stage import JudgeContext, JudgeResult, endpoint_key, judge_and_publish
 from orchestrator.errors import NoTrialCompleted, SpecError, SpecProblem
-from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
+from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.interfaces import SweepReporter
 from orchestrator.judge.endpoint_batch import Estimate
@@ -28,7 +28,7 @@ def judge_sweep(
     root: Path,
     overrides: Sequence[str],
     *,
-    set_stage: Callable[[str], None],
+    set_activity: Callable[[str], None],
     log: Callable[[str], None],
     confirm_cost: ConfirmCost,
     reporter: SweepReporter,
@@ -40,7 +40,7 @@ def judge_sweep(
         name: the sweep.
         root: the runs folder.
         overrides: values of `judge.*` settings for this call.
-        set_stage: called with the current stage of the work.
+        set_activity: called with the current stage of the work.
         log: called with each message.
         confirm_cost: confirms the estimated cost of a paid endpoint.
         reporter: updates report and MLflow description.
@@ -62,10 +62,10 @@ def judge_sweep(
             folders.sweep_lock(folder),
             SignalHandler(lambda: f"Continue with:\n  orchestrate judge {name}") as signals,
         ):
-            context = JudgeContext(set_stage, log, signals, confirm_cost, reporter, trust_remote_code)
+            context = JudgeContext(set_activity, log, signals, confirm_cost, reporter, trust_remote_code)
             try:
                 return judge_and_publish(study, config, context, state)
-            except Interrupted:
+            except StageInterrupted:
                 log("interrupted; results so far are saved, the same command continues")
                 return JudgeResult(parse_judgements(study.judgements()), is_interrupted=True)
 

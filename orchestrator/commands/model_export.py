@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.driver.checkpoint_retention import model_folder
-from orchestrator.driver.data_stage import load_report
+from orchestrator.driver.data_stage import load_data_report
 from orchestrator.errors import ExitCode, NoTrialCompleted, OrchestrateError
 from orchestrator.folders import DATA_FILE, SweepFolder, existing_sweep
 from orchestrator.spec.search.trial_params import SEED, apply_params
@@ -156,7 +156,7 @@ class _Check:
         data, model, cache = self.config.data, self.config.model, self.folder.cache
         try:
             tokenizer = load_tokenizer(model, data, cache, trust_remote_code=self.trust_remote_code)
-            report = load_report(self.folder)
+            report = load_data_report(self.folder)
             if report is not None and (data, model) == (self.spec.base.data, self.spec.base.model):
                 prepared = cache / "data" / report.fingerprint
                 if prepared.is_dir():

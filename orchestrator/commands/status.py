@@ -60,7 +60,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
             if state == "paused"
             else ""
             if driver
-            else study.stop_reason() or study.exhausted_reason(),
+            else study.stop_reason() or study.no_more_trials_reason(),
             "never_trained": never_trained(trials),
             "gpu_hours": round(usage.gpu_hours, 6),
             "mirror": _mirror(study),
@@ -89,7 +89,9 @@ def sweep_state(study: Study) -> str:
         return "paused" if study.pause_reason() else "running"
     if study.stop_reason().startswith(ABANDONED):
         return ABANDONED
-    return "finished" if study.exhausted_reason() and all(t.state.is_final for t in study.trials()) else "interrupted"
+    return (
+        "finished" if study.no_more_trials_reason() and all(t.state.is_final for t in study.trials()) else "interrupted"
+    )
 
 
 def _status_object(

@@ -29,9 +29,9 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: ProgressView, data: D
     Raises:
         DataError: with all findings, where the data must not be used.
     """
-    view.set_stage("preparing and checking the data")
+    view.set_activity("preparing and checking the data")
     report = DataReport.model_validate_json(data.prepare(spec.base))
-    _check_unchanged(spec, folder, load_report(folder), report)
+    _check_unchanged(spec, folder, load_data_report(folder), report)
     write_text(folder.path / DATA_FILE, report.model_dump_json(indent=1))
     for line in report.summary_lines():
         view.log(f"data: {line}")
@@ -133,7 +133,7 @@ def updates_by_params(spec: SweepSpec, report: DataReport) -> Callable[[Mapping[
     return updates
 
 
-def load_report(folder: SweepFolder) -> DataReport | None:
+def load_data_report(folder: SweepFolder) -> DataReport | None:
     """Return the sweep's data report; None before the data stage."""
     path = folder.path / DATA_FILE
     return DataReport.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -141,5 +141,5 @@ def load_report(folder: SweepFolder) -> DataReport | None:
 
 def updates_if_known(folder: SweepFolder, spec: SweepSpec) -> UpdatesOf | None:
     """Return a function from a trial's params to its total updates; None before the data stage."""
-    report = load_report(folder)
+    report = load_data_report(folder)
     return None if report is None else updates_by_params(spec, report)

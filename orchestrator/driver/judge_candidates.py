@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.driver.checkpoint_retention import model_folder
-from orchestrator.driver.data_stage import load_report
+from orchestrator.driver.data_stage import load_data_report
 from orchestrator.driver.sft_stage import sft_model_folder, with_model
 from orchestrator.errors import NoTrialCompleted, OrchestrateError
 from orchestrator.judge.answer_pairs import AnswerPair
@@ -115,7 +115,7 @@ def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_cod
 
     folder, spec = study.folder, study.spec
     ranked = rank_configurations(study.trials(), spec)[: config.top]
-    report = load_report(folder)
+    report = load_data_report(folder)
     if not ranked or report is None:
         raise NoTrialCompleted(f"no trial of {spec.name} has completed yet: there is nothing to judge")
     weights = {record.number: found for record in ranked if (found := model_folder(folder, record)) is not None}
@@ -181,7 +181,7 @@ def generate_missing(
     task: JudgeTask,
     cache: Path,
     budget: int,
-    set_stage: LogFn,
+    set_activity: LogFn,
     check_cancelled: Callable[[], None],
     *,
     trust_remote_code: bool,
@@ -192,7 +192,7 @@ def generate_missing(
         task: models, prompts and decodings.
         cache: the cache folder of the runs folder.
         budget: maximum tokens per batch.
-        set_stage: called with the progress.
+        set_activity: called with the progress.
         check_cancelled: raises to stop between batches.
         trust_remote_code: whether Python code of the model's repository may run.
     """
@@ -207,7 +207,7 @@ def generate_missing(
                 if not missing:
                     continue
                 if text_generator is None:
-                    set_stage(f"judge: loading {model.name}")
+                    set_activity(f"judge: loading {model.name}")
                     text_generator = TextGenerator.load(
                         model.config,
                         model.weights,
@@ -219,14 +219,14 @@ def generate_missing(
                 for batch in text_generator.generate(missing, decoding, budget=budget, check_cancelled=check_cancelled):
                     store.put({key: asdict(written) for key, written in batch.items()})
                     done = sum(prompt.key in store.values for prompt in model.prompts)
-                    set_stage(f"judge: {model.name}, {mode} answers: {done} of {len(model.prompts)}")
+                    set_activity(f"judge: {model.name}, {mode} answers: {done} of {len(model.prompts)}")
 
 
 def reward_scores(
     pairs: Sequence[AnswerPair],
     config: JudgeConfig,
     cache: Path,
-    set_stage: LogFn,
+    set_activity: LogFn,
     check_cancelled: Callable[[], None],
     *,
     trust_remote_code: bool,
@@ -238,7 +238,7 @@ def reward_scores(
     assert reward_config is not None
 
     def open_session() -> RewardScorer:
-        set_stage(f"judge: loading {reward_config.name_or_path}")
+        set_activity(f"judge: loading {reward_config.name_or_path}")
         settings = reward_config.model_dump(exclude={"name_or_path"})
         return RewardScorer(reward_config.name_or_path, **settings, trust_remote_code=trust_remote_code)
 
@@ -258,7 +258,7 @@ def reward_scores(
             for batch in scorer.score(missing, budget=config.tokens_per_batch, check_cancelled=check_cancelled):
                 store.put({key: repr(score) for key, score in batch.items()})
                 done = sum(key in store.values for key in inputs)
-                set_stage(f"judge: {reward_config.name_or_path} scores answers: {done} of {len(inputs)}")
+                set_activity(f"judge: {reward_config.name_or_path} scores answers: {done} of {len(inputs)}")
         return {key: float(store.values[key]) for key in inputs}
 
 

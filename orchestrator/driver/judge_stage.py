@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.driver.judge_candidates import JudgeTask, LogFn, generate_missing, make_judge_task, reward_scores
 from orchestrator.driver.parent_run import FINAL_STOPS, attach_report, open_sink
 from orchestrator.errors import ExitCode, OrchestrateError, SpecError, SpecProblem
-from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
+from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted, StopKind, StopReason
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SWEEP_RUN, ProgressView, SweepReporter, TrackingSink
 from orchestrator.judge.answer_pairs import (
@@ -36,7 +36,7 @@ from orchestrator.judge.judgements import (
     Judgement,
     as_json,
     best_judged_trial,
-    headline,
+    most_important,
     parse_judgements,
 )
 from orchestrator.redaction import redact
@@ -83,7 +83,7 @@ class JudgeResult:
 class JudgeContext:
     """Callbacks and options of a judging run. `confirm_cost` is called with the maximum cost before an endpoint is."""
 
-    set_stage: LogFn
+    set_activity: LogFn
     log: LogFn
     signals: SignalHandler
     confirm_cost: Callable[[Endpoint, Estimate], bool]
@@ -94,7 +94,7 @@ class JudgeContext:
     def check_cancelled(self) -> None:
         """Raise Interrupted after a stop signal; called between batches."""
         if self.signals.received:
-            raise Interrupted
+            raise StageInterrupted
 
 
 def endpoint_key(config: Endpoint, source: str) -> str | None:
@@ -132,7 +132,7 @@ def judge(study: StudyReader, config: JudgeConfig, context: JudgeContext) -> Jud
         judge_task,
         cache,
         config.tokens_per_batch,
-        context.set_stage,
+        context.set_activity,
         context.check_cancelled,
         trust_remote_code=context.trust_remote_code,
     )
@@ -143,7 +143,7 @@ def judge(study: StudyReader, config: JudgeConfig, context: JudgeContext) -> Jud
     if config.reward_model is not None:
         trust_remote_code = context.trust_remote_code
         rewards = reward_scores(
-            all_pairs, config, cache, context.set_stage, context.check_cancelled, trust_remote_code=trust_remote_code
+            all_pairs, config, cache, context.set_activity, context.check_cancelled, trust_remote_code=trust_remote_code
         )
         _save_judgements(
             study,
@@ -235,7 +235,7 @@ def _ask_endpoint(
             batch = EndpointBatch(endpoint, client, store)
 
             def show_progress(done: int, count: int) -> None:
-                context.set_stage(f"judge: {endpoint.model} has answered {done} of {count} questions")
+                context.set_activity(f"judge: {endpoint.model} has answered {done} of {count} questions")
 
             batch.ask_all(questions, show_progress, lambda: context.signals.received)
             known = dict(store.values)
@@ -289,7 +289,7 @@ def judge_and_publish(study: Study, config: JudgeConfig, context: JudgeContext, 
     """
     try:
         result = judge(study, config, context)
-    except (Interrupted, EndpointRefused):
+    except (StageInterrupted, EndpointRefused):
         _publish(study, context, state)
         raise
     result.judgements = _publish(study, context, state)
@@ -314,7 +314,7 @@ def judge_after_sweep(
             return
         # Without a user to confirm, a paid endpoint is called only with a configured limit of the cost.
         context = JudgeContext(
-            set_stage=view.set_stage,
+            set_activity=view.set_activity,
             log=view.log,
             signals=signals,
             confirm_cost=lambda endpoint, _: endpoint.max_cost is not None,
@@ -326,7 +326,7 @@ def judge_after_sweep(
             result = judge_and_publish(
                 study, config, context, "finished" if stop_reason.kind is StopKind.FINISHED else "interrupted"
             )
-        except Interrupted:
+        except StageInterrupted:
             view.log(f"judge: interrupted, results so far are saved; {hint}")
         except (OrchestrateError, TrialError) as error:
             view.log(f"judge: {error}; {hint}")
@@ -362,7 +362,7 @@ def _publish_to_runs(study: Study, sink: TrackingSink, judgements: list[Judgemen
     for number in sorted({judgement.trial for judgement in judgements}):
         of_trial = [judgement for judgement in judgements if judgement.trial == number]
         metrics = {name: value for judgement in of_trial for name, value in judgement.metrics().items()}
-        first = headline(of_trial)
+        first = most_important(of_trial)
         sink.log_final_metrics(str(number), metrics, step=steps[number], at=time.time())
         sink.set_tags(str(number), {"judge": "no judgement" if first is None else first.summary})
         if best is not None and number == best[0]:

@@ -91,7 +91,7 @@ class MirrorMaintenance:
         complete = self._mirror.complete_paths(TRIALS)
         missing = [record for record in trials if record.state.is_final and _missing_files(folder, record, best)]
         if missing:
-            self._view.set_stage(f"downloading results of {len(missing)} trials from {self._mirror.url}")
+            self._view.set_activity(f"downloading results of {len(missing)} trials from {self._mirror.url}")
             with ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
                 found = list(
                     pool.map(functools.partial(_download_trial, self._mirror, folder, complete, best), missing)
@@ -119,7 +119,7 @@ class MirrorMaintenance:
         trials = self._study.trials()
         self._schedule_reconcile(trials, self._study.spec, self._study.folder)
         self._queue.put(None)
-        self._view.set_stage("cleaning up the mirror")
+        self._view.set_activity("cleaning up the mirror")
         over = all(record.state.is_final for record in trials)
         self._thread.join(_FINISH_TIMEOUT if over else _MIN_FINISH_SECONDS)
         if self._thread.is_alive():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.driver.data_stage import load_report
+from orchestrator.driver.data_stage import load_data_report
 from orchestrator.driver.sft_stage import sft_config
 from orchestrator.errors import DataError, SpecError, SpecProblem
 from orchestrator.folders import SweepFolder
@@ -62,7 +62,7 @@ def check_moved_inputs(folder: SweepFolder, old: SweepSpec, new: SweepSpec, *, t
     if "base.model.name_or_path" in moved:
         _check_model(folder, old, new)
     if any(path.startswith("base.") for path in moved):
-        report = load_report(folder)
+        report = load_data_report(folder)
         now = _prepare(new.base, folder, trust_remote_code).report
         if report is not None and report.fingerprint != now.fingerprint:
             from trainer.data.data_report import describe_changes

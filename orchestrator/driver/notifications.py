@@ -174,10 +174,10 @@ class NotifyingView:
 
     # --- ProgressView --------------------------------------------------------------------------------------------
 
-    def set_stage(self, text: str) -> None:
+    def set_activity(self, text: str) -> None:
         """Forward the current stage; counts as progress."""
         self._note_progress()
-        self._view.set_stage(text)
+        self._view.set_activity(text)
 
     def set_stage_progress(self, done: int, total: int) -> None:
         """Forward how far the current stage is; counts as progress."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.driver.data_stage import load_report, updates_if_known
+from orchestrator.driver.data_stage import load_data_report, updates_if_known
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.execution.trainer_warnings import WARNINGS_TAG, recorded_warnings
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, RUNS_FILE, SweepFolder
@@ -74,7 +74,7 @@ def start_parent_run(
     found = environment()
     path = folder.path / ENVIRONMENT_FILE
     write_json(path, found)
-    report = load_report(folder)
+    report = load_data_report(folder)
     tags = {} if report is None else {f"data.{name}": str(count) for name, count in report.counts().items()}
     tags |= {
         "state": "RUNNING",
@@ -160,7 +160,7 @@ def write_final_report(
     if stop_reason.kind not in FINAL_STOPS:
         update_description(study, sink, reporter, "interrupted")
         return
-    view.set_stage("writing the report")
+    view.set_activity("writing the report")
     attach_report(
         study, sink, reporter, view.log, "finished" if stop_reason.kind is StopKind.FINISHED else "interrupted"
     )

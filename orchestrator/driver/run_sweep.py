@@ -27,7 +27,7 @@ from orchestrator.errors import DataError, NameTaken, NoSuchSweep, SpecError
 from orchestrator.execution.local_cluster import RayDied, local_cluster, worker_environment
 from orchestrator.execution.remote_cluster import ClusterAddress, ClusterError, connect_cluster
 from orchestrator.execution.slots import Slots, gpu_memory, plan_slots, threads_per_process
-from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
+from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted, StopKind, StopReason
 from orchestrator.execution.user_requests import end_unfinished_trials
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.mirror import MirrorError
@@ -332,7 +332,7 @@ def _run_driver(
                         stop_reason = drive(
                             folder, spec, slots, view, signals, session_opener, data, presentation.reporter
                         )
-                except Interrupted:
+                except StageInterrupted:
                     stop_reason = StopReason(StopKind.INTERRUPTED)
                 except RayDied as error:
                     if signals.received:  # the signal to this process also stopped Ray
@@ -355,12 +355,12 @@ def _cluster(
 ) -> Generator[Slots]:
     """Start Ray on this machine or connect to the given cluster; yield its slots."""
     if cluster_at is None:
-        view.set_stage("starting Ray")
+        view.set_activity("starting Ray")
         slots = plan_slots(spec)
         with local_cluster(folder.path / "ray", slots, signals):
             yield slots
         return
-    view.set_stage("joining the Ray cluster")
+    view.set_activity("joining the Ray cluster")
     with connect_cluster(folder.path / "ray", spec, cluster_at, signals, view) as slots:
         check_disk_space(folder, spec, slots)
         yield slots

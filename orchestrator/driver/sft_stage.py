@@ -13,7 +13,7 @@ from orchestrator.errors import SpecError, SpecProblem, StorageRefused
 from orchestrator.execution import trial_retries
 from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
 from orchestrator.execution.sft_cache_key import stage_key
-from orchestrator.execution.stop_reasons import Interrupted
+from orchestrator.execution.stop_reasons import StageInterrupted
 from orchestrator.execution.trainer_warnings import WarningLog
 from orchestrator.execution.trial_retries import MAX_LOST_WORKERS
 from orchestrator.execution.user_requests import StopConditions
@@ -113,7 +113,7 @@ def _folder(cache: Path, key: str, config: TrialConfig) -> Path:
     key_folder, checkpointing = cache / "sft" / key, config.training.gradient_checkpointing
     own_folder = key_folder / ("run-checkpointing" if checkpointing else "run-plain")
     shared_folder = key_folder / "run"
-    first_config = _begun_as(shared_folder)
+    first_config = _stored_config(shared_folder)
     can_share = (
         first_config is None
         or first_config.training.gradient_checkpointing is checkpointing
@@ -122,7 +122,7 @@ def _folder(cache: Path, key: str, config: TrialConfig) -> Path:
     return shared_folder if can_share and not own_folder.is_dir() else own_folder
 
 
-def _begun_as(path: Path) -> TrialConfig | None:
+def _stored_config(path: Path) -> TrialConfig | None:
     """Return the configuration with which a run was started; None before its start."""
     file = path / _CONFIG
     if not file.is_file():
@@ -144,7 +144,7 @@ def _begin(path: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConfi
     with suppress(FileExistsError):  # atomic, and never replaces another sweep's file
         os.link(temporary, path / _CONFIG)
     temporary.unlink()
-    begun = _begun_as(path)
+    begun = _stored_config(path)
     assert begun is not None
     if mirror is not None:
         mirror.write(_CONFIG, (path / _CONFIG).read_bytes())
@@ -177,7 +177,7 @@ def run_sft_stage(
     stage = _Stage(study, sink, view, worker, stop_conditions, config, report)
     try:
         end = stage.train()
-    except Interrupted:
+    except StageInterrupted:
         tags = {"state": "INTERRUPTED", "reason": "the sweep was stopped during this stage; resume continues it"}
         sink.end_run(SFT_RUN, status="KILLED", tags=tags, at=time.time())
         raise
@@ -254,7 +254,7 @@ class _Stage:
         if config is not self._config:  # the logged params stay as configured
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
         self._sink.start_run(SFT_RUN, name=SFT_RUN, params=self._config.flat_params(), tags=tags, at=time.time())
-        self._view.set_stage(f"sft: 0 of {self._planned_updates} updates")
+        self._view.set_activity(f"sft: 0 of {self._planned_updates} updates")
         mirror = None if self._mirror is None else self._mirror.url
         task = AttemptTask(SFT_RUN, 1, config.model_dump_json(), self.folder, mirror=mirror)
         return self._worker.train(task, self._on_report, lambda: self._stop_conditions.poll() is not None)
@@ -270,7 +270,7 @@ class _Stage:
                 f"{name}={step_metrics.metrics[name]:.4g}" for name in _SHOWN_METRICS if name in step_metrics.metrics
             ]
             if metrics_text:
-                self._view.set_stage(
+                self._view.set_activity(
                     f"sft: {step_metrics.step} of {self._planned_updates} updates  {'  '.join(metrics_text)}"
                 )
         if report.metrics:

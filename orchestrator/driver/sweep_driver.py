@@ -19,7 +19,7 @@ from orchestrator.driver.parent_run import (
 )
 from orchestrator.driver.sft_stage import TrialInputs, run_sft_stage
 from orchestrator.execution.slots import Slots
-from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
+from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted, StopKind, StopReason
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.execution.user_requests import StopConditions, end_unfinished_trials, paused_notices
 from orchestrator.execution.workers.attempt_runner import SessionFactory
@@ -112,7 +112,7 @@ def drive(
                     stop_reason = _run_trials(
                         study, sink, view, signals, slots, trial_inputs, open_session, mirror, reporter
                     )
-            except Interrupted:
+            except StageInterrupted:
                 stop_reason = stop_conditions.stop_reason or StopReason(StopKind.INTERRUPTED)
             except Exception:
                 if study.fenced:
@@ -152,7 +152,7 @@ def _run_trials(
     spec = study.spec
     view.set_total_updates(updates_by_params(spec, trial_inputs.data))
     sharing = f", {slots.trials_per_process} trials in each" if slots.trials_per_process > 1 else ""
-    view.set_stage(f"starting {slots.shared_processes} worker{'s' if slots.shared_processes > 1 else ''}{sharing}")
+    view.set_activity(f"starting {slots.shared_processes} worker{'s' if slots.shared_processes > 1 else ''}{sharing}")
     for record in study.trials():
         view.update_trial(record)
         view.add_metrics(record.number, study.metric_history(record.number))

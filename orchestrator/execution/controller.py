@@ -249,5 +249,5 @@ class TrialController:
         if self.stop_reason is not None:
             return self.stop_reason
         # The last trial may have ended after the last check of the budget.
-        reason = None if self._study.search_exhausted_reason() else self._stop_conditions.budget_reason()
+        reason = None if self._study.search_or_trial_limit_reason() else self._stop_conditions.budget_reason()
         return reason or remaining_reason(self._study)

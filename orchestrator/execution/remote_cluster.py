@@ -28,7 +28,7 @@ from orchestrator.execution.local_cluster import (
     worker_environment,
 )
 from orchestrator.execution.slots import Machine, Slots, slots_on, threads_per_process
-from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
+from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted
 from orchestrator.interfaces import ProgressView
 from orchestrator.redaction import redact
 from orchestrator.spec.estimates.cost_estimate import trials_per_process
@@ -206,14 +206,14 @@ def _wait_for_nodes(required: int, signals: SignalHandler, view: ProgressView) -
         if len(found) >= required:
             return found
         if signals.received:
-            raise Interrupted
+            raise StageInterrupted
         if time.monotonic() > deadline:
             raise ClusterError(
                 f"{len(found)} of {required} machines are in the cluster after {CONNECT_TIMEOUT / 60:.0f} min"
             )
         if len(found) != logged_count:
             logged_count = len(found)
-            view.set_stage(f"waiting for the cluster: {logged_count} of {required} machines")
+            view.set_activity(f"waiting for the cluster: {logged_count} of {required} machines")
         time.sleep(_POLL_SECONDS)
 
 
@@ -241,7 +241,7 @@ def _check_nodes(path: Path, machines: Mapping[str, Machine], signals: SignalHan
         while waiting and time.monotonic() < deadline:
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_SECONDS)
             if signals.received:
-                raise Interrupted
+                raise StageInterrupted
         problems = [f"{nodes[reference][:12]}: no worker answered" for reference in waiting]
         problems += [
             problem for reference in nodes if reference not in waiting if (problem := _node_problem(reference, path))

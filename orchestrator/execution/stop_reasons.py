@@ -45,7 +45,7 @@ class StopReason:
     text: str = ""
 
 
-class Interrupted(Exception):
+class StageInterrupted(Exception):
     """A stage was interrupted by a signal; its finished work is kept."""
 
 

@@ -53,11 +53,11 @@ class TrialRequests:
             number = request.trial
             assert number is not None
             if number in active:
-                self._forward_to_worker(number, request, active[number])
+                self._forward_pause(number, request, active[number])
             else:
                 self._apply_now(number, request)
 
-    def _forward_to_worker(self, number: int, request: Request, task: AttemptTask) -> None:
+    def _forward_pause(self, number: int, request: Request, task: AttemptTask) -> None:
         """Store a request for a running trial until its next report."""
         match request.kind:
             case RequestKind.PRUNE | RequestKind.STOP:
@@ -261,7 +261,7 @@ _PAUSED_POLL_SECONDS = 0.5
 def wait_while_paused(study: Study, view: ProgressView, signals: SignalHandler, reason: str) -> StopReason | None:
     """Wait until the paused sweep continues (None), is stopped or interrupted; requests for single trials wait too."""
     study.pause_sweep(reason)
-    view.set_stage(f"paused: {reason}; `orchestrate unpause {study.folder.name}` continues")
+    view.set_activity(f"paused: {reason}; `orchestrate unpause {study.folder.name}` continues")
     while True:
         view.refresh()
         study.heartbeat()
@@ -277,7 +277,7 @@ def wait_while_paused(study: Study, view: ProgressView, signals: SignalHandler, 
                 if request.kind == RequestKind.STOP:
                     return StopReason(StopKind.STOPPED, request.text)
                 if request.kind == RequestKind.UNPAUSE:
-                    study.resume_sweep(request.text)
+                    study.unpause_sweep(request.text)
                     view.log(f"continuing: {request.text}")
                     return None
         time.sleep(_PAUSED_POLL_SECONDS)
@@ -303,4 +303,4 @@ def remaining_reason(study: Study) -> StopReason:
     if paused:
         hint = f"`orchestrate unpause {study.folder.name} {paused[0]}` continues {'it' if len(paused) == 1 else 'one'}"
         return StopReason(StopKind.ONLY_PAUSED_LEFT, f"{', '.join(paused)}; {hint}")
-    return StopReason(StopKind.FINISHED, study.exhausted_reason())
+    return StopReason(StopKind.FINISHED, study.no_more_trials_reason())

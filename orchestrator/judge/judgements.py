@@ -144,7 +144,7 @@ _ORDER: tuple[str, ...] = ("endpoint_greedy", "endpoint_sampled", "reward_greedy
 """Order of preference among several judgements; a checker is last, as it only tells correct from wrong."""
 
 
-def headline(judgements: Iterable[Judgement]) -> Judgement | None:
+def most_important(judgements: Iterable[Judgement]) -> Judgement | None:
     """Return the most important judgement with a win rate; None without one."""
     by_key = {judgement.key: judgement for judgement in judgements if judgement.win_rate is not None}
     return next((by_key[key] for key in (*_ORDER, *sorted(by_key)) if key in by_key), None)
@@ -170,5 +170,5 @@ def best_judged_trial(study: Study, judgements: Sequence[Judgement]) -> tuple[in
     best = next((r.number for r in rank_configurations(study.trials(), study.spec) if r.number in judged), None)
     if best is None:
         return None
-    first = headline(judgement for judgement in judgements if judgement.trial == best)
+    first = most_important(judgement for judgement in judgements if judgement.trial == best)
     return best, "no judgement" if first is None else first.summary

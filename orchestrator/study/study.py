@@ -140,10 +140,10 @@ class Study(StudyReader):
         assert self._driver is not None
         self._driver.pause()
 
-    def resume_sweep(self, reason: str) -> None:
+    def unpause_sweep(self, reason: str) -> None:
         """Continue a paused sweep."""
         assert self._driver is not None
-        self._driver.resume()
+        self._driver.unpause()
         with self._driving() as connection:
             self._repository.add_event(connection, UNPAUSED, reason, None)
 
@@ -158,15 +158,15 @@ class Study(StudyReader):
         """The error for which no new trial can be drawn; None without one. Enqueued trials and retries still run."""
         return self._issuer.draw_error
 
-    def exhausted_reason(self) -> str:
+    def no_more_trials_reason(self) -> str:
         """Return why no new trial will be issued; "" if one will be."""
         with self._database.snapshot() as connection:
-            return self._exhausted_reason(connection, self._optuna_trials.snapshots())
+            return self._no_more_trials_reason(connection, self._optuna_trials.snapshots())
 
-    def search_exhausted_reason(self) -> str:
+    def search_or_trial_limit_reason(self) -> str:
         """Return why the search is exhausted, apart from limits on time; "" if it is not."""
         with self._database.snapshot() as connection:
-            return self._issuer.search_exhausted_reason(connection, self._optuna_trials.snapshots())
+            return self._issuer.search_or_trial_limit_reason(connection, self._optuna_trials.snapshots())
 
     def amend(self, spec: SweepSpec) -> list[SettingChange]:
         """Continue with another spec and return the settings that changed; the old spec stays in the history.
@@ -195,7 +195,7 @@ class Study(StudyReader):
             orphan = next((frozen for frozen in waiting if frozen.number not in self._running), None)
             if orphan is not None:
                 issued = self._issuer.retry(connection, orphan)
-            elif self._exhausted_reason(connection, trials):
+            elif self._no_more_trials_reason(connection, trials):
                 issued = None
             elif (blocking := self._issuer.blocking_trial(connection, trials)) is not None:
                 return WaitForTrial(blocking)
@@ -355,8 +355,8 @@ class Study(StudyReader):
         with self._database.separate_transaction() as connection:
             self._driver.heartbeat(connection)
 
-    def _exhausted_reason(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> str:
-        return self._issuer.exhausted_reason(connection, trials, lambda: self._usage(connection))
+    def _no_more_trials_reason(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> str:
+        return self._issuer.no_more_trials_reason(connection, trials, lambda: self._usage(connection))
 
     def _record_outcome(self, connection: Connection, trial_id: int, outcome: Outcome) -> TrialRecord:
         frozen = self._optuna_trials.trial(trial_id)
@@ -432,7 +432,7 @@ class Study(StudyReader):
             for step_metrics in self._repository.metric_history(connection, number)
         ]
 
-    def _make_early_stopping(self, pruner: TrialPruner, inherited: int) -> EarlyStopping:
+    def _make_early_stopping(self, pruner: TrialPruner, inherited_until: int) -> EarlyStopping:
         """Return early stopping for the trial. In `order: asap` it uses the results that exist at each evaluation."""
 
         def make_pruner() -> TrialPruner:
@@ -442,7 +442,7 @@ class Study(StudyReader):
                 return self._issuer.make_pruner(connection, pruner.number, self._optuna_trials.snapshots())
 
         guard = DivergenceGuard(self.spec.guard, *(objective.metric for objective in self.spec.objectives))
-        return EarlyStopping(guard, make_pruner, pruner.objective.metric, inherited=inherited)
+        return EarlyStopping(guard, make_pruner, pruner.objective.metric, inherited_until=inherited_until)
 
     def _with_micro_batch_limit(self, trial: Trial) -> Trial:
         """Return the trial with the limit on tokens per micro-batch that out-of-memory errors have set."""

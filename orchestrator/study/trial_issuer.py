@@ -66,13 +66,13 @@ class TrialIssuer:
         self.draw_error: Exception | None = None
         """Why no new trial can be drawn: the first error, raised after the last trial that can run without a draw."""
 
-    def exhausted_reason(
+    def no_more_trials_reason(
         self, connection: Connection, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]
     ) -> str:
         """Return why no trial follows `trials` at this usage; "" if one does."""
-        return self.search_exhausted_reason(connection, trials) or self._budget_reason(trials, usage)
+        return self.search_or_trial_limit_reason(connection, trials) or self._budget_reason(trials, usage)
 
-    def search_exhausted_reason(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> str:
+    def search_or_trial_limit_reason(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> str:
         """Return why the search is exhausted, apart from limits on time; "" if it is not."""
         waiting = self._queue.waiting(connection)
         if any(enqueued.by_command for enqueued in waiting) or self._next_repeat(trials, by_command=True) is not None:

@@ -57,6 +57,6 @@ def test_a_day_by_the_wall_clock_spends_no_budget_and_steals_no_lease(
         real = time.time
         monkeypatch.setattr(time, "time", lambda: real() + 30 * DAY)
         study.heartbeat()
-        assert study.exhausted_reason() == ""
+        assert study.no_more_trials_reason() == ""
         assert study.ask() is not None
         study.release(trial)

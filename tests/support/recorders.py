@@ -63,7 +63,7 @@ class SilentView:
         self.records: list[TrialRecord] = []
         self.points_seen = 0
 
-    def set_stage(self, text: str) -> None:
+    def set_activity(self, text: str) -> None:
         self.said.append(text)
 
     def set_stage_progress(self, done: int, total: int) -> None:

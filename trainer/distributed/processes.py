@@ -23,7 +23,7 @@ from trainer.environment import keep_deepspeed_off_stdout, remove_foreign_settin
 from trainer.objectives.pair_logps import MetricSums
 
 
-class Interrupted(Exception):
+class RunInterrupted(Exception):
     """The run was asked to save its state and stop; not an error."""
 
 
@@ -133,12 +133,12 @@ class CancelToken:
         With several processes only `check_all_ranks` raises, so that no process waits forever.
         """
         if self._process_group.size == 1 and self._is_cancelled():
-            raise Interrupted
+            raise RunInterrupted
 
     def check_all_ranks(self) -> None:
         """Raise Interrupted in all processes if one of them was cancelled."""
         if self._process_group.any_rank(self._is_cancelled()):
-            raise Interrupted
+            raise RunInterrupted
 
 
 _LOOPBACK_ADDRESS = "127.0.0.1"

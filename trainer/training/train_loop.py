@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainer.config.trial import TrialConfig
 from trainer.distributed.fsdp import copy_into, gather_full
-from trainer.distributed.processes import Interrupted
+from trainer.distributed.processes import RunInterrupted
 from trainer.objectives.pair_logps import MetricSums, merge_sums, metric_means
 from trainer.results import ResumeError, RunResult, RunStatus, StepMetrics
 from trainer.storage import checkpoints
@@ -83,7 +83,7 @@ class TrainLoop:
             return (yield from self._run())
         except Diverged as error:
             return RunResult(RunStatus.DIVERGED, str(error), self._step)
-        except Interrupted:
+        except RunInterrupted:
             if self._step > self._saved_at:
                 self._save()
             return RunResult(

@@ -9,7 +9,7 @@ from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.report.blocks import Block, Chart, Charts, ModelReply, Panel, Paragraph, Replies, Table
 from dashboards.report.figures import BLUE, GREEN, GREY, PINK, VERMILION, escape_text, figure
 from dashboards.terminal.judge_output import EXTRA_HEAD, HEAD, extra_columns, table_row
-from orchestrator.judge.judgements import Judgement, headline
+from orchestrator.judge.judgements import Judgement, most_important
 
 _EXAMPLES = 4
 _JUDGE_COLORS = {"endpoint": BLUE, "reward": GREEN, "checker": PINK}
@@ -136,7 +136,7 @@ def _remarks(judgements: list[Judgement]) -> list[str]:
 def _examples(analysis: SweepAnalysis) -> list[Block]:
     """Return answers of the best judged trial that won and that lost against the initial model's."""
     trial = next((trial for trial in analysis.frame.ranked if trial.judgements), None)
-    first = None if trial is None else headline(trial.judgements)
+    first = None if trial is None else most_important(trial.judgements)
     if trial is None or first is None:
         return []
     blocks: list[Block] = []

@@ -24,7 +24,7 @@ from dashboards.formatting import (
     format_value,
 )
 from dashboards.report.blocks import Block, Code, Findings, KeyFigure, KeyFigures, Panel, Paragraph, Table
-from orchestrator.judge.judgements import headline
+from orchestrator.judge.judgements import most_important
 from orchestrator.spec.loading.serialization import sweep_identity
 from trainer.config.trial import TrialConfig
 from trainer.data.data_report import DataReport
@@ -199,7 +199,7 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
                 "ranks first", f"{share:.0%}", f"of bootstrap resamples of {significance.pairs:,} held-out pairs{few}"
             )
         )
-    judgement = headline(winner.judgements)
+    judgement = most_important(winner.judgements)
     if judgement is not None and judgement.win_rate is not None:
         rate = judgement.win_rate
         interval = f"95 % interval {rate.low:.0%} … {rate.high:.0%}"
@@ -224,7 +224,7 @@ def _judgement_figure(frame: SweepFrame) -> list[Block]:
     with_rates = [
         (trial, judgement, judgement.win_rate)
         for trial in frame.ranked
-        if (judgement := headline(trial.judgements)) and judgement.win_rate is not None
+        if (judgement := most_important(trial.judgements)) and judgement.win_rate is not None
     ]
     if not with_rates:
         return []

@@ -128,12 +128,12 @@ class AttemptRunner:
         if self._training is not None:
             self._training.close()
             if self._uploader is not None:
-                self._uploader.cancel(is_wanted=False)
+                self._uploader.cancel(finish_current=False)
         self._release_lock()
 
     def _abandon(self) -> None:
         if self._uploader is not None:
-            self._uploader.cancel(is_wanted=True)
+            self._uploader.cancel(finish_current=True)
         self._release_lock()
 
     def _report(self, metrics: list[StepMetrics], result: AttemptResult | None, warnings: list[str]) -> AttemptReport:

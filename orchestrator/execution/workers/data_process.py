@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from orchestrator.errors import DataError, StorageRefused
-from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, termination_blocked
+from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted, termination_blocked
 from orchestrator.execution.workers.stage_worker import StageFailed
 from orchestrator.redaction import redact
 from orchestrator.spec.judge_config import JudgeConfig
@@ -132,7 +132,7 @@ class DataProcess:
         while b"\n" not in self._received:
             self._on_poll()
             if self._signals.received:
-                raise Interrupted
+                raise StageInterrupted
             if select.select([source], [], [], _POLL_SECONDS)[0]:
                 piece = os.read(source, 1 << 16)
                 if not piece:

@@ -92,13 +92,13 @@ class MirrorUploader:
         elif self._retry("the trial's result was not copied to the mirror", self._upload_result):
             self._retry("checkpoints of an ended trial are still in the mirror", self._clear)
 
-    def cancel(self, *, is_wanted: bool) -> None:
+    def cancel(self, *, finish_current: bool) -> None:
         """Start no more uploads; returns at once. `is_wanted`: let the current upload finish, for a trial that
         continues.
 
         Files in the mirror are kept, as only the driver knows whether the trial has ended.
         """
-        if not is_wanted and not self._attempt_ended.is_set():
+        if not finish_current and not self._attempt_ended.is_set():
             self._is_cancelled.set()
         self._attempt_ended.set()
 

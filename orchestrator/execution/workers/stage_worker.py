@@ -19,7 +19,7 @@ from orchestrator.execution.messages import (
 )
 from orchestrator.execution.sft_cache_key import stage_key
 from orchestrator.execution.slots import Slots
-from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
+from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session, SessionFactory
 from orchestrator.execution.workers.session_factory import session_factory
 from orchestrator.redaction import redact
@@ -139,7 +139,7 @@ class StageWorker:
             on_report(report)
             if report.result is not None:
                 if report.result.status is AttemptStatus.RELEASED:
-                    raise Interrupted
+                    raise StageInterrupted
                 return report.result
 
     def _wait_for(self, reference: Any, task: AttemptTask | None = None) -> Any:
@@ -152,7 +152,7 @@ class StageWorker:
             check_ray_health()
             if self._signals.received:
                 if task is None:
-                    raise Interrupted
+                    raise StageInterrupted
                 task.request_release()
         try:
             return ray.get(reference)

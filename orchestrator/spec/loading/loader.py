@@ -59,73 +59,73 @@ _EXTENSION = "x-"
 SOURCE_KEYS = tuple(SOURCE_MODELS.values())
 
 
-def load_sections(findings: ErrorCollector, tree: dict[str, Any]) -> SweepSpec | None:
+def load_sections(problems: ErrorCollector, tree: dict[str, Any]) -> SweepSpec | None:
     """Return the sweep; None if there are errors, which are added to `findings`."""
     for key in tree:
         if key not in SECTION_ORDER:
-            findings.unknown_key((key,), list(SECTION_ORDER))
-    base = _load_base(findings, tree)
-    search = load_search(findings, tree.get("search"))
+            problems.unknown_key((key,), list(SECTION_ORDER))
+    base = _load_base(problems, tree)
+    search = load_search(problems, tree.get("search"))
     if base is not None and search is not None:
-        search = _check_corners(findings, search, base)
+        search = _check_corners(problems, search, base)
     else:
-        check_values(findings, tree.get("search"))
-    budget = _load_section(findings, Budget, tree, "budget")
-    objectives = load_objectives(findings, tree, search, base)
-    sampler = load_sampler(findings, tree.get("sampler"))
+        check_values(problems, tree.get("search"))
+    budget = _load_section(problems, Budget, tree, "budget")
+    objectives = load_objectives(problems, tree, search, base)
+    sampler = load_sampler(problems, tree.get("sampler"))
     if search is not None and sampler is not None and budget is not None:
-        check_sampler(findings, sampler, search, budget, objectives)
-    pruner = load_pruner(findings, tree.get("pruner"))
+        check_sampler(problems, sampler, search, budget, objectives)
+    pruner = load_pruner(problems, tree.get("pruner"))
     if pruner is not None and search is not None and objectives is not None:
-        check_pruner(findings, pruner, search, objectives, base)
+        check_pruner(problems, pruner, search, objectives, base)
     enqueue = None
     if base is not None and search is not None and objectives is not None:
-        enqueue = load_enqueue(findings, tree.get("enqueue"), search, base, objectives)
-    if findings.is_new and sampler is not None and base is not None and search is not None and budget is not None:
+        enqueue = load_enqueue(problems, tree.get("enqueue"), search, base, objectives)
+    if problems.is_new and sampler is not None and base is not None and search is not None and budget is not None:
         repeats = cast(Any, tree.get("repeats"))
         repeats = repeats if isinstance(repeats, int) and repeats > 0 else 1
         sampler = settle_grid_order(sampler, tree.get("sampler"), search, base, budget, enqueue or (), repeats)
-    resources = _load_section(findings, Resources, tree, "resources")
+    resources = _load_section(problems, Resources, tree, "resources")
     if resources is not None and base is not None and search is not None:
-        _check_sharing(findings, resources, base, search, enqueue or ())
+        _check_sharing(problems, resources, base, search, enqueue or ())
     if search is not None:
-        check_repeats(findings, tree.get("repeats"), search)
+        check_repeats(problems, tree.get("repeats"), search)
     if sampler is not None:
-        check_warm_start(findings, tree.get("warm_start"), sampler)
+        check_warm_start(problems, tree.get("warm_start"), sampler)
     parts = {
-        "name": _load_name(findings, tree),
+        "name": _load_name(problems, tree),
         "base": base,
         "search": search,
         "sampler": sampler,
         "enqueue": enqueue,
-        "order": load_order(findings, tree.get("order")),
+        "order": load_order(problems, tree.get("order")),
         "goal": objectives[0] if objectives else None,
         "also": objectives[1:] if objectives else None,
         "pruner": pruner,
-        "guard": _load_section(findings, GuardConfig, tree, "guard"),
+        "guard": _load_section(problems, GuardConfig, tree, "guard"),
         "budget": budget,
         "resources": resources,
-        "tracking": _load_section(findings, Tracking, tree, "tracking"),
-        "notify": _load_section(findings, Notify, tree, "notify") if tree.get("notify") is not None else None,
-        "judge": _load_section(findings, JudgeConfig, tree, "judge") if tree.get("judge") is not None else None,
-        "sft": _load_sft(findings, tree.get("sft")),
+        "tracking": _load_section(problems, Tracking, tree, "tracking"),
+        "notify": _load_section(problems, Notify, tree, "notify") if tree.get("notify") is not None else None,
+        "judge": _load_section(problems, JudgeConfig, tree, "judge") if tree.get("judge") is not None else None,
+        "sft": _load_sft(problems, tree.get("sft")),
     } | {
         key: tree[key]
         for key in ("description", "repeats", "keep_models", "storage", "mirror", "warm_start")
         if key in tree
     }
     built = {key: part for key, part in parts.items() if part is not None}
-    spec = findings.validate(SweepSpec, built, (), already_reported=frozenset(parts.keys() - built.keys()))
-    return None if findings.items else spec
+    spec = problems.validate(SweepSpec, built, (), already_reported=frozenset(parts.keys() - built.keys()))
+    return None if problems.items else spec
 
 
-def _load_section(findings: ErrorCollector, model: type[M], tree: dict[str, Any], key: str) -> M | None:
+def _load_section(problems: ErrorCollector, model: type[M], tree: dict[str, Any], key: str) -> M | None:
     given = tree.get(key)
-    return findings.validate(model, {} if given is None else given, (key,))
+    return problems.validate(model, {} if given is None else given, (key,))
 
 
 def _check_sharing(
-    findings: ErrorCollector,
+    problems: ErrorCollector,
     resources: Resources,
     base: TrialConfig,
     search: SearchSpace,
@@ -135,41 +135,41 @@ def _check_sharing(
     if requested != "auto" and requested > 1:
         for path, reason in cannot_share_base(base, search, enqueue):
             problem = f"{requested} trials cannot train over one frozen model: {path}: {reason}"
-            findings.add(("resources", "trials_per_process"), problem, "write 1 or auto")
+            problems.add(("resources", "trials_per_process"), problem, "write 1 or auto")
 
 
-def _load_name(findings: ErrorCollector, tree: dict[str, Any]) -> str | None:
+def _load_name(problems: ErrorCollector, tree: dict[str, Any]) -> str | None:
     name = tree.get("name")
     if name is None:
-        findings.add(("name",), "is required", "it names the sweep's folder and its run in MLflow")
+        problems.add(("name",), "is required", "it names the sweep's folder and its run in MLflow")
     elif not isinstance(name, str):
-        findings.add(("name",), f"must be text, not {format_value(name)}", f'quote it: "{name}"')
+        problems.add(("name",), f"must be text, not {format_value(name)}", f'quote it: "{name}"')
     elif not SWEEP_NAME_PATTERN.fullmatch(name):
-        findings.add(
+        problems.add(
             ("name",), f"{format_value(name)} must be 1 to 64 letters, digits, . _ or -, the first a letter or digit"
         )
-    elif name.lower() in RESERVED_NAMES and findings.is_new:
-        findings.add(("name",), f"{format_value(name)} is a name that the runs folder uses itself", "use another name")
+    elif name.lower() in RESERVED_NAMES and problems.is_new:
+        problems.add(("name",), f"{format_value(name)} is a name that the runs folder uses itself", "use another name")
     else:
         return name
     return None
 
 
-def _load_base(findings: ErrorCollector, tree: dict[str, Any]) -> TrialConfig | None:
+def _load_base(problems: ErrorCollector, tree: dict[str, Any]) -> TrialConfig | None:
     if tree.get("base") is None:
-        findings.add(("base",), "is required", "one complete trial: model, data, loss, training")
+        problems.add(("base",), "is required", "one complete trial: model, data, loss, training")
         return None
-    wrong = _check_sources(findings, tree["base"], ("base",))
-    return findings.validate(TrialConfig, tree["base"], ("base",), invalid=wrong)
+    wrong = _check_sources(problems, tree["base"], ("base",))
+    return problems.validate(TrialConfig, tree["base"], ("base",), invalid=wrong)
 
 
-def _load_sft(findings: ErrorCollector, given: Any) -> SftStage | None:
+def _load_sft(problems: ErrorCollector, given: Any) -> SftStage | None:
     if given is None:
         return None
-    return findings.validate(SftStage, given, ("sft",), invalid=_check_sources(findings, given, ("sft",)))
+    return problems.validate(SftStage, given, ("sft",), invalid=_check_sources(problems, given, ("sft",)))
 
 
-def _check_sources(findings: ErrorCollector, tree: Any, loc: Location) -> frozenset[Location]:
+def _check_sources(problems: ErrorCollector, tree: Any, loc: Location) -> frozenset[Location]:
     """Report sources that have no key or several keys of a kind of source; return their locations."""
     wrong: set[Location] = set()
     data = cast(dict[str, Any], tree).get("data") if isinstance(tree, dict) else None
@@ -183,16 +183,16 @@ def _check_sources(findings: ErrorCollector, tree: Any, loc: Location) -> frozen
                 near = next((n for key in keys if (n := closest_match(key, SOURCE_KEYS))), None)
                 has = ", ".join(known or keys) or format_value(source)
                 problem = f"needs exactly one of {', '.join(SOURCE_KEYS)}; it has {has}"
-                findings.add((*loc, *inner), problem, f"did you mean {near}?" if near and not known else "")
+                problems.add((*loc, *inner), problem, f"did you mean {near}?" if near and not known else "")
                 wrong.add(inner)
     return frozenset(wrong)
 
 
-def _check_corners(findings: ErrorCollector, search: SearchSpace, base: TrialConfig) -> SearchSpace | None:
+def _check_corners(problems: ErrorCollector, search: SearchSpace, base: TrialConfig) -> SearchSpace | None:
     """Return the search with typed values (2 becomes 2.0); None if a corner is invalid, which is reported."""
-    found = corners.find_corner_problems(search, base, is_new=findings.is_new)
+    found = corners.find_corner_problems(search, base, is_new=problems.is_new)
     for problem in found:
-        loc = _value_location(findings, search, problem)
+        loc = _value_location(problems, search, problem)
         hint = problem.hint
         if problem.path == LOSS_KIND and (form := loss_form(problem.value)):
             hint = f"{form} under base, or search loss.loss_type"
@@ -201,11 +201,11 @@ def _check_corners(findings: ErrorCollector, search: SearchSpace, base: TrialCon
             hint = f"for lists write [[{', '.join(values)}]]" if not problem.value.startswith("[") else hint
         elif problem.path.startswith("loss."):
             hint = alias_hint(problem.path.removeprefix("loss."), base.loss.kind) or hint
-        findings.add(loc, problem.problem, hint)
+        problems.add(loc, problem.problem, hint)
     return None if found else corners.with_typed_values(search, base)
 
 
-def _value_location(findings: ErrorCollector, search: SearchSpace, problem: corners.CornerProblem) -> Location:
+def _value_location(problems: ErrorCollector, search: SearchSpace, problem: corners.CornerProblem) -> Location:
     loc = location_of(search.zipped, problem.path)
     for index, value in enumerate(search.listed_values(problem.path)):
         if type(value) is type(problem.value) and value == problem.value:
@@ -213,7 +213,7 @@ def _value_location(findings: ErrorCollector, search: SearchSpace, problem: corn
                 (*loc, index),
                 *((*loc, kind, index) for kind in ("choice", "uniform", "log_uniform", "int_uniform")),
             ]
-            return next((w for w in written if w in findings.document.lines), loc)
+            return next((w for w in written if w in problems.document.lines), loc)
     return loc
 
 
@@ -260,30 +260,30 @@ def load_document(document: Document, folder: Path) -> SweepSpec:
 def _load_document(
     document: Document, folder: Path, overrides: Sequence[str], name: str | None, is_new: bool
 ) -> LoadedSpec:
-    findings = ErrorCollector(document, is_new=is_new, explain=functools.partial(_explain, document))
+    problems = ErrorCollector(document, is_new=is_new, explain=functools.partial(_explain, document))
     if not isinstance(document.value, dict):
-        findings.add(
+        problems.add(
             (), f"a sweep is a mapping with the keys {', '.join(SECTION_ORDER)}; this is {format_value(document.value)}"
         )
-        raise SpecError(findings.items)
+        raise SpecError(problems.items)
     tree = cast(dict[str, Any], document.value)
     expand_shorthands(tree)
-    notices = apply_overrides(document, overrides, findings.items)
+    notices = apply_overrides(document, overrides, problems.items)
     for key in [key for key in tree if key.startswith(_EXTENSION)]:
         del tree[key]
     if is_new:
-        notices += expand_variables(findings, tree)
+        notices += expand_variables(problems, tree)
     else:
         keep_variables(tree)
     if name is not None:
         tree["name"] = name
         document.lines["name",] = f"--name {name}"
-    notices += resolve_paths(findings, tree, folder)
-    spec = load_sections(findings, tree)
+    notices += resolve_paths(problems, tree, folder)
+    spec = load_sections(problems, tree)
     if is_new:
-        _check_none(findings)
-    if spec is None or findings.items:
-        raise SpecError(sorted(findings.items, key=_line_of))
+        _check_none(problems)
+    if spec is None or problems.items:
+        raise SpecError(sorted(problems.items, key=_line_of))
     return LoadedSpec(spec, tuple(notices), document)
 
 
@@ -293,10 +293,10 @@ def _explain(document: Document, problem: str, loc: Location, value: Any) -> str
     return explain(problem, loc, value)
 
 
-def _check_none(findings: ErrorCollector) -> None:
+def _check_none(problems: ErrorCollector) -> None:
     """Report the word None where a setting would take it as text."""
-    document = findings.document
-    reported = {finding.path for finding in findings.items}
+    document = problems.document
+    reported = {finding.path for finding in problems.items}
     for loc in document.unquoted_none:
         path = ".".join(map(str, loc))
         from_file = document.lines.get(loc, "--").startswith(document.source)
@@ -306,7 +306,7 @@ def _check_none(findings: ErrorCollector) -> None:
             or any(f"{each}.".startswith(f"{path}.") for each in reported)
         ):
             continue
-        findings.add(loc, NONE_PROBLEM, "write null, or 'None' in quotes for the text")
+        problems.add(loc, NONE_PROBLEM, "write null, or 'None' in quotes for the text")
 
 
 def _line_of(finding: SpecProblem) -> tuple[str, int]:

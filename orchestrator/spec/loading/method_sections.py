@@ -54,25 +54,25 @@ ORDERS = _kinds(Order)
 PRUNERS = _kinds(Pruner)
 
 
-def load_sampler(findings: ErrorCollector, given: Any) -> Sampler | None:
+def load_sampler(problems: ErrorCollector, given: Any) -> Sampler | None:
     """Load `sampler`, by default the grid; None if it is invalid."""
-    return _load_kind(findings, ("sampler",), given, SAMPLERS, GridSampler())
+    return _load_kind(problems, ("sampler",), given, SAMPLERS, GridSampler())
 
 
-def load_order(findings: ErrorCollector, given: Any) -> Order | None:
+def load_order(problems: ErrorCollector, given: Any) -> Order | None:
     """Load `order`, the visibility rule; None if it is invalid."""
-    return _load_kind(findings, ("order",), given, ORDERS, Reproducible())
+    return _load_kind(problems, ("order",), given, ORDERS, Reproducible())
 
 
-def load_pruner(findings: ErrorCollector, given: Any) -> Pruner | None:
+def load_pruner(problems: ErrorCollector, given: Any) -> Pruner | None:
     """Load `pruner`, by default none; None if it is invalid."""
     if isinstance(given, dict) and isinstance(wrapped := cast(dict[str, Any], given).get("wrapped"), str):
         given = cast(dict[str, Any], given) | {"wrapped": {"kind": wrapped}}
-    return _load_kind(findings, ("pruner",), given, PRUNERS, NoPruner())
+    return _load_kind(problems, ("pruner",), given, PRUNERS, NoPruner())
 
 
 def _load_kind(
-    findings: ErrorCollector, loc: Location, given: Any, kinds: dict[str, type[BaseModel]], default: Any
+    problems: ErrorCollector, loc: Location, given: Any, kinds: dict[str, type[BaseModel]], default: Any
 ) -> Any:
     if given is None:
         return default
@@ -83,9 +83,9 @@ def _load_kind(
         near = closest_match(str(kind), kinds)
         where = (*loc, "kind") if isinstance(given, dict) else loc
         hint = method_form(str(loc[0]), kind, body, kinds) or (f"did you mean {near}?" if near else "")
-        findings.add(where, f"must be one of {', '.join(kinds)}; not {format_value(kind)}", hint)
+        problems.add(where, f"must be one of {', '.join(kinds)}; not {format_value(kind)}", hint)
         return None
-    return findings.validate(model, body, loc)
+    return problems.validate(model, body, loc)
 
 
 def settle_grid_order(
@@ -117,7 +117,7 @@ _COUNTED = 2_000
 
 
 def check_sampler(
-    findings: ErrorCollector,
+    problems: ErrorCollector,
     sampler: Sampler,
     search: SearchSpace,
     budget: Budget,
@@ -129,26 +129,26 @@ def check_sampler(
             for path in search.paths if search.size() is None else ():
                 if search.is_continuous(path):
                     hint = "or sampler: random"
-                    findings.add(("search", path), "the grid sampler needs a list, or a range with step", hint)
+                    problems.add(("search", path), "the grid sampler needs a list, or a range with step", hint)
         case StagedSampler():
             for where, problem, hint in check_stages(sampler, search):
-                findings.add(("sampler", *where), problem, hint)
+                problems.add(("sampler", *where), problem, hint)
         case _:
             limits = (budget.trials, budget.hours, budget.gpu_hours)
             if search.size() is None and limits == (None, None, None):
                 problem = f"sampler {sampler.kind} never ends by itself"
-                findings.add(("budget",), problem, "give budget.trials, budget.hours or budget.gpu_hours")
+                problems.add(("budget",), problem, "give budget.trials, budget.hours or budget.gpu_hours")
             if isinstance(sampler, AdaptiveSampler) and not search.paths:
-                findings.add(("sampler",), f"sampler {sampler.kind} has nothing to search", "give search")
+                problems.add(("sampler",), f"sampler {sampler.kind} has nothing to search", "give search")
     if isinstance(sampler, CmaEsSampler) and len(moved := _numeric_paths(search)) < 2:
         found = f"only {moved[0]}" if moved else "none"
         problem = "sampler cmaes needs at least two settings that are numbers and searched without `when`"
-        findings.add(("sampler",), f"{problem}; here there is {found}", "use tpe or gp")
+        problems.add(("sampler",), f"{problem}; here there is {found}", "use tpe or gp")
     if objectives is not None and len(objectives) > 1 and budget.target is not None:
-        findings.add(("budget", "target"), "needs a single objective, and this sweep has several", "leave it out")
+        problems.add(("budget", "target"), "needs a single objective, and this sweep has several", "leave it out")
     if objectives is not None and len(objectives) > 1 and isinstance(sampler, CmaEsSampler | StagedSampler):
         problem = f"sampler {sampler.kind} needs a single objective, and this sweep has {len(objectives)}"
-        findings.add(("sampler",), problem, "use nsgaii, tpe or gp")
+        problems.add(("sampler",), problem, "use nsgaii, tpe or gp")
 
 
 def _numeric_paths(search: SearchSpace) -> list[str]:
@@ -157,7 +157,7 @@ def _numeric_paths(search: SearchSpace) -> list[str]:
 
 
 def check_pruner(
-    findings: ErrorCollector,
+    problems: ErrorCollector,
     pruner: Pruner,
     search: SearchSpace,
     objectives: tuple[Objective, ...],
@@ -168,83 +168,83 @@ def check_pruner(
         return
     if isinstance(pruner, PatientPruner) and pruner.wrapped is not None:
         if isinstance(pruner.wrapped, WilcoxonPruner):
-            findings.add(("pruner", "wrapped"), "wilcoxon compares pair by pair and cannot be wrapped")
+            problems.add(("pruner", "wrapped"), "wilcoxon compares pair by pair and cannot be wrapped")
         elif pruner.wrapped.metric is not None:
             problem = "a wrapped pruner uses the same metric; name it once, as pruner.metric"
-            findings.add(("pruner", "wrapped", "metric"), problem)
+            problems.add(("pruner", "wrapped", "metric"), problem)
     if pruner.metric is None and len(objectives) > 1:
         named = " or ".join(objective.metric for objective in objectives)
-        findings.add(("pruner",), "the sweep has several objectives: name the metric to compare", f"metric: {named}")
+        problems.add(("pruner",), "the sweep has several objectives: name the metric to compare", f"metric: {named}")
         return
     objective = pruning_metric(pruner, objectives)
     if objective is None:
-        findings.add(("pruner", "metric"), f"{pruner.metric} is neither better when high nor when low")
+        problems.add(("pruner", "metric"), f"{pruner.metric} is neither better when high nor when low")
         return
     late = None if base is None else unmeasured_reason(objective.metric, base.evaluation)
     problem = _objective_problem(objective.metric, objective.direction, search.paths, base) or late
     if problem is not None and (pruner.metric is not None or late):
-        findings.add(("pruner", "metric") if pruner.metric is not None else ("pruner",), *problem)
+        problems.add(("pruner", "metric") if pruner.metric is not None else ("pruner",), *problem)
 
 
-def check_repeats(findings: ErrorCollector, given: Any, search: SearchSpace) -> None:
+def check_repeats(problems: ErrorCollector, given: Any, search: SearchSpace) -> None:
     """Report `repeats` in a sweep that also searches the seed, so that each trial has two."""
     if isinstance(given, int) and given > 1 and SEED in search.paths:
         problem = f"each configuration gets {given} seeds, and search has {SEED} too"
-        findings.add(("repeats",), problem, f"remove one: repeat k has base.{SEED} + k")
+        problems.add(("repeats",), problem, f"remove one: repeat k has base.{SEED} + k")
 
 
-def check_warm_start(findings: ErrorCollector, given: Any, sampler: Sampler) -> None:
+def check_warm_start(problems: ErrorCollector, given: Any, sampler: Sampler) -> None:
     """Report an invalid `warm_start`, or one with a sampler that does not learn from results."""
     if given is None:
         return
     if not isinstance(given, str) or not SWEEP_NAME_PATTERN.fullmatch(given):
-        findings.add(("warm_start",), f"must be the name of a finished sweep, not {format_value(given)}")
+        problems.add(("warm_start",), f"must be the name of a finished sweep, not {format_value(given)}")
     elif not isinstance(sampler, AdaptiveSampler):
         learners = ", ".join(kind for kind, model in SAMPLERS.items() if issubclass(model, AdaptiveSampler))
-        findings.add(("warm_start",), f"sampler {sampler.kind} does not learn from results", f"use one of {learners}")
+        problems.add(("warm_start",), f"sampler {sampler.kind} does not learn from results", f"use one of {learners}")
 
 
 _DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize")
 
 
 def load_objectives(
-    findings: ErrorCollector, tree: dict[str, Any], search: SearchSpace | None, base: TrialConfig | None
+    problems: ErrorCollector, tree: dict[str, Any], search: SearchSpace | None, base: TrialConfig | None
 ) -> tuple[Objective, ...] | None:
     """Load `maximize` and `minimize`, those to maximize first; by default the comparison metric. None if invalid."""
     searched = search.paths if search is not None else _searched_paths(tree)
     for path in check_fixed_evaluation(searched):
         problem = f"{path} changes the held-out pairs or their evaluation, so trials that differ in it cannot be ranked"
         where = location_of(search.zipped if search is not None else (), path)
-        findings.add(where, problem, "give it one value in base, and make a sweep for each other value")
+        problems.add(where, problem, "give it one value in base, and make a sweep for each other value")
     objectives: list[Objective] = []
-    before = len(findings.items)
+    before = len(problems.items)
     for direction in _DIRECTIONS:
         given = tree.get(direction)
         listed: tuple[Any, ...] = () if given is None else (given,)
         if isinstance(given, tuple):
             listed = cast(tuple[Any, ...], given)
         if isinstance(given, tuple) and not listed:
-            findings.add((direction,), "the list is empty")
+            problems.add((direction,), "the list is empty")
         for index, metric in enumerate(listed):
             loc: Location = (direction, index) if isinstance(given, tuple) else (direction,)
             if not isinstance(metric, str):
-                findings.add(loc, f"must be the name of a metric, not {format_value(metric)}")
+                problems.add(loc, f"must be the name of a metric, not {format_value(metric)}")
             elif any(objective.metric == metric for objective in objectives):
-                findings.add(loc, f"{metric} is an objective already")
+                problems.add(loc, f"{metric} is an objective already")
             elif (
                 problem := _objective_problem(metric, direction, searched, base)
                 or _unreported_by_kinds(metric, search, base)
             ) is not None:
-                findings.add(loc, *problem)
+                problems.add(loc, *problem)
             else:
                 objectives.append(Objective(metric=metric, direction=direction))
-    if len(findings.items) > before:
+    if len(problems.items) > before:
         return None
     if objectives:
         return tuple(objectives)
     problem = _objective_problem(COMPARISON_METRIC, "maximize", searched, base)
     if problem is not None:
-        findings.add(("maximize",), *problem)
+        problems.add(("maximize",), *problem)
         return None
     return (Objective(metric=COMPARISON_METRIC, direction="maximize"),)
 

@@ -29,14 +29,14 @@ def expand_shorthands(tree: Any) -> None:
         judge["reward_model"] = {"name_or_path": judge["reward_model"]}
 
 
-def resolve_paths(findings: ErrorCollector, tree: Any, folder: Path) -> list[str]:
+def resolve_paths(problems: ErrorCollector, tree: Any, folder: Path) -> list[str]:
     """Make file names absolute in place, first relative to `folder`, then to the working directory.
 
     A name from the command line is resolved in the opposite order. Missing files are added to `findings`, except those
     of a stored sweep, which can be looked at without them. Returns a
     notice for each name that is taken as the hub's although a folder here has nearly the same.
     """
-    finder = _PathResolver(findings, folder)
+    finder = _PathResolver(problems, folder)
     base = _group(tree, "base")
     finder.data_sources(_group(base, "data"), ("base", "data"))
     finder.data_sources(_group(_group(tree, "sft"), "data"), ("sft", "data"))
@@ -59,8 +59,8 @@ def _is_readable_folder(path: Path) -> bool:
 
 
 class _PathResolver:
-    def __init__(self, findings: ErrorCollector, folder: Path) -> None:
-        self._findings, self._folder = findings, folder
+    def __init__(self, problems: ErrorCollector, folder: Path) -> None:
+        self._findings, self._folder = problems, folder
         self.notices: list[str] = []
 
     def data_sources(self, data: dict[str, Any] | None, loc: Location) -> None:

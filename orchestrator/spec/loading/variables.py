@@ -43,7 +43,7 @@ _TOKEN = re.compile(
 _FORMS = "write ${NAME}, or ${NAME:-default}; $${ for the text itself"
 
 
-def expand_variables(findings: ErrorCollector, tree: dict[str, Any]) -> list[str]:
+def expand_variables(problems: ErrorCollector, tree: dict[str, Any]) -> list[str]:
     """Expand the variables of the file's paths, URLs and names in place; return a notice for each variable.
 
     Added to `findings`: variables that are not set, that look like secrets, or that stand at any other place.
@@ -52,14 +52,14 @@ def expand_variables(findings: ErrorCollector, tree: dict[str, Any]) -> list[str
 
     def expand(loc: Location, text: str) -> str:
         if is_name(loc, text):
-            return _expand(findings, loc, text, notices)
+            return _expand(problems, loc, text, notices)
         match = _VARIABLE.search(text)
         if match and match["name"] and not _plain(loc).startswith(_LITERAL) and not _is_template(loc, text):
-            findings.add(
+            problems.add(
                 loc, f"{match[0]} is text here: variables are expanded in paths, URLs and names only",
                 f"write the value, or give --set {_option(loc)}=${match['name']}",
             )  # fmt: skip
-            findings.explained.add(loc)
+            problems.explained.add(loc)
         return text
 
     tree.update(cast(dict[str, Any], map_texts(tree, expand)))
@@ -119,7 +119,7 @@ def _option(loc: Location) -> str:
     return path.removeprefix("base.")
 
 
-def _expand(findings: ErrorCollector, loc: Location, text: str, notices: list[str]) -> str:
+def _expand(problems: ErrorCollector, loc: Location, text: str, notices: list[str]) -> str:
     if "${" not in text:
         return text
     environment: Mapping[str, str] = os.environ
@@ -155,9 +155,9 @@ def _expand(findings: ErrorCollector, loc: Location, text: str, notices: list[st
         if not wrong and redact(expanded) != expanded:
             wrong.append(("the expanded text contains a password", _RECORDED))
     for problem, hint in wrong:
-        findings.add(loc, problem, hint)
+        problems.add(loc, problem, hint)
     if wrong:
-        findings.explained.add(loc)
+        problems.explained.add(loc)
         return text
     notices += [f"{'.'.join(map(str, loc))}: {value}" for value in values]
     return expanded

@@ -124,7 +124,7 @@ class DriverLease:
         """Pause the sweep: no working time counts until `resume`."""
         self._paused_since = self._paused_since or time.monotonic()
 
-    def resume(self) -> None:
+    def unpause(self) -> None:
         """Continue a paused sweep."""
         if self._paused_since is not None:
             self._began += time.monotonic() - self._paused_since

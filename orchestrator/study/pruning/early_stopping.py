@@ -23,10 +23,15 @@ class EarlyStopping:
     """
 
     def __init__(
-        self, guard: DivergenceGuard, make_pruner: Callable[[], TrialPruner], metric: str, *, inherited: int = -1
+        self, guard: DivergenceGuard, make_pruner: Callable[[], TrialPruner], metric: str, *, inherited_until: int = -1
     ) -> None:
-        """`metric`: the pruner's; `inherited`: last update of the checkpoint that a cloned trial continues from."""
-        self._guard, self._make_pruner, self._metric, self._inherited = guard, make_pruner, metric, inherited
+        """`metric`: the pruner's; `inherited_until`: last update of the checkpoint that a clone continues from."""
+        self._guard, self._make_pruner, self._metric, self._inherited_until = (
+            guard,
+            make_pruner,
+            metric,
+            inherited_until,
+        )
         self._curve: dict[int, float] = {}
         self._seen = -1
         self.decision = CONTINUE
@@ -38,7 +43,7 @@ class EarlyStopping:
             fresh = step_metrics.step > self._seen
             if fresh and self.decision.stop:
                 break
-            if step_metrics.step <= self._inherited:
+            if step_metrics.step <= self._inherited_until:
                 counted.append(self._inherit(step_metrics))
                 continue
             clean = self._guard.update([step_metrics])

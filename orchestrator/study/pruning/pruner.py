@@ -64,18 +64,18 @@ class TrialPruner:
         number: int,
         updates: int | None,
         snapshots: Sequence[TrialSnapshot],
-        pairs: PairMarginsOf = lambda _: {},
+        pair_margins_of: PairMarginsOf = lambda _: {},
     ) -> TrialPruner:
-        """Return the pruner of trial `number`; `pairs` returns another trial's packed pair margins by update."""
+        """Return the pruner of trial `number`; `pair_margins_of`: another trial's packed pair margins by update."""
         best_other = (
             best_complete_trial(snapshots, spec.first_objective) if isinstance(spec.pruner, WilcoxonPruner) else None
         )
-        against = None if best_other is None else (best_other.number, pairs(best_other.number))
+        against = None if best_other is None else (best_other.number, pair_margins_of(best_other.number))
         return cls(
             spec.pruner, pruning_objective(spec), sampler_seed(spec.sampler), number, updates, snapshots, against
         )
 
-    def prune_reason(self, curve: Mapping[int, float], step: int, pairs: str = "") -> str:
+    def prune_reason(self, curve: Mapping[int, float], step: int, pair_margins: str = "") -> str:
         """Return why the trial is pruned at this evaluation, by its metric per update (`curve`); "" to continue.
 
         The initial model's evaluation never prunes, and a trial that reached its end is complete.
@@ -83,9 +83,11 @@ class TrialPruner:
         values = {at: value for at, value in curve.items() if 0 < at <= step}
         if step not in values or (self.updates is not None and step >= self.updates):
             return ""
-        return self._prune_reason(self.pruner, LearningCurve(self.number, values, self.objective, self.updates), pairs)
+        return self._prune_reason(
+            self.pruner, LearningCurve(self.number, values, self.objective, self.updates), pair_margins
+        )
 
-    def _prune_reason(self, pruner: Pruner, own: LearningCurve, pairs: str) -> str:
+    def _prune_reason(self, pruner: Pruner, own: LearningCurve, pair_margins: str) -> str:
         match pruner:
             case NoPruner():
                 return ""
@@ -101,11 +103,13 @@ class TrialPruner:
                 reason = patient_reason(pruner, own)
                 if not reason or wrapped is None:
                     return reason
-                return self._prune_reason(wrapped, own, pairs)
+                return self._prune_reason(wrapped, own, pair_margins)
             case WilcoxonPruner():
                 if self.best_other is None or own.step not in self.best_other[1]:
                     return ""
                 number, theirs = self.best_other
-                return wilcoxon_reason(pruner, own, unpack_floats(pairs), number, unpack_floats(theirs[own.step]))
+                return wilcoxon_reason(
+                    pruner, own, unpack_floats(pair_margins), number, unpack_floats(theirs[own.step])
+                )
             case _:
                 assert_never(pruner)

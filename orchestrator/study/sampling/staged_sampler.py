@@ -45,7 +45,7 @@ class _Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class StagedStep:
+class NextPoint:
     """The next step: a trial, a trial to wait for, or neither if all stages are done."""
 
     point: SampledTrial | None = None
@@ -61,7 +61,7 @@ class StagedReplay:
         self._config, self._space, self._base, self._objective = config, space, base, objective
         self.stages = stage_paths(config, space)
 
-    def next(self, trials: Sequence[TrialSnapshot], next_number: int) -> StagedStep:
+    def next(self, trials: Sequence[TrialSnapshot], next_number: int) -> NextPoint:
         """Return the step after these trials, the repeats of each merged; `next_number`: of the trial to be issued."""
         sampled = [trial for trial in trials if not trial.is_enqueued]
         first_sampled = sampled[0].number if sampled else math.inf
@@ -75,7 +75,7 @@ class StagedReplay:
             points = [point for point in combined.points if point.fingerprint not in tried]
             invalid += combined.invalid
             if remaining < len(points):
-                return StagedStep(points[remaining], skipped_combinations=() if remaining else tuple(invalid))
+                return NextPoint(points[remaining], skipped_combinations=() if remaining else tuple(invalid))
             if points:
                 invalid = []
             remaining -= len(points)
@@ -89,10 +89,10 @@ class StagedReplay:
             ]
             before = [as_seen_by(trial, first) for trial in before]
             if (unfinished := next((trial for trial in before if not trial.state.is_final), None)) is not None:
-                return StagedStep(blocking_trial=unfinished.number)
+                return NextPoint(blocking_trial=unfinished.number)
             winner = self._best(before)
             tried |= {trial.fingerprint for trial in before}
-        return StagedStep(skipped_combinations=tuple(invalid))
+        return NextPoint(skipped_combinations=tuple(invalid))
 
     def _combined(self, stage: tuple[str, ...], fixed: dict[str, Any]) -> _Stage:
         """Return the stage's distinct combinations around fixed params, the last axis advancing fastest."""

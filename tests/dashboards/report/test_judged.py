@@ -16,7 +16,7 @@ from dashboards.terminal.judge_output import print_judgements
 from orchestrator.driver.parent_run import update_description
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SWEEP_RUN
-from orchestrator.judge.judgements import Judgement, as_json, headline, parse_judgements
+from orchestrator.judge.judgements import Judgement, as_json, most_important, parse_judgements
 from orchestrator.judge.win_rates import wilson
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import rank_trials
@@ -87,10 +87,10 @@ def test_mlflows_description_names_the_best_judged_trial(tmp_path: Path) -> None
 def test_which_verdict_counts_first() -> None:
     checker, reward = judgement(0, 0.9, judge="checker"), judgement(0, 0.6)
     endpoint = judgement(0, 0.5, judge="endpoint", by="big")
-    assert headline([checker, reward, endpoint]) is endpoint
-    assert headline([checker, reward]) is reward
-    assert headline([checker]) is checker
-    assert headline([judgement(0, 0.5, win_rate=None)]) is None
+    assert most_important([checker, reward, endpoint]) is endpoint
+    assert most_important([checker, reward]) is reward
+    assert most_important([checker]) is checker
+    assert most_important([judgement(0, 0.5, win_rate=None)]) is None
     logged = [reward, endpoint]
     assert parse_judgements([v.model_dump_json() for v in logged]) == logged
     assert set(as_json(logged)["0"]) == {"reward_greedy", "endpoint_greedy"}

@@ -353,7 +353,7 @@ def test_a_stage_with_known_length_has_a_bar() -> None:
     console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
     clock = Hands()
     view = LiveTableView(SPEC, console, total=2, clock=clock)
-    view.set_stage("sft: 0 of 40 updates")
+    view.set_activity("sft: 0 of 40 updates")
     clock.now += 1.0
     view.set_stage_progress(30, 40)
     view.close()

@@ -10,7 +10,7 @@ from dashboards.analysis.load_frame import load_frame
 from dashboards.diagnosis.diagnose import analyze
 from dashboards.report.html_page import report_page
 from dashboards.sweep_reporter import DashboardReporter
-from orchestrator.driver.data_stage import check_data, load_report
+from orchestrator.driver.data_stage import check_data, load_data_report
 from orchestrator.driver.parent_run import start_parent_run
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SWEEP_RUN
@@ -81,7 +81,7 @@ def test_the_trainer_alone_says_the_same(tmp_path: Path, caplog: pytest.LogCaptu
 def test_counts_by_kind_are_tags_of_the_sweeps_run_and_the_same_again_on_resume(tmp_path: Path) -> None:
     spec = written(tmp_path)
     folder, _ = started(tmp_path, spec)
-    report = load_report(folder)
+    report = load_data_report(folder)
     first, again = ListSink(), ListSink()
     with Study.create(folder, spec) as study:
         for sink in (first, again):

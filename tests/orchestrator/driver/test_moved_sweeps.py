@@ -98,7 +98,7 @@ def test_equal_bytes_elsewhere_are_accepted_and_no_point_is_tried_again(
             assert trial.config.model.name_or_path == f"{tmp_path}/moved/model"
             assert trial.config.data.train == new.base.data.train
         assert len({t.fingerprint for t in study.snapshots()}) == 3
-        assert study.exhausted_reason()
+        assert study.no_more_trials_reason()
 
 
 def test_another_content_is_refused_with_what_differs_and_nothing_changes(

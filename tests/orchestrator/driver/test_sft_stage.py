@@ -15,7 +15,7 @@ from orchestrator.execution.local_cluster import local_cluster
 from orchestrator.execution.messages import AttemptReport, AttemptResult, AttemptTask
 from orchestrator.execution.messages import AttemptStatus as EndOfAttempt
 from orchestrator.execution.sft_cache_key import stage_key
-from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
+from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted
 from orchestrator.execution.user_requests import StopConditions
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, open_session
 from orchestrator.execution.workers.data_process import DataProcess
@@ -170,7 +170,7 @@ class InProcess:
                 self._session.interrupt()
             if report.result is not None:
                 if report.result.status is EndOfAttempt.RELEASED:
-                    raise Interrupted
+                    raise StageInterrupted
                 return report.result
 
     def restart(self) -> None:
@@ -229,7 +229,7 @@ def test_another_evaluation_takes_the_start_model_that_is_there(tmp_path: Path) 
 def test_another_evaluation_goes_on_with_what_was_interrupted(tmp_path: Path) -> None:
     alone, shared = Shared(tmp_path / "alone"), Shared(tmp_path / "shared")
     untouched = alone.start_model(InProcess(alone.cache))
-    with pytest.raises(Interrupted):
+    with pytest.raises(StageInterrupted):
         shared.start_model(InProcess(shared.cache, stop_at=3))
     tags = shared.sink.tags(SFT_RUN)
     assert tags["state"] == "INTERRUPTED", "its own state in MLflow, not RUNNING for ever"

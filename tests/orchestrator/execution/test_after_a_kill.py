@@ -54,11 +54,11 @@ def test_gpu_hours_after_a_kill_are_those_of_the_last_report_and_all_that_follow
         study.mark_started(trial)
         now += 4.0
         assert study.usage().gpu_hours * 3600 == pytest.approx(28.0)
-        assert study.exhausted_reason() == ""
+        assert study.no_more_trials_reason() == ""
         now += 1.0
         study.report(trial, [StepMetrics(2, {METRIC: 0.5})])
         assert study.usage().gpu_hours * 3600 == pytest.approx(30.0)
-        assert study.exhausted_reason() == "0.00833 of 0.00833333 gpu_hours spent"
+        assert study.no_more_trials_reason() == "0.00833 of 0.00833333 gpu_hours spent"
     with Study.open(sweep_folder(tmp_path)) as study:
         assert study.usage().gpu_hours * 3600 == pytest.approx(30.0)
 

@@ -29,7 +29,7 @@ def test_gpu_hours_end_a_sweep_and_more_of_them_go_on_with_it(tmp_path: Path, ra
         assert usage >= 2 / 3600
         assert {r.state for r in left} == {TrialState.RUNNING}, "kept, each at its checkpoint"
         assert study.usage().gpu_hours == pytest.approx(sum(r.seconds for r in left) / 3600)
-        assert "gpu_hours spent" in study.exhausted_reason()
+        assert "gpu_hours spent" in study.no_more_trials_reason()
         write_script(tmp_path, steps=20)
         study.amend(make_spec(4, budget=Budget(gpu_hours=9.0)))
         assert run_study(study).kind is StopKind.FINISHED
@@ -48,7 +48,7 @@ def test_a_target_ends_a_sweep_once_a_trial_completes_with_it(tmp_path: Path, ra
         found = next(r for r in study.trials() if r.value is not None and r.value >= 0.53)
         assert stop.text.startswith(f"trial {found.number} has {METRIC} {found.value:g}, the target is 0.53")
         assert len(study.trials()) < 8
-        assert "reached the target" in study.exhausted_reason()
+        assert "reached the target" in study.no_more_trials_reason()
         assert run_study(study).kind is StopKind.TARGET, "resumed as it is, it has nothing to do"
         study.amend(make_spec(8, budget=Budget()))
         assert run_study(study).kind is StopKind.FINISHED
@@ -68,8 +68,8 @@ class Pausing(SilentView):
             self.asked = True
             self.study.add_request(RequestKind.PAUSE, "lunch")
 
-    def set_stage(self, text: str) -> None:
-        super().set_stage(text)
+    def set_activity(self, text: str) -> None:
+        super().set_activity(text)
         if text.startswith("paused: lunch"):
             self.rested += 1
             write_script(self.root)

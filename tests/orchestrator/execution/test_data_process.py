@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from orchestrator.errors import DataError
-from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
+from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageFailed
 from orchestrator.spec.judge_config import JudgeConfig
@@ -95,7 +95,7 @@ def test_an_interruption_ends_the_wait_and_the_process(tmp_path: Path) -> None:
     with SignalHandler(lambda: "") as signals:
         with begun(tmp_path, config(GOOD), signals) as data:
             os.kill(os.getpid(), signal.SIGINT)
-            with pytest.raises(Interrupted):
+            with pytest.raises(StageInterrupted):
                 data.prepare(config(GOOD))
         assert data._process.returncode == -signal.SIGKILL  # pyright: ignore[reportPrivateUsage]
 

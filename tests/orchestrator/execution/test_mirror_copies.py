@@ -122,7 +122,7 @@ def test_a_clone_that_has_no_checkpoint_of_its_own_finds_what_it_begins_from(fil
     assert at_work.download_attempts() == ()
     at_work.start()
     wait_until(lambda: file.complete_paths() == ["0/checkpoints/step-00000007"])
-    at_work.cancel(is_wanted=True)  # its machine is gone
+    at_work.cancel(finish_current=True)  # its machine is gone
     again = MirrorUploader(dataclasses.replace(there, attempt=2, folder=there.folder.parent / "2"))
     assert again.download_attempts() == ()
     verify_checkpoint(list_checkpoints([there.fork])[0])
@@ -289,7 +289,7 @@ def test_an_older_attempt_that_still_works_takes_nothing_from_the_newer(file: Mi
         for folder in folders:
             write_checkpoint(folder, step)
         wait_until(lambda step=step: all(f"{k}/checkpoints/step-{step:08d}" in file.complete_paths() for k in (1, 2)))
-    old.cancel(is_wanted=True)
+    old.cancel(finish_current=True)
     new.finish(AttemptResult(AttemptStatus.RELEASED, ""))
     third = MirrorUploader(task(tmp_path / "three", file.url, attempt=3))
     assert [checkpoint_step(path) for path in list_checkpoints(third.download_attempts())] == [4]
@@ -301,7 +301,7 @@ def test_a_trial_that_the_driver_ended_sends_nothing_more(file: Mirror, tmp_path
     folder = task(tmp_path / "one", file.url).folder
     folder.mkdir(parents=True)
     at_work.start()
-    at_work.cancel(is_wanted=False)
+    at_work.cancel(finish_current=False)
     at_work._thread.join(300)
     write_checkpoint(folder, 1)
     assert not at_work._thread.is_alive()

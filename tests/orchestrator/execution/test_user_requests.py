@@ -109,7 +109,7 @@ def _after_the_end(root: Path) -> None:
     requested = command_output(root, "enqueue", "s", "--set", "training.seed=79")
     assert "s is not running: the request takes effect at `orchestrate resume s`" in requested
     with Study.open(sweep_folder(root)) as study:
-        assert study.exhausted_reason() == ""
+        assert study.no_more_trials_reason() == ""
 
 
 @pytest.mark.timeout(400)

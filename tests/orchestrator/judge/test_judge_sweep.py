@@ -66,7 +66,7 @@ def run(runs: Path, overrides: list[str], progress: Talk, *, agree: bool = True)
         "judged",
         runs,
         overrides,
-        set_stage=progress[1],
+        set_activity=progress[1],
         log=progress[1],
         confirm_cost=lambda *_: agree,
         reporter=DashboardReporter(),

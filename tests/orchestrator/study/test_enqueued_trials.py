@@ -35,7 +35,7 @@ def test_a_grid_passes_over_what_was_given_and_budget_is_for_the_sampler(create:
     records = study.trials()
     assert [r.origin for r in records[:3]] == ["enqueued by ann", "enqueued by bob", ""]
     assert dict(records[1].params) == found[1]
-    assert study.exhausted_reason() == "all points tried: 4 of the grid"
+    assert study.no_more_trials_reason() == "all points tried: 4 of the grid"
 
 
 def test_a_random_sweep_draws_the_same_with_and_without(create: Create) -> None:
@@ -46,9 +46,9 @@ def test_a_random_sweep_draws_the_same_with_and_without(create: Create) -> None:
     found = drawn(study)
     assert found[0]["loss.beta"] == 9.0
     assert [dict(first.params), *found[1:]] == plain, "one more trial by hand, and no other moved"
-    assert study.exhausted_reason() == "4 of 4 trials issued, and 1 enqueued beyond them"
+    assert study.no_more_trials_reason() == "4 of 4 trials issued, and 1 enqueued beyond them"
     study.enqueue({"loss.beta": 2.0}, "by hand", kind="enqueued")
-    assert study.exhausted_reason() == ""
+    assert study.no_more_trials_reason() == ""
     assert len(drawn(study)) == 1
 
 

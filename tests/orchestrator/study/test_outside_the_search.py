@@ -50,7 +50,7 @@ def test_a_staged_search_starts_from_the_bases_own_values(create: Create, folder
         rest = run_all(later, lambda trial: 0.5 + 0.01 * trial.number)
         assert [t.params["loss.gamma_beta_ratio"] for t in rest] == [0.25, 0.3, 0.5, 0.25]
         assert [dict(r.params) for r in later.trials()] == [dict(t.params) for t in (first, *rest)]
-        assert later.exhausted_reason() == "all 3 stages done"
+        assert later.no_more_trials_reason() == "all 3 stages done"
 
 
 def test_a_staged_search_starts_beside_the_rows_of_a_zip(create: Create) -> None:
@@ -74,7 +74,7 @@ def test_a_staged_search_returns_to_a_given_trial_that_wins_with_all_of_its_valu
     assert {t.params["loss.beta"] for t in around} == {3.0}
     assert {t.config.training.weight_decay for t in around} == {0.1}
     assert {t.params["loss.gamma_beta_ratio"] for t in around} == {0.3, 0.5}
-    assert study.exhausted_reason() == "all 3 stages done"
+    assert study.no_more_trials_reason() == "all 3 stages done"
 
 
 def test_a_given_path_that_another_kind_of_loss_does_not_have_is_left_behind(create: Create) -> None:
@@ -112,7 +112,7 @@ def test_a_combination_that_is_no_legal_trial_is_passed_over_and_told(create: Cr
     logged = [(event.trial, event.text) for event in study.events() if event.kind == "left out"]
     if last:
         assert logged == []
-        assert study.exhausted_reason().startswith(f"all 2 stages done; {ILLEGAL}")
+        assert study.no_more_trials_reason().startswith(f"all 2 stages done; {ILLEGAL}")
     else:
         assert [number for number, _ in logged] == [found[-1].number]
         assert logged[0][1].startswith(ILLEGAL)

@@ -53,7 +53,7 @@ def test_a_finite_space_ends_once_all_points_are_tried(
     with Study.open(template(tmp_path, spec)) as study:
         tried = drawn(run(study))
         assert len(set(tried)) == len(tried) == 4 * repeats
-        assert study.exhausted_reason().startswith("all points tried: 4 of the ")
+        assert study.no_more_trials_reason().startswith("all points tried: 4 of the ")
         assert [kind for kind in (e.kind for e in study.events()) if kind == "twin"] == []
 
 

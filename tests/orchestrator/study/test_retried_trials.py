@@ -212,5 +212,5 @@ def test_a_stage_that_began_before_a_retry_goes_on_around_the_winner_it_began_wi
         betas = [(r.params["loss.gamma"], r.params["loss.beta"]) for r in records]
         assert set(margins[2:]) == {winner}
         assert len(betas) == len(set(betas)), "no point twice"
-        assert study.exhausted_reason().startswith("all 2 stages done")
+        assert study.no_more_trials_reason().startswith("all 2 stages done")
         assert METRIC in records[0].metrics

@@ -135,7 +135,9 @@ def test_a_search_without_a_valid_trial_ends_after_what_can_run(tmp_path: Path) 
         assert isinstance(enqueued, Trial)
         assert study.ask() is None
         assert isinstance(study.draw_error, NoValidTrial)
-        assert study.exhausted_reason().startswith("no trial can be drawn: 50 draws in a row from search are invalid")
+        assert study.no_more_trials_reason().startswith(
+            "no trial can be drawn: 50 draws in a row from search are invalid"
+        )
         study.enqueue({"training.pairs_per_update": 9}, "by hand", kind="enqueued")
         assert isinstance(study.ask(), Trial)
 

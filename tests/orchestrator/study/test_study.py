@@ -45,7 +45,7 @@ def test_grid_is_issued_in_order_each_point_once(create: Create) -> None:
         (2, {"loss.beta": 2.5, "loss.gamma": 0.5}),
         (3, {"loss.beta": 2.5, "loss.gamma": 1.0}),
     ]
-    assert study.exhausted_reason() == "all points tried: 4 of the grid"
+    assert study.no_more_trials_reason() == "all points tried: 4 of the grid"
     assert [t.state for t in study.trials()] == [TrialState.RUNNING] * 4
 
 
@@ -61,10 +61,10 @@ def test_budget_of_trials_is_a_total_over_all_drivers(create: Create, folder: Sw
     finish(study)
     study.dispose()
     with Study.open(folder) as later:
-        assert later.exhausted_reason() == ""
+        assert later.no_more_trials_reason() == ""
         assert finish(later).number == 2
         assert later.ask() is None
-        assert later.exhausted_reason() == "3 of 3 trials issued"
+        assert later.no_more_trials_reason() == "3 of 3 trials issued"
 
 
 def test_budget_of_hours_counts_all_drivers_by_the_monotonic_clock(
@@ -84,7 +84,7 @@ def test_budget_of_hours_counts_all_drivers_by_the_monotonic_clock(
         clock[0] += 2200
         later.tell(trial, bug("x"))
         assert later.ask() is None
-        assert later.exhausted_reason() == "1.03 of 1 hours spent"
+        assert later.no_more_trials_reason() == "1.03 of 1 hours spent"
 
 
 def test_trials_left_running_come_first_with_the_same_number_and_the_next_attempt(
