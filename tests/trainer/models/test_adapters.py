@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma3Config, LlavaConfig, PreTrainedModel
 
 from tests.support.exports import compared
@@ -220,6 +221,6 @@ def test_a_model_that_is_no_text_model_is_refused_in_words(cache: Path, tmp_path
     config = ModelConfig(name_or_path=str(tmp_path))
     with pytest.raises(ModelError, match="is a Llava, which transformers does not load as a causal language model"):
         describe_adapters(config, LoraConfig(), cache)
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match="is a Llava, which transformers does not load"):
         policy_model.load_model(config, str(tmp_path), torch.device("cpu"))
