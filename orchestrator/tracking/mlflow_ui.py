@@ -99,6 +99,8 @@ def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui
 
 
 def _is_writable(database: Path) -> bool:
+    if not database.parent.exists():  # made by the first write
+        return True
     return os.access(database.parent, os.W_OK) and (not database.exists() or os.access(database, os.W_OK))
 
 
