@@ -113,9 +113,11 @@ with SignalHandler(lambda: "") as interrupt:
 """
     process = subprocess.Popen([sys.executable, "-c", driver], stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
+    assert is_alive(child)
     process.kill()
     process.wait()
     wait_until(lambda: not is_alive(child))
+    assert not is_alive(child)
 
 
 def test_a_tokenizers_own_code_is_run_only_with_the_flag(tmp_path: Path) -> None:
