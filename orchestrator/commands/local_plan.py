@@ -18,7 +18,7 @@ from orchestrator.errors import DataError, SpecError
 from orchestrator.execution.local_cluster import worker_environment
 from orchestrator.execution.slots import Slots, gpu_memory, plan_slots
 from orchestrator.folders import SweepFolder
-from orchestrator.nvidia_smi import hidden_gpus
+from orchestrator.gpus import hidden_gpus
 from orchestrator.redaction import without_credentials
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
 from orchestrator.spec.estimates.input_sizes import check_models, count_rows, model_shape

@@ -30,8 +30,8 @@ from orchestrator.execution.slots import Slots, gpu_memory, plan_slots, threads_
 from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted, StopKind, StopReason
 from orchestrator.execution.user_requests import end_unfinished_trials
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
+from orchestrator.gpus import hidden_gpus
 from orchestrator.mirror import MirrorError
-from orchestrator.nvidia_smi import hidden_gpus
 from orchestrator.spec.estimates.cost_estimate import check_share
 from orchestrator.spec.estimates.input_sizes import check_models
 from orchestrator.spec.estimates.sweep_plan import total_trials

@@ -20,7 +20,7 @@ import trainer
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.execution.slots import PROCESS_RESOURCE, SLOT_RESOURCE, Slots
 from orchestrator.execution.stop_reasons import SignalHandler, termination_blocked
-from orchestrator.nvidia_smi import visible_gpus
+from orchestrator.gpus import visible_gpus
 
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _BIG = str(1 << 32)

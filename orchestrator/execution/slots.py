@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import SpecError, SpecProblem
-from orchestrator.nvidia_smi import smallest_memory, visible_gpus
+from orchestrator.gpus import smallest_memory, visible_gpus
 from orchestrator.spec.estimates.cost_estimate import trials_per_process
 from orchestrator.spec.sweep_spec import SweepSpec
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.commands.doctor.machine_checks import Check, CheckLevel, package_version
-from orchestrator.nvidia_smi import HANGS, REMEDY, NvidiaSmiHangs, hidden_gpus, query_gpus, visible_gpus
+from orchestrator.gpus import HANGS, REMEDY, driver_hangs, hidden_gpus, installed_gpus, visible_gpus
 from orchestrator.spec.sweep_spec import SweepSpec
 
 NEEDS_DRIVER = {"11": 450, "12": 525, "13": 580}
@@ -26,14 +26,11 @@ def gpu_checks(spec: SweepSpec | None) -> Iterator[Check]:
     except ImportError:
         yield Check("gpu", CheckLevel.WARN, f"{cards} found by the driver", "torch is not installed: make install")
         return
-    try:
-        if cards:
-            query_gpus("name")
-        found = driver_version()
-    except NvidiaSmiHangs:
+    if driver_hangs():
         # torch may hang on such a driver as well, so that the GPUs are not checked further.
         yield Check("driver", CheckLevel.FAIL, HANGS, REMEDY)
         return
+    found = driver_version()
     yield from check_driver(cards, found, str(torch.version.cuda) if torch.version.cuda else None)
     yield _cuda(torch, cards, spec)
     yield _flash(torch, cards)
@@ -41,16 +38,11 @@ def gpu_checks(spec: SweepSpec | None) -> Iterator[Check]:
 
 
 def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Return the version of the loaded NVIDIA driver; None without one.
-
-    Raises:
-        NvidiaSmiHangs: nvidia-smi does not answer.
-    """
+    """Return the version of the loaded driver of the GPUs; None without one."""
     if file.is_file() and (match := re.search(r"Module\b.*?\s(\d+\.\d[\d.]*)\s", file.read_text(errors="replace"))):
         return match[1]
-    found = query_gpus("driver_version")
-    match = re.match(r"\d+\.\d[\d.]*", found[0]) if found else None
-    return match[0] if match else None
+    gpus = installed_gpus()
+    return gpus[0].driver or None if gpus else None
 
 
 def check_driver(cards: int, found: str | None, cuda: str | None) -> Iterator[Check]:
