@@ -107,7 +107,7 @@ def _found() -> _Found:
 
 def forget_gpus() -> None:
     """Have the next call look for GPUs again."""
-    for cached in (_found, smallest_memory):
+    for cached in (_found, _report_hanging_driver):
         cached.cache_clear()
 
 
@@ -181,7 +181,7 @@ def _gpus_of_driver() -> Iterator[Gpu]:
             found.append(Gpu("nvidia", str(len(found)), uuid, model, driver=driver))
     if not files:
         minors = sorted(int(path.name[6:]) for path in _DEVICES.glob("nvidia[0-9]*") if path.name[6:].isdecimal())
-        found = [Gpu("nvidia", str(position), driver=driver) for position, _ in enumerate(minors)]
+        found = [Gpu("nvidia", str(position), f"nvidia{n}", driver=driver) for position, n in enumerate(minors)]
     yield from found
 
 
@@ -326,7 +326,15 @@ def visible_devices(
     each = [device for gpu in gpus for device in gpu.instances or (gpu,)]
     if each and each[0].vendor == "amd":
         return tuple(replace(gpu, token=str(position)) for position, gpu in enumerate(each))
-    return tuple(replace(gpu, token=gpu.uuid or gpu.index) for gpu in each)
+    return tuple(replace(gpu, token=gpu.uuid if gpu.uuid.startswith(("GPU-", "MIG-")) else gpu.index) for gpu in each)
+
+
+def only_visible_in(variable: str) -> None:
+    """Have this variable alone list the GPUs that this process may use, and not the other that HIP reads too."""
+    tokens = [gpu.token for gpu in visible_devices()]
+    for name in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"):
+        os.environ.pop(name, None)
+    os.environ[variable] = ",".join(tokens)
 
 
 def visibility_variable(vendor: str, environment: Mapping[str, str] | None = None) -> str:
@@ -392,12 +400,16 @@ def hidden_gpus() -> str:
 
 
 @functools.cache
-def smallest_memory() -> float | None:
-    """Return the memory in bytes of the smallest visible GPU, looked for once per process.
+def _report_hanging_driver() -> None:
+    sys.stderr.write(f"{HANGS} (waited {SECONDS:g} s); the GPUs' memory is treated as unknown ({REMEDY})\n")
 
-    None if unknown; a driver that hangs is reported on stderr.
+
+def smallest_memory() -> float | None:
+    """Return the memory in bytes of the smallest visible GPU.
+
+    None if unknown; a driver that hangs is reported on stderr, once per process.
     """
     if driver_hangs():
-        sys.stderr.write(f"{HANGS} (waited {SECONDS:g} s); the GPUs' memory is treated as unknown ({REMEDY})\n")
+        _report_hanging_driver()
     known = [gpu.memory for gpu in visible_devices() if gpu.memory is not None]
     return min(known) if known else None

@@ -11,14 +11,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.errors import DataError, SpecError
+from orchestrator.errors import DataError, SpecError, StorageRefused
 from orchestrator.execution.local_cluster import worker_environment
 from orchestrator.execution.slots import Slots, gpu_memory, plan_slots
 from orchestrator.folders import SweepFolder
-from orchestrator.gpus import hidden_gpus
+from orchestrator.gpu_locks import gpu_holders, holders_text, reserved_gpus
+from orchestrator.gpus import hidden_gpus, visible_devices
 from orchestrator.redaction import without_credentials
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
 from orchestrator.spec.estimates.input_sizes import check_models, count_rows, model_shape
@@ -68,6 +70,7 @@ def plan_locally(
         all_notices += [finding.problem for finding in error.problems]
     if spec.resources.gpus_per_trial is None and (message := hidden_gpus()):
         all_notices.append(message)
+    all_notices += [] if slots is None or not slots.gpus else _gpus_in_use()
     if spec.warm_start is not None:
         from orchestrator.study.sampling.warm_start import (
             warm_start,  # imports the study's libraries, which other plans do not need
@@ -100,8 +103,35 @@ def plan_locally(
 
     configs, shape = corner_configs(spec.search, spec.base), model_shape(spec.base.model)
     config = configs[0] if shape is None else largest_config(configs, shape, assumptions)
-    measured = measure_update(config, SweepFolder(root, spec.name).cache, slots, trust_remote_code=trust_remote_code)
+    cache = SweepFolder(root, spec.name).cache
+    with _gpus_of_probe(spec.name, slots):
+        measured = measure_update(config, cache, slots, trust_remote_code=trust_remote_code)
     return replace(made, probe=compare_with_formula(measured, config, shape, assumptions, made.estimate))
+
+
+def _gpus_in_use() -> list[str]:
+    devices = visible_devices()
+    try:
+        holders = gpu_holders(devices)
+    except StorageRefused as error:
+        return [str(error)]
+    if not holders:
+        return []
+    effect = "takes the others" if len(holders) < len(devices) else "waits for them (--no-wait refuses)"
+    return [f"{holders_text(devices, holders)}; a sweep that starts now {effect}"]
+
+
+def _gpus_of_probe(name: str, slots: Slots) -> AbstractContextManager[object]:
+    """Reserve the GPUs of one trial; while it waits for them, say so once on stderr."""
+    least, _ = slots.gpus_needed
+    shown: set[str] = set()
+
+    def show(sentence: str) -> None:
+        if sentence not in shown:
+            shown.add(sentence)
+            sys.stderr.write(f"{sentence}\n")
+
+    return reserved_gpus(f"{name} (plan --probe)", least, least, waits=True, on_wait=show)
 
 
 _UNUSABLE, _OUT_OF_MEMORY = 2, 3

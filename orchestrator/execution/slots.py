@@ -90,6 +90,17 @@ class Slots:
         return resources | ({"GPU": self.gpu_fraction or 1.0} if self.gpus else {})
 
     @property
+    def gpus_needed(self) -> tuple[int, int]:
+        """GPUs that one trial needs at least, and that all concurrent trials use."""
+        share = self.gpus * self.trials_per_process
+        units = self.shared_processes if self.trials_per_process > 1 else self.count
+        if not share:
+            return 0, 0
+        if share <= 1:
+            return 1, math.ceil(units / int(1 / share + 1e-9))
+        return math.ceil(share), math.ceil(share) * units
+
+    @property
     def stage_resources(self) -> dict[str, float]:
         """Ray resources of the SFT stage's worker, which runs before the trials."""
         return self.process_resources if self.trials_per_process > 1 else self.bundles[0]

@@ -67,8 +67,8 @@ def test_device_files_alone_are_gpus_of_which_nothing_else_is_known(machine: Fak
     for name in ("nvidia0", "nvidia3", "nvidiactl", "nvidia-uvm"):
         (machine.devices / name).touch()
     assert [(gpu.index, gpu.uuid, gpu.memory, gpu.token) for gpu in visible_devices()] == [
-        ("0", "", None, "0"),
-        ("1", "", None, "1"),
+        ("0", "nvidia0", None, "0"),
+        ("1", "nvidia3", None, "1"),
     ]
     assert slots.gpu_memory() is None
 
