@@ -99,8 +99,8 @@ def holders_text(devices: Sequence[Gpu], holders: Mapping[Gpu, GpuHolder]) -> st
         f"GPU{'s' if len(indices) > 1 else ''} {', '.join(indices)} by {holder}"
         for holder, indices in by_holder.items()
     )
-    many = "1 GPU is" if len(devices) == 1 else f"{len(holders)} of {len(devices)} GPUs are"
-    return f"{many} in use: {listed}"
+    many = "1 GPU" if len(devices) == 1 else f"{len(holders)} of {len(devices)} GPUs"
+    return f"{many} {'is' if len(holders) == 1 else 'are'} in use: {listed}"
 
 
 @contextmanager
