@@ -1,4 +1,4 @@
-"""Locks of GPUs, so that no two sweeps of one machine take the same one, whoever started them.
+"""Locks of GPUs, so that no two sweeps of one machine, of any users, take the same one.
 
 Each GPU has two files in a folder that all users share. The driver of a sweep holds a flock on `KEY.lock`, whose text
 names the sweep. Every process that computes on the GPU holds a shared flock on `KEY.used`: where a driver is killed,
@@ -110,7 +110,7 @@ def reserved_gpus(
     """Hold between `least` and `most` free GPUs for this process; this process and its children see only these.
 
     Args:
-        sweep: what others are told.
+        sweep: name that other sweeps show.
         least: GPUs of one trial; 0 takes none and hides all.
         most: GPUs of all trials at a time.
         waits: whether to wait for GPUs that others have.
@@ -162,6 +162,9 @@ def _count(number: int) -> str:
     return "a GPU" if number == 1 else f"{number} GPUs"
 
 
+_CHANGED = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "ACCELERATE_USE_CPU")
+
+
 @contextmanager
 def _environment(devices: Sequence[Gpu], held: Sequence[Gpu], token: str) -> Generator[None]:
     """Let this process and its children see only the GPUs that it holds, and workers find their locks."""
@@ -173,11 +176,13 @@ def _environment(devices: Sequence[Gpu], held: Sequence[Gpu], token: str) -> Gen
         os.environ[visibility_variable(vendor)] = ",".join(gpu.token for gpu in held)
     if vendor == "nvidia":
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # indices are those of nvidia-smi
+    if vendor == "apple" and not held:
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # no variable hides Apple's GPU
     os.environ[_OWN_LOCKS] = json.dumps({"folder": str(locks_folder()), "keys": [g.key for g in held], "token": token})
     try:
         yield
     finally:
-        for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", _OWN_LOCKS):
+        for name in (*_CHANGED, _OWN_LOCKS):
             os.environ.pop(name, None)
             if name in before:
                 os.environ[name] = before[name]
@@ -344,7 +349,7 @@ def _locked_folder() -> Generator[int]:
         try:
             with suppress(FileExistsError):
                 path.mkdir(parents=True)
-                path.chmod(0o1777)  # whatever the umask; nobody removes another user's file
+                path.chmod(0o1777)  # whatever the umask; users cannot remove each other's files
             folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise _unusable(path, error.strerror or type(error).__name__) from error

@@ -123,7 +123,7 @@ def plan_slots(spec: SweepSpec, *, cpus: int | None = None, gpus: int | None = N
     Raises:
         SpecError: not even one trial fits.
     """
-    here = Machine(_cpus() if cpus is None else cpus, visible_gpus() if gpus is None else gpus)
+    here = Machine(usable_cpus() if cpus is None else cpus, visible_gpus() if gpus is None else gpus)
     return slots_on(spec, [here], gpu_memory=gpu_memory() if here.gpus else None)
 
 
@@ -206,5 +206,6 @@ def _amounts(cpus: float, gpus: float) -> str:
     return " and ".join(f"{n:g} {what}{'' if n == 1 else 's'}" for n, what in ((cpus, "CPU"), (gpus, "GPU")))
 
 
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0))
+def usable_cpus() -> int:
+    """Return the CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS lacks it

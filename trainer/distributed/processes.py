@@ -177,7 +177,8 @@ def join_rendezvous(
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": _LOOPBACK_INTERFACE,
         "NCCL_SOCKET_IFNAME": _LOOPBACK_INTERFACE,
-        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        # Under ROCm Ray gives this process its GPU by HIP's variable, which has precedence.
+        "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in os.environ else "CUDA_VISIBLE_DEVICES": ",".join(gpus),
     }
     if not gpus:
         os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainer import memory_limits
+from trainer.environment import sum_dtype
 from trainer.forward.packing import SEGMENTS, Batch
 from trainer.objectives.pair_logps import LossTerms, PairLogps
 
@@ -144,7 +145,7 @@ class _ChunkedLoss(torch.autograd.Function):
             _accumulator(bias) if bias is not None and ctx.needs_input_grad[2] else None,
         )
         with torch.autocast(selected.device.type, enabled=False):
-            total = torch.zeros((), dtype=torch.float64, device=selected.device)
+            total = torch.zeros((), dtype=sum_dtype(selected.device), device=selected.device)
             groups = chunked_pass.groups()
             buffer = _logits_buffer(
                 min(chunked_pass.chunk_size.max_rows, max(chunked_pass.tokens(pairs) for pairs in groups)),
@@ -311,8 +312,8 @@ def _segment_sums(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, collisio
 
     def by_segment(values: list[Tensor]) -> Tensor:
         size = (pairs.stop - pairs.start) * len(SEGMENTS)
-        zeros = torch.zeros(size, dtype=torch.float64, device=segments.device)
-        return zeros.index_add_(0, segments, torch.cat(values).double()).view(-1, len(SEGMENTS))
+        zeros = torch.zeros(size, dtype=sum_dtype(segments.device), device=segments.device)
+        return zeros.index_add_(0, segments, torch.cat(values).to(zeros.dtype)).view(-1, len(SEGMENTS))
 
     return _Sums(by_segment(logps), by_segment(collision_probs) if collision_prob else None)
 

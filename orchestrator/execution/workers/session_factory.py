@@ -40,7 +40,7 @@ def _open_on_gpu(cache: Path, *, open_session: SessionFactory, gpus: float) -> S
     use_own_gpus()
     import torch
 
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         raise GpuMissing(
