@@ -1,5 +1,6 @@
 """GPUs of machines that are not there, as the vendors' tools and the kernel describe them; tools that fail or hang."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 from orchestrator import gpus
 from orchestrator.commands.doctor import gpu_checks
 from orchestrator.commands.doctor.machine_checks import CheckLevel
-from orchestrator.execution import slots
+from orchestrator.execution import local_cluster, slots
 from orchestrator.execution.workers import attempt_runner
 from orchestrator.execution.workers.session_factory import GpuMissing, session_factory
+from orchestrator.gpu_locks import reserved_gpus
 from orchestrator.gpus import Gpu, hidden_gpus, installed_gpus, visible_devices, visible_gpus
 from orchestrator.tracking.run_metadata import environment
 from tests.support.fake_gpus import LISTED, FakeMachine, write_nvidia_smi, write_tool
@@ -210,6 +212,26 @@ def test_rocr_chooses_first_and_hip_numbers_what_is_left(
     assert all(f"{name}={value!r}" in hidden_gpus() for name, value in variables.items() if not chosen)
 
 
+def test_ray_gives_amds_gpus_by_the_one_variable_that_it_knows(
+    machine: FakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray refuses ROCR_VISIBLE_DEVICES without HIP's; HIP prefers its own variable to CUDA's, which Ray may set."""
+    machine.has_amd(3)
+    monkeypatch.setenv("ORCHESTRATE_GPU_LOCKS", str(tmp_path / "locks"))
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "2,1")
+    with reserved_gpus("a", 1, 1, waits=False, on_wait=lambda _: None) as (held,):
+        assert (held.index, os.environ["HIP_VISIBLE_DEVICES"]) == ("2", "0")
+        for variable, other in (
+            ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
+            ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
+        ):
+            gpus.only_visible_in(variable)
+            assert (os.environ[variable], other in os.environ) == ("0", False)
+            assert [gpu.index for gpu in visible_devices()] == ["2"]
+    assert "HIP_VISIBLE_DEVICES" not in os.environ
+    assert local_cluster._variable_of_ray() == "CUDA_VISIBLE_DEVICES", "where AMD's library is not installed"
+
+
 def test_an_amd_gpu_counts_only_for_a_torch_that_uses_it_and_where_its_device_is(
     machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +250,23 @@ def test_partitions_of_one_amd_gpu_are_told_apart_by_their_device_files(machine:
         file.write_text("".join(line for line in file.read_text().splitlines(True) if "unique" not in line))
         file.open("a").write("unique_id 7\n")
     assert [gpu.key for gpu in installed_gpus()] == ["renderD128", "renderD136"]
+
+
+def test_the_doctor_names_gpus_that_torch_does_not_use_and_locks_that_cannot_be_used(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.has_amd(2)
+    monkeypatch.setattr(gpus, "torch_uses_rocm", lambda: False)
+    gpus.forget_gpus()
+    (check,) = gpu_checks.each_gpu()
+    assert (check.level, check.found) == (CheckLevel.WARN, "2: AMD gfx942; torch is no build for ROCm")
+    (machine.folder / "locks").touch()
+    monkeypatch.setenv("ORCHESTRATE_GPU_LOCKS", str(machine.folder / "locks"))
+    machine.has_nvidia("GPU 0: NVIDIA L4 (UUID: GPU-1)\n")
+    locks, card = gpu_checks.each_gpu()
+    assert (locks.what, locks.level) == ("gpu locks", CheckLevel.FAIL)
+    assert locks.fix.startswith("remove it, or set ORCHESTRATE_GPU_LOCKS")
+    assert card.found == "NVIDIA L4, 79.6 GiB, GPU-1"
 
 
 # --- Apple -----------------------------------------------------------------------------------------------------------

@@ -64,12 +64,13 @@ def each_gpu() -> Iterator[Check]:
     except StorageRefused as error:
         found, _, fix = str(error).rpartition("; ")
         yield Check("gpu locks", CheckLevel.FAIL, found, fix)
-        holders = {}
+        holders = None
     for gpu in devices:
         memory = "" if gpu.memory is None else f"{gpu.memory / 2**30:.1f} GiB"
         known = [text for text in (gpu.name or "of unknown name", memory, gpu.uuid) if text]
-        holder = holders.get(gpu.key)
-        known.append("free" if holder is None else f"in use by {holder}")
+        holder = None if holders is None else holders.get(gpu.key)
+        if holders is not None:
+            known.append("free" if holder is None else f"in use by {holder}")
         if gpu.key not in visible:
             known.append(f"hidden by {_hidden_by(gpu.vendor)}")
         if holder is not None and holder.problem:

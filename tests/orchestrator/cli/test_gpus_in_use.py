@@ -12,8 +12,14 @@ import pytest
 
 import sweeps
 from orchestrator import cli, gpus
+from orchestrator.driver import run_sweep
+from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import RequestKind
 from tests.support.gpu_driver import VISIBLE, GpuDriver, machine
 from tests.support.processes import LIMIT_SECONDS, finished, json_of, orchestrate, wait_until
+from tests.support.recorders import SilentView
+from tests.support.specs import make_spec, sweep_folder
 
 QUICKSTART = str(Path(sweeps.__file__).parent / "quickstart.yaml")
 GPU = "GPU-00000000-0000"
@@ -63,6 +69,28 @@ def test_plan_and_doctor_say_who_has_the_gpu(
         gpus.forget_gpus()
 
 
+def test_a_request_to_stop_ends_the_waiting_of_a_sweep_that_was_resumed(
+    busy: tuple[GpuDriver, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in busy[1].items():
+        monkeypatch.setenv(name, value)
+    gpus.forget_gpus()
+    folder, spec = sweep_folder(tmp_path), make_spec(2)
+    folder.path.mkdir(parents=True)
+    with Study.create(folder, spec) as study:
+        study.add_request(RequestKind.STOP, "by me")
+    try:
+        with (
+            SignalHandler(lambda: "") as signals,
+            pytest.raises(StageInterrupted),
+            run_sweep._own_gpus(folder, spec, None, signals, SilentView(), waits=True),
+        ):
+            raise AssertionError("it has a GPU")
+    finally:
+        gpus.forget_gpus()
+    assert not (folder.path / "waiting.txt").exists()
+
+
 def test_a_sweep_that_waits_can_be_refused_interrupted_and_left_in_the_background(
     busy: tuple[GpuDriver, dict[str, str]], tmp_path: Path
 ) -> None:
@@ -76,6 +104,11 @@ def test_a_sweep_that_waits_can_be_refused_interrupted_and_left_in_the_backgroun
     assert "waiting for a GPU: 1 GPU is in use: GPU 0 by sweep first of " in said
     status = json_of(root, "status", "quickstart")
     assert (status["state"], status["why"].partition(":")[0]) == ("preparing", "waiting for a GPU")
+    watching = orchestrate(root, "attach", "quickstart")
+    assert watching.stderr is not None
+    assert "waiting for a GPU: 1 GPU is in use" in watching.stderr.readline()
+    watching.kill()
+    watching.communicate()
     (pid,) = {int(line.split()[1]) for line in said.splitlines() if line.startswith("  kill ")}
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: json_of(root, "status", "quickstart")["state"] == "interrupted")
