@@ -29,7 +29,7 @@ from orchestrator.gpus import Gpu, visibility_variable, visible_devices
 
 _VARIABLE = "ORCHESTRATE_GPU_LOCKS"
 """Names another folder than the default, as for containers that share a machine's GPUs."""
-_FOLDER = "/tmp/prefsweep-gpus"
+_FOLDER = "/tmp/orchestrate-gpus"
 _OWN_LOCKS = "PREFSWEEP_OWN_GPU_LOCKS"
 """Tells workers of this machine, as JSON, which locks their driver holds."""
 _POLL_SECONDS = 0.5

@@ -166,6 +166,7 @@ def test_rays_workers_see_one_of_the_sweeps_gpus_each_and_hold_it_beyond_a_kille
     for worker in stuck:
         worker.kill()
     assert again.finally_holds() == [SECOND, THIRD]
+    shutil.rmtree((fast_tmp_path / "ray" / "session").read_text())  # as the next driver of the sweep would
 
 
 # --- who has what ----------------------------------------------------------------------------------------------------
