@@ -78,7 +78,7 @@ def _confirm_cost(yes: bool, pause: Callable[[], None]) -> Callable[[Endpoint, U
     from orchestrator.driver.judge_stage import CostNotConfirmed
 
     def confirm(endpoint: Endpoint, expected: UsageEstimate) -> bool:
-        """Return True to call the endpoint. Raises CostNotConfirmed after a no, or where nobody can be asked."""
+        """Return True to call the endpoint. Raises CostNotConfirmed after a no, or without a terminal to ask on."""
         if yes:
             return True
         pause()

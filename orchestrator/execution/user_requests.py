@@ -180,7 +180,7 @@ _REQUEST_READ_SECONDS = 1.0
 
 
 class StopConditions:
-    """Why the sweep must stop: requests of users and the budget, as read from the study with the driver's heartbeat.
+    """Why the sweep must stop: a stop request or the budget, read from the study at each heartbeat of the driver.
 
     `stop_reason` is never unset, except after a pause. `trial_requests`: requests for single trials found at the last
     reading. `has_read`: whether the last call of `read_study` read anything.

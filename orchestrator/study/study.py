@@ -428,7 +428,7 @@ class Study(StudyReader):
         """Return the trial's stored metrics by step, with pair margins where they were stored."""
         pairs = self._repository.pair_margins(connection, number)
         return [
-            replace(step_metrics, pairs=pairs.get(step_metrics.step, ""))
+            replace(step_metrics, pair_margins=pairs.get(step_metrics.step, ""))
             for step_metrics in self._repository.metric_history(connection, number)
         ]
 

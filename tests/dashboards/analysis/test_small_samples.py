@@ -51,7 +51,7 @@ def _with_pairs(trial: TrialFrame, count: int, right: int, before: int) -> Trial
     curve = [(0, before / count), (40, right / count)]
     view = replace(trial.curves, record=replace(trial.record, value=right / count), curves={**trial.curves.curves})
     view.curves[METRIC] = curve
-    return replace(trial, curves=view, pairs=pairs)
+    return replace(trial, curves=view, held_out_pairs=pairs)
 
 
 def said(found: list[DiagnosisFinding]) -> str:
@@ -145,7 +145,7 @@ def test_a_preference_for_length_needs_more_than_three_pairs() -> None:
     winner = frame.ranked[0]
     assert winner.held_out_pairs is not None
     few = replace(winner.held_out_pairs, chosen_tokens=np.array([14.0, 13.0, 12.0, 11.0]), initial_chosen=None)
-    trials = tuple(replace(trial, pairs=few) if trial is winner else trial for trial in frame.trials)
+    trials = tuple(replace(trial, held_out_pairs=few) if trial is winner else trial for trial in frame.trials)
     assert "length_bias" not in {f.rule for f in diagnose(replace(frame, trials=trials))}
 
 
