@@ -312,7 +312,7 @@ def _sums_by_kind(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, collisio
 
     def by_kind(values: list[Tensor]) -> Tensor:
         size = (pairs.stop - pairs.start) * len(TOKEN_KINDS)
-        zeros = torch.zeros(size, dtype=sum_dtype(segments.device), device=pair_kinds.device)
+        zeros = torch.zeros(size, dtype=sum_dtype(pair_kinds.device), device=pair_kinds.device)
         return zeros.index_add_(0, pair_kinds, torch.cat(values).to(zeros.dtype)).view(-1, len(TOKEN_KINDS))
 
     return _Sums(by_kind(logps), by_kind(collision_probs) if collision_prob else None)
