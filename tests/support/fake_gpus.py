@@ -57,6 +57,7 @@ class FakeMachine:
         monkeypatch.setattr(gpus, "SECONDS", 60.0)
         monkeypatch.setattr(gpus, "torch_uses_rocm", lambda: False)
         monkeypatch.setenv("PATH", str(self.tools), prepend=os.pathsep)
+        monkeypatch.setenv("ORCHESTRATE_GPU_LOCKS", str(folder / "locks"))
         for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
             monkeypatch.delenv(name, raising=False)
         gpus.forget_gpus()
