@@ -37,7 +37,8 @@ KILLED_STATUS = "KILLED"
 class TrialRequests:
     """Pending user requests for single trials.
 
-    A running trial stops or pauses at its next report; a request is completed only after it took effect.
+    The worker of a running trial is asked to give it back between two micro-batches; a request is completed only after
+    it took effect.
     """
 
     def __init__(
@@ -48,20 +49,22 @@ class TrialRequests:
         self._pause_requests: dict[int, Request] = {}
 
     def apply(self, requests: Sequence[Request], active: Mapping[int, AttemptTask]) -> None:
-        """Apply requests; those for the running trials in `active` take effect at their next reports."""
+        """Apply requests; those for the running trials in `active` take effect when their workers give them back."""
         for request in requests:
             number = request.trial
             assert number is not None
             if number in active:
-                self._forward_pause(number, request, active[number])
+                self._forward(number, request, active[number])
             else:
                 self._apply_now(number, request)
 
-    def _forward_pause(self, number: int, request: Request, task: AttemptTask) -> None:
-        """Store a request for a running trial until its next report."""
+    def _forward(self, number: int, request: Request, task: AttemptTask) -> None:
+        """Store a request for a running trial until its next report, and ask its worker for that report."""
         match request.kind:
             case RequestKind.PRUNE | RequestKind.STOP:
-                self._end_requests[number] = request
+                if number not in self._end_requests:
+                    self._end_requests[number] = request
+                    task.request_release(checkpoint=False)
             case RequestKind.PAUSE:
                 self._pause_requests[number] = request
                 if not task.release_requested:
@@ -176,13 +179,16 @@ def apply_budget_request(study: Study, view: ProgressView | None, request: Reque
             view.log(f"changed {change}")
 
 
-_REQUEST_POLL_SECONDS = 1.0
+_REQUEST_POLL_SECONDS = 0.2
+"""Seconds between two looks for requests."""
+_POLL_SECONDS = 1.0
+"""Seconds between two heartbeats and checks of the budget."""
 
 
 class StopConditions:
     """Polls the study for stop requests, the budget and requests for single trials (`trial_requests`).
 
-    `stop_reason` is never unset, except after a pause. `has_polled`: whether the last call of `poll` read the study.
+    `stop_reason` is never unset, except after a pause. `has_polled`: whether the last call of `poll` made all checks.
     """
 
     def __init__(self, study: Study, view: ProgressView | None = None) -> None:
@@ -190,23 +196,27 @@ class StopConditions:
         self._view = view
         self.trial_requests: Sequence[Request] = ()
         self.has_polled = False
-        self._study, self._polled_at = study, 0.0
+        self._study, self._polled_at, self._requests_read_at = study, 0.0, 0.0
         self._target = _target_reached(study.spec, study.best()) if study.spec.budget.target is not None else ""
 
     def poll(self) -> StopReason | None:
-        """Read the study, at most once a second; return why the sweep must stop, else None."""
+        """Read requests five times a second, the budget once a second; return why the sweep must stop, else None."""
         now = time.monotonic()
-        self.has_polled = self.stop_reason is None and now - self._polled_at >= _REQUEST_POLL_SECONDS
-        if not self.has_polled:
+        self.has_polled = False
+        if self.stop_reason is not None or now - self._requests_read_at < _REQUEST_POLL_SECONDS:
             return self.stop_reason
-        self._polled_at = now
-        self._study.heartbeat()
+        self._requests_read_at = now
+        self.has_polled = now - self._polled_at >= _POLL_SECONDS
+        if self.has_polled:
+            self._polled_at = now
+            self._study.heartbeat()
         requests = self._study.requests()
         self.trial_requests = [request for request in requests if request.trial is not None]
         for request in requests:
             if request.trial is None:
                 self._apply_sweep_request(request)
-        self.stop_reason = self.stop_reason or self.budget_reason()
+        if self.has_polled:
+            self.stop_reason = self.stop_reason or self.budget_reason()
         return self.stop_reason
 
     def _apply_sweep_request(self, request: Request) -> None:
