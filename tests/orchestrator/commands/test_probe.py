@@ -9,7 +9,7 @@ from orchestrator.cli import main
 from orchestrator.commands.local_plan import ProbeFailed, plan_locally
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions
 from orchestrator.spec.estimates.input_sizes import KNOWN_SHAPES
-from orchestrator.spec.estimates.sweep_plan import MeasuredUpdate, compare_with_formula
+from orchestrator.spec.estimates.measured_update import MeasuredUpdate, compare_with_formula
 from orchestrator.spec.loading.loader import load_spec_text
 from trainer.config.trial import TrialConfig
 
