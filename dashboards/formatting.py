@@ -182,7 +182,7 @@ def format_signed(value: float) -> str:
 def format_half_widths(intervals: Sequence[tuple[float, float] | None]) -> list[str]:
     """Format a column of means' intervals alike as ` ± 0.012`; "" for None."""
     halves = [None if each is None else (each[1] - each[0]) / 2 for each in intervals]
-    return ["" if v is None else f" ± {text}" for v, text in zip(halves, format_measured(halves, 2), strict=True)]
+    return ["" if v is None else f" ± {text}" for v, text in zip(halves, format_measured(halves, 3), strict=True)]
 
 
 def format_intervals(found: Sequence[tuple[float, float, float] | None], digits: int = 3) -> list[str]:

@@ -13,6 +13,7 @@ import click
 from orchestrator.cli.options import JSON, SET, print_json, read_spec
 from orchestrator.errors import ExitCode
 from orchestrator.folders import runs_folder
+from trainer.results import clause
 
 
 @click.command()
@@ -59,7 +60,7 @@ def init(
     if facts.apply_template:
         message = "the rows are plain text and the tokenizer has a chat template"
         if sys.stdin.isatty():
-            apply = click.confirm(f"{message}; apply the template?", default=True, err=True)
+            apply = click.confirm(f"{clause(message)}; apply the template?", default=True, err=True)
             facts = replace(facts, apply_template=apply)
         else:
             click.echo(f"{message}: the template is applied (data.apply_template: true)", err=True)

@@ -69,7 +69,7 @@ class AttemptTask:
         return self.folder.parent / "worker.lock"
 
     def request_release(self, *, checkpoint: bool = True) -> None:
-        """Write a release request: ask the worker to checkpoint, unless told otherwise, and give the trial back."""
+        """Write a release request: ask the worker to checkpoint, if `checkpoint`, and give the trial back."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not checkpoint:
             (self.folder / DISCARD_REQUEST_FILE).touch()

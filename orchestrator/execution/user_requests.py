@@ -28,6 +28,7 @@ from orchestrator.study.trial_records import (
     TrialRecord,
     TrialState,
 )
+from trainer.results import clause
 from trainer.storage.atomic_files import write_text
 
 KILLED_STATUS = "KILLED"
@@ -271,7 +272,7 @@ _PAUSED_POLL_SECONDS = 0.5
 def wait_while_paused(study: Study, view: ProgressView, signals: SignalHandler, reason: str) -> StopReason | None:
     """Wait until the paused sweep continues (None), is stopped or interrupted; requests for single trials wait too."""
     study.pause_sweep(reason)
-    view.set_activity(f"paused: {reason}; `orchestrate unpause {study.folder.name}` continues")
+    view.set_activity(f"paused: {clause(reason)}; `orchestrate unpause {study.folder.name}` continues")
     while True:
         view.refresh()
         study.heartbeat()

@@ -130,7 +130,7 @@ class CancelToken:
         is_cancelled: Callable[[], bool],
         is_discarded: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`is_discarded`: whether nobody needs a checkpoint of the cancelled run."""
+        """`is_discarded`: whether the cancelled run is not continued and needs no checkpoint."""
         self._process_group, self._is_cancelled, self._is_discarded = process_group, is_cancelled, is_discarded
 
     @property

@@ -59,7 +59,7 @@ class Session(Protocol):
         ...
 
     def interrupt(self, *, checkpoint: bool = True) -> None:
-        """Request the newest run to save a checkpoint, unless told otherwise, and end as STOPPED.
+        """Request the newest run to save a checkpoint, if `checkpoint`, and end as STOPPED.
 
         Thread-safe, no effect after its end.
         """

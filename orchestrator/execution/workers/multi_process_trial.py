@@ -55,7 +55,7 @@ class MultiProcessSession:
         return self._counters
 
     def interrupt(self, *, checkpoint: bool = True) -> None:
-        """Request the newest run to save a checkpoint, unless told otherwise, and end as STOPPED.
+        """Request the newest run to save a checkpoint, if `checkpoint`, and end as STOPPED.
 
         Thread-safe, no effect after its end.
         """

@@ -106,8 +106,8 @@ class RankActor:
 
     @ray.method(concurrency_group=COMPANION_GROUP)
     def interrupt(self, run: int, checkpoint: bool = True) -> None:
-        """Request this run to save a checkpoint, unless told otherwise, and end, at a step on which all processes
-        agree; no effect later.
+        """Request this run to save a checkpoint, if `checkpoint`, and end, at a step on which all processes agree; no
+        effect later.
         """
         with self._run_lock:
             if run == self._run and self._metrics is not None and self._session is not None:

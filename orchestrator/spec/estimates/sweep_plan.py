@@ -224,8 +224,8 @@ def total_trials(spec: SweepSpec) -> int | None:
 
 
 def sweep_disk_need(spec: SweepSpec, slots: int | None) -> DiskNeed | None:
-    """Return the sweep's disk space with up to `slots` trials at a time (None: no machine has room for one, so that one
-    is assumed); None if the initial model's size is unknown.
+    """Return the sweep's disk space with up to `slots` trials at a time, one if None; None if the initial model's size
+    is unknown.
     """
     return _disk_need(spec, slots, total_trials(spec))
 
