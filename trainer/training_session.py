@@ -106,8 +106,8 @@ class TrainingSession:
         return self._process_group.is_main
 
     def interrupt(self, *, checkpoint: bool = True) -> None:
-        """Make the last run of `train` save a checkpoint, if `checkpoint`, and end as STOPPED. Callable from any thread or a
-        signal handler; has no effect on later runs.
+        """Make the last run of `train` save a checkpoint, if `checkpoint`, and end as STOPPED. Callable from any thread
+        or a signal handler; has no effect on later runs.
         """
         self._interrupt.is_discarded = not checkpoint
         self._interrupt.requested.set()
