@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.driver.sft_stage import sft_config
 from orchestrator.errors import DataError, SpecError
 from orchestrator.execution.local_cluster import worker_environment
 from orchestrator.execution.slots import Slots, gpu_memory, plan_slots
@@ -108,6 +107,8 @@ def plan_locally(
 
     configs, shape = corner_configs(spec.search, spec.base), model_shape(spec.base.model)
     config = configs[0] if shape is None else largest_config(configs, shape, assumptions)
+    from orchestrator.driver.sft_stage import sft_config  # imports the study's libraries
+
     cache = SweepFolder(root, spec.name).cache
     measured = measure_update(config, cache, slots, trust_remote_code=trust_remote_code)
     sft = sft_config(spec)
