@@ -54,7 +54,7 @@ def _ranking(found: SweepComparison) -> Panel:
         figures = [
             KeyFigure(
                 f"first: {first.frame.name}, trial {first.trial.label}",
-                first.frame.describe_params(first.trial) or first.objective,
+                first.frame.describe_params(first.trial) or first.loss_name,
             ),
             KeyFigure(COMPARISON_METRIC, format_brief(first.value)),
         ]
@@ -77,7 +77,7 @@ def comparison_summary(found: SweepComparison) -> str:
         return "No trial of these sweeps completed."
     indistinguishable = [sweep for sweep in others if sweep.behind is not None and not sweep.behind.is_clear]
     unknown = [sweep for sweep in others if sweep.trial is not None and sweep.behind is None]
-    text = f"{first.frame.name} ({first.objective}) is first with {COMPARISON_METRIC} = {format_brief(first.value)}"
+    text = f"{first.frame.name} ({first.loss_name}) is first with {COMPARISON_METRIC} = {format_brief(first.value)}"
     if indistinguishable:
         text += "; it is not distinguishable from " + ", ".join(sweep.frame.name for sweep in indistinguishable)
     elif others and not unknown:
@@ -93,12 +93,12 @@ def table_rows(found: SweepComparison) -> tuple[tuple[str, ...], ...]:
     differences = [sweep.behind if sweep.trial is not None else None for sweep in found.sweeps]
     behind = format_intervals([None if d is None else (d.mean, d.low, d.high) for d in differences])
     return tuple(
-        ("–", sweep.frame.name, sweep.objective, "–", "no trial completed", "–", "–")
+        ("–", sweep.frame.name, sweep.loss_name, "–", "no trial completed", "–", "–")
         if sweep.trial is None
         else (
             str(k + 1),
             sweep.frame.name,
-            sweep.objective,
+            sweep.loss_name,
             sweep.trial.label,
             sweep.frame.describe_params(sweep.trial),
             values[k],

@@ -180,43 +180,44 @@ def apply_budget_request(study: Study, view: ProgressView | None, request: Reque
             view.log(f"changed {change}")
 
 
-_REQUEST_POLL_SECONDS = 0.2
+_REQUEST_READ_SECONDS = 0.2
 """Seconds between two looks for requests."""
-_POLL_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 """Seconds between two heartbeats and checks of the budget."""
 
 
 class StopConditions:
-    """Polls the study for stop requests, the budget and requests for single trials (`trial_requests`).
+    """Why the sweep must stop: a stop request or the budget, read from the study.
 
-    `stop_reason` is never unset, except after a pause. `has_polled`: whether the last call of `poll` made all checks.
+    `stop_reason` is never unset, except after a pause. `trial_requests`: requests for single trials found at the last
+    reading. `has_read`: whether the last call of `read_study` made all checks, those of the budget too.
     """
 
     def __init__(self, study: Study, view: ProgressView | None = None) -> None:
         self.stop_reason: StopReason | None = None
         self._view = view
         self.trial_requests: Sequence[Request] = ()
-        self.has_polled = False
-        self._study, self._polled_at, self._requests_read_at = study, 0.0, 0.0
+        self.has_read = False
+        self._study, self._checked_at, self._requests_read_at = study, 0.0, 0.0
         self._target = _target_reached(study.spec, study.best()) if study.spec.budget.target is not None else ""
 
-    def poll(self) -> StopReason | None:
+    def read_study(self) -> StopReason | None:
         """Read requests five times a second, the budget once a second; return why the sweep must stop, else None."""
         now = time.monotonic()
-        self.has_polled = False
-        if self.stop_reason is not None or now - self._requests_read_at < _REQUEST_POLL_SECONDS:
+        self.has_read = False
+        if self.stop_reason is not None or now - self._requests_read_at < _REQUEST_READ_SECONDS:
             return self.stop_reason
         self._requests_read_at = now
-        self.has_polled = now - self._polled_at >= _POLL_SECONDS
-        if self.has_polled:
-            self._polled_at = now
+        self.has_read = now - self._checked_at >= _CHECK_SECONDS
+        if self.has_read:
+            self._checked_at = now
             self._study.heartbeat()
         requests = self._study.requests()
         self.trial_requests = [request for request in requests if request.trial is not None]
         for request in requests:
             if request.trial is None:
                 self._apply_sweep_request(request)
-        if self.has_polled:
+        if self.has_read:
             self.stop_reason = self.stop_reason or self.budget_reason()
         return self.stop_reason
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.spec.estimates.cost_estimate import Estimate, GpuAssumptions, update_seconds
+from orchestrator.spec.estimates.cost_estimate import CostEstimate, GpuAssumptions, update_seconds
 from orchestrator.spec.estimates.gpu_memory import max_micro_batch_tokens, memory
 from orchestrator.spec.estimates.input_sizes import ModelShape
 from trainer.config.loss_config import DpoLoss
@@ -41,7 +41,7 @@ class ProbeResult:
     measured: MeasuredUpdate
     formula_seconds: float | None
     formula_bytes: int | None
-    corrected: Estimate | None
+    corrected: CostEstimate | None
 
     @property
     def gpu(self) -> bool:
@@ -54,7 +54,7 @@ def compare_with_formula(
     config: TrialConfig,
     shape: ModelShape | None,
     assumptions: GpuAssumptions,
-    by_formula: Estimate | None,
+    by_formula: CostEstimate | None,
 ) -> ProbeResult:
     """Compare a measured update of the trial `config` with the plan's estimate `by_formula`."""
     if shape is None or by_formula is None:
@@ -76,10 +76,10 @@ def _corrected(
     config: TrialConfig,
     shape: ModelShape,
     assumptions: GpuAssumptions,
-    by_formula: Estimate,
+    by_formula: CostEstimate,
     seconds: float,
     predicted_bytes: int,
-) -> Estimate:
+) -> CostEstimate:
     slower = measured.seconds / seconds
     gpu = measured.device != "CPU"
     fits = by_formula.tokens_per_micro_batch

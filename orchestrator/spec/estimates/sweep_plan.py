@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.estimates.cost_estimate import Estimate, GpuAssumptions, estimate
+from orchestrator.spec.estimates.cost_estimate import CostEstimate, GpuAssumptions, estimate_cost
 from orchestrator.spec.estimates.disk_space import DiskNeed, disk_need
 from orchestrator.spec.estimates.input_sizes import RowCounts, model_shape
 from orchestrator.spec.estimates.measured_update import ProbeResult, WallClock
@@ -105,7 +105,7 @@ class SweepPlan:
     tokens_per_trial_at_most: int | None
     tokens_at_most: int | None
     disk_bytes: int | None
-    estimate: Estimate | None
+    estimate: CostEstimate | None
     writes: list[WrittenPath]
     notices: list[str]
     parameters: int | None = None
@@ -178,7 +178,9 @@ def make_plan(
     by_formula = None
     if shape is not None and about_gpus:
         eval_pairs = rows.eval if rows.train is not None else None
-        by_formula = estimate(configs, updates, shape, assumptions or GpuAssumptions(), trials, eval_pairs=eval_pairs)
+        by_formula = estimate_cost(
+            configs, updates, shape, assumptions or GpuAssumptions(), trials, eval_pairs=eval_pairs
+        )
         notices_out += by_formula.warnings
     return SweepPlan(
         name=spec.name,

@@ -143,11 +143,11 @@ def test_requests_are_handled_once_and_used_hours_are_reported(tmp_path: Path) -
     folder = SweepFolder(tmp_path, "s")
     with Study.create(folder, make_spec()) as study:
         study.start_driving()
-        assert StopConditions(study).poll() is None
+        assert StopConditions(study).read_study() is None
         study.add_request("stop", "enough", trial=3)
         study.add_request("stop", "all of it")
         stop_conditions = StopConditions(study)
-        assert stop_conditions.poll() == StopReason(StopKind.STOPPED, "all of it")
+        assert stop_conditions.read_study() == StopReason(StopKind.STOPPED, "all of it")
         assert [(r.trial, r.text) for r in stop_conditions.trial_requests] == [(3, "enough")]
         assert list(stop_conditions.trial_requests) == study.requests(), (
             "one about a trial stays until it has had its effect"
@@ -155,7 +155,7 @@ def test_requests_are_handled_once_and_used_hours_are_reported(tmp_path: Path) -
     folder = SweepFolder(tmp_path, "short")
     with Study.create(folder, make_spec(name="short", budget={"hours": 1e-9})) as study:
         study.start_driving()
-        stop = StopConditions(study).poll()
+        stop = StopConditions(study).read_study()
         assert stop.kind is StopKind.OUT_OF_BUDGET
         assert "--set budget.hours" in stop.text
 
@@ -173,8 +173,8 @@ def test_requests_are_looked_for_several_times_a_second_and_the_budget_once(
         stop_conditions = StopConditions(study)
         for _ in range(40):
             now[0] += 0.1
-            assert stop_conditions.poll() is None
-            checks += [now[0]] if stop_conditions.has_polled else []
+            assert stop_conditions.read_study() is None
+            checks += [now[0]] if stop_conditions.has_read else []
     assert max(later - earlier for earlier, later in pairwise(looks)) < 0.35
     assert len(checks) == 4
 
