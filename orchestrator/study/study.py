@@ -223,9 +223,8 @@ class Study(StudyReader):
             self._record_working_time(connection, running)
             if micro_batch_limit is not None:
                 self._set(running.trial_id, MICRO_BATCH, micro_batch_limit)
-                text = (
-                    f"attempt {trial.attempt}: {clause(reason)}; from now on {micro_batch_limit} tokens per micro-batch"
-                )
+                shown = clause(reason)
+                text = f"attempt {trial.attempt}: {shown}; from now on {micro_batch_limit} tokens per micro-batch"
                 self._repository.add_event(connection, "out of memory", text, trial.number)
             again, trial_id = self._issuer.retry(connection, self._optuna_trials.trial(running.trial_id))
             again = self._with_micro_batch_limit(again)
