@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from orchestrator.cli.options import JSON, SET, print_json, read_spec
 from orchestrator.errors import ExitCode
 from orchestrator.folders import runs_folder
+from trainer.results import clause
 
 
 @click.command()
@@ -58,7 +60,7 @@ def init(
     if facts.apply_template:
         message = "the rows are plain text and the tokenizer has a chat template"
         if sys.stdin.isatty():
-            apply = click.confirm(f"{message}; apply the template?", default=True, err=True)
+            apply = click.confirm(f"{clause(message)}; apply the template?", default=True, err=True)
             facts = replace(facts, apply_template=apply)
         else:
             click.echo(f"{message}: the template is applied (data.apply_template: true)", err=True)
@@ -92,7 +94,9 @@ def doctor(file: Path | None, overrides: Sequence[str], as_json: bool) -> ExitCo
         click.echo(notice, err=True)
     checks = run_checks(runs_folder(), spec)
     if as_json:
-        print_json({"healthy": is_healthy(checks), "checks": [check.as_json() for check in checks]})
+        counts = Counter(check.level.value for check in checks)
+        listed = [check.as_json() for check in checks]
+        print_json({"healthy": is_healthy(checks), "counts": dict(counts), "checks": listed})
     else:
         print_checks(checks)
     return ExitCode.DONE if is_healthy(checks) else ExitCode.USER

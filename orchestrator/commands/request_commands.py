@@ -44,6 +44,7 @@ from orchestrator.study.reader import StudyReader
 from orchestrator.study.retried_trials import can_begin_again
 from orchestrator.study.trial_records import REQUESTED_EVENT, Fork, RequestKind, TrialRecord, TrialState
 from trainer.config.trial import TrialConfig
+from trainer.results import clause
 from trainer.storage.atomic_files import write_text
 from trainer.storage.checkpoint_manifest import pin_checkpoint
 from trainer.training.schedule import total_updates
@@ -215,7 +216,9 @@ def pinned_checkpoint(study: StudyReader, parent: TrialRecord, config: TrialConf
         step, rejected = pin_checkpoint(runs, to)
         if step is None:
             reasons = "; ".join(rejected) or "the first is written after `training.save_steps` updates"
-            raise RequestRefused(f"trial {parent.number} of {name} has no valid checkpoint yet: {reasons}; {hint}")
+            raise RequestRefused(
+                f"trial {parent.number} of {name} has no valid checkpoint yet: {clause(reasons)}; {hint}"
+            )
         _check_length(study, parent, config, step)
         samples = next((run / _SAMPLES for run in reversed(runs) if (run / _SAMPLES).is_file()), None)
         if samples is not None:
@@ -373,7 +376,7 @@ def _out_of_space_notice(spec: SweepSpec, params: Mapping[str, Any]) -> list[str
     reasons = ", ".join(
         f"{path}{of_base.get(path, '')} ({allowed_values(spec.search, path) or 'not searched'})" for path in outside
     )
-    return [f"outside the search space: {reasons}; it can win, but the sampler ignores its result"]
+    return [f"outside the search space: {clause(reasons)}; it can win, but the sampler ignores its result"]
 
 
 def _format_params(params: Mapping[str, Any]) -> str:
