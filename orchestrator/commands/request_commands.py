@@ -21,6 +21,7 @@ from orchestrator import folders
 from orchestrator.commands.enqueue_checks import (
     check_like_plan,
     equal_trial,
+    expand_option,
     options_of,
     waits_already,
     with_another_seed,
@@ -29,6 +30,7 @@ from orchestrator.driver.checkpoint_retention import fork_lock
 from orchestrator.errors import OrchestrateError, SpecError, SpecProblem
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.spec.loading.validation_errors import parse_document
+from orchestrator.spec.samplers import StagedSampler
 from orchestrator.spec.search.manual_trials import (
     allowed_values,
     check_fork,
@@ -352,7 +354,8 @@ def _parse_sets(overrides: Sequence[str]) -> dict[str, Any]:
             continue
         try:
             path = path.strip().removeprefix("base.")
-            params[path] = list_as_text(path, parse_document(text, one).value if text.strip() else None)
+            value = parse_document(text, one).value if text.strip() else None
+            params[path] = list_as_text(path, expand_option(f"--set {one}", path, value))
         except SpecError as error:
             problems += [SpecProblem(f"--set {one}", path, f.problem, f.hint) for f in error.problems]
     if problems:
@@ -387,7 +390,9 @@ def _out_of_space_notice(spec: SweepSpec, params: Mapping[str, Any]) -> list[str
     reasons = ", ".join(
         f"{path}{of_base.get(path, '')} ({allowed_values(spec.search, path) or 'not searched'})" for path in outside
     )
-    return [f"outside the search space: {reasons}; it can win, but the sampler ignores its result"]
+    staged = isinstance(spec.sampler, StagedSampler)
+    then = "and later stages start from the best trial" if staged else "but the sampler ignores its result"
+    return [f"outside the search space: {reasons}; it can win, {then}"]
 
 
 def _format_params(params: Mapping[str, Any]) -> str:
