@@ -39,7 +39,7 @@ def init(
         "model": (model, "Initial model, hub name or folder", init_file.DEFAULT_MODEL),
         "data": (data, "Pairs, hub data set or file", init_file.DEFAULT_DATA),
         "gpus": (gpus, "GPUs", str(visible_gpus())),
-        "objective": (objective, f"Objective ({', '.join(init_file.OBJECTIVES)})", "simpo"),
+        "objective": (objective, f"Objective ({', '.join(init_file.LOSSES)})", "simpo"),
     }
     found: dict[str, str] = {}
     errors: list[str] = []
@@ -53,7 +53,7 @@ def init(
             errors.append(f"--{question}: {problem}")
     if errors:
         raise click.UsageError("\n".join(errors))
-    kind = init_file.OBJECTIVES[found["objective"]]
+    kind = init_file.LOSSES[found["objective"]]
     answers = init_file.InitAnswers(found["model"], found["data"], int(found["gpus"]), kind, lora)
     facts = init_file.find_facts(answers)
     if facts.apply_template:

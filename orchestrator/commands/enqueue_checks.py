@@ -61,27 +61,28 @@ def check_like_plan(
     return {path: resolved[path] if isinstance(value, str) else value for path, value in params.items()}, warnings
 
 
-def expand_option(option: str, path: str, value: Any) -> Any:
-    """Return the value of an option `--set` with the variables of a path or name expanded.
+def expand_options(params: Mapping[str, Any], options: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings of `--set` options with the variables of paths and names expanded.
 
     Raises:
         SpecError: a variable is not set, looks like a secret, or stands where a file expands none.
     """
-    if not isinstance(value, str) or "${" not in value:
-        return value
-    loc = ("base", *path.split("."))
-    document = parse_document("{}", option)
-    document.lines |= {loc: option}
+    document = parse_document("{}", "--set")
     problems = ErrorCollector(document, is_new=True)
-    tree: Any = value
-    for part in reversed(loc):
-        tree = {part: tree}
-    expand_variables(problems, tree)
+    expanded: dict[str, Any] = {}
+    for path, value in params.items():
+        loc = ("base", *path.split("."))
+        document.lines[loc] = f"--set {options[path]}"
+        tree: Any = value
+        for part in reversed(loc):
+            tree = {part: tree}
+        expand_variables(problems, tree)
+        for part in loc:
+            tree = tree[part]
+        expanded[path] = tree
     if problems.items:
         raise SpecError(problems.items)
-    for part in loc:
-        tree = tree[part]
-    return tree
+    return expanded
 
 
 def equal_trial(study: StudyReader, params: Mapping[str, Any]) -> TrialRecord | None:
