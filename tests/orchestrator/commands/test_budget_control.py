@@ -103,8 +103,9 @@ def test_a_limit_that_is_used_up_is_refused_with_one_that_suffices(tmp_path: Pat
 
 def test_the_limit_offered_after_a_used_up_one_can_be_set(tmp_path: Path) -> None:
     """Twice the old limit may be less than what is spent: loading and checkpointing run past a short one."""
-    folder = begun(tmp_path, make_spec(6, budget=Budget(hours=1e-9)))
+    folder = begun(tmp_path, make_spec(6, budget=Budget(hours=9.0)))
     with Study.open(folder) as study:
+        study.amend(study.spec.model_copy(update={"budget": Budget(hours=1e-9)}))
         reason = StopConditions(study).budget_reason()
         assert reason is not None
         option = reason.text.partition("--set ")[2].partition("`")[0]

@@ -135,13 +135,17 @@ def test_equal_sft_data_and_a_judges_model_elsewhere_are_accepted(
 ) -> None:
     """The stage's data is compared with its earlier place, and once that is gone with that of the stage's model."""
     folder, spec = begun
-    stage = {"data": {"train": [{"path": str(rows_in(tmp_path / "sft", 24))}], "max_length": 96}}
+    stage = {
+        "data": {"train": [{"path": str(rows_in(tmp_path / "sft", 24))}], "max_length": 96},
+        "training": {"max_steps": 4},
+    }
     with_stage = {"sft": stage, "judge": {"reward_model": str(tmp_path / "reward")}, "name": "t"}
     spec = SweepSpec.model_validate(spec.model_dump(exclude={"sft", "judge", "name"}) | with_stage)
     folder = SweepFolder(folder.root, "t")
     folder.path.mkdir()
     folder.spec.write_text(dump_spec(spec))
-    Study.create(folder, spec).close()
+    with Study.create(folder, spec):
+        pass
     moved = tmp_path / "there"
     moved.mkdir()
     shutil.copy(tmp_path / "sft" / "rows.jsonl", moved / "rows.jsonl")
