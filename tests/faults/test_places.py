@@ -15,7 +15,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
 from orchestrator.tracking.mlflow_client import connect, default_store, ensure_experiment
 from tests.support.processes import LIMIT_SECONDS, environment
-from tests.support.specs import TINY_MODEL, make_spec
+from tests.support.specs import make_spec
 
 QUICKSTART = str(Path(__file__).parents[2] / "sweeps" / "quickstart.yaml")
 UNKNOWN = 23456
@@ -134,13 +134,10 @@ def test_a_user_id_without_a_name_or_a_home_plans_and_is_checked(
 def test_a_user_id_without_a_name_or_a_home_runs_a_sweep(
     tmp_path: Path, nameless: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    (tmp_path / "small.yaml").write_text(
-        f"name: small\nbase:\n  model: {{generated: {TINY_MODEL}}}\n"
-        "  data: {train: [{generated: instructions, rows: 40}], max_length: 96}\n"
-        "  training: {pairs_per_update: 8, max_steps: 2}\n  evaluation: {prompts: 0}\n"
-        "resources: {gpus_per_trial: 0}\nbudget: {concurrency: 1}\n"
-    )
-    done = nameless("sweep", str(tmp_path / "small.yaml"))
+    small = ("budget.trials=1", "sft.training.max_steps=2", "training.max_steps=2", "training.pairs_per_update=8")
+    small += ("base.data.train=[{generated: instructions, rows: 64}]", "evaluation.prompts=0")
+    small += ("base.data.eval=[{generated: instructions, split: eval, rows: 16}]",)
+    done = nameless("sweep", QUICKSTART, "--name", "small", *(f"--set={one}" for one in small))
     assert done.returncode == 0, done.stderr
     with Study.open(SweepFolder(tmp_path / "runs", "small"), read_only=True) as study:
         assert [trial.state for trial in study.trials()] == [TrialState.COMPLETE]

@@ -147,11 +147,12 @@ def test_equal_sft_data_and_a_judges_model_elsewhere_are_accepted(
     with Study.create(folder, spec):
         pass
     moved = tmp_path / "there"
-    moved.mkdir()
+    (moved / "reward").mkdir(parents=True)
     shutil.copy(tmp_path / "sft" / "rows.jsonl", moved / "rows.jsonl")
-    new = changed(folder, spec, f"sft.data.train={moved}/rows.jsonl", f"judge.reward_model={moved}/reward")
+    reward = f"judge.reward_model={moved}/reward"
+    new = changed(folder, spec, f"sft.data.train={moved}/rows.jsonl", reward)
     check_moved_inputs(folder, spec, new)
-    other = changed(folder, spec, f"sft.data.train={rows_in(tmp_path / 'other', 30)}")
+    other = changed(folder, spec, f"sft.data.train={rows_in(tmp_path / 'other', 30)}", reward)
     with pytest.raises(DataError, match=r"sft.data: the data at its new place is not that with which t began"):
         check_moved_inputs(folder, spec, other)
     (tmp_path / "sft" / "rows.jsonl").unlink()
