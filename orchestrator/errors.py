@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path
 
+from trainer.results import clause
+
 
 class ExitCode(IntEnum):
     """Exit codes of the command."""
@@ -110,7 +112,9 @@ class InvalidRunsFolder(OrchestrateError):
     """The runs folder has a name that cannot be used."""
 
     def __init__(self, root: str, reason: str) -> None:
-        super().__init__(f"the runs folder {root} cannot be used: {reason}; set ORCHESTRATE_HOME to another folder")
+        super().__init__(
+            f"the runs folder {root} cannot be used: {clause(reason)}; set ORCHESTRATE_HOME to another folder"
+        )
 
 
 class NoTrialCompleted(OrchestrateError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +97,9 @@ def doctor(file: Path | None, overrides: Sequence[str], as_json: bool) -> ExitCo
         click.echo(notice, err=True)
     checks = run_checks(runs_folder(), spec)
     if as_json:
-        print_json({"healthy": is_healthy(checks), "checks": [check.as_json() for check in checks]})
+        counts = Counter(check.level.value for check in checks)
+        listed = [check.as_json() for check in checks]
+        print_json({"healthy": is_healthy(checks), "counts": dict(counts), "checks": listed})
     else:
         print_checks(checks)
     return ExitCode.DONE if is_healthy(checks) else ExitCode.USER

@@ -103,7 +103,7 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason)
     any_complete = any(r.value is not None for r in records)
     fewer = spec.budget.trials is not None and len(records) < spec.budget.trials
     if stop_reason.text and (stop_reason.kind is not StopKind.FINISHED or fewer):
-        progress.print(f"{stop_reason.kind.value}: {stop_reason.text}", markup=False, soft_wrap=piped)
+        progress.print(str(stop_reason), markup=False, soft_wrap=piped)
     for line in _failed_lines(spec.name, records, stop_reason.kind):
         progress.print(line, markup=False, soft_wrap=piped)
     if stop_reason.kind not in (StopKind.FINISHED, StopKind.ABANDONED):

@@ -46,6 +46,7 @@ from orchestrator.study.reader import StudyReader
 from orchestrator.study.retried_trials import can_begin_again
 from orchestrator.study.trial_records import REQUESTED_EVENT, Fork, RequestKind, TrialRecord, TrialState
 from trainer.config.trial import TrialConfig
+from trainer.results import clause
 from trainer.storage.atomic_files import write_text
 from trainer.storage.checkpoint_manifest import pin_checkpoint
 from trainer.training.schedule import total_updates
@@ -217,7 +218,9 @@ def pinned_checkpoint(study: StudyReader, parent: TrialRecord, config: TrialConf
         step, rejected = pin_checkpoint(runs, to)
         if step is None:
             reasons = "; ".join(rejected) or "the first is written after `training.save_steps` updates"
-            raise RequestRefused(f"trial {parent.number} of {name} has no valid checkpoint yet: {reasons}; {hint}")
+            raise RequestRefused(
+                f"trial {parent.number} of {name} has no valid checkpoint yet: {clause(reasons)}; {hint}"
+            )
         _check_length(study, parent, config, step)
         samples = next((run / _SAMPLES for run in reversed(runs) if (run / _SAMPLES).is_file()), None)
         if samples is not None:
@@ -378,7 +381,7 @@ def _out_of_space_notice(spec: SweepSpec, params: Mapping[str, Any]) -> list[str
     )
     staged = isinstance(spec.sampler, StagedSampler)
     then = "and later stages start from the best trial" if staged else "but the sampler ignores its result"
-    return [f"outside the search space: {reasons}; it can win, {then}"]
+    return [f"outside the search space: {clause(reasons)}; it can win, {then}"]
 
 
 def _format_params(params: Mapping[str, Any]) -> str:

@@ -291,7 +291,17 @@ def _load_document(
         _check_none(problems)
     if spec is None or problems.items:
         raise SpecError(sorted(problems.items, key=_line_of))
-    return LoadedSpec(spec, tuple(notices), document)
+    return LoadedSpec(spec, _merged(notices), document)
+
+
+def _merged(notices: Sequence[str]) -> tuple[str, ...]:
+    """Return the notices, of which those that say the same of several settings become one."""
+    paths: dict[str, list[str]] = {}
+    for notice in dict.fromkeys(notices):
+        path, colon, text = notice.partition(": ")
+        is_setting = bool(colon) and " " not in path
+        paths.setdefault(text if is_setting else notice, []).append(path if is_setting else "")
+    return tuple(f"{', '.join(listed)}: {text}" if listed[0] else text for text, listed in paths.items())
 
 
 def _explain(document: Document, problem: str, loc: Location, value: Any) -> str:
