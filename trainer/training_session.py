@@ -49,7 +49,7 @@ def result_digest(config: TrialConfig) -> str:
 
 
 def digest_with_checkpointing(config: TrialConfig, *, on: bool) -> str:
-    """Return the digest of versions that told gradient checkpointing on and off apart."""
+    """Return the digest of earlier versions, of which gradient checkpointing was a part."""
     return digest_of(_digest_params(config) | ({_CHECKPOINTING: True} if on else {}))
 
 
