@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
@@ -193,10 +193,24 @@ class SftStage(FrozenModel):
     data: DataConfig | None = Field(default=None, description="By default base.data.")
 
 
+GPUS_PER_TRIAL = "resources.gpus_per_trial"
+AUTO_TRAINING = (
+    "training.distributed",
+    "training.gradient_checkpointing",
+    "training.tokens_per_micro_batch",
+)
+"""Settings of `base` and `sft` that may be `auto`, as may `resources.gpus_per_trial`."""
+
+
 class SweepSpec(FrozenModel):
     """A sweep. `keep_models`: how many of the best trials' final weights stay on disk; see `models_kept`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    auto: tuple[str, ...] = Field(
+        default=(),
+        description="Paths of the file that are left to `auto`, such as base.training.distributed. They have their "
+        "defaults in this spec; spec/estimates/arrangement chooses their values for the machines at hand.",
+    )
     description: str = ""
     base: TrialConfig
     search: SearchSpace = SearchSpace()
@@ -229,6 +243,14 @@ class SweepSpec(FrozenModel):
         description="Where checkpoints and final models are copied to, so that they outlive a machine: a URL such as "
         "s3://bucket/prefix, gs://bucket/prefix or file:///shared/folder. Credentials come from the environment.",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_empty_auto(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `auto` out where it is empty: the stored text of a sweep of before there was `auto` stays the same."""
+        tree: dict[str, Any] = handler(self)
+        if not self.auto:
+            tree.pop("auto", None)
+        return tree
 
     @classmethod
     def from_stored(cls, text: str) -> Self:
