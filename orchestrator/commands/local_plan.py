@@ -21,7 +21,16 @@ from orchestrator.folders import SweepFolder
 from orchestrator.nvidia_smi import hidden_gpus
 from orchestrator.redaction import without_credentials
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
-from orchestrator.spec.estimates.input_sizes import check_models, count_rows, model_shape
+from orchestrator.spec.estimates.gpu_table import PlannedMachine
+from orchestrator.spec.estimates.input_sizes import (
+    RowCounts,
+    check_models,
+    count_rows,
+    model_shape,
+    published_tokens,
+)
+from orchestrator.spec.estimates.machine_plans import MachinePlan, plan_on
+from orchestrator.spec.estimates.published_sizes import NOT_COUNTED
 from orchestrator.spec.estimates.sweep_plan import MeasuredUpdate, SweepPlan, compare_with_formula, make_plan
 from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -79,11 +88,7 @@ def plan_locally(
         assumptions = replace(assumptions, gpu_memory=gpu_memory())
     check_share(spec, assumptions.gpu_memory)
     assumptions = replace(gpu_share(spec, assumptions.gpu_memory, assumptions), processes=spec.resources.processes)
-    rows = count_rows(spec.base.data)
-    if assumptions.train_pairs is not None:
-        rows = replace(rows, train=assumptions.train_pairs, exact=False)
-    elif rows.train is None:
-        all_notices.append("the number of training pairs is unknown until the data is downloaded")
+    rows, assumptions = _sizes_of_data(spec, assumptions, all_notices)
     if (root / spec.name).exists():
         all_notices.append(f"a sweep named {spec.name} exists already; use another --name to start this one")
     made = make_plan(
@@ -102,6 +107,47 @@ def plan_locally(
     config = configs[0] if shape is None else largest_config(configs, shape, assumptions)
     measured = measure_update(config, SweepFolder(root, spec.name).cache, slots, trust_remote_code=trust_remote_code)
     return replace(made, probe=compare_with_formula(measured, config, shape, assumptions, made.estimate))
+
+
+def _sizes_of_data(
+    spec: SweepSpec, assumptions: GpuAssumptions, notices: list[str]
+) -> tuple[RowCounts, GpuAssumptions]:
+    """Return rows and tokens per pair: those given, else counted here, else published; adds notices about them."""
+    rows, tokens = count_rows(spec.base.data, use_published=True), published_tokens(spec.base.data)
+    published = set(rows.published)
+    if assumptions.train_pairs is not None:
+        rows = replace(rows, train=assumptions.train_pairs, exact=False, published=())
+    elif rows.train is None:
+        notices.append("the number of training pairs is unknown until the data is downloaded")
+    if assumptions.tokens_per_pair is None and tokens is not None:
+        assumptions = replace(assumptions, tokens_per_pair=tokens.per_pair)
+        published |= set(tokens.sources)
+    if published:
+        notices.append(f"{NOT_COUNTED}: {'; '.join(sorted(published))}")
+    return rows, assumptions
+
+
+def plan_machines(
+    spec: SweepSpec,
+    root: Path,
+    machines: Sequence[PlannedMachine],
+    notices: Sequence[str],
+    assumptions: GpuAssumptions,
+) -> list[MachinePlan]:
+    """Return the plan of the sweep on each of these machines; uses nothing of this one but its files.
+
+    Raises:
+        ModelError: a file of a model is damaged.
+        DataError: the data has fewer pairs than one update.
+    """
+    check_models(spec)
+    all_notices = list(notices)
+    rows, assumptions = _sizes_of_data(spec, assumptions, all_notices)
+    tracking = without_credentials(tracking_uri(root, spec.tracking.uri))
+    return [
+        plan_on(spec, machine, root, rows, tracking=tracking, notices=all_notices, assumptions=assumptions)
+        for machine in machines
+    ]
 
 
 _UNUSABLE, _OUT_OF_MEMORY = 2, 3

@@ -142,13 +142,23 @@ def _published(source: Source) -> PublishedDataset | None:
     return found if found is not None and source.split in found.rows and _cached_rows(source) is None else None
 
 
-def published_tokens_per_pair(data: DataConfig) -> int | None:
-    """Return the published mean tokens of a training pair, at most twice `max_length`; None if one is unknown."""
-    found = [PUBLISHED_DATASETS.get(s.dataset) if isinstance(s, HubSource) else None for s in data.train]
-    tokens = [dataset.tokens_per_pair for dataset in found if dataset is not None]
-    if len(tokens) < len(found):
+@dataclass(frozen=True, slots=True)
+class PublishedTokens:
+    """Mean tokens of a training pair, with the prompt twice, and the data sets that they are published for."""
+
+    per_pair: int
+    sources: tuple[str, ...]
+
+
+def published_tokens(data: DataConfig) -> PublishedTokens | None:
+    """Return the published tokens of a training pair, at most twice `max_length`; None if one data set has none."""
+    names = [source.dataset if isinstance(source, HubSource) else "" for source in data.train]
+    found = {name: PUBLISHED_DATASETS[name] for name in names if name in PUBLISHED_DATASETS}
+    if len(found) < len(set(names)):
         return None
-    return min(2 * data.max_length, round(sum(tokens) / len(tokens)))
+    mean = sum(found[name].tokens_per_pair for name in names) / len(names)
+    sources = tuple(f"{name} ({dataset.source})" for name, dataset in found.items())
+    return PublishedTokens(min(2 * data.max_length, round(mean)), sources)
 
 
 def _mixed_count(sources: tuple[Source, ...], use_published: bool) -> int | None:

@@ -91,6 +91,10 @@ KNOWN_SHAPES = {
 """Initial models of sweeps/, from their config.json."""
 
 
+NOT_COUNTED = "published, not counted here"
+"""What a plan says of rows and tokens that it takes from PUBLISHED_DATASETS."""
+
+
 @dataclass(frozen=True, slots=True)
 class PublishedDataset:
     """A data set of the hub as others have described it: rows by split, and the mean tokens of a pair.
@@ -106,8 +110,8 @@ class PublishedDataset:
 _CARD = "rows: its card on the hub"
 _VIEWER = "rows: the hub's viewer, rounded"
 _OF_ULTRAFEEDBACK = (
-    "tokens: table 1 of the UltraFeedback paper (arXiv 2310.01377), 185 of a prompt and 305 of a response; agrees with "
-    "the card's size in bytes"
+    "tokens: the UltraFeedback paper, arXiv 2310.01377, 185 of a prompt and 305 of a response, not looked up again; "
+    "the card's size in bytes gives 900 a pair"
 )
 _ON_POLICY = (
     "tokens: by the card of snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset, the same prompts answered five times by "

@@ -197,6 +197,8 @@ class SweepPlan:
     estimate: Estimate | None
     writes: list[WrittenPath]
     notices: list[str]
+    published: tuple[str, ...] = ()
+    """Data sets whose rows are published numbers and were not counted here, each with its source."""
     probe: ProbeResult | None = None
     """One measured update, with `plan --probe`."""
 
@@ -281,6 +283,7 @@ def make_plan(
         estimate=by_formula,
         writes=_writes(spec, root, tracking),
         notices=notices_out,
+        published=rows.published,
     )
 
 
