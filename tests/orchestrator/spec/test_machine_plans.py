@@ -101,7 +101,7 @@ def test_full_training_of_8b_is_spread_over_gpus(on: Callable[..., MachinePlan])
     assert each is not None
     assert made.hours == pytest.approx(2 * each / 4), "three trials, two at a time"
     assert made.gpu_hours == pytest.approx(8 * 2 * each / 4), "idle GPUs are paid for too"
-    assert made.cost == pytest.approx(2.0 * made.gpu_hours)
+    assert made.cost == pytest.approx(2.0 * 8 * 2 * each / 4)
     memory = made.arrangement.memory
     assert memory is not None
     assert made.plan.estimate.memory.total == memory <= 0.9 * made.machine.gpu.memory
