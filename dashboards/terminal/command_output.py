@@ -60,6 +60,8 @@ def print_plan(plan: SweepPlan) -> None:
         "disk space, at most", unknown if plan.disk_bytes is None else f"about {format_bytes(plan.disk_bytes)}"
     )
     table.add_row("hash of the sweep file", plan.sweep_identity[:12])
+    if plan.arrangement is not None and plan.arrangement.gpus_per_trial:
+        table.add_row("arrangement", "\n".join(plan.arrangement.reasons))
     console.print(table)
     _print_estimate(console, plan)
     _print_probe(console, plan)

@@ -29,8 +29,11 @@ _HEADERS = (
 _SMALLEST_PART = 64
 
 
-def print_machines(name: str, plans: Sequence[MachinePlan], command: str) -> None:
-    """Print the table of `plan --on`; `command` starts the sweep, for the changes that make it fit."""
+def print_machines(name: str, plans: Sequence[MachinePlan], command: str, *, notices: bool = True) -> None:
+    """Print the table of `plan --on`, and with `notices` what the plans note.
+
+    `command` starts the sweep; to it changes are added that make it fit.
+    """
     console = wide_console(_WIDTH, highlight=False)
     has_cost = any(plan.cost is not None for plan in plans)
     table = Table(
@@ -50,7 +53,8 @@ def print_machines(name: str, plans: Sequence[MachinePlan], command: str) -> Non
     for gpu in dict.fromkeys(plan.machine.gpu for plan in plans):
         figures = f"{gpu.memory_gb:g} GB, {gpu.tflops:,g} TFLOP/s in bfloat16, {gpu.bandwidth:,g} GB/s"
         console.print(f"{gpu.name}: {figures} ({escape(gpu.source)})")
-    for notice in dict.fromkeys(notice for plan in plans if plan.plan is not None for notice in plan.plan.notices):
+    noted = (notice for plan in plans if plan.plan is not None for notice in plan.plan.notices)
+    for notice in dict.fromkeys(noted) if notices else ():
         console.print(f"note: {notice}", markup=False)
 
 

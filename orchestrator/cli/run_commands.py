@@ -116,15 +116,23 @@ def plan(
         found = plan_machines(spec, runs_folder(), machines, notices, assumptions)
         if as_json:
             print_json({"name": spec.name, "machines": [one.as_json() for one in found]})
-        elif len(found) == 1 and found[0].plan is not None:
-            print_plan(found[0].plan)
-            print_machines(spec.name, found, _sweep_command(file, overrides))
-        else:
-            print_machines(spec.name, found, _sweep_command(file, overrides))
+            return
+        only = found[0].plan if len(found) == 1 else None
+        if only is not None:
+            print_plan(only)
+        print_machines(spec.name, found, _command(file, overrides, name), notices=only is None)
         return
     if probe:
         click.echo("measuring one update on this machine", err=True)
-    made = plan_locally(spec, runs_folder(), notices, assumptions, probe=probe, trust_remote_code=trust_remote_code)
+    made = plan_locally(
+        spec,
+        runs_folder(),
+        notices,
+        assumptions,
+        probe=probe,
+        trust_remote_code=trust_remote_code,
+        command=_command(file, overrides, name),
+    )
     if as_json:
         print_json(made.as_json())
     else:
@@ -145,11 +153,6 @@ def _read_machines(texts: Sequence[str]) -> list[PlannedMachine]:
     if problems:
         raise click.UsageError("\n".join(problems))
     return found
-
-
-def _sweep_command(file: Path, overrides: Sequence[str]) -> str:
-    """Return the command that starts the sweep as it was planned."""
-    return shlex.join(["orchestrate", "sweep", str(file), *(f"--set={one}" for one in overrides)])
 
 
 @click.command()
@@ -185,7 +188,22 @@ def sweep(
     drop_failed_output()
     for notice in notices:
         click.echo(notice, err=True)
-    return run(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+    from orchestrator.spec.estimates.arrangement import DoesNotFit
+
+    try:
+        return run(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+    except DoesNotFit as error:
+        from orchestrator.spec.loading.loader import load_with_notices
+
+        document = load_with_notices(file, overrides, name=name).document
+        where = document.location(tuple(error.found.path.split(".")))
+        raise DoesNotFit(error.found, where, error.found.hint(_command(file, overrides, name))) from None
+
+
+def _command(file: Path, overrides: Sequence[str], name: str | None) -> str:
+    """Return the command that starts this sweep, for a shell."""
+    options = [part for one in overrides for part in ("--set", one)] + (["--name", name] if name else [])
+    return shlex.join(["orchestrate", "sweep", str(file), *options])
 
 
 @click.command()

@@ -16,11 +16,13 @@ from pathlib import Path
 
 from orchestrator.errors import DataError, SpecError
 from orchestrator.execution.local_cluster import worker_environment
-from orchestrator.execution.slots import Slots, gpu_memory, plan_slots
+from orchestrator.execution.slots import Slots, gpu_memory, machine_gpus, plan_slots
 from orchestrator.folders import SweepFolder
 from orchestrator.nvidia_smi import hidden_gpus
 from orchestrator.redaction import without_credentials
+from orchestrator.spec.estimates.arrangement import DoesNotFit, arranged
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
+from orchestrator.spec.estimates.gpu_layouts import Arrangement
 from orchestrator.spec.estimates.gpu_table import PlannedMachine
 from orchestrator.spec.estimates.input_sizes import (
     RowCounts,
@@ -47,6 +49,7 @@ def plan_locally(
     *,
     probe: bool = False,
     trust_remote_code: bool = False,
+    command: str = "",
 ) -> SweepPlan:
     """Return the plan with this machine's slots.
 
@@ -59,6 +62,7 @@ def plan_locally(
         assumptions: assumptions about the GPU; unknown values are read from this machine.
         probe: measure an update of the most expensive trial in a subprocess.
         trust_remote_code: whether Python code of the model's repository may run in the probe.
+        command: the command that starts the sweep, to which changes that make it fit are added.
 
     Raises:
         ProbeFailed: the probe failed.
@@ -68,8 +72,14 @@ def plan_locally(
     check_tracking_store(tracking_uri(root, spec.tracking.uri), spec.tracking.uri)
     check_models(spec)
     all_notices = list(notices)
+    assumptions = assumptions or GpuAssumptions()
+    chosen, found = _arrange(spec, assumptions, command)
+    if isinstance(found, DoesNotFit):
+        if probe:
+            raise found
+        all_notices += [str(replace(problem, where="", path="")) for problem in found.problems]
     try:
-        slots: Slots | None = plan_slots(spec)
+        slots: Slots | None = plan_slots(chosen)
     except SpecError as error:
         if probe:
             raise
@@ -83,11 +93,10 @@ def plan_locally(
         )
 
         all_notices += warm_start(spec, root).notices
-    assumptions = assumptions or GpuAssumptions()
     if assumptions.gpu_memory is None:
         assumptions = replace(assumptions, gpu_memory=gpu_memory())
-    check_share(spec, assumptions.gpu_memory)
-    assumptions = replace(gpu_share(spec, assumptions.gpu_memory, assumptions), processes=spec.resources.processes)
+    check_share(chosen, assumptions.gpu_memory)
+    assumptions = replace(gpu_share(chosen, assumptions.gpu_memory, assumptions), processes=chosen.resources.processes)
     rows, assumptions = _sizes_of_data(spec, assumptions, all_notices)
     if (root / spec.name).exists():
         all_notices.append(f"a sweep named {spec.name} exists already; use another --name to start this one")
@@ -99,11 +108,13 @@ def plan_locally(
         tracking=without_credentials(tracking_uri(root, spec.tracking.uri)),
         notices=all_notices,
         assumptions=assumptions,
+        chosen=None if isinstance(found, DoesNotFit) else chosen,
+        arrangement=found if isinstance(found, Arrangement) else None,
     )
     if not probe or slots is None:
         return made
 
-    configs, shape = corner_configs(spec.search, spec.base), model_shape(spec.base.model)
+    configs, shape = corner_configs(chosen.search, chosen.base), model_shape(chosen.base.model)
     config = configs[0] if shape is None else largest_config(configs, shape, assumptions)
     measured = measure_update(config, SweepFolder(root, spec.name).cache, slots, trust_remote_code=trust_remote_code)
     return replace(made, probe=compare_with_formula(measured, config, shape, assumptions, made.estimate))
@@ -148,6 +159,19 @@ def plan_machines(
         plan_on(spec, machine, root, rows, tracking=tracking, notices=all_notices, assumptions=assumptions)
         for machine in machines
     ]
+
+
+def _arrange(
+    spec: SweepSpec, assumptions: GpuAssumptions, command: str
+) -> tuple[SweepSpec, Arrangement | DoesNotFit | None]:
+    """Return the sweep with the values chosen for this machine's GPUs, or for one of the assumed memory."""
+    machine = machine_gpus()
+    if assumptions.gpu_memory is not None:
+        machine = replace(machine, memory=(assumptions.gpu_memory,) * max(1, len(machine.memory)))
+    try:
+        return arranged(spec, [machine])
+    except DoesNotFit as error:
+        return spec, DoesNotFit(error.found, "", error.found.hint(command))
 
 
 _UNUSABLE, _OUT_OF_MEMORY = 2, 3

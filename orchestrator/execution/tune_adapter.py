@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ray.tune import PlacementGroupFactory, Trainable
@@ -194,7 +194,7 @@ def run_trials(
     signals: SignalHandler,
     slots: Slots,
     *,
-    complete_config: Callable[[TrialConfig], TrialConfig] = lambda config: config,
+    complete_config: Callable[[TrialConfig, Mapping[str, Any]], TrialConfig] = lambda config, _: config,
     on_trial_end: Callable[[TrialRecord], None] = lambda _: None,
     longest_row: int = 1,
     open_session: SessionFactory = open_session,
@@ -209,7 +209,8 @@ def run_trials(
         view: progress view.
         signals: handler of stop signals.
         slots: concurrent trials and their resources.
-        complete_config: completes a trial's configuration, for example with the SFT stage's model.
+        complete_config: completes a trial's configuration, given its own settings, for example with the SFT stage's
+            model.
         on_trial_end: called after each ended trial.
         longest_row: tokens of the data's longest row.
         open_session: opens a worker's training session.

@@ -134,7 +134,8 @@ class Resources(FrozenModel):
 
     gpus_per_trial: NonNegativeFloat | None = Field(
         default=None,
-        description="By default 1 if there are GPUs, else 0. Above 1: a whole number, with a process on each GPU.",
+        description="auto: the fewest that hold a trial, a share of one for small models, 0 without GPUs. null: 1 if "
+        "there are GPUs, else 0. Above 1: a whole number, with a process on each GPU.",
     )
     cpus_per_trial: PositiveFloat = Field(
         default=1.0, description="CPU cores that a trial takes, at least one for each of its processes."
@@ -193,8 +194,10 @@ class SftStage(FrozenModel):
     data: DataConfig | None = Field(default=None, description="By default base.data.")
 
 
+AUTO = "auto"
+"""The word for a setting that is chosen for the machines at hand."""
 GPUS_PER_TRIAL = "resources.gpus_per_trial"
-AUTO_TRAINING = (
+DISTRIBUTED, CHECKPOINTING, MICRO_BATCH = AUTO_TRAINING = (
     "training.distributed",
     "training.gradient_checkpointing",
     "training.tokens_per_micro_batch",
@@ -256,6 +259,17 @@ class SweepSpec(FrozenModel):
     def from_stored(cls, text: str) -> Self:
         """Return the sweep that a study stores as JSON; values that were removed since are read as they are."""
         return cls.model_validate_json(text, context=STORED)
+
+    def written(self) -> dict[str, Any]:
+        """Return the spec as JSON values, in which settings that are left to `auto` have this word as their value."""
+        tree = self.model_dump(mode="json")
+        for path in tree.pop("auto", ()):
+            *groups, name = path.split(".")
+            section = tree
+            for group in groups:
+                section = section[group]
+            section[name] = AUTO
+        return tree
 
     @property
     def models_kept(self) -> int:

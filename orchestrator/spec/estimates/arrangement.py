@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.spec.estimates.cost_estimate import cannot_share_base
 from orchestrator.spec.estimates.gpu_layouts import (
-    CHECKPOINTING,
-    DISTRIBUTED,
     Arrangement,
     Case,
     Layout,
     LayoutChoice,
     MachineGpus,
     settings_of,
+    with_settings,
 )
 from orchestrator.spec.estimates.gpu_memory import GB, usable_bytes
 from orchestrator.spec.estimates.input_sizes import model_shape
@@ -28,7 +29,15 @@ from orchestrator.spec.pruners import depends_on_other_trials
 from orchestrator.spec.samplers import AdaptiveSampler, GridSampler
 from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.search.trial_params import apply_params
-from orchestrator.spec.sweep_spec import GPUS_PER_TRIAL, Resources, SweepSpec
+from orchestrator.spec.sweep_spec import (
+    AUTO,
+    AUTO_TRAINING,
+    CHECKPOINTING,
+    DISTRIBUTED,
+    GPUS_PER_TRIAL,
+    Resources,
+    SweepSpec,
+)
 from trainer.config.loss_config import DpoLoss, SftLoss
 from trainer.config.trial import LoraConfig, TrialConfig
 
@@ -45,16 +54,61 @@ class NothingFits:
     gpus_needed: int | None
     """GPUs of this memory in one machine that would hold a trial as it is; None if no number does."""
 
-    def hint(self, command: str = "") -> str:
-        """Return the way out as text; `command`: the command to repeat, such as `orchestrate sweep FILE`."""
+    def hint(self, command: str = "", *, is_new: bool = True) -> str:
+        """Return the way out as text.
+
+        Args:
+            command: The command to repeat, such as `orchestrate sweep FILE`.
+            is_new: Whether the sweep has yet to start; later only `resources` may change.
+        """
         ways: list[str] = []
-        if self.change:
-            options = " ".join(f"--set '{one}'" if set(one) & set("{} ") else f"--set {one}" for one in self.change)
+        if self.change and (is_new or all(one.startswith("resources.") for one in self.change)):
+            options = " ".join(f"--set {shlex.quote(one)}" for one in self.change)
             rate = "; adapters need about ten times the learning rate" if "base.lora={}" in self.change else ""
             ways.append(f"it fits with {f'{command} {options}' if command else options}{rate}")
         if self.gpus_needed is not None:
             ways.append(f"{self.gpus_needed} such GPUs in one machine hold it unchanged")
         return "; or ".join(ways) or "no setting makes it fit"
+
+
+class DoesNotFit(SpecError):
+    """The sweep fits no arrangement of the GPUs at hand."""
+
+    def __init__(self, found: NothingFits, where: str, hint: str) -> None:
+        self.found = found
+        super().__init__([SpecProblem(where, found.path, found.problem, hint)])
+
+
+def arranged(
+    spec: SweepSpec, machines: Sequence[MachineGpus], *, is_new: bool = True
+) -> tuple[SweepSpec, Arrangement | None]:
+    """Return the sweep with the values chosen for these machines, and the arrangement; None if nothing is `auto`.
+
+    Raises:
+        DoesNotFit: no arrangement holds one pair. `is_new`: see `NothingFits.hint`.
+    """
+    if not spec.auto:
+        return spec, None
+    found = arrange_sweep(spec, machines)
+    if isinstance(found, NothingFits):
+        raise DoesNotFit(found, spec.name, found.hint(is_new=is_new))
+    return with_arrangement(spec, found), found
+
+
+def with_arrangement(spec: SweepSpec, found: Arrangement) -> SweepSpec:
+    """Return the sweep with the chosen values in place of `auto`, for slots and estimates; its study keeps `auto`."""
+    update: dict[str, object] = {"auto": ()}
+    paths = {section: [p for p in AUTO_TRAINING if f"{section}.{p}" in spec.auto] for section in ("base", "sft")}
+    update["base"] = with_settings(spec.base, found.trials, paths["base"])
+    if spec.sft is not None and found.sft is not None:
+        training = found.sft.apply(spec.sft.training, paths["sft"])
+        update["sft"] = spec.sft.model_copy(update={"training": training})
+    if found.memory is not None:
+        chosen: dict[str, object] = {"trials_per_process": found.trials_per_process}
+        if GPUS_PER_TRIAL in spec.auto:
+            chosen["gpus_per_trial"] = found.gpus_per_trial
+        update["resources"] = spec.resources.model_copy(update=chosen)
+    return spec.model_copy(update=update)
 
 
 def arrange_sweep(spec: SweepSpec, machines: Sequence[MachineGpus]) -> Arrangement | NothingFits:
@@ -199,14 +253,13 @@ _TRIALS_PER_SHARED = 8
 """With a sampler or a pruner that learns from trials, GPUs are shared until an eighth of the trials run at a time."""
 _MOST_PROCESSES = 64
 """Processes per trial that are tried to say how many GPUs would hold a trial."""
-_AUTO = "auto"
 
 
 def _smallest_change(choice: LayoutChoice) -> tuple[str, ...]:
     """Return the fewest settings with which one arrangement fits, those without effect on results first."""
     explicit = [
-        *([f"{GPUS_PER_TRIAL}={_AUTO}"] if choice.resources.processes_per_trial is None else []),
-        *(f"base.{path}={_AUTO}" for path in (CHECKPOINTING, DISTRIBUTED) if f"base.{path}" not in choice.auto),
+        *([f"{GPUS_PER_TRIAL}={AUTO}"] if choice.resources.processes_per_trial is None else []),
+        *(f"base.{path}={AUTO}" for path in (CHECKPOINTING, DISTRIBUTED) if f"base.{path}" not in choice.auto),
     ]
     settings = ["base.model.dtype=bfloat16", "base.lora={}", "base.model.load_in_4bit=true"]
     for count in (1, 2, 3):
@@ -219,9 +272,9 @@ def _smallest_change(choice: LayoutChoice) -> tuple[str, ...]:
 
 def _with(choice: LayoutChoice, options: Sequence[str]) -> LayoutChoice | None:
     """Return the choice with these settings changed; None where they are no valid change."""
-    auto = {*choice.auto, *(one.removesuffix(f"={_AUTO}") for one in options if one.endswith(_AUTO))}
+    auto = {*choice.auto, *(one.removesuffix(f"={AUTO}") for one in options if one.endswith(AUTO))}
     resources = choice.resources
-    if f"{GPUS_PER_TRIAL}={_AUTO}" in options:
+    if f"{GPUS_PER_TRIAL}={AUTO}" in options:
         resources = resources.model_copy(update={"gpus_per_trial": None})
 
     def changed(case: Case, prefix: str) -> Case:

@@ -14,10 +14,16 @@ from dataclasses import dataclass, replace
 
 from orchestrator.spec.estimates.gpu_memory import GB, memory, usable_bytes
 from orchestrator.spec.estimates.input_sizes import ModelShape
-from orchestrator.spec.sweep_spec import AUTO_TRAINING, GPUS_PER_TRIAL, Resources
+from orchestrator.spec.sweep_spec import (
+    AUTO_TRAINING,
+    CHECKPOINTING,
+    DISTRIBUTED,
+    GPUS_PER_TRIAL,
+    MICRO_BATCH,
+    Resources,
+)
 from trainer.config.trial import TrainingConfig, TrialConfig
 
-DISTRIBUTED, CHECKPOINTING, MICRO_BATCH = AUTO_TRAINING
 _WITHOUT_CHECKPOINTING = 2048
 """Tokens of a micro-batch below which checkpointing is turned on to have larger ones."""
 _BUSY = 8192
@@ -54,6 +60,13 @@ class StageSettings:
         return training.model_copy(update={name: getattr(self, name) for name in names})
 
 
+def with_settings(config: TrialConfig, settings: StageSettings, paths: Collection[str]) -> TrialConfig:
+    """Return the configuration with the values of these `paths`; 4 bits and TRL's trainers are never sharded."""
+    if config.model.load_in_4bit or config.engine == "trl":
+        paths = [path for path in paths if path != DISTRIBUTED]
+    return config.model_copy(update={"training": settings.apply(config.training, paths)})
+
+
 @dataclass(frozen=True, slots=True)
 class Arrangement:
     """How the trials of a sweep are laid out; explicit settings are repeated, `reasons` has the chosen ones."""
@@ -75,6 +88,9 @@ class Arrangement:
     def processes(self) -> int:
         """Processes of one trial, each on a GPU."""
         return max(1, int(self.gpus_per_trial))
+
+    def __str__(self) -> str:
+        return "; ".join(self.reasons)
 
 
 Case = tuple[TrialConfig, ModelShape | None]
@@ -231,11 +247,8 @@ class LayoutChoice:
         return StageSettings("ddp" if layout.processes == 1 else "fsdp2", True, _SMALLEST)
 
     def applied(self, config: TrialConfig, prefix: str, settings: StageSettings) -> TrialConfig:
-        """Return the configuration with the settings that are left to auto; 4 bits are never sharded."""
-        paths = [path for path in AUTO_TRAINING if f"{prefix}.{path}" in self.auto]
-        if config.model.load_in_4bit or config.engine == "trl":
-            paths = [path for path in paths if path != DISTRIBUTED]
-        return config.model_copy(update={"training": settings.apply(config.training, paths)})
+        """Return the configuration with the settings that are left to auto."""
+        return with_settings(config, settings, [p for p in AUTO_TRAINING if f"{prefix}.{p}" in self.auto])
 
     def shared(
         self, whole: tuple[StageSettings, StageSettings | None]

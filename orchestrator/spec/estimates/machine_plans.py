@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.spec.estimates.arrangement import NothingFits, arrange_sweep
+from orchestrator.spec.estimates.arrangement import NothingFits, arrange_sweep, with_arrangement
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions
 from orchestrator.spec.estimates.gpu_layouts import Arrangement, MachineGpus
 from orchestrator.spec.estimates.gpu_table import PlannedMachine
 from orchestrator.spec.estimates.input_sizes import RowCounts
 from orchestrator.spec.estimates.sweep_plan import SweepPlan, make_plan
-from orchestrator.spec.sweep_spec import AUTO_TRAINING, SweepSpec
+from orchestrator.spec.sweep_spec import SweepSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def plan_on(
     if isinstance(found, NothingFits):
         return MachinePlan(machine, None, None, found, assumptions)
     made = make_plan(
-        _arranged(spec, found),
+        spec,
         root,
         rows,
         concurrency=found.trials_at_a_time,
@@ -122,12 +122,7 @@ def plan_on(
             trials=found.trials_per_process,
             tflops=machine.gpu.tflops,
         ),
+        chosen=with_arrangement(spec, found),
+        arrangement=found,
     )
     return MachinePlan(machine, found, made, None, assumptions)
-
-
-def _arranged(spec: SweepSpec, found: Arrangement) -> SweepSpec:
-    """Return the sweep with the settings that it leaves to `auto`."""
-    paths = [path for path in AUTO_TRAINING if f"base.{path}" in spec.auto]
-    base = spec.base.model_copy(update={"training": found.trials.apply(spec.base.training, paths)})
-    return spec.model_copy(update={"base": base})

@@ -14,6 +14,7 @@ from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.estimates.cost_estimate import Estimate, GpuAssumptions, estimate, update_seconds
 from orchestrator.spec.estimates.disk_space import disk_need
+from orchestrator.spec.estimates.gpu_layouts import Arrangement
 from orchestrator.spec.estimates.gpu_memory import max_micro_batch_tokens, memory
 from orchestrator.spec.estimates.input_sizes import ModelShape, RowCounts, model_shape
 from orchestrator.spec.loading.serialization import sweep_identity
@@ -194,6 +195,8 @@ class SweepPlan:
     tokens_per_trial_at_most: int | None
     tokens_at_most: int | None
     disk_bytes: int | None
+    arrangement: Arrangement | None
+    """What was chosen for the settings left to `auto`."""
     estimate: Estimate | None
     writes: list[WrittenPath]
     notices: list[str]
@@ -221,6 +224,8 @@ def make_plan(
     tracking: str,
     notices: Sequence[str] = (),
     assumptions: GpuAssumptions | None = None,
+    chosen: SweepSpec | None = None,
+    arrangement: Arrangement | None = None,
 ) -> SweepPlan:
     """Return the plan of a sweep under the runs folder `root`.
 
@@ -232,6 +237,8 @@ def make_plan(
         tracking: MLflow's tracking URI.
         notices: Notices to include, such as the loader's.
         assumptions: Assumptions about GPUs and data.
+        chosen: The sweep with the arrangement's values in place of `auto`; None where no arrangement fits.
+        arrangement: The arrangement; None if nothing is `auto`, or where none fits.
 
     Raises:
         DataError: The data has fewer pairs than one update.
@@ -247,19 +254,19 @@ def make_plan(
         notices_out.append(
             f"{len(grid.invalid)} of the grid's points are no valid trial and are left out, first {text}"
         )
-    valid = valid_corners(spec.search, spec.base)
+    valid = valid_corners(spec.search, (chosen or spec).base)
     corners, configs = [params for params, _ in valid], [config for _, config in valid]
     updates = list(_updates(configs, rows.train))
     pairs = [u * c.training.pairs_per_update for u, c in zip(updates, configs, strict=False)]
     # Both responses at full length with their own prompt; packing computes a shared prompt once, so it needs less.
     tokens = [p * 2 * c.data.max_length for p, c in zip(pairs, configs, strict=False)]
-    need = disk_need(spec, min(concurrency or 1, trials or concurrency or 1))
+    need = disk_need(chosen or spec, min(concurrency or 1, trials or concurrency or 1))
     shape = model_shape(spec.base.model)
     by_formula = None
     if shape is not None:
         eval_pairs = rows.eval if rows.train is not None else None
         by_formula = estimate(configs, updates, shape, assumptions or GpuAssumptions(), trials, eval_pairs=eval_pairs)
-        notices_out += by_formula.warnings
+        notices_out += by_formula.warnings if chosen is not None or not spec.auto else ()
     return SweepPlan(
         name=spec.name,
         sweep_identity=sweep_identity(spec),
@@ -280,6 +287,7 @@ def make_plan(
         tokens_per_trial_at_most=max(tokens, default=None),
         tokens_at_most=max(tokens) * trials if tokens and trials else None,
         disk_bytes=None if need is None else need.bytes,
+        arrangement=arrangement,
         estimate=by_formula,
         writes=_writes(spec, root, tracking),
         notices=notices_out,
