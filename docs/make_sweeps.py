@@ -5,6 +5,7 @@ Every cell of the first table is a plan; a file that does not fit a machine name
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -84,20 +85,21 @@ size.
 ## Which file for my machine
 
 """
-_BETWEEN = """
-Hours of the whole sweep if no trial is stopped early, and the GPUs of a trial where it takes several; a name is a file
-that fits where this one does not. By formula, not measured: `orchestrate plan FILE --on MACHINE`, at {share} of the
-GPUs' peak in bfloat16, with the published sizes of the data sets. Machines: {machines}.
-GPUs per trial, sharding, gradient checkpointing and micro-batch are left to `auto` in these files; `plan` says what it
-chooses and why. For other machines, `--on 8xMI300X --on 1xL4 --price 2` prints a table. For scale: a reading-note of
-the SimPO paper gives 60 minutes on 8 H100 for one trial of Llama-3-Base with the authors' program; the formula gives
-{minutes:.0f} minutes of all 8.
-
-The papers' files train all weights in float32, which takes several GPUs of 80 GB from 7 billion parameters on. The
-`-lora` files train adapters over a base in 4 bits, which one GPU of 24 GB holds; with 48 GB and more,
-`--set model.load_in_4bit=false` keeps the base in bfloat16. Learning rates do not carry over between float32 and
-bfloat16 weights, nor to adapters, whose best rates are about ten times higher.
-
+_BETWEEN = (
+    """Hours of the whole sweep if no trial is stopped early, and the GPUs of a trial where it takes several. A name is
+    a file for the same model that fits where this one does not (SimPO and DPO with adapters, whichever loss this one
+    has); for 70 billion parameters it has a smaller model. By formula, not measured: `orchestrate plan --on`, at
+    {share} of the GPUs' peak in bfloat16, with the published sizes of the data sets. Machines: {machines}.""",
+    """GPUs per trial, sharding, gradient checkpointing and micro-batch are left to `auto` in these files; `plan` says
+    what it chooses and why. For other machines, `--on 8xMI300X --on 1xL4 --price 2` prints a table. For scale: a
+    reading-note of the SimPO paper gives 60 minutes on 8 H100 for one trial of Llama-3-Base with the authors'
+    program; the formula gives {minutes:.0f} minutes of all 8.""",
+    """The papers' files train all weights in float32, which takes several GPUs of 80 GB from 7 billion parameters on.
+    The `-lora` files train adapters over a base in 4 bits, which one GPU of 24 GB holds; with 48 GB and more,
+    `model.load_in_4bit=false` by `--set` keeps the base in bfloat16. Learning rates do not carry over between float32
+    and bfloat16 weights, nor to adapters, whose best rates are about ten times higher.""",
+)
+_WHAT = """\
 ## What they sweep
 
 | file | what | from | trials |
@@ -136,7 +138,7 @@ def cell(spec: SweepSpec, machine: str, plan: MachinePlan) -> str:
 
 def make_page() -> str:
     """Return the whole page."""
-    chosen = [file for file in FILES if not file.stem.startswith("quickstart")]
+    chosen = sorted((file for file in FILES if not file.stem.startswith("quickstart")), key=_smallest_first)
     rows = [f"| file | {' | '.join(MACHINES.values())} |", f"|---|{'---|' * len(MACHINES)}"]
     for file in chosen:
         spec, found = plans(file)
@@ -147,13 +149,23 @@ def make_page() -> str:
     each = llama.estimate.gpu_hours_per_trial
     assert each is not None
     machines = ", ".join(f"{column} is {name}" for name, column in MACHINES.items())
-    between = _BETWEEN.format(share=f"{EFFICIENCY:.0%}", machines=machines, minutes=60 * each / 8)
+    values = {"share": f"{EFFICIENCY:.0%}", "machines": machines, "minutes": 60 * each / 8}
+    between = "".join(f"{_wrapped(text.format(**values))}\n\n" for text in _BETWEEN)
     what = []
     for file in FILES:
         spec, found = plans(file)
         trials = next((plan.plan.trials for plan in found.values() if plan.plan is not None), None)
         what.append(f"| `{file.name}` | {spec.description} | {SOURCES[file.stem]} | {trials} |")
-    return _HEAD + "\n".join(rows) + "\n" + between + "\n".join(what) + "\n"
+    return f"{_HEAD}{chr(10).join(rows)}\n\n{between}{_WHAT}{chr(10).join(what)}\n"
+
+
+def _smallest_first(file: Path) -> int:
+    """Files that fit every machine first, then those that need more."""
+    return sum(plan.arrangement is None for plan in plans(file)[1].values())
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
 
 
 if __name__ == "__main__":
