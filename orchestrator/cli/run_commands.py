@@ -48,7 +48,9 @@ POSITIVE = click.FloatRange(0, min_open=True)
 )
 @click.option("--tflops", type=POSITIVE, help="Peak bfloat16 TFLOPS of one GPU; default 989 (H100, H200).")
 @click.option(
-    "--tokens-per-pair", type=click.IntRange(1), help="Average tokens of a pair; default: the maximum, 2 * max_length."
+    "--tokens-per-pair",
+    type=click.IntRange(1),
+    help="Average tokens of a pair; default: the published mean, else 2 * max_length.",
 )
 @click.option("--train-pairs", type=click.IntRange(1), help="Training pairs, if the data is not downloaded yet.")
 @click.option(
