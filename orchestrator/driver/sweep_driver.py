@@ -98,7 +98,7 @@ def drive(
         report = check_data(spec, folder, view, data)
         with _open_or_create_study(folder, spec, slots, report, view) as study:
             notices = [*paused_notices(study), *note_arrangement(study, arrangement)]
-            slots = _within_terms(study, slots)
+            slots = slots_within_terms(study, slots)
             study.start_driving(slots.gpus)  # before tracking starts: raises SweepHeld where another driver is alive
             sink = open_sink(study, folder.root, reporter)
             stop_reason: StopReason | None = None  # None after an error
@@ -163,7 +163,7 @@ def arrangement_tags(arrangement: Arrangement, slots: Slots) -> dict[str, str]:
     return {f"arrangement.{name}": value for name, value in chosen.items()}
 
 
-def _within_terms(study: Study, slots: Slots) -> Slots:
+def slots_within_terms(study: Study, slots: Slots) -> Slots:
     """Return no more slots than the sweep's visibility rule allows, where the machine's number was chosen by `auto`."""
     most = study.terms.most_at_a_time(study.spec) if GPUS_PER_TRIAL in study.spec.auto else None
     return slots if most is None else replace(slots, count=min(slots.count, most), fitting=min(slots.max_count, most))

@@ -262,20 +262,20 @@ class LayoutChoice:
         most = min(_MOST_ON_A_GPU, wanted, self.gpu_bytes // _SMALLEST_SHARE, cores)
         together = self.resources.trials_per_process
 
-        def fits(layout: Layout) -> tuple[StageSettings, StageSettings | None] | None:
+        def fits(layout: Layout, tokens: int) -> tuple[StageSettings, StageSettings | None] | None:
             found = self.settings(layout)
-            if found is None or found[0].tokens_per_micro_batch < busy:
+            if found is None or found[0].tokens_per_micro_batch < tokens:
                 return None
             return found if _checkpointing(found) == _checkpointing(whole) else None
 
         for count in range(int(most), 1, -1):
             layout = Layout(1, math.floor(1e4 / count) / 1e4)
-            if (found := fits(layout)) is not None:
+            if (found := fits(layout, busy)) is not None:
                 return layout, found
         if together == "auto" and self.can_share_base and self.concurrency is not None:
             count = math.ceil(min(at_a_time, 64 * self.gpus) / self.gpus)
             layout = Layout(1, math.floor(1e4 / count) / 1e4, count)
-            if count > 1 and (found := fits(layout)) is not None:
+            if count > 1 and (found := fits(layout, min(busy, whole[0].tokens_per_micro_batch))) is not None:
                 return layout, found
         return Layout(), whole
 
@@ -326,14 +326,16 @@ def _reasons(
 ) -> Iterator[str]:
     """Yield one sentence per choice."""
     settings, sft = found
+    useful = max(_useful_tokens(config, layout.processes) for config, _ in choice.configs)
     yield from _layout_reasons(choice, layout, settings)
     each = f"{needed / GB:,.0f} of {choice.gpu_bytes * layout.process_share / GB:,.0f} GB by formula"
     if f"base.{CHECKPOINTING}" in choice.auto:
-        on = settings.gradient_checkpointing
-        yield f"gradient checkpointing {'on: one pair does not fit without' if on else 'off: it fits without'}"
+        tokens = _WITHOUT_CHECKPOINTING if f"base.{MICRO_BATCH}" in choice.auto else settings.tokens_per_micro_batch
+        tokens = max(min(tokens, useful), *(2 * config.data.max_length for config, _ in choice.configs), 0)
+        on = f"on: micro-batches of {tokens:,} tokens do not fit without"
+        yield f"gradient checkpointing {on if settings.gradient_checkpointing else 'off: it fits without'}"
     if f"base.{MICRO_BATCH}" in choice.auto:
         tokens = settings.tokens_per_micro_batch
-        useful = max(_useful_tokens(config, layout.processes) for config, _ in choice.configs)
         why = "the largest that fits" if tokens < useful else "a larger one would be no faster"
         yield f"micro-batches of {tokens:,} tokens: {why} ({each})"
     if sft is not None and any(path.startswith("sft.") for path in choice.auto):
@@ -366,5 +368,5 @@ def _idle_reason(choice: LayoutChoice, at_a_time: int, layout: Layout) -> str:
     if at_a_time == choice.concurrency:
         return f"budget.concurrency is {at_a_time}"
     if at_a_time == choice.trials:
-        return f"the sweep has {at_a_time} trials"
+        return f"the sweep has {at_a_time} trial{'' if at_a_time == 1 else 's'}"
     return f"a trial takes {layout.processes} GPUs of one machine"

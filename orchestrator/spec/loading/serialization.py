@@ -290,7 +290,9 @@ def _shorthands(definitions: Json) -> None:
     }
     training, resources = definitions["TrainingConfig"]["properties"], definitions["Resources"]["properties"]
     for name in (path.partition(".")[2] for path in AUTO_TRAINING):
+        otherwise = json.dumps(training[name]["default"]).strip('"')
         training[name] = _or_auto(training[name])
+        training[name]["description"] += f" auto: chosen for the GPUs at hand; without GPUs {otherwise}."
     resources["gpus_per_trial"] = _or_auto(resources["gpus_per_trial"])
     judge = definitions["JudgeConfig"]["properties"]
     judge["reward_model"] = _or_text(judge["reward_model"], "A hub name or a folder; short for name_or_path.")
