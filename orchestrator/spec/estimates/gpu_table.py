@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-MIB = 2.0**20
+_MIB = 2.0**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,55 +31,99 @@ class GpuModel:
     @property
     def memory(self) -> float:
         """Bytes that the driver reports; the formulas leave a tenth of it free."""
-        return self.reported_mib * MIB
+        return self.reported_mib * _MIB
 
 
-_ADA = "NVIDIA Ada GPU architecture white paper"
-_HOPPER = "NVIDIA H100 data sheet (halved, as it counts sparsity)"
-_BLACKWELL = "NVIDIA RTX Blackwell white paper"
-_FOUR_TIMES = "; peak: four times its float32 rate, as the white paper has it for professional cards"
+_HALVED = "halved, as it counts sparsity"
+_HOPPER = f"NVIDIA H100 data sheet ({_HALVED}), as archive-lib.hpctech.co.jp has it"
 
 GPUS: tuple[GpuModel, ...] = (
-    GpuModel("RTX3090", 24, 24576, 71, 936, "NVIDIA GA102 white paper; peak from memory, not looked up again"),
-    GpuModel("RTX4090", 24, 24564, 165.2, 1008, _ADA),
+    GpuModel("RTX3090", 24, 24576, 71, 936, "NVIDIA GA102 white paper; bandwidth: pcguide.com; peak not confirmed"),
+    GpuModel("RTX4090", 24, 24564, 165.2, 1008, "NVIDIA Ada white paper, as hmc-tech.com has it"),
     GpuModel(
-        "RTX5090", 32, 32607, 209.5, 1792, f"{_BLACKWELL}; peak: a quarter of its 838 TFLOP/s, which count sparsity"
+        "RTX5090",
+        32,
+        32607,
+        209.5,
+        1792,
+        "NVIDIA RTX Blackwell white paper; peak: a quarter of 838 TFLOP/s with sparsity and sums in float16, "
+        "spheron.network",
     ),
-    GpuModel("RTX6000-Ada", 48, 49140, 364.2, 960, f"NVIDIA RTX 6000 Ada data sheet{_FOUR_TIMES}", ("6000ada",)),
+    GpuModel(
+        "RTX6000-Ada",
+        48,
+        49140,
+        364,
+        960,
+        "NVIDIA RTX 6000 Ada data sheet, as grafikkarten.com has it; peak: four times its 91.1 TFLOP/s in float32",
+        ("6000ada",),
+    ),
     GpuModel(
         "RTX-PRO-6000",
         96,
         97887,
-        503.8,
+        500,
         1792,
-        f"NVIDIA RTX PRO 6000 Blackwell Workstation data sheet{_FOUR_TIMES}",
+        "NVIDIA RTX PRO 6000 Blackwell Workstation data sheet, as hardware-corner.net has it; peak: four times its 125 "
+        "TFLOP/s in float32",
         ("pro6000blackwell", "6000pro", "6000blackwell"),
     ),
-    GpuModel("L4", 24, 23034, 121, 300, "NVIDIA L4 data sheet (halved, as it counts sparsity)"),
-    GpuModel("L40S", 48, 46068, 362.05, 864, "NVIDIA L40S data sheet"),
-    GpuModel("A10", 24, 23028, 125, 600, "NVIDIA A10 data sheet; peak from memory, not looked up again"),
-    GpuModel("A100-40GB", 40, 40960, 312, 1555, "NVIDIA A100 data sheet", ("a10040", "a100sxm440", "a100pcie40")),
-    GpuModel("A100-80GB", 80, 81920, 312, 2039, "NVIDIA A100 data sheet (SXM)", ("a10080", "a100sxm480", "a100pcie80")),
-    GpuModel("H100", 80, 81559, 989, 3350, f"{_HOPPER}, SXM", ("h10080", "h100sxm", "h100sxm5", "h10080hbm3")),
-    GpuModel("H100-PCIe", 80, 81559, 756, 2000, f"{_HOPPER}, PCIe"),
-    GpuModel("H100-NVL", 94, 95830, 835.5, 3900, f"{_HOPPER}, NVL; peak from memory, not looked up again", ("h10094",)),
+    GpuModel("L4", 24, 23034, 121, 300, f"NVIDIA L4 data sheet ({_HALVED}), not confirmed; hmc-tech.com: 125 TFLOP/s"),
+    GpuModel("L40S", 48, 46068, 362, 864, "NVIDIA L40S data sheet, as mullet.se has it"),
+    GpuModel("A10", 24, 23028, 125, 600, f"NVIDIA A10 data sheet ({_HALVED}), not confirmed"),
     GpuModel(
-        "H200", 141, 143771, 989, 4800, "NVIDIA H200 data sheet (halved, as it counts sparsity)", ("h200141", "h200sxm")
+        "A100-40GB",
+        40,
+        40960,
+        312,
+        1555,
+        "NVIDIA A100 data sheet; peak: hmc-tech.com; bandwidth not confirmed",
+        ("a10040", "a100sxm440", "a100pcie40"),
     ),
-    GpuModel("B200", 180, 183359, 2250, 8000, "NVIDIA HGX B200 data sheet at 1,000 W (halved)", ("b200180", "b200192")),
-    GpuModel("MI300X", 192, 196592, 1307.4, 5300, "AMD Instinct MI300X data sheet; its memory as 192 GiB less 16 MiB"),
+    GpuModel(
+        "A100-80GB",
+        80,
+        81920,
+        312,
+        2039,
+        "NVIDIA A100 data sheet (SXM); peak: hmc-tech.com; bandwidth not confirmed",
+        ("a10080", "a100sxm480", "a100pcie80"),
+    ),
+    GpuModel("H100", 80, 81559, 989, 3350, f"{_HOPPER}: SXM", ("h10080", "h100sxm", "h100sxm5", "h10080hbm3")),
+    GpuModel("H100-PCIe", 80, 81559, 756, 2000, f"{_HOPPER}: PCIe"),
+    GpuModel(
+        "H100-NVL", 94, 95830, 835, 3900, f"NVIDIA H100 data sheet ({_HALVED}): NVL, peak not confirmed", ("h10094",)
+    ),
+    GpuModel("H200", 141, 143771, 989, 4800, "NVIDIA H200 data sheet, as itkb.uw.cz has it", ("h200141", "h200sxm")),
+    GpuModel(
+        "B200",
+        180,
+        183359,
+        2250,
+        8000,
+        "NVIDIA HGX B200 at 1,000 W, as glennklockwood.com/garden/processors/B200 has it",
+        ("b200180", "b200192"),
+    ),
+    GpuModel(
+        "MI300X",
+        192,
+        196592,
+        1307,
+        5300,
+        "AMD Instinct MI300X data sheet, as codesota.com has it (halved); 192 GiB less 16 MiB, not confirmed",
+    ),
     GpuModel(
         "DGX-Spark",
         128,
         106496,
         62,
         273,
-        "NVIDIA DGX Spark data sheet; its memory is also the CPU's: 24 GiB are left to the system here; no peak in "
-        "bfloat16 is published: 62 by the rate of GeForce's cores, not confirmed",
+        "NVIDIA DGX Spark product page, as ai-infrastructure.net has it; its memory is also the CPU's, to which 24 GiB "
+        "are left here; no peak in bfloat16 is published: 62 by GeForce's rate per core, not confirmed",
         ("gb10", "spark", "dgxsparkgb10"),
     ),
 )
-"""In the order of the documentation. Memory totals are those of public nvidia-smi outputs, where NVIDIA's."""
+"""Peaks are dense. `reported_mib` of NVIDIA's cards was compared with public outputs of nvidia-smi."""
 
 _LEFT_OUT = re.compile(r"nvidia|geforce|amd|instinct|tesla|generation|edition|workstation|memory")
 
