@@ -194,7 +194,7 @@ def run_trials(
     signals: SignalHandler,
     slots: Slots,
     *,
-    complete_config: Callable[[TrialConfig, Mapping[str, Any]], TrialConfig] = lambda config, _: config,
+    finalize_config: Callable[[TrialConfig, Mapping[str, Any]], TrialConfig] = lambda config, _: config,
     on_trial_end: Callable[[TrialRecord], None] = lambda _: None,
     longest_row: int = 1,
     open_session: SessionFactory = open_session,
@@ -209,8 +209,8 @@ def run_trials(
         view: progress view.
         signals: handler of stop signals.
         slots: concurrent trials and their resources.
-        complete_config: completes a trial's configuration, given its own settings, for example with the SFT stage's
-            model.
+        finalize_config: fills in a trial's configuration at run time, given its own settings: the SFT stage's model,
+            what was chosen for this machine.
         on_trial_end: called after each ended trial.
         longest_row: tokens of the data's longest row.
         open_session: opens a worker's training session.
@@ -221,7 +221,7 @@ def run_trials(
             sink,
             view,
             signals,
-            complete_config=complete_config,
+            finalize_config=finalize_config,
             on_trial_end=on_trial_end,
             longest_row=longest_row,
         )

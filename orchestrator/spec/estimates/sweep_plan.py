@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.estimates.cost_estimate import Estimate, GpuAssumptions, estimate, update_seconds
+from orchestrator.spec.estimates.cost_estimate import CostEstimate, GpuAssumptions, estimate_cost, update_seconds
 from orchestrator.spec.estimates.disk_space import disk_need
 from orchestrator.spec.estimates.gpu_layouts import Arrangement
 from orchestrator.spec.estimates.gpu_memory import max_micro_batch_tokens, memory
@@ -48,7 +48,7 @@ class ProbeResult:
     measured: MeasuredUpdate
     formula_seconds: float | None
     formula_bytes: int | None
-    corrected: Estimate | None
+    corrected: CostEstimate | None
 
     @property
     def gpu(self) -> bool:
@@ -61,7 +61,7 @@ def compare_with_formula(
     config: TrialConfig,
     shape: ModelShape | None,
     assumptions: GpuAssumptions,
-    by_formula: Estimate | None,
+    by_formula: CostEstimate | None,
 ) -> ProbeResult:
     """Compare a measured update of the trial `config` with the plan's estimate `by_formula`."""
     if shape is None or by_formula is None:
@@ -83,10 +83,10 @@ def _corrected(
     config: TrialConfig,
     shape: ModelShape,
     assumptions: GpuAssumptions,
-    by_formula: Estimate,
+    by_formula: CostEstimate,
     seconds: float,
     predicted_bytes: int,
-) -> Estimate:
+) -> CostEstimate:
     slower = measured.seconds / seconds
     gpu = measured.device != "CPU"
     fits = by_formula.tokens_per_micro_batch
@@ -197,7 +197,7 @@ class SweepPlan:
     disk_bytes: int | None
     arrangement: Arrangement | None
     """What was chosen for the settings left to `auto`."""
-    estimate: Estimate | None
+    estimate: CostEstimate | None
     writes: list[WrittenPath]
     notices: list[str]
     published: tuple[str, ...] = ()
@@ -265,7 +265,9 @@ def make_plan(
     by_formula = None
     if shape is not None:
         eval_pairs = rows.eval if rows.train is not None else None
-        by_formula = estimate(configs, updates, shape, assumptions or GpuAssumptions(), trials, eval_pairs=eval_pairs)
+        by_formula = estimate_cost(
+            configs, updates, shape, assumptions or GpuAssumptions(), trials, eval_pairs=eval_pairs
+        )
         notices_out += by_formula.warnings if chosen is not None or not spec.auto else ()
     return SweepPlan(
         name=spec.name,
