@@ -50,6 +50,7 @@ def test_plan(file: Path, tmp_path: Path) -> None:
     if isinstance(spec.sampler, GridSampler):
         assert made.trials == made.grid
     assert made.trials
+    assert None not in (made.train_pairs, made.eval_pairs)
     assert list(tmp_path.iterdir()) == []
 
 
