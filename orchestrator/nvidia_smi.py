@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.results import clause
+
 SECONDS = 20.0
 """Timeout of `nvidia-smi`, which may never return with a broken GPU or driver."""
 HANGS = "nvidia-smi does not answer: the driver or one of the GPUs hangs"
@@ -161,7 +163,7 @@ def smallest_memory() -> float | None:
     try:
         lines = query_gpus("memory.total")
     except NvidiaSmiHangs as error:
-        sys.stderr.write(f"{error}; the GPUs' memory is treated as unknown ({REMEDY})\n")
+        sys.stderr.write(f"{clause(error)}; the GPUs' memory is treated as unknown ({REMEDY})\n")
         return None
     mebibytes = [int(line.split()[0]) for line in lines if line.split()[0].isdigit()]  # "81559 MiB"
     return min(mebibytes) * 2.0**20 if mebibytes else None

@@ -32,8 +32,9 @@ from orchestrator.spec.estimates.input_sizes import (
     published_tokens,
 )
 from orchestrator.spec.estimates.machine_plans import MachinePlan, plan_on
+from orchestrator.spec.estimates.measured_update import MeasuredUpdate, compare_with_formula, wall_clock
 from orchestrator.spec.estimates.published_sizes import NOT_COUNTED
-from orchestrator.spec.estimates.sweep_plan import MeasuredUpdate, SweepPlan, compare_with_formula, make_plan
+from orchestrator.spec.estimates.sweep_plan import SweepPlan, make_plan
 from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.tracking.mlflow_client import tracking_uri
@@ -79,7 +80,7 @@ def plan_locally(
             raise found
         all_notices += [str(replace(problem, where="", path="")) for problem in found.problems]
     try:
-        slots: Slots | None = plan_slots(chosen)
+        slots: Slots | None = plan_slots(chosen if machine_gpus().memory else spec)
     except SpecError as error:
         if probe:
             raise
@@ -93,6 +94,8 @@ def plan_locally(
         )
 
         all_notices += warm_start(spec, root).notices
+    device = None if slots is None else "GPU" if slots.gpus else "CPU"
+    about_gpus = device != "CPU" or assumptions.has_gpu
     if assumptions.gpu_memory is None:
         assumptions = replace(assumptions, gpu_memory=gpu_memory())
     check_share(chosen, assumptions.gpu_memory)
@@ -100,6 +103,8 @@ def plan_locally(
     rows, assumptions = _sizes_of_data(spec, assumptions, all_notices)
     if (root / spec.name).exists():
         all_notices.append(f"a sweep named {spec.name} exists already; use another --name to start this one")
+    if device == "CPU" and not probe:
+        all_notices.append("the time on this machine is not measured; `plan --probe` measures it")
     made = make_plan(
         spec,
         root,
@@ -110,14 +115,30 @@ def plan_locally(
         assumptions=assumptions,
         chosen=None if isinstance(found, DoesNotFit) else chosen,
         arrangement=found if isinstance(found, Arrangement) else None,
+        device=device,
+        about_gpus=about_gpus,
     )
     if not probe or slots is None:
         return made
 
     configs, shape = corner_configs(chosen.search, chosen.base), model_shape(chosen.base.model)
     config = configs[0] if shape is None else largest_config(configs, shape, assumptions)
-    measured = measure_update(config, SweepFolder(root, spec.name).cache, slots, trust_remote_code=trust_remote_code)
-    return replace(made, probe=compare_with_formula(measured, config, shape, assumptions, made.estimate))
+    from orchestrator.driver.sft_stage import sft_config  # imports the study's libraries
+
+    cache = SweepFolder(root, spec.name).cache
+    measured = measure_update(config, cache, slots, trust_remote_code=trust_remote_code)
+    sft = sft_config(chosen)
+    return replace(
+        made,
+        probe=compare_with_formula(measured, config, shape, assumptions, made.estimate),
+        wall_clock=wall_clock(
+            configs,
+            measured,
+            None if sft is None else (sft, measure_update(sft, cache, slots, trust_remote_code=trust_remote_code)),
+            trials=made.trials,
+            slots=slots.count,
+        ),
+    )
 
 
 def _sizes_of_data(

@@ -47,6 +47,7 @@ from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import STOPPING, RequestKind
 from orchestrator.tracking.tracking_store import settle_tracking_uri
+from trainer.results import clause
 from trainer.storage.atomic_files import write_text
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def _retry_failed(study: Study, *, retry_failed: bool) -> list[str]:
         why = "" if retry_failed else f" ({study.folder.name} had stopped as they failed alike)"
         many = "trial" if len(again) == 1 else "trials"
         notices.append(
-            f"retrying {len(again)} failed {many}: {numbers_text(again)}{why}; the failures stay in "
+            f"retrying {len(again)} failed {many}: {numbers_text(again)}{clause(why)}; the failures stay in "
             f"`orchestrate history {study.folder.name}`"
         )
     return notices
@@ -344,7 +345,7 @@ def _run_driver(
                     ray_deaths += 1
                     if ray_deaths > _MAX_RAY_RESTARTS:
                         raise
-                    view.log(f"{error}; restarting Ray, running trials continue from their newest checkpoints")
+                    view.log(f"{clause(error)}; restarting Ray, running trials continue from their newest checkpoints")
             judge_after_sweep(
                 folder, stop_reason, view, signals, presentation.reporter, trust_remote_code=trust_remote_code
             )

@@ -1,5 +1,6 @@
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,7 @@ def test_a_run_that_an_earlier_version_began_with_checkpointing_continues_withou
     session: TrainingSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as earlier:
-        earlier.setattr(training_session, "result_digest", lambda c: digest_with_checkpointing(c, on=True))
+        earlier.setattr(training_session, "result_digest", partial(digest_with_checkpointing, on=True))
         take(session.train(trial(training={"save_steps": 1, "gradient_checkpointing": True}), tmp_path), 4)
     plain = trial(training={"save_steps": 1})
     assert result_digest(plain) != digest_with_checkpointing(plain, on=True)

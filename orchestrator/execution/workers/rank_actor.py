@@ -109,11 +109,13 @@ class RankActor:
             self._metrics = None
 
     @ray.method(concurrency_group=COMPANION_GROUP)
-    def interrupt(self, run: int) -> None:
-        """Request this run to save a checkpoint and end, at a step on which all processes agree; no effect later."""
+    def interrupt(self, run: int, checkpoint: bool = True) -> None:
+        """Request this run to save a checkpoint, if `checkpoint`, and end, at a step on which all processes agree; no
+        effect later.
+        """
         with self._run_lock:
             if run == self._run and self._metrics is not None and self._session is not None:
-                self._session.interrupt()
+                self._session.interrupt(checkpoint=checkpoint)
 
 
 def _exit_with_raylet(raylet: int) -> None:

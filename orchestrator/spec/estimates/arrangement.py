@@ -24,7 +24,7 @@ from orchestrator.spec.estimates.gpu_layouts import (
     with_settings,
 )
 from orchestrator.spec.estimates.gpu_memory import GB, usable_bytes
-from orchestrator.spec.estimates.input_sizes import model_shape
+from orchestrator.spec.estimates.input_sizes import ModelShape, model_shape
 from orchestrator.spec.pruners import depends_on_other_trials
 from orchestrator.spec.samplers import AdaptiveSampler, GridSampler
 from orchestrator.spec.search.corners import corner_configs
@@ -118,11 +118,18 @@ def arrange_sweep(spec: SweepSpec, machines: Sequence[MachineGpus]) -> Arrangeme
         spec: The sweep.
         machines: All machines; a trial never spans two of them.
     """
-    configs = [*corner_configs(spec.search, spec.base), *(apply_params(spec.base, given) for given in spec.enqueue)]
+    configs = [spec.base]
+    if any(machine.memory for machine in machines):
+        configs = corner_configs(spec.search, spec.base)
+        configs += [apply_params(spec.base, given) for given in spec.enqueue]
+    shapes: dict[str, ModelShape | None] = {}  # read once per model
+    for config in configs:
+        if (key := config.model.model_dump_json()) not in shapes:
+            shapes[key] = model_shape(config.model)
     trials = _trials_at_most(spec)
     learns = isinstance(spec.sampler, AdaptiveSampler) or depends_on_other_trials(spec.pruner)
     return arrange(
-        _distinct((config, model_shape(config.model)) for config in configs),
+        _distinct((config, shapes[config.model.model_dump_json()]) for config in configs),
         machines,
         resources=spec.resources,
         auto=spec.auto,
@@ -143,9 +150,8 @@ def _trials_at_most(spec: SweepSpec) -> int | None:
 
 def _sft_config(spec: SweepSpec) -> TrialConfig:
     assert spec.sft is not None
-    return TrialConfig(
-        model=spec.base.model, data=spec.sft.data or spec.base.data, loss=SftLoss(), training=spec.sft.training
-    )
+    update = {"data": spec.sft.data or spec.base.data, "loss": SftLoss(), "training": spec.sft.training}
+    return spec.base.model_copy(update={**update, "lora": None, "engine": "packed"})
 
 
 def _distinct(cases: Iterator[Case]) -> list[Case]:

@@ -31,7 +31,7 @@ _BUSY = 8192
 _SMALLEST, _USEFUL = 256, 1 << 15
 """Larger micro-batches are no faster: at 8,192 tokens the matrix products of a 1B model fill an H100."""
 _MOST_ON_A_GPU = 8
-_SMALLEST_SHARE = 4 * GB
+_SMALLEST_SHARE = 6 * GB
 """Bytes of a GPU per process: CUDA itself takes about half a GB in each."""
 
 
@@ -152,7 +152,7 @@ class LayoutChoice:
 
     def best(self) -> Arrangement | None:
         """Return the first layout that holds every configuration, by the rules of this module."""
-        for required in (True, False) if f"base.{MICRO_BATCH}" not in self.auto else (True,):
+        for required in (True, False):
             for layout in self.layouts():
                 if (found := self.settings(layout, required=required)) is None:
                     continue
@@ -165,7 +165,8 @@ class LayoutChoice:
         """Yield the layouts that are tried, fewest GPUs first; shares of a GPU that are chosen come later."""
         resources, together = self.resources, self.resources.trials_per_process
         if not self.gpus_are_auto:
-            gpus = resources.gpus_per_trial or float(resources.processes)
+            several = 1 if together == "auto" else together
+            gpus = resources.gpus_per_trial or (float(resources.processes) if several == 1 else _share(several))
             if gpus > 1:
                 yield Layout(int(gpus))
                 return
@@ -175,7 +176,7 @@ class LayoutChoice:
             yield from (Layout(1, gpus, n) for n in options if n == 1 or fixed or self.can_share_base)
             return
         if together != "auto" and together > 1:
-            yield Layout(1, math.floor(1e4 / together) / 1e4, together)
+            yield Layout(1, _share(together), together)
             return
         yield Layout()
         yield from (Layout(n) for n in self.process_counts(max(len(machine.memory) for machine in self.machines)))
@@ -269,12 +270,12 @@ class LayoutChoice:
             return found if _checkpointing(found) == _checkpointing(whole) else None
 
         for count in range(int(most), 1, -1):
-            layout = Layout(1, math.floor(1e4 / count) / 1e4)
+            layout = Layout(1, _share(count))
             if (found := fits(layout, busy)) is not None:
                 return layout, found
         if together == "auto" and self.can_share_base and self.concurrency is not None:
             count = math.ceil(min(at_a_time, 64 * self.gpus) / self.gpus)
-            layout = Layout(1, math.floor(1e4 / count) / 1e4, count)
+            layout = Layout(1, _share(count), count)
             if count > 1 and (found := fits(layout, min(busy, whole[0].tokens_per_micro_batch))) is not None:
                 return layout, found
         return Layout(), whole
@@ -308,6 +309,11 @@ class LayoutChoice:
         assert shape is not None
         applied = self.applied(config, prefix, settings)
         return memory(applied, shape, max(tokens, 2 * config.data.max_length), layout.processes, layout.together).total
+
+
+def _share(count: int) -> float:
+    """Return the share of a GPU of each of `count` trials, with the four digits that Ray keeps."""
+    return math.floor(1e4 / count) / 1e4
 
 
 def _checkpointing(found: tuple[StageSettings, StageSettings | None]) -> tuple[bool, bool]:
