@@ -91,6 +91,7 @@ def page(rows: Sequence[Row]) -> str:
     latest = {row.file: row for row in (*written_rows(), *rows)}
     rows = [latest[file.name] for file in SHIPPED if file.name in latest]
     green = sum(row.verdict == _GREEN for row in rows)
+    missing = [f"`{file.name}`" for file in SHIPPED if file.name not in latest]
     lines = [
         "# Every sweep, rehearsed",
         "",
@@ -103,6 +104,7 @@ def page(rows: Sequence[Row]) -> str:
         "|---|---:|---|---|---:|---|",
         *(f"| {' | '.join([f'`{row.file}`', *row.cells[1:]])} |" for row in rows),
         "",
+        *([f"Not run yet: {', '.join(missing)}.", ""] if missing else []),
         "s: seconds, starting Python, Ray and the workers included, on two cores.",
         "",
     ]
