@@ -81,8 +81,9 @@ bench-driver: install ## What an event costs the driver of 2,000 trials over 64 
 simulate: install ## What pruning saves and what the visibility rule costs, without training (a quarter of an hour)
 	$(BIN)/python -m benchmarks.pruning
 
-docs: install ## Write docs/configuration.md from the schema
+docs: install ## Write docs/configuration.md from the schema and docs/sweeps.md from the plans of sweeps/
 	$(BIN)/python -m docs.make_configuration
+	$(BIN)/python -m docs.make_sweeps
 
 pictures: install ## The README's pictures, from the quickstarts in runs/ (needs Chromium)
 	$(BIN)/python -m docs.make_pictures

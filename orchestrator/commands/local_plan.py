@@ -25,8 +25,17 @@ from orchestrator.redaction import without_credentials
 from orchestrator.spec.estimates.arrangement import DoesNotFit, arranged
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
 from orchestrator.spec.estimates.gpu_layouts import Arrangement
-from orchestrator.spec.estimates.input_sizes import check_models, count_rows, model_shape
+from orchestrator.spec.estimates.gpu_table import PlannedMachine
+from orchestrator.spec.estimates.input_sizes import (
+    RowCounts,
+    check_models,
+    count_rows,
+    model_shape,
+    published_tokens,
+)
+from orchestrator.spec.estimates.machine_plans import MachinePlan, plan_on
 from orchestrator.spec.estimates.measured_update import MeasuredUpdate, compare_with_formula, wall_clock
+from orchestrator.spec.estimates.published_sizes import NOT_COUNTED
 from orchestrator.spec.estimates.sweep_plan import SweepPlan, make_plan
 from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -94,11 +103,7 @@ def plan_locally(
         assumptions = replace(assumptions, gpu_memory=gpu_memory())
     check_share(chosen, assumptions.gpu_memory)
     assumptions = replace(gpu_share(chosen, assumptions.gpu_memory, assumptions), processes=chosen.resources.processes)
-    rows = count_rows(spec.base.data)
-    if assumptions.train_pairs is not None:
-        rows = replace(rows, train=assumptions.train_pairs, exact=False)
-    elif rows.train is None:
-        all_notices.append("the number of training pairs is unknown until the data is downloaded")
+    rows, assumptions = _sizes_of_data(spec, assumptions, all_notices)
     if (root / spec.name).exists():
         all_notices.append(f"a sweep named {spec.name} exists already; use another --name to start this one")
     if device == "CPU" and not probe:
@@ -164,6 +169,47 @@ def _gpus_of_probe(name: str, slots: Slots) -> AbstractContextManager[object]:
             sys.stderr.write(f"{sentence}\n")
 
     return reserved_gpus(f"{name} (plan --probe)", least, least, waits=True, on_wait=show)
+
+
+def _sizes_of_data(
+    spec: SweepSpec, assumptions: GpuAssumptions, notices: list[str]
+) -> tuple[RowCounts, GpuAssumptions]:
+    """Return rows and tokens per pair: those given, else counted here, else published; adds notices about them."""
+    rows, tokens = count_rows(spec.base.data, use_published=True), published_tokens(spec.base.data)
+    published = set(rows.published)
+    if assumptions.train_pairs is not None:
+        rows = replace(rows, train=assumptions.train_pairs, exact=False, published=())
+    elif rows.train is None:
+        notices.append("the number of training pairs is unknown until the data is downloaded")
+    if assumptions.tokens_per_pair is None and tokens is not None:
+        assumptions = replace(assumptions, tokens_per_pair=tokens.per_pair)
+        published |= set(tokens.sources)
+    if published:
+        notices.append(f"{NOT_COUNTED}: {'; '.join(sorted(published))}")
+    return rows, assumptions
+
+
+def plan_machines(
+    spec: SweepSpec,
+    root: Path,
+    machines: Sequence[PlannedMachine],
+    notices: Sequence[str],
+    assumptions: GpuAssumptions,
+) -> list[MachinePlan]:
+    """Return the plan of the sweep on each of these machines; uses nothing of this one but its files.
+
+    Raises:
+        ModelError: a file of a model is damaged.
+        DataError: the data has fewer pairs than one update.
+    """
+    check_models(spec)
+    all_notices = list(notices)
+    rows, assumptions = _sizes_of_data(spec, assumptions, all_notices)
+    tracking = without_credentials(tracking_uri(root, spec.tracking.uri))
+    return [
+        plan_on(spec, machine, root, rows, tracking=tracking, notices=all_notices, assumptions=assumptions)
+        for machine in machines
+    ]
 
 
 def _arrange(

@@ -111,6 +111,8 @@ class SweepPlan:
     estimate: CostEstimate | None
     writes: list[WrittenPath]
     notices: list[str]
+    published: tuple[str, ...] = ()
+    """Data sets whose rows are published numbers and were not counted here, each with its source."""
     parameters: int | None = None
     disk: str | None = None
     """`disk_bytes` with its parts, in words."""
@@ -214,6 +216,7 @@ def make_plan(
         estimate=by_formula,
         writes=_writes(spec, root, tracking),
         notices=notices_out,
+        published=rows.published,
         parameters=None if shape is None else shape.parameters,
         device=device,
     )
