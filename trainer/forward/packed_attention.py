@@ -24,6 +24,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from trainer.forward.packing import CausalSegment, PackingPlan, PairSpan, causal_segments
+from trainer.objectives.pair_logps import to_device
 
 _log = logging.getLogger(__name__)
 
@@ -176,8 +177,10 @@ def _sequences(plan: PackingPlan, device: torch.device) -> _Sequences:
         ]
         queries_of.append(segment.end - segment.begin)
         keys_of.append(segment.shared + segment.end - segment.begin)
-    ends = [torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32) for lengths in (queries_of, keys_of)]
-    return _Sequences(torch.cat(keys).to(device), ends[0], ends[1], max(queries_of), max(keys_of))
+    ends = [
+        to_device(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), device) for lengths in (queries_of, keys_of)
+    ]
+    return _Sequences(to_device(torch.cat(keys), device), ends[0], ends[1], max(queries_of), max(keys_of))
 
 
 ATTENTION_NAME = "prefsweep_packed"
