@@ -34,7 +34,15 @@ from trainer.training.train_loop import HeldOutEvaluation, TrainLoop
 log = logging.getLogger(__name__)
 
 # Settings that change the speed or the samples file, not the result.
-_NOT_IN_DIGEST = frozenset({"training.tokens_per_micro_batch", "training.distributed", "evaluation.samples"})
+_NOT_IN_DIGEST = frozenset(
+    {
+        "model.kernels",
+        "model.compile",
+        "training.tokens_per_micro_batch",
+        "training.distributed",
+        "evaluation.samples",
+    }
+)
 
 
 def result_digest(config: TrialConfig) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -152,7 +152,12 @@ class Evaluator:
         main process.
         """
         evaluation, training = self.config.evaluation, self.config.training
-        with _eval_mode(self.policy), self.process_group.autocast(training.bf16, keep=not self.pair_model.sharded):
+        with (
+            _eval_mode(self.policy),
+            self.process_group.autocast(training.bf16, keep=not self.pair_model.sharded),
+            # Each token would have another length. torch.compiler takes a second to load.
+            torch.compiler.set_stance("force_eager") if self.config.model.compile else nullcontext(),
+        ):
             found = complete_greedily(
                 self.policy,
                 self.tokenizer,

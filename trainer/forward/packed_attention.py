@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -195,8 +196,17 @@ class CannotAttend(ValueError):
 
 
 def register() -> None:
-    """Register `ATTENTION_NAME` with transformers, without a mask function, so that models build no mask for it."""
-    AttentionInterface.register(ATTENTION_NAME, packed_attention)
+    """Register `ATTENTION_NAME` with transformers, without a mask function, so that models build no mask for it.
+
+    Compiled layers call it as it is: its plan is another in every batch, and each would be compiled anew.
+    """
+    compiles = "torch._dynamo" in sys.modules
+    AttentionInterface.register(ATTENTION_NAME, _outside_of_graphs() if compiles else packed_attention)
+
+
+@cache
+def _outside_of_graphs() -> Callable[..., tuple[Tensor, None]]:
+    return torch.compiler.disable(packed_attention)
 
 
 def packed_attention(
