@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +71,12 @@ class DeviceWaits:
             self.places[f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}"] += 1
 
 
+def _caller() -> FrameType | None:
+    """The frame that called the function that calls this one."""
+    frame = inspect.currentframe()
+    return None if frame is None or frame.f_back is None else frame.f_back.f_back
+
+
 class _Methods(TorchFunctionMode):
     def __init__(self, add: Callable[[FrameType | None], None]) -> None:
         super().__init__()
@@ -78,8 +84,8 @@ class _Methods(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name, frame = getattr(func, "__name__", ""), sys._getframe(1)
-        ours = frame.f_code.co_filename.startswith(_OURS) and frame.f_code.co_name != "to_device"
+        name, frame = getattr(func, "__name__", ""), _caller()
+        ours = frame is not None and frame.f_code.co_filename.startswith(_OURS) and frame.f_code.co_name != "to_device"
         moved = name in {"to", "tensor", "as_tensor"} and any(
             isinstance(each, torch.device) or each == "cpu" for each in (*args[1:], *kwargs.values())
         )
@@ -99,5 +105,5 @@ class _Operations(TorchDispatchMode):
             isinstance(each, torch.Tensor) and each.dtype is torch.bool for each in args[1]
         )
         if name in _WAITING or masked:
-            self._add(sys._getframe(1))
+            self._add(_caller())
         return func(*args, **(kwargs or {}))

@@ -205,7 +205,7 @@ def register() -> None:
 
 
 @cache
-def _outside_of_graphs() -> Callable[..., tuple[Tensor, None]]:
+def _outside_of_graphs() -> Any:
     return torch.compiler.disable(packed_attention)
 
 

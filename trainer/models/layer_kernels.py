@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from types import FunctionType, MethodType
 from typing import Any
@@ -59,27 +60,39 @@ def has_fused_layers(model: nn.Module) -> bool:
     return _MARK in vars(model)
 
 
-def _bind(model: PreTrainedModel, kind: str) -> None:
-    from liger_kernel.transformers import monkey_patch, rope
-    from liger_kernel.transformers.geglu import LigerGEGLUMLP
-    from liger_kernel.transformers.swiglu import LigerPhi3SwiGLUMLP, LigerSwiGLUMLP
+class _Liger:
+    """The functions of liger-kernel; `forward` methods take the place of a module's own."""
 
-    config = model.config.get_text_config()
+    def __init__(self) -> None:
+        def module(name: str) -> Any:
+            return import_module(f"liger_kernel.transformers.{name}")
+
+        swiglu: Any = module("swiglu")
+        self.swiglu: Callable[..., Tensor] = swiglu.LigerSwiGLUMLP.forward
+        self.fused_swiglu: Callable[..., Tensor] = swiglu.LigerPhi3SwiGLUMLP.forward  # of one matrix for gate and up
+        self.geglu: Callable[..., Tensor] = module("geglu").LigerGEGLUMLP.forward
+        self.rotary: Callable[..., tuple[Tensor, Tensor]] = module("rope").liger_rotary_pos_emb
+        self.norm: Callable[..., nn.Module] = module("rms_norm").LigerRMSNorm
+        self.replace_norm: Callable[..., None] = module("monkey_patch")._patch_rms_norm_module
+
+
+def _bind(model: PreTrainedModel, kind: str) -> None:
+    liger, config = _Liger(), model.config.get_text_config()
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
-    gated = {"silu": LigerSwiGLUMLP, "gelu_pytorch_tanh": LigerGEGLUMLP}.get(activation)
+    gated = {"silu": liger.swiglu, "gelu_pytorch_tanh": liger.geglu}.get(activation)
     # Gemma multiplies by 1 + weight in float32. In place would overwrite gradients that a residual still needs where a
     # norm follows a sublayer.
     norm: dict[str, Any] = {"offset": 1.0, "casting_mode": "gemma"} if kind in _GEMMA else {"casting_mode": "llama"}
     for module in model.modules():
         name = type(module).__name__
         if name.endswith("RMSNorm"):
-            monkey_patch._patch_rms_norm_module(module, in_place=False, **norm)
+            liger.replace_norm(module, in_place=False, **norm)
         elif name.endswith("MLP") and hasattr(module, "gate_up_proj") and activation == "silu":
-            _set_forward(module, LigerPhi3SwiGLUMLP.forward)
+            _set_forward(module, liger.fused_swiglu)
         elif name.endswith("MLP") and hasattr(module, "gate_proj") and gated is not None:
-            _set_forward(module, gated.forward)
+            _set_forward(module, gated)
         elif name.endswith("Attention"):
-            _replace_rotary(module, rope.liger_rotary_pos_emb)
+            _replace_rotary(module, liger.rotary)
 
 
 def _set_forward(module: nn.Module, function: Callable[..., Any]) -> None:
@@ -124,22 +137,28 @@ def _unsupported_reason(device: torch.device) -> str | None:
 
 def _probes(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
     """Return results and gradients of each function, liger-kernel's and torch's, by name."""
-    from liger_kernel.transformers.geglu import LigerGEGLUMLP
-    from liger_kernel.transformers.rms_norm import LigerRMSNorm
-    from liger_kernel.transformers.rope import liger_rotary_pos_emb
-    from liger_kernel.transformers.swiglu import LigerSwiGLUMLP
-
-    generator = torch.Generator().manual_seed(0)
+    liger, generator = _Liger(), torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    class Gated(nn.Module):
+    class Gated:
         """An MLP with trivial projections, so that only its product is compared. The kernels overwrite their inputs."""
 
-        gate_proj = staticmethod(lambda states: states * 2)
-        up_proj = staticmethod(lambda states: states + 1)
-        down_proj = staticmethod(lambda states: states * 1)
+        def gate_proj(self, states: Tensor) -> Tensor:
+            return states * 2
+
+        def up_proj(self, states: Tensor) -> Tensor:
+            return states + 1
+
+        def down_proj(self, states: Tensor) -> Tensor:
+            return states * 1
+
+    def swiglu(states: Tensor) -> Tensor:
+        return functional.silu(states * 2) * (states + 1)
+
+    def geglu(states: Tensor) -> Tensor:
+        return functional.gelu(states * 2, approximate="tanh") * (states + 1)
 
     def rms(states: Tensor) -> Tensor:
         wide = states.float()
@@ -153,24 +172,16 @@ def _probes(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Tensor,
         return turn(query) + turn(key).repeat(1, 2, 1, 1)
 
     def fused_rotated(query: Tensor, key: Tensor) -> Tensor:
-        query, key = liger_rotary_pos_emb(query, key, cos, sin)
+        query, key = liger.rotary(query, key, cos, sin)
         return query + key.repeat(1, 2, 1, 1)
 
     angles = draw(1, 5, 16).float().repeat(1, 1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    norm = LigerRMSNorm(32, in_place=False).to(device, dtype)
+    norm = liger.norm(32, in_place=False).to(device, dtype)
     pairs: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]] = {
         "RMSNorm": (norm, rms, (draw(1, 5, 32),)),
-        "SwiGLU": (
-            lambda states: LigerSwiGLUMLP.forward(Gated(), states),
-            lambda states: functional.silu(states * 2) * (states + 1),
-            (draw(1, 5, 32),),
-        ),
-        "GEGLU": (
-            lambda states: LigerGEGLUMLP.forward(Gated(), states),
-            lambda states: functional.gelu(states * 2, approximate="tanh") * (states + 1),
-            (draw(1, 5, 32),),
-        ),
+        "SwiGLU": (partial(liger.swiglu, Gated()), swiglu, (draw(1, 5, 32),)),
+        "GEGLU": (partial(liger.geglu, Gated()), geglu, (draw(1, 5, 32),)),
         "rotary": (fused_rotated, rotated, (draw(1, 4, 5, 32), draw(1, 2, 5, 32))),
     }
     results: dict[str, tuple[Tensor, Tensor]] = {}

@@ -3,7 +3,7 @@
 import copy
 import sys
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -86,7 +86,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch's arithmetic under liger-kernel's names, because its kernels run on GPUs only (tests/gpu has them)."""
     modules = {
         "liger_kernel": {},
-        "liger_kernel.transformers": {"monkey_patch": SimpleNamespace(_patch_rms_norm_module=patch)},
+        "liger_kernel.transformers": {},
+        "liger_kernel.transformers.monkey_patch": {"_patch_rms_norm_module": patch},
         "liger_kernel.transformers.rope": {"liger_rotary_pos_emb": rotate},
         "liger_kernel.transformers.rms_norm": {"LigerRMSNorm": PlainNorm},
         "liger_kernel.transformers.swiglu": {"LigerSwiGLUMLP": SwiGlu, "LigerPhi3SwiGLUMLP": Phi3SwiGlu},
@@ -96,7 +97,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    vars(sys.modules["liger_kernel.transformers"])["rope"] = sys.modules["liger_kernel.transformers.rope"]
     monkeypatch.setattr(layer_kernels, "find_spec", lambda name: name)
     probe = layer_kernels._unsupported_reason
     probe.cache_clear()
