@@ -182,7 +182,7 @@ class ReferenceCache:
         # No entry for packed pairs, so that caches of earlier versions stay valid.
         batches = {} if evaluator.pair_model.mode == "packed" else {"batches": "by padded size"}
         rotary = {} if evaluator.pair_model.rotary is None else {"rotary": "by sequence"}
-        layers = {"layers": "fused"} if has_fused_layers(evaluator.policy) else {}
+        layers = {"layers": "fused"} if has_fused_layers(evaluator.model) else {}
         layers |= {"compiled": True} if model.compile else {}
         return (
             batches
