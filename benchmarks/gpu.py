@@ -109,14 +109,14 @@ def run(options: argparse.Namespace, case: str, loss: str, name: str, kernels: s
                 print(json.dumps(rows[-1]), flush=True)
         code = child.wait()
         errors.seek(0)
-        told = errors.read()
+        message = errors.read()
     if not rows:
-        if "OutOfMemoryError" not in told:
-            raise RuntimeError(f"{name}, {case}, {loss}, {kernels} ended with {code}:\n{told[-3000:]}")
+        if "OutOfMemoryError" not in message:
+            raise RuntimeError(f"{name}, {case}, {loss}, {kernels} ended with {code}:\n{message[-3000:]}")
         rows.append(what | {"failed": "out of memory"})
         print(json.dumps(rows[-1]), flush=True)
     elif code != 0:
-        print(f"{what} ended with {code} after these figures:\n{told[-2000:]}", flush=True)
+        print(f"{what} ended with {code} after these figures:\n{message[-2000:]}", flush=True)
     return rows
 
 
@@ -138,7 +138,7 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Competitor:
     """`update(k)` adds the gradients of all pairs, k at a time, and returns the loss; `optimize` takes the step."""
 
     update: Callable[[int], float]
@@ -172,7 +172,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield found
 
 
-def largest(contestant: Contestant, options: argparse.Namespace) -> int | None:
+def largest(contestant: Competitor, options: argparse.Namespace) -> int | None:
     """Return the largest micro-batch, in pairs, that fits: all pairs, half of them, and so on; None if one does not."""
     import gc
 
@@ -292,7 +292,7 @@ def make_pairs(options: argparse.Namespace) -> list[Any]:
     return [Pair(*(rng.integers(4, top, n).astype(np.int32) for n in row)) for row in sizes]
 
 
-def trl(model: Any, pairs: list[Any], trained: dict[str, Any], options: argparse.Namespace) -> Contestant:
+def trl(model: Any, pairs: list[Any], trained: dict[str, Any], options: argparse.Namespace) -> Competitor:
     """Return TRL's compute_loss under bf16 autocast with fused AdamW; DPO with precomputed reference log-probs."""
     import torch
     from accelerate.utils import send_to_device
@@ -340,10 +340,10 @@ def trl(model: Any, pairs: list[Any], trained: dict[str, Any], options: argparse
         adam.step()
         adam.zero_grad(set_to_none=True)
 
-    return Contestant(update, optimize, None)
+    return Competitor(update, optimize, None)
 
 
-def ours(model: Any, pairs: list[Any], trained: dict[str, Any], options: argparse.Namespace) -> Contestant:
+def ours(model: Any, pairs: list[Any], trained: dict[str, Any], options: argparse.Namespace) -> Competitor:
     """Return the product's update under bf16 autocast, with the reference cached, and its optimizer."""
     import torch
 
@@ -383,7 +383,7 @@ def ours(model: Any, pairs: list[Any], trained: dict[str, Any], options: argpars
                 states.backward(torch.ones_like(states))
 
     optimizer = Optimizer(model, trained, TrainingConfig(learning_rate=1e-6))
-    return Contestant(update, lambda: (optimizer.clip_gradients(), optimizer.step(1.0)), body)
+    return Competitor(update, lambda: (optimizer.clip_gradients(), optimizer.step(1.0)), body)
 
 
 def gpu_name() -> str:

@@ -188,10 +188,10 @@ def _probes(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Tensor,
     for name, (fused, plain, inputs) in pairs.items():
         outcomes: list[Tensor] = []
         for function in (fused, plain):
-            leaves = [each.clone().requires_grad_() for each in inputs]
+            variables = [each.clone().requires_grad_() for each in inputs]
             with torch.enable_grad():
-                out = function(*leaves)
-                grads = torch.autograd.grad(out.float().square().sum(), leaves)
+                out = function(*variables)
+                grads = torch.autograd.grad(out.float().square().sum(), variables)
             outcomes.append(torch.cat([each.detach().flatten() for each in (out, *grads)]))
         results[name] = outcomes[0], outcomes[1]
     return results
