@@ -14,24 +14,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from trainer.environment import sum_dtype
+
 _FILE_NAMES = {"chosen_collision_logp": "chosen_purity", "rejected_collision_logp": "rejected_purity"}
 """Field -> its name in the cache and in eval_pairs.safetensors, where the two differ."""
 _FIELD_NAMES = {column: field for field, column in _FILE_NAMES.items()}
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Copy to another device; from the host to a GPU through pinned memory, so that the host does not wait for it."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+        return tensor.to(dtype or tensor.dtype).pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class PairLogps:
-    """Per-pair statistics of N pairs. Every tensor has shape [N]; log-probs are natural, float64, summed over tokens.
+    """Per-pair statistics of N pairs. Every tensor has shape [N]; log-probs are natural, summed over tokens.
 
-    Optional ones are None if they were not computed (see `RequiredStats`); an objective that needs one raises
-    ValueError.
+    Log-probs have the dtype of `sum_dtype`: float64 except on Apple's GPU. Optional ones are None if they were not
+    computed (see `RequiredStats`); an objective that needs one raises ValueError.
     """
 
     chosen: Tensor
@@ -100,8 +102,11 @@ class PairLogps:
 
     def to(self, device: torch.device | str) -> PairLogps:
         """Return the statistics on another device."""
-        target = torch.device(device)
-        moved = PairLogps.from_columns({name: to_device(tensor, target) for name, tensor in self.columns().items()})
+        target, columns = torch.device(device), self.columns()
+        floating = sum_dtype(target)
+        moved = PairLogps.from_columns(
+            {name: to_device(t, target, floating if t.is_floating_point() else t.dtype) for name, t in columns.items()}
+        )
         return replace(moved, reference=None if self.reference is None else self.reference.to(device))
 
     def detach(self) -> PairLogps:
@@ -218,7 +223,7 @@ def metric_sums(terms: LossTerms) -> MetricSums:
 
 def _numerators(terms: LossTerms) -> dict[str, Tensor]:
     return {
-        "loss": terms.loss.detach().double(),
+        "loss": terms.loss.detach(),
         "rewards/chosen": terms.chosen_rewards.sum(),
         "rewards/rejected": terms.rejected_rewards.sum(),
         "rewards/margins": (terms.chosen_rewards - terms.rejected_rewards).sum(),
@@ -236,14 +241,15 @@ class PendingSums:
 
     names: tuple[str, ...]
     numbers: Tensor
-    """[metrics + 2] float64: numerators in the order of `names`, number of pairs, their share of the update."""
+    """[metrics + 2] in `sum_dtype`: numerators in the order of `names`, number of pairs, their share of the update."""
 
     @classmethod
     def of(cls, terms: LossTerms) -> PendingSums:
         """Return the sums of one part."""
         numerators, pairs = _numerators(terms), len(terms.logps)
-        counts = torch.tensor([float(pairs), pairs / terms.totals.pairs], dtype=torch.float64)
-        stacked = torch.stack([value.double() for value in numerators.values()])
+        dtype = sum_dtype(terms.loss.device)
+        counts = torch.tensor([float(pairs), pairs / terms.totals.pairs], dtype=dtype)
+        stacked = torch.stack([value.to(dtype) for value in numerators.values()])
         return cls(tuple(numerators), torch.cat([stacked, to_device(counts, stacked.device)]))
 
     def __add__(self, other: PendingSums) -> PendingSums:
@@ -281,7 +287,8 @@ def _comparison_values(logps: PairLogps) -> dict[str, Tensor]:
 
 
 def _to_sums(sums: Mapping[str, Tensor], pairs: int) -> MetricSums:
-    values: list[float] = torch.stack([value.double() for value in sums.values()]).tolist()
+    dtype = sum_dtype(next(iter(sums.values())).device)
+    values: list[float] = torch.stack([value.to(dtype) for value in sums.values()]).tolist()
     all_sums: MetricSums = {name: (value, float(pairs)) for name, value in zip(sums, values, strict=True)}
     all_sums["nll_loss"] = (all_sums["nll_loss"][0], all_sums["lengths/chosen"][0])
     return all_sums

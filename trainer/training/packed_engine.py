@@ -79,9 +79,9 @@ class PackedEngine:
 
     def _read(self, pending: PendingSums, tokens: float, norm: torch.Tensor) -> tuple[MetricSums, float, float]:
         """Return the sums over all processes, their tokens, and the gradient norm, in one copy from the device."""
-        counted = to_device(torch.tensor([tokens], dtype=torch.float64), pending.numbers.device)
+        counted = to_device(torch.tensor([tokens], dtype=pending.numbers.dtype), pending.numbers.device)
         summed = self._inputs.process_group.all_reduce(torch.cat([pending.numbers, counted]))
-        *numbers, tokens, grad_norm = cast("list[float]", torch.cat([summed, norm.double()[None]]).tolist())
+        *numbers, tokens, grad_norm = cast("list[float]", torch.cat([summed, norm.to(summed.dtype)[None]]).tolist())
         return pending.complete(numbers), tokens, grad_norm
 
     def _shares(self, indexes: Sequence[int]) -> list[list[list[int]]]:
