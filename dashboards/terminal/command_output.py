@@ -59,6 +59,8 @@ def print_plan(plan: SweepPlan) -> None:
         table.add_row("parameters", f"{plan.parameters:,}")
     table.add_row("disk space, at most", unknown if plan.disk is None else plan.disk)
     table.add_row("hash of the sweep file", plan.sweep_identity[:12])
+    if plan.arrangement is not None and plan.arrangement.gpus_per_trial:
+        table.add_row("arrangement", "\n".join(plan.arrangement.reasons))
     console.print(table)
     _print_estimate(console, plan)
     _print_probe(console, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,15 @@ def plan(
     )
     if probe:
         click.echo("measuring one update on this machine", err=True)
-    made = plan_locally(spec, runs_folder(), notices, assumptions, probe=probe, trust_remote_code=trust_remote_code)
+    made = plan_locally(
+        spec,
+        runs_folder(),
+        notices,
+        assumptions,
+        probe=probe,
+        trust_remote_code=trust_remote_code,
+        command=_command(file, overrides, name),
+    )
     if as_json:
         print_json(made.as_json())
     else:
@@ -136,7 +145,22 @@ def sweep(
     drop_failed_output()
     for notice in notices:
         click.echo(notice, err=True)
-    return run(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=not no_wait)
+    from orchestrator.spec.estimates.arrangement import DoesNotFit
+
+    try:
+        return run(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=not no_wait)
+    except DoesNotFit as error:
+        from orchestrator.spec.loading.loader import load_with_notices
+
+        document = load_with_notices(file, overrides, name=name).document
+        where = document.location(tuple(error.found.path.split(".")))
+        raise DoesNotFit(error.found, where, error.found.hint(_command(file, overrides, name))) from None
+
+
+def _command(file: Path, overrides: Sequence[str], name: str | None) -> str:
+    """Return the command that starts this sweep, for a shell."""
+    options = [part for one in overrides for part in ("--set", one)] + (["--name", name] if name else [])
+    return shlex.join(["orchestrate", "sweep", str(file), *options])
 
 
 @click.command()

@@ -56,6 +56,7 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
         update={
             "name": _free_name(spec.name, root),
             "base": base,
+            "auto": (),
             "search": search,
             "enqueue": enqueued,
             "sampler": GridSampler(),

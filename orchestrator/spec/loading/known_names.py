@@ -341,7 +341,7 @@ VALUES: Mapping[str, Mapping[str, Any]] = {
     "model.attention": dict.fromkeys(
         ("flash_attention_2", "flash_attention_3", "flash_attention", "fa2", "sdpa", "eager", "flex_attention"), "auto"
     ),
-    "training.distributed": dict.fromkeys(("fsdp", "fsdp1", "deepspeed", "zero2", "full_shard", "auto"), "fsdp2"),
+    "training.distributed": dict.fromkeys(("fsdp", "fsdp1", "deepspeed", "zero2", "full_shard"), "fsdp2"),
     "training.lr_scheduler_type": {
         "cosine_with_restarts": "cosine",
         "cosine_with_min_lr": "cosine",

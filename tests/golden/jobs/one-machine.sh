@@ -72,7 +72,7 @@ base:
   training:
     learning_rate: 1.0e-06
     pairs_per_update: 128
-    tokens_per_micro_batch: 8192
+    tokens_per_micro_batch: auto
     num_train_epochs: 1.0
     max_steps: null
     lr_scheduler_type: cosine
@@ -85,7 +85,7 @@ base:
     bf16: true
     stochastic_rounding: true
     gradient_checkpointing: true
-    distributed: ddp
+    distributed: auto
     seed: 42
     logging_steps: 5
     eval_steps: 400
