@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: docs house simulate help install install-test quickstart test golden lint types imports pytest test-slow test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
+.PHONY: docs house simulate help install install-test quickstart test golden lint types imports pytest test-slow test-gpu test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -41,7 +41,7 @@ imports: install-test
 	$(BIN)/lint-imports --no-cache
 
 pytest: install-test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not faults"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not faults and not gpu"
 
 house: install-test ## Sizes, names, layers and words of the source, by the rules that tests hold
 	$(BIN)/python -m tests.docs.house
@@ -52,6 +52,9 @@ golden: install-test ## Write tests/golden anew, after an intended change of vis
 
 test-slow: install-test ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout=1800
+
+test-gpu: install-test ## The CUDA paths, on a machine with a GPU (three minutes)
+	$(BIN)/python -m pytest tests/gpu -rs
 
 test-faults: install-test ## The faults of docs/reliability.md, also those that take minutes
 	$(BIN)/python -m pytest tests/faults -m "not slow" --timeout=1800

@@ -36,7 +36,14 @@ log = logging.getLogger(__name__)
 # Settings that change the speed or the samples file, not the result.
 _CHECKPOINTING = "training.gradient_checkpointing"
 _NOT_IN_DIGEST = frozenset(
-    {"training.tokens_per_micro_batch", "training.distributed", _CHECKPOINTING, "evaluation.samples"}
+    {
+        "model.kernels",
+        "model.compile",
+        "training.tokens_per_micro_batch",
+        "training.distributed",
+        _CHECKPOINTING,
+        "evaluation.samples",
+    }
 )
 
 

@@ -19,6 +19,7 @@ from orchestrator.driver.parent_run import attach_report, end_parent_run, open_s
 from orchestrator.driver.preflight import (
     DiskTooSmall,
     check_disk_space,
+    check_layers,
     check_mirror_free,
     check_no_removed_values,
     check_remote_storage,
@@ -282,6 +283,7 @@ def _check_machine(folder: SweepFolder, spec: SweepSpec, *, is_new: bool) -> Non
     slots = plan_slots(spec)
     if not slots.gpus and spec.resources.gpus_per_trial is None and (message := hidden_gpus()):
         sys.stderr.write(f"{message}\n")
+    check_layers(spec, slots)
     check_share(spec, gpu_memory())
     check_disk_space(folder, spec, slots)
 

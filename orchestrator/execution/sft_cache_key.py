@@ -16,6 +16,8 @@ _REPLACED = ("model.name_or_path", "model.generated", "model.revision", "data.")
 _KEPT = ("data.chat_template",)
 """Settings kept although their prefix is replaced: the template is saved with the model and used by its trials."""
 _NO_EFFECT = (
+    "model.kernels",
+    "model.compile",
     "evaluation.",
     "training.tokens_per_micro_batch",
     "training.distributed",

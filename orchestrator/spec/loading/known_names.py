@@ -176,8 +176,12 @@ SENTENCES: Mapping[str, str] = {
             "write base: {training: {gradient_checkpointing: true}}",
         ),
         (
-            "torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config",
-            "is not offered; remove it",
+            "torch_compile torch_compile_backend torch_compile_mode",
+            "write base: {model: {compile: true}}",
+        ),
+        (
+            "use_liger_kernel liger_kernel_config use_kernels",
+            "write base: {model: {kernels: liger}}; auto uses it on a GPU where it is installed",
         ),
         (
             "rope_scaling use_unsloth shift_attn resize_vocab upcast_layernorm use_galore use_badam "

@@ -40,6 +40,8 @@ base:
     dtype: float32
     attention: auto
     load_in_4bit: false
+    kernels: auto
+    compile: false
   data:
     train:
     - weight: null
