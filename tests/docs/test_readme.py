@@ -14,6 +14,7 @@ import yaml
 
 from orchestrator.cli import cli
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
+from tests.support.processes import LIMIT_SECONDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,7 +53,7 @@ def run(words: list[str], where: Path, folder: Path | None = None) -> subprocess
     env = {**os.environ, "ORCHESTRATE_HOME": str(where / "runs"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     env |= {"PATH": f"{where / 'bin'}{os.pathsep}{env['PATH']}", "PYTHONPATH": str(ROOT)}
     env.pop("MLFLOW_TRACKING_URI", None)
-    return subprocess.run(words, cwd=folder or where, env=env, capture_output=True, text=True, timeout=500)
+    return subprocess.run(words, cwd=folder or where, env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +134,12 @@ def run_orchestrate(arguments: list[str], where: Path) -> subprocess.CompletedPr
 
 
 def run_until_the_url(name: str, where: Path) -> subprocess.CompletedProcess[str]:
-    words = [*ORCHESTRATE, "ui", name]
+    words = [*ORCHESTRATE, "ui", name, "--port", "0"]
     env = {**os.environ, "ORCHESTRATE_HOME": str(where / "runs")}
     process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     url = process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=LIMIT_SECONDS)
     assert re.match(r"http://127\.0\.0\.1:\d+/#/experiments/\d+/runs\?", url), f"{url}{out}{err}"
     return subprocess.CompletedProcess(words, process.returncode, url + out, err)
 

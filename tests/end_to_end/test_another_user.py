@@ -57,7 +57,7 @@ def told_sweep(root: Path, name: str, data: Path) -> None:
         sink = open_sink(study, root, DashboardReporter())
         sink.start_run(SWEEP_RUN, name=name, params={}, tags={}, at=1.0)
         sink.end_run(SWEEP_RUN, status="FINISHED", tags={}, at=2.0)
-        assert sink.close(120.0) == 0
+        assert sink.close(LIMIT_SECONDS) == 0
 
 
 @pytest.mark.parametrize("has_driver", [False, True])
@@ -103,7 +103,7 @@ def test_the_page_of_another_users_sweep_opens(tmp_path: Path, elsewhere: Path) 
     assert forked(lambda: told_sweep(root, "one", data)) == 0
     data.unlink()
     before = contents(root)
-    process = as_nobody(root, elsewhere, "ui", "one", "--port", "5197")
+    process = as_nobody(root, elsewhere, "ui", "one", "--port", "0")
     assert process.stdout is not None
     try:
         assert "viewStateShareKey=prefsweep-" in wait_until(process.stdout.readline)

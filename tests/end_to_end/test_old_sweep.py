@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.processes import LIMIT_SECONDS
+
 OLD = Path(__file__).parents[1] / "golden" / "old_sweep"
 OLD_HOME = "/runs2"
 """Where MLflow's database of the interrupted sweep says that its files are."""
@@ -41,7 +43,7 @@ def orchestrate(home: Path, *arguments: str) -> str:
     environment.pop("MLFLOW_TRACKING_URI", None)
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator.cli", *arguments],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+        env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -86,7 +88,6 @@ def mlflow_runs(home: Path) -> dict[str, tuple[str, str]]:
     return {name: (run_id, status) for name, run_id, status in rows}
 
 
-@pytest.mark.timeout(600)
 def test_an_interrupted_sweep_is_resumed_and_extended(home: Path) -> None:
     before = read(home, "status", "interrupted")
     assert before["state"] == "interrupted"

@@ -22,7 +22,7 @@ from orchestrator.execution.stop_reasons import SignalHandler, termination_block
 from orchestrator.study.trial_records import TrialState
 from tests.support.driver_process import STEPS, check_exact, drive, finish, records, wait_for
 from tests.support.fake_session import trained, write_script
-from tests.support.processes import wait_until
+from tests.support.processes import LIMIT_SECONDS, wait_until
 from tests.support.real_trials import is_alive
 
 Sent = Callable[[subprocess.Popen[str]], None]
@@ -87,7 +87,7 @@ def test_whoever_ends_it_trials_are_checkpointed_and_the_next_driver_finishes_ex
     everybody = descendants(driver.pid)
     assert len(everybody) > 3, "Ray's processes and two workers"
     send(driver)
-    out, err = driver.communicate(timeout=300)
+    out, err = driver.communicate(timeout=LIMIT_SECONDS)
     assert (out.strip(), err) == ("interrupted", "")
     wait_until(lambda: not [pid for pid in everybody if is_alive(pid)])
     assert any(r.state is TrialState.RUNNING for r in records(tmp_path))
@@ -107,7 +107,7 @@ def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
     wait_until(lambda: list(tmp_path.rglob(RELEASE_REQUEST_FILE)))
     time.sleep(SignalHandler.SAME_SIGNAL_SECONDS)  # from here on a signal is a second one
     driver.send_signal(signal.SIGTERM)
-    assert driver.wait(timeout=300) == 130
+    assert driver.wait(timeout=LIMIT_SECONDS) == 130
     assert "farewell" in driver.communicate()[1]
 
 
@@ -155,7 +155,7 @@ print("asked", interrupt.received, len(looks) > 0)
 @pytest.mark.parametrize(
     ("lost", "send", "wait", "out", "err"),
     [
-        ("True", SIGTERM_HERE, "threading.Event().wait(60)", "", "\nfarewell after 4\n"),
+        ("True", SIGTERM_HERE, "threading.Event().wait(900)", "", "\nfarewell after 4\n"),
         ("len(looks) == 2", SIGTERM_HERE, "while len(looks) < 6: time.sleep(0.01)", "asked True True\n", ""),
         ("True", "", "threading.Event().wait(0.5)", "asked False False\n", ""),
     ],

@@ -24,6 +24,7 @@ from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from tests.support.fake_session import CheckpointingSession
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.recorders import SilentView
 from tests.support.specs import make_spec
 from trainer.config.trial import TrialConfig
@@ -89,7 +90,7 @@ def drive(root: Path, spec: SweepSpec | None = None) -> None:
         closed(None)
         run_here(controller, CheckpointingSession, lock_timeout=0.5)
         sink.end_run(SWEEP_RUN, status="FINISHED", tags={"state": "FINISHED"}, at=2.0)
-        assert sink.close(60.0) == 0
+        assert sink.close(LIMIT_SECONDS) == 0
 
 
 def forked_together(count: int, work: Callable[[int], object]) -> list[int]:

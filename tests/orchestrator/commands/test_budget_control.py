@@ -22,7 +22,7 @@ from orchestrator.study.budget_changes import BudgetUsedUp
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
 from tests.support.metrics import COMPLETE, bug, evaluated
-from tests.support.processes import finished, json_of
+from tests.support.processes import LIMIT_SECONDS, finished, json_of
 from tests.support.specs import RANGES, SAMPLERS, make_spec, sweep_folder
 
 
@@ -145,7 +145,7 @@ def test_an_abandoned_sweep_ends_with_all_its_trials_and_runs(tmp_path: Path) ->
         for run in (SWEEP_RUN, "0", "1", "2"):
             sink.start_run(run, name=run, params={}, tags={"state": "RUNNING"}, at=1.0)
         sink.end_run("0", status="FINISHED", tags={"state": "COMPLETE"}, at=2.0)
-        assert sink.close(60.0) == 0
+        assert sink.close(LIMIT_SECONDS) == 0
     assert json_of(root, "status", "s")["state"] == "interrupted"
     assert "without it one TRIAL" in finished(root, "stop", "s", "1", "--abandon", code=2)[1]
     told = finished(root, "stop", "s", "--abandon", "--why", "lost interest")[1]

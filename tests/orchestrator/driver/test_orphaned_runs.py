@@ -14,6 +14,7 @@ from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import RUN
 from tests.support.local_driver import KILLED, drive, killed_at
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.recorders import ListSink
 from tests.support.specs import make_spec
 
@@ -29,7 +30,7 @@ def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = SweepFolder(tmp_path, "s")
     with Study.open(folder, read_only=True) as study:
         sink = MlflowReceiver(tmp_path, uri=tracking_uri(tmp_path, None), experiment="e", sweep_id=study.id, sweep="s")
-    assert Outbox(folder.outbox, sink).close(120.0) == 0  # MLflow got what the driver had said
+    assert Outbox(folder.outbox, sink).close(LIMIT_SECONDS) == 0  # MLflow got what the driver had said
     return tmp_path
 
 

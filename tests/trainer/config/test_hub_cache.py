@@ -1,7 +1,6 @@
 """What is in the Hugging Face cache is found by its revision, and nothing else is."""
 
 import json
-import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.spec.estimates.input_sizes import model_shape
+from tests.support.http_server import refusing
 from trainer.config.hub_cache import cached_file, hub_reachable, model_file
 from trainer.config.position_limits import known_positions
 from trainer.config.trial import ModelConfig
@@ -94,11 +94,10 @@ def test_a_hub_that_answers_anything_is_reachable(monkeypatch: pytest.MonkeyPatc
 
 def test_a_hub_that_is_silent_or_no_address_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    for endpoint in (f"http://127.0.0.1:{port}", "http://[", "no address"):
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        assert not hub_reachable()
+    with refusing() as port:
+        for endpoint in (f"http://127.0.0.1:{port}", "http://[", "no address"):
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+            assert not hub_reachable()
 
 
 def test_no_hub_is_reachable_by_a_proxy_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
