@@ -30,6 +30,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_mlflow_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """New MLflow databases of this process, and of its forks, are copies of one: their tables cost a second each."""
+    from orchestrator.tracking import mlflow_client
+    from tests.support.mlflow_server import copied_databases
+
+    with pytest.MonkeyPatch.context() as patch:
+        template = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+        patch.setattr(mlflow_client, "create_mlflow_database", copied_databases(template))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def end_heartbeats() -> Iterator[None]:
     """End the heartbeats of studies that a test did not dispose, which Ray may hold until its next run.

@@ -22,7 +22,7 @@ from orchestrator.tracking.artifact_locations import ARTIFACTS, adopt_artifacts
 from orchestrator.tracking.mlflow_client import connect, database_path, ensure_experiment, is_local, save_view
 from orchestrator.tracking.run_metadata import charts_page
 
-START_TIMEOUT = 180.0
+START_TIMEOUT = 600.0
 """Seconds a server may take to answer for the first time."""
 _STOP_TIMEOUT = 20.0
 """Seconds a server may take to end after SIGTERM."""
