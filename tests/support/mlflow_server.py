@@ -9,12 +9,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from orchestrator.tracking import mlflow_client
-
 from orchestrator.tracking.mlflow_client import database_path, tracking_uri
 from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.mlflow_ui import UiServer, start_ui
 from orchestrator.tracking.outbox import Outbox
-
 
 make_database = mlflow_client.create_mlflow_database
 """The driver's own, for the tests of it."""
