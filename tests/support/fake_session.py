@@ -6,21 +6,24 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.execution.messages import AttemptTask
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopReason
-from orchestrator.execution.tune_adapter import run_trials
-from orchestrator.study.study import Study
 from tests.support.processes import LIMIT_SECONDS
 from tests.support.recorders import ListSink, SilentView
 from tests.support.specs import METRIC, make_spec
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, RunStatus, StepMetrics
+
+if TYPE_CHECKING:
+    from orchestrator.study.study import Study
 
 SLOTS = Slots(count=2, gpus=0.0, threads=1)
 CUDA_ERROR = "CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_..."
@@ -73,9 +76,8 @@ class FakeSession:
         what, steps = script.get("trials", {}).get(str(number), "ok"), _of(script.get("steps", 4), number)
         self.counters["trials"] += 1
         if script.get("gpu"):
-            import torch
-
-            torch.cuda.is_initialized = lambda: True
+            cuda = SimpleNamespace(is_initialized=lambda: True, empty_cache=lambda: None)
+            sys.modules.setdefault("torch", SimpleNamespace(cuda=cuda))  # pyright: ignore[reportArgumentType]
         for message in script.get("warnings", {}).get(str(number), ()):
             logging.getLogger("trainer.scripted").warning("%s", message)
         (self._root / f"began-{number}").touch()
@@ -214,6 +216,8 @@ def run_study(
     **more: Any,
 ) -> StopReason:
     """Drive a sweep on the Ray that is there."""
+    from orchestrator.execution.tune_adapter import run_trials  # workers import this module, and need neither
+
     signals = signals or SignalHandler(lambda: "")
     return run_trials(
         study, sink or ListSink(), view or SilentView(), signals, slots, open_session=open_session, **more

@@ -17,6 +17,7 @@ from orchestrator.commands.doctor import Check, CheckLevel, gpu_checks, machine_
 from orchestrator.folders import filesystem_type
 from orchestrator.spec.loading.loader import load_spec
 from tests.support.http_server import SilentHandler, refusing, serving
+from tests.support.processes import LIMIT_SECONDS
 
 SHIPPED = Path(sweeps.__file__).parent
 
@@ -53,6 +54,7 @@ class Hub(SilentHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(network_checks, "_TIMEOUT", LIMIT_SECONDS)
     with serving(Hub) as address:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
