@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from orchestrator import folders
+from orchestrator.commands.status import status
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import RequestKind
@@ -41,7 +42,7 @@ def test_a_detached_driver_outlives_its_terminal_and_no_reader_changes_a_sweeps_
     os.close(terminal)
     folder = SweepFolder(root, "tiny")
     assert folders.lock_holder(folder) is not None, "the terminal is gone, the driver is not"
-    wait_until(lambda: Study.exists(folder))
+    wait_until(lambda: status("tiny", root)["trials"])
     with Study.open(folder) as study:
         study.add_request(RequestKind.PAUSE, "it must not end before somebody looks")
 
