@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.commands.status import history, status
 from orchestrator.errors import ExitCode
-from tests.support.processes import LIMIT_SECONDS, finished, orchestrate
+from tests.support.processes import LIMIT_SECONDS, called, finished, orchestrate
 from tests.support.specs import TINY_MODEL
 from trainer.config.trial import GeneratedSource
 from trainer.synthetic.instructions import generate_rows
@@ -56,7 +56,7 @@ def test_a_stopped_sweep_continues_in_a_renamed_runs_folder_with_its_data_elsewh
 
     old.rename(root)
     (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
-    err = finished(root, "resume", "tiny", code=2)[1]
+    err = called(root, "resume", "tiny", code=2)[1]
     assert f"there is no {tmp_path}/rows.jsonl" in err
     assert "orchestrate resume tiny --set base.data.train=NEW_PATH" in err
     err = finished(root, "resume", "tiny", "--set", f"base.data.train={tmp_path}/moved.jsonl")[1]

@@ -13,7 +13,7 @@ from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import RequestKind
 from tests.end_to_end.test_sweep import TINY
-from tests.support.processes import LIMIT_SECONDS, environment, finished, json_of, orchestrate, wait_until
+from tests.support.processes import LIMIT_SECONDS, called, environment, finished, json_of, orchestrate, wait_until
 
 SWEEP = TINY.replace("max_steps: 60", "max_steps: 40")
 
@@ -54,7 +54,7 @@ def test_a_detached_driver_outlives_its_terminal_and_no_reader_changes_a_sweeps_
     assert viewer.returncode == 0
     assert "tiny continues" in err
     assert folders.lock_holder(folder) is not None
-    finished(root, "stop", "tiny")
+    called(root, "stop", "tiny")
     wait_until(lambda: folders.lock_holder(folder) is None)
 
     reader, writer = os.pipe()

@@ -76,21 +76,28 @@ def started_by(before: list[str], root: Path) -> subprocess.Popen[str]:
     return drive(root, *before)
 
 
-@pytest.mark.parametrize("sender", [s if s in QUICK else pytest.param(s, marks=pytest.mark.faults) for s in SENDERS])
+CASES = [
+    pytest.param(QUICK, id="in turn"),
+    *(pytest.param((sender,), id=sender, marks=pytest.mark.faults) for sender in SENDERS),
+]
+
+
+@pytest.mark.parametrize("senders", CASES)
 def test_whoever_ends_it_trials_are_checkpointed_and_the_next_driver_finishes_exactly(
-    tmp_path: Path, sender: str
+    tmp_path: Path, senders: tuple[str, ...]
 ) -> None:
-    before, send = SENDERS[sender]
-    write_script(tmp_path, steps=STEPS, hold={"*": 4})
-    driver = started_by(before, tmp_path)
-    wait_for(lambda: len(trained(tmp_path)) >= 8, driver)
-    everybody = descendants(driver.pid)
-    assert len(everybody) > 3, "Ray's processes and two workers"
-    send(driver)
-    out, err = driver.communicate(timeout=LIMIT_SECONDS)
-    assert (out.strip(), err) == ("interrupted", "")
-    wait_until(lambda: not [pid for pid in everybody if is_alive(pid)])
-    assert any(r.state is TrialState.RUNNING for r in records(tmp_path))
+    """One driver after the other is ended, each after three more updates of both trials; the last one is left alone."""
+    for until, (before, send) in enumerate((SENDERS[sender] for sender in senders), 1):
+        write_script(tmp_path, steps=STEPS, hold={"*": 3 * until})
+        driver = started_by(before, tmp_path)
+        wait_for(lambda until=until: len(trained(tmp_path)) >= 6 * until, driver)
+        everybody = descendants(driver.pid)
+        assert len(everybody) > 3, "Ray's processes and two workers"
+        send(driver)
+        out, err = driver.communicate(timeout=LIMIT_SECONDS)
+        assert (out.strip(), err) == ("interrupted", "")
+        wait_until(lambda everybody=everybody: not [pid for pid in everybody if is_alive(pid)])
+        assert [r.state for r in records(tmp_path)] == [TrialState.RUNNING] * 2
     write_script(tmp_path, steps=STEPS)
     finish(tmp_path)
     check_exact(tmp_path)

@@ -11,7 +11,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
 from tests.support.driver_process import drive, finish, records, wait_for
 from tests.support.fake_session import trained, write_script
-from tests.support.processes import LIMIT_SECONDS, finished, json_of
+from tests.support.processes import LIMIT_SECONDS, called, json_of
 from tests.support.specs import make_spec, sweep_folder
 
 STEPS = {"1": 100_000, "*": 30}
@@ -19,11 +19,11 @@ STEPS = {"1": 100_000, "*": 30}
 
 
 def command_output(root: Path, *arguments: str) -> str:
-    return finished(root, *arguments)[1]
+    return called(root, *arguments)[1]
 
 
 def refused(root: Path, *arguments: str) -> str:
-    out, err = finished(root, *arguments, code=2)
+    out, err = called(root, *arguments, code=2)
     assert out == ""
     assert "Traceback" not in err
     return err
@@ -94,7 +94,7 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     happened = [(e["kind"], e["trial"]) for e in json_of(root, "history", "s")["events"]]
     for event in (("paused", 0), ("paused", None), ("unpaused", 0), ("unpaused", None), ("pruned", 1), ("cloned", 0)):
         assert event in happened, event
-    assert "margins are flat" in finished(root, "history", "s")[0]
+    assert "margins are flat" in called(root, "history", "s")[0]
     _after_the_end(root)
 
 
