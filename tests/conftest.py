@@ -17,15 +17,18 @@ hypothesis.settings.load_profile("tests")
 HERE = Path(__file__).parent
 # Processes that tests start, Ray's workers too, import this checkout and `tests.support`.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-_LONG = ("end_to_end", "orchestrator/execution", "orchestrator/driver", "docs", "faults")
+_LONG = ("docs", "end_to_end", "orchestrator/execution", "faults", "orchestrator/driver", "trainer")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files stay whole and in their order; only folders move, so that two processes end together."""
+    """Files stay whole and in their order; only folders move, those that take long first (`--no-loadscope-reorder`).
+
+    So two processes end together: what is left at the end are files of seconds.
+    """
 
     def place(item: pytest.Item) -> int:
-        folder = item.path.parent.relative_to(HERE).as_posix() if item.path.is_relative_to(HERE) else ""
-        return _LONG.index(folder) if folder in _LONG else len(_LONG)
+        path = item.path.relative_to(HERE).as_posix() if item.path.is_relative_to(HERE) else ""
+        return next((n for n, folder in enumerate(_LONG) if path.startswith(f"{folder}/")), len(_LONG))
 
     items.sort(key=place)
 

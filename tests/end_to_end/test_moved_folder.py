@@ -73,5 +73,5 @@ def test_a_stopped_sweep_continues_in_a_renamed_runs_folder_with_its_data_elsewh
     assert found["tracking"] == {"waiting": 0, "deferred": 0, "refused": 0, "reason": ""}
     assert list((root / "artifacts").rglob("report.html"))
     shutil.move(tmp_path / "moved.jsonl", tmp_path / "gone.jsonl")
-    finished(root, "best", "tiny", "--export", str(tmp_path / "model"), "--merge")
+    called(root, "best", "tiny", "--export", str(tmp_path / "model"), "--merge")
     assert list((tmp_path / "model").glob("*.safetensors"))

@@ -54,8 +54,8 @@ def finished(root: Path, *arguments: str, code: int = 0, **more: str) -> tuple[s
     return out, err
 
 
-def called(root: Path, *arguments: str, code: int = 0, **more: str) -> tuple[str, str]:
-    """As `finished`, in this process, which costs no start: for commands that look, request or are refused."""
+def call(root: Path, *arguments: str, **more: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command in this process, which costs no start; for commands without Ray."""
     from orchestrator import cli
 
     with (
@@ -63,9 +63,15 @@ def called(root: Path, *arguments: str, code: int = 0, **more: str) -> tuple[str
         redirect_stdout(io.StringIO()) as out,
         redirect_stderr(io.StringIO()) as err,
     ):
-        ended = cli.main(arguments)
-    assert ended == code, out.getvalue() + err.getvalue()
-    return out.getvalue(), err.getvalue()
+        code = cli.main(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def called(root: Path, *arguments: str, code: int = 0, **more: str) -> tuple[str, str]:
+    """As `finished`, in this process."""
+    ended, out, err = call(root, *arguments, **more)
+    assert ended == code, out + err
+    return out, err
 
 
 def json_of(root: Path, *arguments: str) -> Any:
