@@ -112,18 +112,18 @@ def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     log = (root if copy is None else Path(copy.name)) / "mlflow-ui.log"
-    for _ in range(1 if port else _FREE_PORTS_TRIED):
-        chosen = port or _free_port(host)
+    tries = 1 if port else _FREE_PORTS_TRIED
+    while True:
+        chosen, tries = port or _free_port(host), tries - 1
         command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(chosen), "--workers", "1"]
         with log.open("wb") as stream:
             process = subprocess.Popen(command, env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT)
         ui = UiServer(f"http://{host}:{chosen}", process, uri, copy)
         if _answers(ui):
             return ui
-        if process.poll() is None or _is_free(host, chosen):
-            break  # not for its port, which another program may have taken meanwhile
-    ui.stop()
-    raise StorageRefused(f"the MLflow server did not start; its output is in {log}")
+        if not tries or process.poll() is None or _is_free(host, chosen):  # else another program took the port first
+            ui.stop()
+            raise StorageRefused(f"the MLflow server did not start; its output is in {log}")
 
 
 def _is_writable(database: Path) -> bool:

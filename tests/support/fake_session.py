@@ -157,7 +157,7 @@ class CheckpointingSession:
 
     STEPS = 6
 
-    def __init__(self, save_steps: int = 2, each: Callable[[int], None] = lambda step: None) -> None:
+    def __init__(self, save_steps: int = 2, each: Callable[[int], object] = lambda step: None) -> None:
         self.counters = {"trials": 0}
         self.began = -1
         self.requested = False

@@ -27,7 +27,7 @@ def write_checkpoint(folder: Path, step: int) -> None:
     write_folder(checkpoint_path(folder, step), fill)
 
 
-def copied(mirror: Mirror) -> Callable[[int], None]:
+def copied(mirror: Mirror) -> Callable[[int], object]:
     """Each update waits for its copy, so that a test knows what is there."""
     return lambda step: wait_until(lambda: any(name.endswith(f"step-{step:08d}") for name in mirror.complete_paths()))
 
