@@ -1,6 +1,7 @@
 """What every test starts from: helpers that child processes find too, and long files first (`make pytest`)."""
 
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ hypothesis.settings.load_profile("tests")
 HERE = Path(__file__).parent
 # Processes that tests start, Ray's workers too, import this checkout and `tests.support`.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+# As in a terminal: what tests start would ignore what was ignored here, as SIGHUP is under nohup and SIGINT behind `&`.
+for _signum, _handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        signal.signal(_signum, _handler)
 _LONG = ("docs", "end_to_end", "orchestrator/execution", "faults", "orchestrator/driver", "trainer")
 
 
