@@ -26,7 +26,7 @@ from rich.console import Console
 
 from benchmarks import results
 from dashboards.sweep_reporter import DashboardReporter
-from dashboards.terminal.progress_views import PlainLogView
+from dashboards.terminal.progress_views import PlainLogView, SweepProgress
 from orchestrator.driver.parent_run import open_sink
 from orchestrator.driver.sweep_driver import AfterTrial
 from orchestrator.execution.controller import TrialController
@@ -211,14 +211,14 @@ def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dic
     folder = SweepFolder(root, spec.name)
     create_sweep_folder(folder, dump_spec(spec))
     log = io.StringIO()
-    view = PlainLogView(spec, Console(file=log, width=160), total=trials)
+    view = PlainLogView(SweepProgress(spec, trials), Console(file=log, width=160))
     with Study.create(folder, spec, slots=slots, train_pairs=10_000) as study, SignalHandler(lambda: "") as signals:
         sink = open_sink(study, root, DashboardReporter())
         study.start_driving(0.0)
         sink.start_run(SWEEP_RUN, name=spec.name, params={}, tags={}, at=time.time())
         after = AfterTrial(study, sink, DashboardReporter())
         controller = TrialController(
-            study, sink, view, signals, complete_config=lambda config: config, on_trial_end=after
+            study, sink, view, signals, finalize_config=lambda config: config, on_trial_end=after
         )
         tune = ScriptedTune(controller, slots)
 

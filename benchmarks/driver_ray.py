@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import results
 from benchmarks.driver import EVERY, OBJECTIVE, spec_of
 from dashboards.sweep_reporter import DashboardReporter
-from dashboards.terminal.progress_views import PlainLogView
+from dashboards.terminal.progress_views import PlainLogView, SweepProgress
 from orchestrator.driver.parent_run import open_sink
 from orchestrator.driver.sweep_driver import AfterTrial
 from orchestrator.execution.controller import TrialController
@@ -127,7 +127,7 @@ def run_product(root: Path, slots: Slots, trials: int, window: LatencyWindow) ->
         sink = open_sink(study, root, DashboardReporter())
         study.start_driving(0.0)
         sink.start_run(SWEEP_RUN, name=spec.name, params={}, tags={}, at=time.time())
-        view = PlainLogView(spec, Console(file=(root / "log").open("w"), width=160), total=trials)
+        view = PlainLogView(SweepProgress(spec, trials), Console(file=(root / "log").open("w"), width=160))
         after = AfterTrial(study, sink, DashboardReporter())
         with local_cluster(folder.path / "ray", slots, signals):
             tune_adapter.TrialController = Listening  # pyright: ignore[reportPrivateImportUsage]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-EVAL = "eval_"
+EVAL_PREFIX = "eval_"
 """Prefix of a metric measured on the held-out pairs."""
 
 _BETA_LIKE = frozenset(
@@ -60,17 +60,17 @@ _TABLE = (
 )
 
 METRICS: dict[str, Metric] = {m.name: m for m in _TABLE}
-MARGIN = f"{EVAL}margins/logp"
-CHOSEN = f"{EVAL}logps_per_token/chosen"
-REJECTED = f"{EVAL}logps_per_token/rejected"
-EXACT_ANSWERS = f"{EVAL}exact_answers"
-COMPARISON_METRIC = f"{EVAL}accuracies/logp"
+MARGIN = f"{EVAL_PREFIX}margins/logp"
+CHOSEN = f"{EVAL_PREFIX}logps_per_token/chosen"
+REJECTED = f"{EVAL_PREFIX}logps_per_token/rejected"
+EXACT_ANSWERS = f"{EVAL_PREFIX}exact_answers"
+COMPARISON_METRIC = f"{EVAL_PREFIX}accuracies/logp"
 """The held-out metric that no setting scales; sweeps of any objective can be compared by it."""
 
 
 def base_name(name: str) -> str:
     """Return the metric's name without the `eval_` prefix."""
-    return name.removeprefix(EVAL)
+    return name.removeprefix(EVAL_PREFIX)
 
 
 def lookup(name: str) -> Metric | None:
@@ -78,12 +78,12 @@ def lookup(name: str) -> Metric | None:
     metric = METRICS.get(base_name(name))
     if metric is None:
         return None
-    return metric if (metric.on_eval if name.startswith(EVAL) else metric.on_train) else None
+    return metric if (metric.on_eval if name.startswith(EVAL_PREFIX) else metric.on_train) else None
 
 
 def all_names() -> list[str]:
     """Return every name that a trial may report."""
-    return [m.name for m in _TABLE if m.on_train] + [EVAL + m.name for m in _TABLE if m.on_eval]
+    return [m.name for m in _TABLE if m.on_train] + [EVAL_PREFIX + m.name for m in _TABLE if m.on_eval]
 
 
 def scaled_by(name: str, searched: Iterable[str]) -> list[str]:

@@ -112,11 +112,12 @@ def measure(
     cuda = process_group.device.type == "cuda"
     if not process_group.is_main:
         return None
+    tokens, _ = sums["tokens_per_second"]  # numerator and denominator: the tokens and seconds of the last update
     return UpdateMeasurement(
         device=torch.cuda.get_device_name(process_group.device) if cuda else "CPU",
         processes=process_group.size,
         pairs=config.training.pairs_per_update,
-        tokens=round(sums["tokens_per_second"][0]),
+        tokens=round(tokens),
         seconds=min(seconds[1:]),
         peak_bytes=torch.cuda.max_memory_allocated(process_group.device)
         if cuda

@@ -19,7 +19,7 @@ class StepMetrics:
 
     step: int
     metrics: Mapping[str, float]
-    pairs: str = field(default="", compare=False, repr=False)
+    pair_margins: str = field(default="", compare=False, repr=False)
     """At an evaluation, the margins/logp of each held-out pair, packed by `pack_floats`; else ""."""
 
 

@@ -105,7 +105,7 @@ class TrainingSession:
         self._interrupted.set()
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork_folder: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         """Run one trial in `folder`. Yields metrics per `logging_steps` and per evaluation; step 0 is the initial
         model.
@@ -118,23 +118,23 @@ class TrainingSession:
             config: The trial.
             folder: The run folder.
             earlier_attempts: Run folders of older attempts, the newest last.
-            fork: Run folder of another configuration from whose newest checkpoint, metrics included, this trial starts
-                if it has no checkpoint of its own.
+            fork_folder: Run folder of another configuration from whose newest checkpoint, metrics included, this trial
+                starts if it has no checkpoint of its own.
 
         Raises:
             TrialError: A problem that the user can correct.
-            ResumeError: The folder belongs to another configuration, or `fork` has no valid checkpoint.
+            ResumeError: The folder belongs to another configuration, or `fork_folder` has no valid checkpoint.
             OSError: The disk cannot be written.
         """
         self._interrupted = threading.Event()  # one per run: a late interrupt must not reach the next
-        return self._run(config, folder, earlier_attempts, fork, self._interrupted.is_set)
+        return self._run(config, folder, earlier_attempts, fork_folder, self._interrupted.is_set)
 
     def _run(
         self,
         config: TrialConfig,
         folder: Path,
         earlier_attempts: Sequence[Path],
-        fork: Path | None,
+        fork_folder: Path | None,
         interrupted: Callable[[], bool],
     ) -> Generator[StepMetrics, None, RunResult]:
         digest = result_digest(config)
@@ -145,7 +145,7 @@ class TrainingSession:
                 _accept_digest(stored.result_digest, config, [*earlier_attempts, folder], folder)
                 yield from stored.history
                 return stored.result
-            return (yield from self._train(config, folder, earlier_attempts, fork, digest, interrupted))
+            return (yield from self._train(config, folder, earlier_attempts, fork_folder, digest, interrupted))
         except RunInterrupted:
             return RunResult(RunStatus.STOPPED, "interrupted before the first update", 0)
         finally:
@@ -156,14 +156,14 @@ class TrainingSession:
         config: TrialConfig,
         folder: Path,
         earlier_attempts: Sequence[Path],
-        fork: Path | None,
+        fork_folder: Path | None,
         digest: str,
         interrupted: Callable[[], bool],
     ) -> Generator[StepMetrics, None, RunResult]:
         process_group, cancel_token = self._process_group, CancelToken(self._process_group, interrupted)
         state = self._load_state([*earlier_attempts, folder], config, folder)
         digest = digest if state is None else state.result_digest  # what later attempts compare with
-        state = state or self._load_fork_state(fork)
+        state = state or self._load_fork_state(fork_folder)
         prepared, tokenizer = self._resources.load_data(config.data, config.model)
         if self._log_line is not None and self.is_main:
             for line in prepared.report.summary_lines():
@@ -188,7 +188,8 @@ class TrainingSession:
         initial_completions = self._reference_cache.completions(*reference_key)
         samples = SampleFile(folder, config.evaluation.samples)
         samples.restore(
-            [*([] if fork is None else [fork]), *earlier_attempts, folder], 0 if state is None else state.step
+            [*([] if fork_folder is None else [fork_folder]), *earlier_attempts, folder],
+            0 if state is None else state.step,
         )
         self._write_samples(samples, 0, initial_completions)
 
@@ -196,10 +197,11 @@ class TrainingSession:
             self._prepare_policy(policy, config)
         evaluator = make_evaluator(config, policy, prepared, tokenizer, process_group, cancel_token)
 
-        def evaluate(step: int, complete: bool) -> tuple[dict[str, float], str]:
+        def evaluate(step: int, all_pairs: bool) -> tuple[dict[str, float], str]:
+            """Return the metrics and packed pair margins, of completions alone without `all_pairs`."""
             completions = evaluator.completions() if completions_due(config, step, loop.total_updates) else []
             self._write_samples(samples, step, completions)
-            if not complete:
+            if not all_pairs:
                 return evaluator.completion_metrics(completions), ""
             logps = evaluator.logps(prepared.eval)
             if process_group.is_main and step == loop.total_updates:
@@ -225,16 +227,18 @@ class TrainingSession:
             _accept_digest(state.result_digest, config, folders, folder)
         return state
 
-    def _load_fork_state(self, fork: Path | None) -> checkpoints.TrainState | None:
+    def _load_fork_state(self, fork_folder: Path | None) -> checkpoints.TrainState | None:
         """Return another run's state. Raises ResumeError without a valid checkpoint instead of starting from the
         beginning.
         """
-        if fork is None:
+        if fork_folder is None:
             return None
         with self._process_group.main_first():
-            state = checkpoints.load_newest([fork])
+            state = checkpoints.load_newest([fork_folder])
         if state is None:
-            raise ResumeError(f"the checkpoint from which this trial continues is damaged or missing (see {fork})")
+            raise ResumeError(
+                f"the checkpoint from which this trial continues is damaged or missing (see {fork_folder})"
+            )
         return state
 
     def _prepare_policy(self, policy: PolicyModel, config: TrialConfig, *, single_use: bool = False) -> None:
@@ -249,7 +253,7 @@ class TrainingSession:
     ) -> None:
         status, main = stored.result.status, self._process_group.is_main
         finished = status is RunStatus.FINISHED
-        tensors = policy.gather(keep=main) if finished else None
+        tensors = policy.gather(on_this_process=main) if finished else None
         if status is not RunStatus.STOPPED and main:
             if finished:
                 save_model(

@@ -38,15 +38,23 @@ Entry = tuple[SweepFrame, TrialFrame | None]
 def find_mismatches(entries: Sequence[Entry]) -> list[str]:
     """Return one sentence, with the numbers, for each condition in which these sweeps and best trials differ."""
     problems = [
-        _differ("the data differs", entries, lambda f, _: None if f.data is None else f.data.fingerprint[:12]),
+        _differ(
+            "the data differs", entries, lambda frame, _: None if frame.data is None else frame.data.fingerprint[:12]
+        ),
         _held_out_mismatch(entries),
-        _differ("the initial models differ", entries, lambda f, _: _model(f)),
+        _differ("the initial models differ", entries, lambda frame, _: _model(frame)),
         _initial_mismatch(entries),
-        _differ("pairs per update differ", entries, lambda _, c: None if c is None else str(_pairs_per_update(c))),
-        _differ("updates differ", entries, lambda _, c: None if c is None else f"{c.curves.last_update:,}"),
+        _differ(
+            "pairs per update differ",
+            entries,
+            lambda _, trial: None if trial is None else str(_pairs_per_update(trial)),
+        ),
+        _differ("updates differ", entries, lambda _, trial: None if trial is None else f"{trial.curves.last_update:,}"),
         _token_mismatch(entries),
-        _differ("precision differs", entries, lambda f, _: _precision(f)),
-        _differ("the trained weights differ", entries, lambda f, _: "LoRA" if f.spec.base.lora else "all weights"),
+        _differ("precision differs", entries, lambda frame, _: _precision(frame)),
+        _differ(
+            "the trained weights differ", entries, lambda frame, _: "LoRA" if frame.spec.base.lora else "all weights"
+        ),
         _effort_mismatch(entries),
     ]
     rehearsed = [
@@ -95,7 +103,11 @@ def _initial_mismatch(entries: Sequence[Entry]) -> str:
 
 
 def _held_out_mismatch(entries: Sequence[Entry]) -> str:
-    known = [(frame.name, trial.pairs) for frame, trial in entries if trial is not None and trial.pairs is not None]
+    known = [
+        (frame.name, trial.held_out_pairs)
+        for frame, trial in entries
+        if trial is not None and trial.held_out_pairs is not None
+    ]
     if len(known) < len([trial for _, trial in entries if trial is not None]):
         return "Some trials stored no log-probs of held-out pairs: differences to them have no interval."
     if not known or all(pairs.same_pairs(known[0][1]) for _, pairs in known):
@@ -109,7 +121,7 @@ def _token_mismatch(entries: Sequence[Entry]) -> str:
     counted = [(name, tokens) for name, tokens in known if tokens is not None]
     if len(counted) < len(known):
         return "Some trials logged no token counts, so that equal training tokens cannot be checked."
-    if len(counted) < 2 or max(t for _, t in counted) <= _TOKEN_RATIO * min(t for _, t in counted):
+    if len(counted) < 2 or max(tokens for _, tokens in counted) <= _TOKEN_RATIO * min(tokens for _, tokens in counted):
         return ""
     return (
         "Not matched: training tokens differ (" + "; ".join(f"{name}: {tokens:,.0f}" for name, tokens in counted) + ")."
@@ -118,9 +130,9 @@ def _token_mismatch(entries: Sequence[Entry]) -> str:
 
 def _effort_mismatch(entries: Sequence[Entry]) -> str:
     counts = [(frame.name, len(frame.ranked)) for frame, _ in entries if frame.ranked]
-    if len(counts) < 2 or max(n for _, n in counts) <= _EFFORT_RATIO * min(n for _, n in counts):
+    if len(counts) < 2 or max(count for _, count in counts) <= _EFFORT_RATIO * min(count for _, count in counts):
         return ""
-    listed = "; ".join(f"{name}: {n}" for name, n in counts)
+    listed = "; ".join(f"{name}: {count}" for name, count in counts)
     return f"Not matched: the best of many trials looks better than the best of few (complete trials {listed})."
 
 
@@ -207,7 +219,7 @@ class ComparedSweep:
     """Best sweep minus this one; None for the best one, and without common held-out pairs."""
 
     @property
-    def objective(self) -> str:
+    def loss_name(self) -> str:
         """`loss.kind`, with `loss.loss_type` where it is not the default."""
         loss = (self.trial.config if self.trial else self.frame.spec.base).loss
         kind = getattr(loss, "loss_type", None)
@@ -231,19 +243,19 @@ class SweepComparison:
     @property
     def serious(self) -> tuple[DiagnosisFinding, ...]:
         """Serious findings about the sweeps, each with its sweep's name in the title."""
-        return tuple(f for f in self.analysis.findings if f.level is FindingLevel.SERIOUS)
+        return tuple(finding for finding in self.analysis.findings if finding.level is FindingLevel.SERIOUS)
 
 
 def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
     """Rank these sweeps by the comparison metric of their best trials."""
     found = [_compared_sweep(frame) for frame in frames]
-    ranked = sorted(found, key=lambda c: (c.value is None, -(c.value or 0.0)))
+    ranked = sorted(found, key=lambda sweep: (sweep.value is None, -(sweep.value or 0.0)))
     first = ranked[0].trial
-    compared = [ranked[0], *(dataclasses.replace(c, behind=_behind(first, c.trial)) for c in ranked[1:])]
+    compared = [ranked[0], *(dataclasses.replace(sweep, behind=_behind(first, sweep.trial)) for sweep in ranked[1:])]
     merged = merge_frames(frames)
     significance: Significance | None = analyze_significance(merged)
     weights = importance(merged.space, [trial.record for trial in merged.trials], merged.objective)
-    warnings = [*find_mismatches([(c.frame, c.trial) for c in compared]), *_own_choices(compared)]
+    warnings = [*find_mismatches([(sweep.frame, sweep.trial) for sweep in compared]), *_own_choices(compared)]
     findings = by_level(finding for frame in frames for finding in _findings(frame))
     analysis = SweepAnalysis(merged, significance, tuple(findings), weights)
     return SweepComparison(tuple(compared), tuple(warnings), analysis)
@@ -254,8 +266,10 @@ def _findings(frame: SweepFrame) -> list[DiagnosisFinding]:
     ranked = merge_frames([frame])
     listed = tuple(trial.label for trial in ranked.trials)
     return [
-        dataclasses.replace(f, title=f"{frame.name}: {lower_first(f.title)}", trials=f.trials or listed)
-        for f in diagnose(ranked)
+        dataclasses.replace(
+            finding, title=f"{frame.name}: {lower_first(finding.title)}", trials=finding.trials or listed
+        )
+        for finding in diagnose(ranked)
     ]
 
 
@@ -268,48 +282,53 @@ def _compared_sweep(frame: SweepFrame) -> ComparedSweep:
 
 
 def _behind(first: TrialFrame | None, other: TrialFrame | None) -> Difference | None:
-    if first is None or other is None or first.pairs is None or other.pairs is None:
+    if first is None or other is None or first.held_out_pairs is None or other.held_out_pairs is None:
         return None
-    if not first.pairs.same_pairs(other.pairs):
+    if not first.held_out_pairs.same_pairs(other.held_out_pairs):
         return None
-    ours = metric_by_pair(COMPARISON_METRIC, first.pairs, first.config.loss)
-    theirs = metric_by_pair(COMPARISON_METRIC, other.pairs, other.config.loss)
+    ours = metric_by_pair(COMPARISON_METRIC, first.held_out_pairs, first.config.loss)
+    theirs = metric_by_pair(COMPARISON_METRIC, other.held_out_pairs, other.config.loss)
     return None if ours is None or theirs is None else paired_difference(ours, theirs, COMPARISON_METRIC)
 
 
 def _own_choices(sweeps: Sequence[ComparedSweep]) -> list[str]:
     return [
-        f"{c.frame.name}: its own objective ({c.frame.objective.metric}) selects trial {own.label}, "
-        f"the comparison metric trial {c.trial.label}."
-        for c in sweeps
-        if c.trial is not None and (own := c.own_best) is not None and own is not c.trial
+        f"{sweep.frame.name}: its own objective ({sweep.frame.objective.metric}) selects trial {own.label}, "
+        f"the comparison metric trial {sweep.trial.label}."
+        for sweep in sweeps
+        if sweep.trial is not None and (own := sweep.own_best) is not None and own is not sweep.trial
     ]
 
 
 def as_json(found: SweepComparison) -> dict[str, Any]:
     """Return the comparison as printed by `compare --json`."""
     rows: list[dict[str, Any]] = []
-    for rank, c in enumerate(found.sweeps, 1):
-        usage = costs(c.frame.all_trials)
+    for rank, sweep in enumerate(found.sweeps, 1):
+        usage = costs(sweep.frame.all_trials)
         rows.append(
             {
-                "place": rank if c.trial else None,
-                "sweep": c.frame.name,
-                "objective": c.objective,
-                "trial": None if c.trial is None else c.trial.number,
-                "params": {} if c.trial is None else dict(c.trial.record.params),
-                COMPARISON_METRIC: c.value,
-                MARGIN: None if c.trial is None else c.trial.last(MARGIN),
-                "start": c.frame.initial_value(COMPARISON_METRIC),
-                "chosen_change": None if c.trial is None else c.trial.change(CHOSEN),
-                EXACT_ANSWERS: None if c.trial is None else c.trial.last(EXACT_ANSWERS),
+                "place": rank if sweep.trial else None,
+                "sweep": sweep.frame.name,
+                "objective": sweep.loss_name,
+                "trial": None if sweep.trial is None else sweep.trial.number,
+                "params": {} if sweep.trial is None else dict(sweep.trial.record.params),
+                COMPARISON_METRIC: sweep.value,
+                MARGIN: None if sweep.trial is None else sweep.trial.last(MARGIN),
+                "start": sweep.frame.initial_value(COMPARISON_METRIC),
+                "chosen_change": None if sweep.trial is None else sweep.trial.change(CHOSEN),
+                EXACT_ANSWERS: None if sweep.trial is None else sweep.trial.last(EXACT_ANSWERS),
                 "behind": None
-                if c.behind is None
-                else {"mean": c.behind.mean, "low": c.behind.low, "high": c.behind.high, "clear": c.behind.is_clear},
-                "complete": len(c.frame.ranked),
-                "trials": len(c.frame.trials),
-                "updates": None if c.trial is None else c.trial.curves.last_update,
-                "tokens": None if c.trial is None else c.trial.tokens,
+                if sweep.behind is None
+                else {
+                    "mean": sweep.behind.mean,
+                    "low": sweep.behind.low,
+                    "high": sweep.behind.high,
+                    "clear": sweep.behind.is_clear,
+                },
+                "complete": len(sweep.frame.ranked),
+                "trials": len(sweep.frame.trials),
+                "updates": None if sweep.trial is None else sweep.trial.curves.last_update,
+                "tokens": None if sweep.trial is None else sweep.trial.tokens,
                 "slot_hours": usage.seconds / 3600,
             }
         )

@@ -190,7 +190,7 @@ def _confirmation_grid(
     listed = ", ".join(trial.label for trial in trials)
     return (
         group,
-    ), f"trials {listed} of {frame.name} are not distinguishable on {significance.pairs or 'the'} held-out pairs"
+    ), f"trials {listed} of {frame.name} are not distinguishable on {significance.pair_count or 'the'} held-out pairs"
 
 
 def _provenance(significance: Significance, frame: SweepFrame) -> str:

@@ -105,7 +105,7 @@ def _trial_frame(
         sweep=study.spec.name,
         planned_updates=None if updates_of is None else updates_of(record.params),
         samples=_samples(_newest(attempts, SAMPLES_FILE), notices),
-        pairs=_pairs(_newest(attempts, PAIRS_FILE), notices),
+        held_out_pairs=_pairs(_newest(attempts, PAIRS_FILE), notices),
         judgements=judgements,
         failure=_failure(_newest(attempts, FAILURE_FILE)) if record.state is TrialState.FAILED else "",
     )

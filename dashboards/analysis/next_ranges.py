@@ -10,7 +10,7 @@ from dashboards.analysis.param_effects import (
     boundary_optimum,
     difference_to_winner,
     diverged_from,
-    is_numeric,
+    is_numeric_setting,
     is_valid,
     known_values,
     levels,
@@ -65,7 +65,7 @@ def _inside(frame: SweepFrame, path: str, harm: DiagnosisFinding | None) -> Next
     dimension = frame.space.dimensions.get(path)
     if isinstance(dimension, (Uniform, LogUniform, IntUniform)):
         return _continuous_range(frame, path, dimension, None)
-    if not is_numeric(frame, path):
+    if not is_numeric_setting(frame, path):
         return _best_choices(frame, path)
     found = boundary_optimum(frame, path)
     if found is None or not found.extension:

@@ -37,7 +37,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_numeric(frame: SweepFrame, path: str) -> bool:
+def is_numeric_setting(frame: SweepFrame, path: str) -> bool:
     """Return whether all values of this setting are numbers."""
     values = [trial.record.params[path] for trial in frame.trials if path in trial.record.params]
     return bool(values) and all(is_number(value) for value in values)
@@ -48,7 +48,7 @@ def is_log(frame: SweepFrame, path: str) -> bool:
     dimension = frame.space.dimensions.get(path)
     if isinstance(dimension, LogUniform) or (isinstance(dimension, IntUniform) and dimension.log):
         return True
-    if isinstance(dimension, (Uniform, IntUniform)) or not is_numeric(frame, path):
+    if isinstance(dimension, (Uniform, IntUniform)) or not is_numeric_setting(frame, path):
         return False
     values = [trial.record.params[path] for trial in frame.trials if path in trial.record.params]
     return min(values) > 0 and max(values) / min(values) >= 5
@@ -61,7 +61,7 @@ def values_of(frame: SweepFrame, path: str) -> list[Any]:
         for trial in frame.trials
         if path in trial.record.params
     }
-    if is_numeric(frame, path):
+    if is_numeric_setting(frame, path):
         return sorted(found.values())
     return [found[key] for key in sorted(found)]
 
@@ -97,15 +97,16 @@ def matched_difference(frame: SweepFrame, path: str, a: Any, b: Any) -> tuple[Di
         if path in params:
             rest = repr(sorted((p, repr(v)) for p, v in params.items() if p != path))
             groups.setdefault(rest, {})[repr(params[path])] = trial
-    first = frame.comparable_trials[0].pairs if frame.comparable_trials else None
+    first = frame.comparable_trials[0].held_out_pairs if frame.comparable_trials else None
     ones, others = [], []
     for group in groups.values():
         if repr(a) in group and repr(b) in group:
             one, other = group[repr(a)], group[repr(b)]
             of_one, of_other = trial_values(frame, one), trial_values(frame, other)
-            if of_one is None or of_other is None or first is None or one.pairs is None or other.pairs is None:
+            pairs_one, pairs_other = one.held_out_pairs, other.held_out_pairs
+            if of_one is None or of_other is None or first is None or pairs_one is None or pairs_other is None:
                 continue
-            if one.pairs.same_pairs(first) and other.pairs.same_pairs(first):
+            if pairs_one.same_pairs(first) and pairs_other.same_pairs(first):
                 ones.append(of_one)
                 others.append(of_other)
     if not ones:
@@ -137,7 +138,8 @@ def difference_to_winner(frame: SweepFrame, path: str, level: ParamLevel) -> Dif
 def difference_of_trials(frame: SweepFrame, a: TrialFrame, b: TrialFrame) -> Difference | None:
     """Return the objective of trial a minus b's; None without common held-out pairs."""
     of_a, of_b = trial_values(frame, a), trial_values(frame, b)
-    if of_a is None or of_b is None or a.pairs is None or b.pairs is None or not a.pairs.same_pairs(b.pairs):
+    pairs_a, pairs_b = a.held_out_pairs, b.held_out_pairs
+    if of_a is None or of_b is None or pairs_a is None or pairs_b is None or not pairs_a.same_pairs(pairs_b):
         return None
     return paired_difference(of_a, of_b, frame.objective.metric)
 
@@ -168,7 +170,7 @@ def boundary_optimum(frame: SweepFrame, path: str) -> BoundaryOptimum | None:
     is clearly worse.
     """
     ranked = frame.comparable_trials
-    if not ranked or path not in ranked[0].record.params or not is_numeric(frame, path):
+    if not ranked or path not in ranked[0].record.params or not is_numeric_setting(frame, path):
         return None
     tested = known_values(frame, path)
     if len(tested) < 2 or len(levels(frame, path)) < 2:
@@ -263,7 +265,7 @@ def diverged_from(frame: SweepFrame, path: str) -> float | None:
 
     Requires that a trial with a smaller value finished without diverging.
     """
-    if not is_numeric(frame, path):
+    if not is_numeric_setting(frame, path):
         return None
     ended = [
         (float(trial.record.params[path]), trial.record.diverged)

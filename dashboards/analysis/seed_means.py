@@ -49,7 +49,7 @@ def merge_frames(trials: Sequence[TrialFrame], spec: SweepSpec) -> tuple[TrialFr
             seed_pairs=tuple(
                 pairs
                 for seed in curves.record.seeds
-                if seed.state is TrialState.COMPLETE and (pairs := by_number[seed.trial].pairs) is not None
+                if seed.state is TrialState.COMPLETE and (pairs := by_number[seed.trial].held_out_pairs) is not None
             ),
         )
         if curves.record.seeds

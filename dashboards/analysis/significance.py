@@ -31,7 +31,7 @@ class Difference:
     mean: float
     low: float
     high: float
-    pairs: int
+    pair_count: int
     spread: float
     """Standard deviation of the difference over pairs."""
     paired: bool = True
@@ -44,7 +44,7 @@ class Difference:
     @property
     def pairs_needed(self) -> int | None:
         """Estimated number of held-out pairs at which a difference of this size becomes clear; None where too many."""
-        return pairs_needed(self.mean, self.spread, self.pairs)
+        return pairs_needed(self.mean, self.spread, self.pair_count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +52,7 @@ class Significance:
     """Significance of the winner against the other complete trials (`runners_up`, best first)."""
 
     winner: TrialFrame
-    pairs: int
+    pair_count: int
     """Held-out pairs; 0 where no comparison was possible."""
     paired: bool
     against_initial: Difference | None
@@ -88,7 +88,7 @@ def analyze_significance(frame: SweepFrame) -> Significance | None:
     first_place_shares = {trial.number: float(shares[k]) for k, trial in enumerate(known)}
     return Significance(
         winner=winner,
-        pairs=len(matrix),
+        pair_count=len(matrix),
         paired=True,
         against_initial=_against_initial(frame, winner),
         runners_up=tuple(runners_up),
@@ -141,26 +141,28 @@ def trial_values(frame: SweepFrame, trial: TrialFrame, metric: str | None = None
 
     Of a configuration trained with several seeds: the mean over them.
     """
-    if trial.pairs is None:
+    if trial.held_out_pairs is None:
         return None
-    same = [pairs for pairs in trial.seed_pairs if pairs.same_pairs(trial.pairs)]
+    same = [pairs for pairs in trial.seed_pairs if pairs.same_pairs(trial.held_out_pairs)]
     if len(same) < len(trial.seed_pairs) or len(same) < trial.record.complete_seeds:
         same = []  # some seeds lack these pairs: the best one stands for them
-    each = [metric_by_pair(metric or frame.objective.metric, p, trial.config.loss) for p in same or [trial.pairs]]
+    each = [
+        metric_by_pair(metric or frame.objective.metric, p, trial.config.loss) for p in same or [trial.held_out_pairs]
+    ]
     values = [column for column in each if column is not None]
     return np.mean(values, axis=0) if values else None
 
 
 def _columns(frame: SweepFrame, ranked: Sequence[TrialFrame]) -> tuple[NDArray[np.float64], list[TrialFrame]] | None:
     """Return one column per trial, the winner's first; None where the winner has no held-out pairs."""
-    first = ranked[0].pairs
+    first = ranked[0].held_out_pairs
     if first is None:
         return None
     known: list[TrialFrame] = []
     columns: list[Column] = []
     for trial in ranked:
         values = trial_values(frame, trial)
-        if values is not None and trial.pairs is not None and trial.pairs.same_pairs(first):
+        if values is not None and trial.held_out_pairs is not None and trial.held_out_pairs.same_pairs(first):
             known.append(trial)
             columns.append(values)
     return (np.stack(columns, axis=1), known) if known and known[0] is ranked[0] else None
@@ -181,7 +183,7 @@ def _interval(differences: Column, resampled: Column, share: bool) -> Difference
 
 def _against_initial(frame: SweepFrame, trial: TrialFrame) -> Difference | None:
     after = trial_values(frame, trial)
-    initial = None if trial.pairs is None else trial.pairs.initial()
+    initial = None if trial.held_out_pairs is None else trial.held_out_pairs.initial()
     before = None if initial is None else metric_by_pair(frame.objective.metric, initial, trial.config.loss)
     if after is not None and before is not None:
         return paired_difference(after, before, frame.objective.metric)
@@ -193,10 +195,10 @@ def _unpaired(frame: SweepFrame, ranked: Sequence[TrialFrame]) -> Significance:
     winner = ranked[0]
     found = [(trial, _unpaired_difference(frame, winner.record.value, trial.record.value)) for trial in ranked[1:]]
     runners_up = tuple((trial, difference) for trial, difference in found if difference is not None)
-    pairs = runners_up[0][1].pairs if runners_up else 0
+    pair_count = runners_up[0][1].pair_count if runners_up else 0
     indistinguishable = (winner, *(trial for trial, difference in runners_up if not difference.is_clear))
     against = _unpaired_difference(frame, winner.record.value, frame.initial_value(frame.objective.metric))
-    return Significance(winner, pairs, False, against, runners_up, {}, indistinguishable)
+    return Significance(winner, pair_count, False, against, runners_up, {}, indistinguishable)
 
 
 def _unpaired_difference(frame: SweepFrame, a: float | None, b: float | None) -> Difference | None:

@@ -86,7 +86,7 @@ class TrialFrame:
     planned_updates: int | None = None
     """Planned updates of the trial; None where the data is not known."""
     samples: tuple[Sample, ...] = ()
-    pairs: HeldOutPairs | None = None
+    held_out_pairs: HeldOutPairs | None = None
     failure: str = ""
     """The end of the traceback of a trial that failed."""
     judgements: tuple[Judgement, ...] = ()

@@ -24,9 +24,9 @@ from dashboards.diagnosis.setting_steps import (
 )
 from dashboards.formatting import format_value
 from trainer.config.loss_config import SimpoLoss
-from trainer.metrics import CHOSEN, EVAL, EXACT_ANSWERS, MARGIN, REJECTED
+from trainer.metrics import CHOSEN, EVAL_PREFIX, EXACT_ANSWERS, MARGIN, REJECTED
 
-REWARD_MARGIN = f"{EVAL}rewards/margins"
+REWARD_MARGIN = f"{EVAL_PREFIX}rewards/margins"
 
 GAMMA_SHARE = 0.5
 """Share of gamma. A mean reward margin below this share of the target counts as far below it."""
@@ -47,9 +47,9 @@ def margin_below_gamma(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagno
     ):
         return
     reached = ""
-    if winner.pairs is not None:
-        share = float(np.mean(loss.beta * winner.pairs.margins > loss.gamma_value))
-        reached = f" {share:.0%} of the {len(winner.pairs):,} held-out pairs reach the target."
+    if winner.held_out_pairs is not None:
+        share = float(np.mean(loss.beta * winner.held_out_pairs.margins > loss.gamma_value))
+        reached = f" {share:.0%} of the {len(winner.held_out_pairs):,} held-out pairs reach the target."
     begun = winner.first(REWARD_MARGIN)
     since = "" if begun is None else f", from {format_value(begun)} at step 0"
     smaller = lower_gamma(frame)
@@ -151,8 +151,8 @@ def impossible_logps(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     )
 
 
-REPETITION = f"{EVAL}repetition"
-LENGTH = f"{EVAL}answer_length"
+REPETITION = f"{EVAL_PREFIX}repetition"
+LENGTH = f"{EVAL_PREFIX}answer_length"
 
 REPETITION_RISE = 0.2
 """Increase of the share of repeated 4-grams that is reported."""
@@ -218,12 +218,13 @@ def degenerate_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagnosis
 
 def length_bias(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a winner whose margin correlates with length difference, more than the initial model's."""
-    if winner.pairs is None:
+    pairs = winner.held_out_pairs
+    if pairs is None:
         return
-    rho = spearman(winner.pairs.margins, winner.pairs.length_differences)
-    initial = winner.pairs.initial()
+    rho = spearman(pairs.margins, pairs.length_differences)
+    initial = pairs.initial()
     before = None if initial is None else spearman(initial.margins, initial.length_differences)
-    if rho is None or abs(rho) < MIN_LENGTH_CORRELATION or not is_clear_correlation(rho, len(winner.pairs)):
+    if rho is None or abs(rho) < MIN_LENGTH_CORRELATION or not is_clear_correlation(rho, len(pairs)):
         return
     if before is not None and abs(rho) < abs(before) + 0.1:
         return
@@ -232,7 +233,7 @@ def length_bias(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
         "length_bias",
         FindingLevel.NOTE,
         f"The winner prefers {'longer' if rho > 0 else 'shorter'} responses",
-        f"Trial {winner.label}: rank correlation of margin with length difference {rho:+.2f} over {len(winner.pairs)} "
+        f"Trial {winner.label}: rank correlation of margin with length difference {rho:+.2f} over {len(pairs)} "
         f"held-out pairs{since}.",
         "Compare win rates at equal length; the preference data may favor length itself.",
         (winner.label,),

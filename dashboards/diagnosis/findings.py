@@ -1,4 +1,4 @@
-"""`DiagnosisFinding`, `Step` and `FindingLevel`: one statement of a diagnosis, what it advises, and its severity."""
+"""`DiagnosisFinding`, `Advice` and `FindingLevel`: one statement of a diagnosis, what it advises, and its severity."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class DiagnosisFinding:
     """One statement of the diagnosis: title, evidence with numbers, and next step."""
 
     rule: str
-    """Stable name of the rule, for programs that read `--json`."""
+    """Stable id of the rule, for programs that read `--json`; the function of the rule may have another name."""
     level: FindingLevel
     title: str
     evidence: str

@@ -19,7 +19,7 @@ from dashboards.analysis.param_effects import (
     boundary_optimum,
     diverged_from,
     has_clear_effect,
-    is_numeric,
+    is_numeric_setting,
     levels,
     matched_difference,
     stable_extension,
@@ -83,7 +83,7 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             f"{path} {format_value(a)} against {format_value(b)}, all else equal "
             f"({count} pair{'s' if count > 1 else ''} of trials): {frame.objective.metric} differs by "
             f"{format_value(widest.mean)}, 95 % interval {format_value(widest.low)} to "
-            f"{format_value(widest.high)} over {widest.pairs} held-out pairs.",
+            f"{format_value(widest.high)} over {widest.pair_count} held-out pairs.",
             setting=path,
             steps=(
                 Advice(f"fix it at {at} and search other settings", path, Direction.FIX),
@@ -113,7 +113,7 @@ def too_few_pairs(significance: Significance) -> Iterator[DiagnosisFinding]:
         f"These {len(significance.not_distinguishable)} configurations are not distinguishable",
         f"Trials {indistinguishable}. The runner-up, trial {runner_up.label}, is behind by "
         f"{format_value(abs(difference.mean))}, with a 95 % interval of {format_value(difference.low)} to "
-        f"{format_value(difference.high)} over {difference.pairs} held-out "
+        f"{format_value(difference.high)} over {difference.pair_count} held-out "
         f"{'pairs' if difference.paired else 'examples, compared without pairing'}.{wins_text}",
         trials=tuple(trial.label for trial in significance.not_distinguishable),
         steps=(
@@ -178,7 +178,7 @@ def _confounding(frame: SweepFrame, trials: list[TrialFrame], a: str, b: str) ->
     is_sampled = any(isinstance(frame.space.dimensions.get(p), (Uniform, LogUniform, IntUniform)) for p in (a, b))
     if not is_sampled and len(pairs) == len(_values(trials, a)) == len(_values(trials, b)):
         return "each value of one occurred with only one value of the other"
-    if len(trials) >= _FEWEST_RANKED and is_numeric(frame, a) and is_numeric(frame, b):
+    if len(trials) >= _FEWEST_RANKED and is_numeric_setting(frame, a) and is_numeric_setting(frame, b):
         rho = spearman(*(np.array([float(trial.record.params[p]) for trial in trials]) for p in (a, b)))
         if rho is not None and abs(rho) >= CONFOUNDED_CORRELATION:
             return f"their rank correlation is {rho:+.2f}"

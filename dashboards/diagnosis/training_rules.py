@@ -30,9 +30,9 @@ from dashboards.diagnosis.setting_steps import (
 )
 from dashboards.formatting import format_value
 from orchestrator.spec.objectives import Objective
-from trainer.metrics import EVAL
+from trainer.metrics import EVAL_PREFIX
 
-ACCURACY = f"{EVAL}accuracies/logp"
+ACCURACY = f"{EVAL_PREFIX}accuracies/logp"
 NEAR_HALF = 0.6
 """Accuracy. Where the upper end of its 95 % interval is below this, the trial counts as no better than chance."""
 
@@ -101,8 +101,8 @@ def _after_no_gain(frame: SweepFrame, significance: Significance) -> tuple[tuple
     """Return what to change where no trial gained: by how clear the loss is, and by how the held-out loss moved."""
     against, winner = significance.against_initial, significance.winner
     clear = against is None or against.is_clear
-    if against is not None and not clear and against.pairs <= SMALL_SAMPLE_PAIRS:
-        few = f"{against.pairs} held-out pair{'s are' if against.pairs > 1 else ' is'} too few to decide"
+    if against is not None and not clear and against.pair_count <= SMALL_SAMPLE_PAIRS:
+        few = f"{against.pair_count} held-out pair{'s are' if against.pair_count > 1 else ' is'} too few to decide"
         return (), f"{few}: hold out {MIN_RECOMMENDED_PAIRS} or more before changing anything else."
     trend = loss_trend(winner)
     if not clear and trend is not LossTrend.ROSE:
@@ -139,7 +139,7 @@ def gain_not_clear(frame: SweepFrame, significance: Significance) -> Iterator[Di
         "The winner is not clearly better than the initial model",
         f"Trial {significance.winner.label}: {frame.objective.metric} differs from the initial model's by "
         f"{format_value(against.mean)}, 95 % interval {format_value(against.low)} to "
-        f"{format_value(against.high)} over {against.pairs} held-out "
+        f"{format_value(against.high)} over {against.pair_count} held-out "
         f"{'pairs' if against.paired else 'examples, compared without pairing'}; selecting the best of "
         f"{len(frame.ranked)} trials on the same pairs biases this gain upwards.",
         trials=(significance.winner.label,),
@@ -157,7 +157,13 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagno
     number of pairs.
     """
     accuracy = winner.last(ACCURACY)
-    count = len(winner.pairs) if winner.pairs is not None else 0 if frame.data is None else frame.data.eval_rows
+    count = (
+        len(winner.held_out_pairs)
+        if winner.held_out_pairs is not None
+        else 0
+        if frame.data is None
+        else frame.data.eval_rows
+    )
     if accuracy is None or count == 0 or not _improved(frame, winner):
         return
     low, high = share_interval(accuracy, count)
@@ -197,24 +203,25 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagno
 
 def ties(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report held-out pairs whose responses have exactly the same log-prob per token; they count as wrong."""
-    if winner.pairs is None:
+    pairs = winner.held_out_pairs
+    if pairs is None:
         return
-    tied = int(np.sum(winner.pairs.margins == 0))
-    if tied < max(2, 0.01 * len(winner.pairs)):
+    tied = int(np.sum(pairs.margins == 0))
+    if tied < max(2, 0.01 * len(pairs)):
         return
     yield DiagnosisFinding(
         "ties",
         FindingLevel.WARNING,
         "Some held-out pairs are ties, which count as wrong",
-        f"Trial {winner.label}: {tied} of {len(winner.pairs)} pairs have exactly the same log-prob per token for "
-        f"both responses, so no trial can reach an accuracy above {1 - tied / len(winner.pairs):.3f}.",
+        f"Trial {winner.label}: {tied} of {len(pairs)} pairs have exactly the same log-prob per token for "
+        f"both responses, so no trial can reach an accuracy above {1 - tied / len(pairs):.3f}.",
         trials=(winner.label,),
         steps=(Advice("raise data.max_length", "data.max_length", Direction.RAISE), Advice("remove those rows")),
         lead="Both responses are probably equal after truncation:",
     )
 
 
-LOSS = f"{EVAL}loss"
+LOSS = f"{EVAL_PREFIX}loss"
 MIN_LOSS_DROP = 0.02
 """Share of the initial held-out loss. A smaller drop counts as no drop."""
 MIN_LOSS_RISE = 0.005

@@ -47,7 +47,7 @@ def _ranking(found: SweepComparison) -> Panel:
         figures = [
             KeyFigure(
                 f"first: {first.frame.name}, trial {first.trial.label}",
-                first.frame.describe_params(first.trial) or first.objective,
+                first.frame.describe_params(first.trial) or first.loss_name,
             ),
             KeyFigure(COMPARISON_METRIC, format_brief(first.value)),
         ]
@@ -71,7 +71,7 @@ def comparison_summary(found: SweepComparison) -> str:
         return "No trial of these sweeps completed."
     indistinguishable = [sweep for sweep in others if sweep.behind is not None and not sweep.behind.is_clear]
     unknown = [sweep for sweep in others if sweep.trial is not None and sweep.behind is None]
-    text = f"{first.frame.name} ({first.objective}) is first with {COMPARISON_METRIC} = {format_brief(first.value)}"
+    text = f"{first.frame.name} ({first.loss_name}) is first with {COMPARISON_METRIC} = {format_brief(first.value)}"
     if indistinguishable:
         text += "; it is not distinguishable from " + ", ".join(sweep.frame.name for sweep in indistinguishable)
     elif others and not unknown:
@@ -84,7 +84,7 @@ def comparison_summary(found: SweepComparison) -> str:
 def table_row(sweep: ComparedSweep, rank_number: int) -> tuple[str, ...]:
     """Return the cells of the columns in HEAD, which fit most terminals."""
     if sweep.trial is None:
-        return ("–", sweep.frame.name, sweep.objective, "–", "no trial completed", "–", "–")
+        return ("–", sweep.frame.name, sweep.loss_name, "–", "no trial completed", "–", "–")
     behind = (
         "–"
         if sweep.behind is None
@@ -94,7 +94,7 @@ def table_row(sweep: ComparedSweep, rank_number: int) -> tuple[str, ...]:
     return (
         str(rank_number),
         sweep.frame.name,
-        sweep.objective,
+        sweep.loss_name,
         sweep.trial.label,
         sweep.frame.describe_params(sweep.trial),
         format_brief(sweep.value),

@@ -44,8 +44,8 @@ class SweepProgress:
     def __init__(
         self,
         spec: SweepSpec,
-        total: int | None,
-        updates_of: UpdatesOf | None,
+        total: int | None = None,
+        updates_of: UpdatesOf | None = None,
         clock: Clock = time.monotonic,
         *,
         before: float = 0.0,
@@ -55,7 +55,7 @@ class SweepProgress:
         self._before, self._running_before = before, running_before
         self.spec, self.total, self.updates_of = spec, total, updates_of
         self.trials: dict[int, TrialCurves] = {}
-        self._clock, self._began = clock, clock()
+        self.clock, self._began = clock, clock()
         self._first_at: float | None = None
         self._done_before = 0.0
         self._opened_at = time.time()
@@ -68,7 +68,7 @@ class SweepProgress:
         if curves is None:
             curves = self.trials[record.number] = TrialCurves(record)
             self._done_before += self._share_of(curves)  # an earlier driver's work is not part of this speed
-            self._first_at = self._clock() if self._first_at is None else self._first_at
+            self._first_at = self.clock() if self._first_at is None else self._first_at
             if (
                 record.state is TrialState.RUNNING
                 and record.number not in self._running_before
@@ -95,7 +95,7 @@ class SweepProgress:
         share = self._done() / max(1, total)
         text = [f"{progress_bar(share, 20)} {done}/{total} trials" + (f" ({extra} enqueued)" if extra else "")]
         text += [f"{ends[word]} {word}" for word in _COUNTED_STATES if word in ends]
-        elapsed = self._before + self._clock() - self._began
+        elapsed = self._before + self.clock() - self._began
         text.append(f"{format_duration(elapsed)} so far")
         left = self._seconds_left(total)
         if left is not None and done < total:
@@ -120,12 +120,12 @@ class SweepProgress:
         done = self._done()
         progress, elapsed = (
             done - self._done_before,
-            self._clock() - (self._began if self._first_at is None else self._first_at),
+            self.clock() - (self._began if self._first_at is None else self._first_at),
         )
         least = min(_MIN_ESTIMATE_TRIALS, _MIN_ESTIMATE_SHARE * (total - self._done_before))
         if progress <= 0 or progress < least or elapsed < _MIN_ESTIMATE_SECONDS:
             return None
-        now, measured = self._clock(), (total - done) * elapsed / progress
+        now, measured = self.clock(), (total - done) * elapsed / progress
         left = measured
         if self._left is not None:
             at, before, done_then = self._left
@@ -150,19 +150,8 @@ class LiveTableView:
     Changes within REFRESH_SECONDS of the last drawing are drawn with the next change or `refresh`.
     """
 
-    def __init__(
-        self,
-        spec: SweepSpec,
-        console: Console,
-        *,
-        total: int | None = None,
-        updates_of: UpdatesOf | None = None,
-        before: float = 0.0,
-        running_before: Collection[int] = (),
-        clock: Clock = time.monotonic,
-    ) -> None:
-        self._progress = SweepProgress(spec, total, updates_of, clock, before=before, running_before=running_before)
-        self._console, self._clock = console, clock
+    def __init__(self, progress: SweepProgress, console: Console) -> None:
+        self._progress, self._console, self._clock = progress, console, progress.clock
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._drawn_at: float | None = None
         self._stage = ""
@@ -267,18 +256,8 @@ def most_relevant(
 class PlainLogView:
     """Prints one line per event, for log files and pipes."""
 
-    def __init__(
-        self,
-        spec: SweepSpec,
-        console: Console,
-        *,
-        total: int | None = None,
-        updates_of: UpdatesOf | None = None,
-        before: float = 0.0,
-        running_before: Collection[int] = (),
-    ) -> None:
-        self._progress = SweepProgress(spec, total, updates_of, before=before, running_before=running_before)
-        self._console = console
+    def __init__(self, progress: SweepProgress, console: Console) -> None:
+        self._progress, self._console = progress, console
 
     def set_activity(self, text: str) -> None:
         """Print the current stage before the trials."""
@@ -344,9 +323,6 @@ def open_view(
     before: float = 0.0,
     running_before: Collection[int] = (),
 ) -> LiveTableView | PlainLogView:
-    """Return a live table on a terminal, else plain lines.
-
-    `before`: seconds that earlier drivers ran; `running_before`: trials on which workers work already.
-    """
+    """Return a live table on a terminal, else plain lines; the arguments are those of `SweepProgress`."""
     kind = LiveTableView if console.is_terminal and not console.is_dumb_terminal else PlainLogView
-    return kind(spec, console, total=total, updates_of=updates_of, before=before, running_before=running_before)
+    return kind(SweepProgress(spec, total, updates_of, before=before, running_before=running_before), console)

@@ -13,7 +13,7 @@ from orchestrator.errors import ExitCode
 from orchestrator.folders import existing_sweep, runs_folder
 
 if TYPE_CHECKING:
-    from orchestrator.judge.endpoint_batch import Estimate
+    from orchestrator.judge.endpoint_batch import UsageEstimate
     from orchestrator.spec.judge_config import Endpoint
 
 _WITHOUT_ENDPOINT = "--set judge.endpoint=null"
@@ -70,14 +70,15 @@ def judge(
     return found.code
 
 
-def _confirm_cost(yes: bool, pause: Callable[[], None]) -> Callable[[Endpoint, Estimate], bool]:
+def _confirm_cost(yes: bool, pause: Callable[[], None]) -> Callable[[Endpoint, UsageEstimate], bool]:
     """Return the function that confirms the endpoint's estimated cost: by --yes, else by a prompt.
 
     It raises CostNotConfirmed where the user declines or stdin is not a terminal.
     """
     from orchestrator.driver.judge_stage import CostNotConfirmed
 
-    def confirm(endpoint: Endpoint, expected: Estimate) -> bool:
+    def confirm(endpoint: Endpoint, expected: UsageEstimate) -> bool:
+        """Return True to call the endpoint. Raises CostNotConfirmed after a no, or without a terminal to ask on."""
         if yes:
             return True
         pause()

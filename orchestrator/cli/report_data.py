@@ -119,7 +119,7 @@ def as_json(analysis: SweepAnalysis) -> dict[str, Any]:
             "value": significance.winner.record.value,
             "params": dict(significance.winner.record.params),
             "gain": None if against is None else {"mean": against.mean, "low": against.low, "high": against.high},
-            "held_out_pairs": significance.pairs,
+            "held_out_pairs": significance.pair_count,
             "would_win": significance.first_place_shares.get(significance.winner.number),
             "cannot_be_told_apart": [trial.number for trial in significance.not_distinguishable],
         }

@@ -38,7 +38,7 @@ def init(
         "model": (model, "Initial model, a hub name or a folder", init_file.DEFAULT_MODEL),
         "data": (data, "Preference pairs, a hub data set or a file", init_file.DEFAULT_DATA),
         "gpus": (gpus, "GPUs", str(visible_gpus())),
-        "objective": (objective, f"Objective ({', '.join(init_file.OBJECTIVES)})", "simpo"),
+        "objective": (objective, f"Objective ({', '.join(init_file.LOSSES)})", "simpo"),
     }
     found: dict[str, str] = {}
     errors: list[str] = []
@@ -52,7 +52,7 @@ def init(
             errors.append(f"--{question}: {problem}")
     if errors:
         raise click.UsageError("\n".join(errors))
-    kind = init_file.OBJECTIVES[found["objective"]]
+    kind = init_file.LOSSES[found["objective"]]
     answers = init_file.InitAnswers(found["model"], found["data"], int(found["gpus"]), kind, lora)
     facts = init_file.find_facts(answers)
     if facts.apply_template:

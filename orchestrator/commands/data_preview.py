@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_with_notices
-from orchestrator.spec.loading.validation_errors import parse_document, read_document
+from orchestrator.spec.loading.overrides import parse_overrides
+from orchestrator.spec.loading.validation_errors import read_document
 from trainer.config.trial import TrialConfig
-from trainer.config.yaml_files import Document, load_trial
+from trainer.config.yaml_files import load_trial
 
 if TYPE_CHECKING:
     from trainer.data.row_preview import Preview, PreviewRow
@@ -32,7 +33,7 @@ def config_of(file: Path, overrides: Sequence[str]) -> tuple[TrialConfig, list[s
     document = read_document(file)
     value = document.value
     if isinstance(value, dict) and "base" not in value and ("model" in value or "data" in value):
-        return load_trial(file, _changes(overrides)), []
+        return load_trial(file, parse_overrides(overrides, "data.max_length=512")), []
     loaded = load_with_notices(file, overrides)
     notices = list(loaded.notices)
     searched = [path for path in loaded.spec.search.paths if path.startswith(("data.", "model."))]
@@ -41,26 +42,6 @@ def config_of(file: Path, overrides: Sequence[str]) -> tuple[TrialConfig, list[s
             f"the search varies {', '.join(searched)}; base is shown, --set {searched[0]}=... shows another value"
         )
     return loaded.spec.base, notices
-
-
-def _changes(overrides: Sequence[str]) -> list[tuple[str, Any]]:
-    """Parse the `--set` options of a trial file into (path, value) pairs."""
-    changes: list[tuple[str, Any]] = []
-    problems: list[SpecProblem] = []
-    for option in overrides:
-        path, equals, text = option.partition("=")
-        if not equals or not path.strip():
-            problems.append(SpecProblem(f"--set {option}", "", "must be PATH=VALUE, such as data.max_length=512"))
-            continue
-        try:
-            value: Document | None = parse_document(text, f"--set {option}") if text.strip() else None
-        except SpecError as error:
-            problems += error.problems
-            continue
-        changes.append((path.strip().removeprefix("base."), None if value is None else value.value))
-    if problems:
-        raise SpecError(problems)
-    return changes
 
 
 def preview_here(config: TrialConfig, root: Path, *, trust_remote_code: bool = False) -> Preview:

@@ -1,4 +1,4 @@
-"""`orchestrate init`: writes a sweep file from model, data, GPUs and objective, each validated by the loader."""
+"""`orchestrate init`: writes a sweep file from model, data, GPUs and loss, each validated by the loader."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import get_args
 
 from orchestrator.commands import model_sizing
-from orchestrator.commands.model_sizing import Choice, Facts
-from orchestrator.commands.model_sizing import Objective as ObjectiveName
+from orchestrator.commands.model_sizing import Facts, LossName, ValueWithReason
 from orchestrator.errors import SpecError
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.right_forms import loss_form
 from orchestrator.spec.loading.variables import escape
 
-OBJECTIVES: dict[str, ObjectiveName] = {name: name for name in get_args(ObjectiveName)}
+LOSSES: dict[str, LossName] = {name: name for name in get_args(LossName)}
 DEFAULT_MODEL = "princeton-nlp/Llama-3-Base-8B-SFT"
 DEFAULT_DATA = "HuggingFaceH4/ultrafeedback_binarized"
 _FILES = (".jsonl", ".json", ".parquet", ".csv")
 _COMMENTS_AT = 51
 
-_SEARCH: dict[ObjectiveName, tuple[tuple[str, str, str, str], ...]] = {
+_SEARCH: dict[LossName, tuple[tuple[str, str, str, str], ...]] = {
     "simpo": (
         ("loss.beta", "2.0", "[2.0, 2.5, 10.0]", "the SimPO paper; 10 is its authors' later advice"),
         ("loss.gamma_beta_ratio", "0.5", "[0.3, 0.5]", "gamma / beta; the SimPO authors start with 0.5"),
@@ -43,7 +42,7 @@ class InitAnswers:
     model: str
     data: str
     gpus: int
-    objective: ObjectiveName
+    loss: LossName
     lora: bool = False
 
 
@@ -54,15 +53,15 @@ def check_answer(question: str, answer: str) -> str | None:
         return "an answer is needed"
     if not fields["gpus"].isdigit():
         return f"a whole number of GPUs, 0 or more; not {fields['gpus']!r}"
-    if fields["objective"] not in OBJECTIVES:
+    if fields["objective"] not in LOSSES:
         form = loss_form(fields["objective"])
         hint = f"; {form} in the written file" if form else ""
-        return f"one of {', '.join(OBJECTIVES)}; not {fields['objective']!r}{hint}"
-    objective = OBJECTIVES[fields["objective"]]
+        return f"one of {', '.join(LOSSES)}; not {fields['objective']!r}{hint}"
+    loss = LOSSES[fields["objective"]]
     if question == "data" and answer.endswith(_FILES) and not Path(answer).is_file():
         return f"there is no file {answer}"
     try:
-        answers = InitAnswers(fields["model"], fields["data"], int(fields["gpus"]), objective)
+        answers = InitAnswers(fields["model"], fields["data"], int(fields["gpus"]), loss)
         load_spec_text(write_sweep_file("check", answers, Facts()), Path.cwd())
     except SpecError as error:
         return "; ".join(finding.problem for finding in error.problems)
@@ -83,13 +82,13 @@ def find_facts(answers: InitAnswers) -> Facts:
 def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
     """Return the sweep file as YAML, with values sized for the model and the data."""
     text, line = json.dumps, _line  # a JSON string is a YAML string
-    cpu, is_staged = answers.gpus == 0, answers.objective == "simpo"
+    cpu, is_staged = answers.gpus == 0, answers.loss == "simpo"
     checkpointing = not cpu and not facts.small
     lines = [
         "# Written by `orchestrate init`; other settings have their defaults (`orchestrate schema`).",
         "# Next: `orchestrate plan FILE`, then `orchestrate sweep FILE --rehearse`, then `orchestrate sweep FILE`.",
         f"name: {text(name)}",
-        f"description: {text(f'{answers.objective} from {answers.model}')}",
+        f"description: {text(f'{answers.loss} from {answers.model}')}",
         "",
         line("base:", "one complete trial; the search changes some of its settings"),
         line("  model:", "a model after supervised fine-tuning; a base model needs an `sft:` stage"),
@@ -97,20 +96,20 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
         line("    dtype: float32", "as in the papers; bfloat16 needs other learning rates"),
         "  data:",
         *_data(answers.data, facts),
-        *(_choice(f"    {key}", choice) for key, choice in model_sizing.longest(facts)),
+        *(_value_line(f"    {key}", choice) for key, choice in model_sizing.longest(facts)),
         "  loss:",
-        f"    kind: {answers.objective}",
+        f"    kind: {answers.loss}",
         *(
             line(f"    {path.removeprefix('loss.')}: {value}", _IN_BASE[is_staged])
-            for path, value, *_ in _SEARCH[answers.objective]
+            for path, value, *_ in _SEARCH[answers.loss]
         ),
         "  training:",
         line(
-            f"    learning_rate: {model_sizing.base_rate(answers.objective, facts, lora=answers.lora)}",
+            f"    learning_rate: {model_sizing.base_rate(answers.loss, facts, lora=answers.lora)}",
             _IN_BASE[is_staged],
         ),
-        _choice("    pairs_per_update", model_sizing.per_update(facts)),
-        *(_choice(f"    {key}", choice) for key, choice in model_sizing.duration(facts, cpu=cpu)),
+        _value_line("    pairs_per_update", model_sizing.per_update(facts)),
+        *(_value_line(f"    {key}", choice) for key, choice in model_sizing.duration(facts, cpu=cpu)),
         "    lr_scheduler_type: cosine",
         "    warmup_ratio: 0.1",
         line(
@@ -127,8 +126,8 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
         else line("  # lora: {}", "adapters instead of all weights: far less memory, ten times the learning rates"),
         "",
         "search:",
-        *(line(f"  {path}: {values}", reason) for path, _, values, reason in _SEARCH[answers.objective]),
-        _choice("  training.learning_rate", model_sizing.rates(answers.objective, facts, lora=answers.lora)),
+        *(line(f"  {path}: {values}", reason) for path, _, values, reason in _SEARCH[answers.loss]),
+        _value_line("  training.learning_rate", model_sizing.rates(answers.loss, facts, lora=answers.lora)),
         "",
         line("sampler: staged", "learning rate, then gamma / beta, then beta") if is_staged else "sampler: grid",
         line("maximize: eval_accuracies/logp", "a held-out metric that no searched setting scales"),
@@ -149,17 +148,17 @@ def _line(text: str, comment: str) -> str:
     return f"{text:<{_COMMENTS_AT - 1}} # {comment}" if len(text) < _COMMENTS_AT else f"{text}    # {comment}"
 
 
-def _choice(key: str, choice: Choice) -> str:
-    return _line(f"{key}: {choice.value}", choice.reason)
+def _value_line(key: str, value: ValueWithReason) -> str:
+    return _line(f"{key}: {value.value}", value.reason)
 
 
 def _evaluation(facts: Facts) -> list[str]:
     chosen = model_sizing.answers(facts)
-    return [] if chosen is None else ["  evaluation:", _choice("    max_new_tokens", chosen)]
+    return [] if chosen is None else ["  evaluation:", _value_line("    max_new_tokens", chosen)]
 
 
 def _data(name: str, facts: Facts) -> list[str]:
-    share = _choice("    eval_share", model_sizing.held_out(facts))
+    share = _value_line("    eval_share", model_sizing.held_out(facts))
     if name.endswith(_FILES):
         return [f"    train: {json.dumps(escape(str(Path(name).resolve())))}", share, *_template(facts)]
     if name == DEFAULT_DATA:

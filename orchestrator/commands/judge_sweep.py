@@ -12,7 +12,7 @@ from orchestrator.errors import NoTrialCompleted, SpecError, SpecProblem
 from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.interfaces import SweepReporter
-from orchestrator.judge.endpoint_batch import Estimate
+from orchestrator.judge.endpoint_batch import UsageEstimate
 from orchestrator.judge.judgements import parse_judgements
 from orchestrator.spec.judge_config import Endpoint, JudgeConfig
 from orchestrator.spec.loading.loader import load_spec_text
@@ -20,7 +20,7 @@ from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 
-ConfirmCost = Callable[[Endpoint, Estimate], bool]
+ConfirmCost = Callable[[Endpoint, UsageEstimate], bool]
 
 
 def judge_sweep(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trainer.data.data_findings import FindingKind
     from trainer.data.data_report import DataReport
 
-Objective = Literal["simpo", "dpo", "orpo", "cpo"]
+LossName = Literal["simpo", "dpo", "orpo", "cpo"]
 SMALL, TINY = 300e6, 20e6
 """Parameters. Below SMALL no settings are published; below TINY the quickstart's settings are the closest."""
 _SAMPLE = 1000
@@ -36,7 +36,7 @@ _NAMED = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ValueWithReason:
     """A value as YAML, and the reason for it."""
 
     value: str
@@ -176,29 +176,29 @@ def _with_form(facts: Facts, data: str) -> Facts:
 # --- choices ---------------------------------------------------------------------------------------------------------
 
 
-def rates(objective: Objective, facts: Facts, *, lora: bool) -> Choice:
+def rates(loss: LossName, facts: Facts, *, lora: bool) -> ValueWithReason:
     """Return the learning rates to search."""
-    listed, reason = _listed_rates(objective, facts, lora)
-    return Choice("[" + ", ".join(map(_short, listed)) + "]", reason)
+    listed, reason = _listed_rates(loss, facts, lora)
+    return ValueWithReason("[" + ", ".join(map(_short, listed)) + "]", reason)
 
 
-def base_rate(objective: Objective, facts: Facts, *, lora: bool) -> str:
+def base_rate(loss: LossName, facts: Facts, *, lora: bool) -> str:
     """Return the base learning rate: the middle one of the search, the lower of two."""
-    listed, _ = _listed_rates(objective, facts, lora)
+    listed, _ = _listed_rates(loss, facts, lora)
     return _short(listed[(len(listed) - 1) // 2])
 
 
-def _listed_rates(objective: Objective, facts: Facts, lora: bool) -> tuple[list[float], str]:
-    listed, reason = _orpo_rates(facts.parameters) if objective == "orpo" else _rates(objective, facts.parameters)
+def _listed_rates(loss: LossName, facts: Facts, lora: bool) -> tuple[list[float], str]:
+    listed, reason = _orpo_rates(facts.parameters) if loss == "orpo" else _rates(loss, facts.parameters)
     if lora:
         listed = list(dict.fromkeys(min(10 * rate, _FURTHEST_RATE) for rate in listed))
         reason = f"ten times those of all weights, as in TRL's dpo script: {reason}"
     return listed, reason
 
 
-def _rates(objective: Objective, parameters: float | None) -> tuple[list[float], str]:
+def _rates(loss: LossName, parameters: float | None) -> tuple[list[float], str]:
     if parameters is None or 5e9 <= parameters < 10e9:
-        match objective:
+        match loss:
             case "simpo":
                 return [3e-7, 5e-7, 8e-7, 1e-6], "the SimPO authors' README, 7 to 9 billion parameters"
             case "dpo":
@@ -230,7 +230,7 @@ def _small_rates(parameters: float) -> tuple[list[float], str]:
     return [1e-4, 3e-4, 1e-3], "sweeps/quickstart.yaml, a million parameters: 3e-4 and 1e-3"
 
 
-def per_update(facts: Facts) -> Choice:
+def per_update(facts: Facts) -> ValueWithReason:
     """Return the pairs per update."""
     pairs = most = _MOST_PER_UPDATE[facts.small]
     reason = "as sweeps/quickstart.yaml" if facts.small else "as in the papers; independent of the micro-batch"
@@ -245,30 +245,32 @@ def per_update(facts: Facts) -> Choice:
                 f"few rows: {trained} pair{'s'[: trained - 1]} make{'s' if trained == 1 else ''} "
                 f"{updates} update{'s'[: updates - 1]} an epoch"
             )
-    return Choice(str(pairs), reason)
+    return ValueWithReason(str(pairs), reason)
 
 
-def duration(facts: Facts, *, cpu: bool) -> list[tuple[str, Choice]]:
+def duration(facts: Facts, *, cpu: bool) -> list[tuple[str, ValueWithReason]]:
     """Return `num_train_epochs`, or on a CPU `max_steps` where an epoch takes too many updates."""
     pairs, trained = int(per_update(facts).value), _trained(facts)
     epochs, reason = 1, "as in the papers"
     if trained is not None and trained < _FEWEST_UPDATES * pairs:
         epochs = min(3, math.ceil(_FEWEST_UPDATES * pairs / max(1, trained)))
         reason = "few rows: several epochs"
-    chosen = [("num_train_epochs", Choice(str(epochs), reason))]
+    chosen = [("num_train_epochs", ValueWithReason(str(epochs), reason))]
     if cpu and (trained is None or epochs * trained / pairs > _MOST_UPDATES_ON_CPU):
         message = "updates instead of an epoch, for the CPU; remove this line to use all data"
-        chosen = [("max_steps", Choice(str(_MOST_UPDATES_ON_CPU), message))]
+        chosen = [("max_steps", ValueWithReason(str(_MOST_UPDATES_ON_CPU), message))]
     return chosen
 
 
-def held_out(facts: Facts) -> Choice:
+def held_out(facts: Facts) -> ValueWithReason:
     """Return the share of rows that is held out for evaluation."""
     share = 0.1 if facts.rows is None or facts.rows >= 500 else 0.2 if facts.rows >= 100 else 0.3
-    return Choice(f"{share:g}", "held out by prompt" + (": few rows, so a larger share" if share > 0.1 else ""))
+    return ValueWithReason(
+        f"{share:g}", "held out by prompt" + (": few rows, so a larger share" if share > 0.1 else "")
+    )
 
 
-def longest(facts: Facts) -> list[tuple[str, Choice]]:
+def longest(facts: Facts) -> list[tuple[str, ValueWithReason]]:
     """Return `max_length`, and `max_prompt_length` where both are those of the papers."""
     most = facts.positions or math.inf
     if facts.lengths is not None:
@@ -276,29 +278,34 @@ def longest(facts: Facts) -> list[tuple[str, Choice]]:
         fitted = max(8, 8 * math.ceil(longest_row * (1.0 if facts.all_rows_read else 1.25) / 8))
         if fitted <= most:
             measured = "of all rows" if facts.all_rows_read else f"of the first {_SAMPLE} rows plus 25 %"
-            return [("max_length", Choice(str(fitted), f"tokens of prompt and response: the longest {measured}"))]
+            return [
+                ("max_length", ValueWithReason(str(fitted), f"tokens of prompt and response: the longest {measured}"))
+            ]
         message = f"the model's maximum; the longest row has {longest_row} tokens, so rows are truncated"
-        return [("max_length", Choice(str(int(most)), message))]
+        return [("max_length", ValueWithReason(str(int(most)), message))]
     if not facts.small:
         required, prompt = 2048, 1800
         if required <= most:
             return [
-                ("max_length", Choice(str(required), "tokens of prompt and response together, as in the papers")),
-                ("max_prompt_length", Choice(str(prompt), "longer prompts lose their oldest tokens")),
+                (
+                    "max_length",
+                    ValueWithReason(str(required), "tokens of prompt and response together, as in the papers"),
+                ),
+                ("max_prompt_length", ValueWithReason(str(prompt), "longer prompts lose their oldest tokens")),
             ]
     length = int(min(1024, most))
     message = "tokens of prompt and response together" + ("; the model's maximum" if length == most else "")
-    return [("max_length", Choice(str(length), message))]
+    return [("max_length", ValueWithReason(str(length), message))]
 
 
-def answers(facts: Facts) -> Choice | None:
+def answers(facts: Facts) -> ValueWithReason | None:
     """Return `max_new_tokens` of evaluated answers; None for the default."""
     if facts.lengths is None:
         return None
     tokens = min(64, max(8, 8 * math.ceil(facts.lengths["chosen"]["p90"] / 8)))
     if facts.positions is not None:
         tokens = max(1, min(tokens, facts.positions - int(longest(facts)[0][1].value)) or tokens)
-    return Choice(str(tokens), "90 % of the data's responses are shorter") if tokens < 64 else None
+    return ValueWithReason(str(tokens), "90 % of the data's responses are shorter") if tokens < 64 else None
 
 
 def _trained(facts: Facts) -> int | None:

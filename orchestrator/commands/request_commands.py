@@ -28,7 +28,7 @@ from orchestrator.commands.enqueue_checks import (
 from orchestrator.driver.checkpoint_retention import fork_lock
 from orchestrator.errors import OrchestrateError, SpecError, SpecProblem
 from orchestrator.folders import SweepFolder, existing_sweep
-from orchestrator.spec.loading.validation_errors import parse_document
+from orchestrator.spec.loading.overrides import parse_overrides
 from orchestrator.spec.search.manual_trials import (
     allowed_values,
     check_fork,
@@ -248,7 +248,7 @@ def enqueue_trial(name: str, root: Path, overrides: Sequence[str], *, again: boo
     """
     folder = existing_sweep(root, name)
     with open_study(folder) as study:
-        params = _parse_sets(overrides)
+        params = _params_of(overrides)
         _check(study.spec, overrides, params)
         if not params:
             raise RequestRefused("name the settings of the trial: --set loss.beta=3 --set loss.gamma=1")
@@ -301,7 +301,7 @@ def enqueue_clone(
     folder = existing_sweep(root, name)
     with open_study(folder) as study:
         parent, base = record_of(study, trial), study.spec.base
-        changed = _parse_sets(overrides)
+        changed = _params_of(overrides)
         params = _clone_params(parent.params, changed)
         _check(study.spec, overrides, params)
         params, warnings = check_like_plan(study.spec, root, params, options_of(overrides))
@@ -341,23 +341,9 @@ def _clone_params(parent: Mapping[str, Any], changed: Mapping[str, Any]) -> dict
     return {**inherited, **changed}
 
 
-def _parse_sets(overrides: Sequence[str]) -> dict[str, Any]:
-    """Parse the `--set` options into path -> value."""
-    params: dict[str, Any] = {}
-    problems: list[SpecProblem] = []
-    for one in overrides:
-        path, equals, text = one.partition("=")
-        if not equals or not path.strip():
-            problems.append(SpecProblem(f"--set {one}", "", "must be PATH=VALUE, such as loss.beta=2.5"))
-            continue
-        try:
-            path = path.strip().removeprefix("base.")
-            params[path] = list_as_text(path, parse_document(text, one).value if text.strip() else None)
-        except SpecError as error:
-            problems += [SpecProblem(f"--set {one}", path, f.problem, f.hint) for f in error.problems]
-    if problems:
-        raise SpecError(problems)
-    return params
+def _params_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of the `--set` options as a trial has them. Raises SpecError."""
+    return {path: list_as_text(path, value) for path, value in parse_overrides(overrides)}
 
 
 def _check(spec: SweepSpec, overrides: Sequence[str], params: Mapping[str, Any]) -> None:

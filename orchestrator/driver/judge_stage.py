@@ -28,7 +28,7 @@ from orchestrator.judge.answer_pairs import (
     make_judgements,
     reward_preferences,
 )
-from orchestrator.judge.endpoint_batch import EndpointBatch, Estimate, estimate, votes_file
+from orchestrator.judge.endpoint_batch import EndpointBatch, UsageEstimate, estimate_usage, votes_file
 from orchestrator.judge.endpoint_client import FIRST_WAIT, EndpointClient, EndpointRefused, Question
 from orchestrator.judge.judgements import (
     DecodingKind,
@@ -86,7 +86,7 @@ class JudgeContext:
     set_activity: LogFn
     log: LogFn
     signals: SignalHandler
-    confirm_cost: Callable[[Endpoint, Estimate], bool]
+    confirm_cost: Callable[[Endpoint, UsageEstimate], bool]
     reporter: SweepReporter
     trust_remote_code: bool = False
     first_wait: float = FIRST_WAIT
@@ -209,7 +209,7 @@ def _confirm_cost(
             sizes += [Question(p.text, "", "").characters + max_characters for p in missing for _ in range(2)]
     if not sizes:
         return True
-    expected = estimate(endpoint, sizes)
+    expected = estimate_usage(endpoint, sizes)
     context.log(f"judge: {endpoint.model} at {endpoint.url}: {expected}")
     if context.confirm_cost(endpoint, expected):
         return True

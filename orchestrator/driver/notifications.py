@@ -35,7 +35,7 @@ _SECONDS = 10.0
 _COMMAND_SECONDS = 60.0
 """Seconds. Timeout of the command."""
 
-Notice = Mapping[str, object]
+Notification = Mapping[str, object]
 """`event`, `sweep`, `trial` (or None) and `text`."""
 
 
@@ -48,14 +48,14 @@ class NoticeDelivery:
 
     def __init__(self, url: str | None, command: Sequence[str] | None, waits: Sequence[float] = RETRY_WAITS) -> None:
         self._url, self._command, self._waits = url, command, tuple(waits)
-        self._queue: SimpleQueue[Notice | None] = SimpleQueue()
+        self._queue: SimpleQueue[Notification | None] = SimpleQueue()
         self._failures: SimpleQueue[str] = SimpleQueue()
         self._closing = threading.Event()
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # below, it logs the address of every request
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
         self._thread.start()
 
-    def send(self, notice: Notice) -> None:
+    def send(self, notice: Notification) -> None:
         """Queue a notice; returns at once."""
         self._queue.put(notice)
 
@@ -78,7 +78,7 @@ class NoticeDelivery:
             if self._command is not None:
                 self._try("the command", notice, self._run_command)
 
-    def _try(self, receiver: str, notice: Notice, deliver: Callable[[Notice], str | None]) -> None:
+    def _try(self, receiver: str, notice: Notification, deliver: Callable[[Notification], str | None]) -> None:
         def attempt() -> None:
             if (failure := deliver(notice)) is not None:
                 raise _NotDelivered(failure)
@@ -88,7 +88,7 @@ class NoticeDelivery:
         except _NotDelivered as error:
             self._failures.put(f"{receiver} did not accept the notice ({notice['event']}): {redact(str(error))}")
 
-    def _post(self, notice: Notice) -> str | None:
+    def _post(self, notice: Notification) -> str | None:
         """Post the notice in Slack's format (`text` with &, < and > escaped); return the error, or None."""
         import httpx2
 
@@ -102,7 +102,7 @@ class NoticeDelivery:
             return f"it cannot be reached ({type(error).__name__})"
         return None if response.is_success else f"it answered {response.status_code}"
 
-    def _run_command(self, notice: Notice) -> str | None:
+    def _run_command(self, notice: Notification) -> str | None:
         """Run the command with the notice as JSON on stdin, event and text in the environment; return the error."""
         assert self._command is not None
         environment = {"PREFSWEEP_EVENT": str(notice["event"]), "PREFSWEEP_TEXT": str(notice["text"])}

@@ -257,7 +257,7 @@ class _Stage:
         self._view.set_activity(f"sft: 0 of {self._planned_updates} updates")
         mirror = None if self._mirror is None else self._mirror.url
         task = AttemptTask(SFT_RUN, 1, config.model_dump_json(), self.folder, mirror=mirror)
-        return self._worker.train(task, self._on_report, lambda: self._stop_conditions.poll() is not None)
+        return self._worker.train(task, self._on_report, lambda: self._stop_conditions.read_study() is not None)
 
     def _on_report(self, report: AttemptReport) -> None:
         for message in report.notices:

@@ -163,7 +163,7 @@ def _run_trials(
         view,
         signals,
         slots,
-        complete_config=trial_inputs.apply,
+        finalize_config=trial_inputs.apply,
         on_trial_end=AfterTrial(study, sink, reporter, mirror),
         longest_row=trial_inputs.data.lengths["row"]["p100"],
         open_session=open_session,

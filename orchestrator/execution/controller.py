@@ -36,13 +36,13 @@ class TrialController:
         view: ProgressView,
         signals: SignalHandler,
         *,
-        complete_config: Callable[[TrialConfig], TrialConfig],
+        finalize_config: Callable[[TrialConfig], TrialConfig],
         on_trial_end: Callable[[TrialRecord], None],
         longest_row: int = 1,
     ) -> None:
         """`longest_row`: tokens of the longest row: a micro-batch cannot be smaller."""
         self._study, self._sink, self._view, self._signals = study, sink, view, signals
-        self._launcher = AttemptLauncher(study, sink, view, complete_config)
+        self._launcher = AttemptLauncher(study, sink, view, finalize_config)
         self._on_trial_end = on_trial_end
         self._active: dict[str, ActiveAttempt] = {}
         self._retries = RetryPolicy(study, view, longest_row)
@@ -217,8 +217,8 @@ class TrialController:
         self._view.refresh()
         if self._signals.received:
             self._stop(StopKind.INTERRUPTED)
-        stop = self._stop_conditions.poll()
-        if self._stop_conditions.has_polled:  # an enqueued trial may not need to wait
+        stop = self._stop_conditions.read_study()
+        if self._stop_conditions.has_read:  # an enqueued trial may not need to wait
             self._is_waiting = False
         if self._stop_conditions.trial_requests:
             self._apply_trial_requests()

@@ -48,7 +48,7 @@ class AttemptTask:
     config: str
     folder: Path
     earlier_attempts: tuple[Path, ...] = ()
-    fork: Path | None = None
+    fork_folder: Path | None = None
     """Folder with another trial's checkpoint from which a clone starts."""
     mirror: str | None = None
     """URL of the trial's folder in the sweep's mirror."""

@@ -51,35 +51,42 @@ class ActiveAttempt:
 
 
 class AttemptLauncher:
-    """Starts attempts of trials that the study issued. `complete_config` completes a trial's configuration."""
+    """Starts attempts of trials that the study issued. `finalize_config` fills in what is known at run time only."""
 
     def __init__(
         self,
         study: Study,
         sink: TrackingSink,
         view: ProgressView,
-        complete_config: Callable[[TrialConfig], TrialConfig],
+        finalize_config: Callable[[TrialConfig], TrialConfig],
     ) -> None:
-        self._study, self._sink, self._view, self._complete_config = study, sink, view, complete_config
+        self._study, self._sink, self._view, self._finalize_config = study, sink, view, finalize_config
 
     def start_attempt(self, trial: Trial) -> ActiveAttempt:
         """Write the attempt's folder, start its run in tracking and return its task for a worker."""
         sweep_folder = self._study.folder
         run_name, folder = str(trial.number), sweep_folder.attempt(trial.number, trial.attempt)
-        configured = self._complete_config(trial.config)
-        config = trial_retries.with_micro_batch_limit(configured, trial.micro_batch)
+        configured = self._finalize_config(trial.config)
+        config = trial_retries.with_micro_batch_limit(configured, trial.micro_batch_limit)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "trial.yaml").write_text(
             yaml.dump(config.model_dump(mode="json"), Dumper=_DUMPER, sort_keys=False, allow_unicode=True),
             encoding="utf-8",
         )
         all_earlier = [sweep_folder.attempt(trial.number, k) for k in range(trial.first_attempt, trial.attempt)]
-        fork = None if trial.fork is None else sweep_folder.forks / trial.fork.folder_name
+        fork_folder = None if trial.fork is None else sweep_folder.forks / trial.fork.folder_name
         existing = tuple(p for p in all_earlier if p.is_dir())
         spec = self._study.spec
         mirror = None if spec.mirror is None else trial_mirror(spec.mirror, spec.name, trial.number).url
         task = AttemptTask(
-            run_name, trial.attempt, config.model_dump_json(), folder, existing, fork, mirror, trial.first_attempt
+            run_name,
+            trial.attempt,
+            config.model_dump_json(),
+            folder,
+            existing,
+            fork_folder,
+            mirror,
+            trial.first_attempt,
         )
         record = self._study.trial(trial.number)
         assert record is not None

@@ -130,9 +130,9 @@ class RetryPolicy:
 
         Returns a FAILED outcome if the micro-batch is already at its minimum.
         """
-        tokens = halved_micro_batch(effective_micro_batch(trial.config, trial.micro_batch), self._longest_row)
+        tokens = halved_micro_batch(effective_micro_batch(trial.config, trial.micro_batch_limit), self._longest_row)
         if tokens is None:
-            message = out_of_memory_message(trial.config, trial.micro_batch, reason)
+            message = out_of_memory_message(trial.config, trial.micro_batch_limit, reason)
             return Outcome(TrialState.FAILED, message, FailureKind.OUT_OF_MEMORY)
         retried = self._study.retry(trial, tokens, reason)
         if stopping:

@@ -194,7 +194,7 @@ def run_trials(
     signals: SignalHandler,
     slots: Slots,
     *,
-    complete_config: Callable[[TrialConfig], TrialConfig] = lambda config: config,
+    finalize_config: Callable[[TrialConfig], TrialConfig] = lambda config: config,
     on_trial_end: Callable[[TrialRecord], None] = lambda _: None,
     longest_row: int = 1,
     open_session: SessionFactory = open_session,
@@ -209,7 +209,7 @@ def run_trials(
         view: progress view.
         signals: handler of stop signals.
         slots: concurrent trials and their resources.
-        complete_config: completes a trial's configuration, for example with the SFT stage's model.
+        finalize_config: fills in a trial's configuration at run time, for example the SFT stage's model.
         on_trial_end: called after each ended trial.
         longest_row: tokens of the data's longest row.
         open_session: opens a worker's training session.
@@ -220,7 +220,7 @@ def run_trials(
             sink,
             view,
             signals,
-            complete_config=complete_config,
+            finalize_config=finalize_config,
             on_trial_end=on_trial_end,
             longest_row=longest_row,
         )

@@ -176,30 +176,31 @@ def apply_budget_request(study: Study, view: ProgressView | None, request: Reque
             view.log(f"changed {change}")
 
 
-_REQUEST_POLL_SECONDS = 1.0
+_REQUEST_READ_SECONDS = 1.0
 
 
 class StopConditions:
-    """Polls the study for stop requests, the budget and requests for single trials (`trial_requests`).
+    """Why the sweep must stop: a stop request or the budget, read from the study at each heartbeat of the driver.
 
-    `stop_reason` is never unset, except after a pause. `has_polled`: whether the last call of `poll` read the study.
+    `stop_reason` is never unset, except after a pause. `trial_requests`: requests for single trials found at the last
+    reading. `has_read`: whether the last call of `read_study` read anything.
     """
 
     def __init__(self, study: Study, view: ProgressView | None = None) -> None:
         self.stop_reason: StopReason | None = None
         self._view = view
         self.trial_requests: Sequence[Request] = ()
-        self.has_polled = False
-        self._study, self._polled_at = study, 0.0
+        self.has_read = False
+        self._study, self._read_at = study, 0.0
         self._target = _target_reached(study.spec, study.best()) if study.spec.budget.target is not None else ""
 
-    def poll(self) -> StopReason | None:
-        """Read the study, at most once a second; return why the sweep must stop, else None."""
+    def read_study(self) -> StopReason | None:
+        """Write the heartbeat and read requests, at most once a second; return why the sweep must stop, else None."""
         now = time.monotonic()
-        self.has_polled = self.stop_reason is None and now - self._polled_at >= _REQUEST_POLL_SECONDS
-        if not self.has_polled:
+        self.has_read = self.stop_reason is None and now - self._read_at >= _REQUEST_READ_SECONDS
+        if not self.has_read:
             return self.stop_reason
-        self._polled_at = now
+        self._read_at = now
         self._study.heartbeat()
         requests = self._study.requests()
         self.trial_requests = [request for request in requests if request.trial is not None]

@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.judge.endpoint_client import (
     CHARACTERS_PER_TOKEN,
     MALFORMED_TRIES,
-    REJECTED,
+    REQUEST_REJECTED,
     VERSION,
     EndpointClient,
     EndpointReply,
@@ -32,7 +32,7 @@ _UNANSWERED_PREFIX = "open/"
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class UsageEstimate:
     """Upper estimate of a batch without malformed replies: calls, tokens (four characters each), cost."""
 
     calls: int
@@ -60,11 +60,11 @@ def price(config: Endpoint, prompt_tokens: int, completion_tokens: int) -> float
     return (prompt_tokens * config.prompt_price + completion_tokens * config.completion_price) / _MILLION
 
 
-def estimate(config: Endpoint, characters: Sequence[int]) -> Estimate:
+def estimate_usage(config: Endpoint, characters: Sequence[int]) -> UsageEstimate:
     """Return the upper estimate for questions of these lengths in characters."""
     read = sum(-(-count // CHARACTERS_PER_TOKEN) for count in characters)
     written = len(characters) * config.max_tokens
-    return Estimate(len(characters), read, written, price(config, read, written))
+    return UsageEstimate(len(characters), read, written, price(config, read, written))
 
 
 def known_reply(known: Mapping[str, Any], question: Question) -> EndpointReply | None:
@@ -159,7 +159,7 @@ class EndpointBatch:
             return False
         usage = price(self._config, self._read, self._written)
         sizes = [question.characters for question in coming] * MALFORMED_TRIES  # each try may be billed
-        more = estimate(self._config, sizes).cost
+        more = estimate_usage(self._config, sizes).cost
         return (usage or 0.0) + (more or 0.0) > self._config.max_cost
 
     def _save_reply(self, question: Question, reply: EndpointReply) -> bool:
@@ -183,5 +183,5 @@ class EndpointBatch:
 
     def _failures_text(self) -> str:
         stored = ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in self._failures.most_common())
-        hint = "; does max_tokens or temperature suit the model?" if self._failures[REJECTED] else ""
+        hint = "; does max_tokens or temperature suit the model?" if self._failures[REQUEST_REJECTED] else ""
         return f"{stored}{hint}"

@@ -115,7 +115,7 @@ Failure = Literal[
 ]
 _TRANSIENT: frozenset[str] = frozenset({"rate_limited", "server_error", "timed_out", "unreachable"})
 """Failures that are retried; the question stays unanswered after the last retry."""
-REJECTED = "rejected"
+REQUEST_REJECTED = "rejected"
 """The endpoint rejects this request (for example as too long): no retry, unanswered until the next run."""
 
 
@@ -222,7 +222,7 @@ class EndpointClient:
                     return reply
                 result = _Failed(result.vote_or_problem)
             reply.tries[result.kind] += 1
-            if result.kind == REJECTED:
+            if result.kind == REQUEST_REJECTED:
                 return reply
             if result.kind not in _TRANSIENT and (
                 result.kind != "malformed" or reply.tries["malformed"] >= MALFORMED_TRIES
@@ -285,7 +285,7 @@ def _classify_response(response: httpx2.Response, data: bytes, config: Endpoint)
     if status in (400, 422) and any(word in data.lower() for word in (b"content_filter", b"content_policy")):
         return _Failed("refused")
     if status in (400, 413, 422):
-        return _Failed(REJECTED)
+        return _Failed(REQUEST_REJECTED)
     if status != 200:
         raise EndpointRefused(f"the judge's endpoint answered {status}{_hint(status, config)}")
     return _completion(data)

@@ -15,7 +15,7 @@ from typing import Literal
 from orchestrator.errors import closest_match
 from trainer.config.base import FrozenModel, NonEmptyStr
 from trainer.config.trial import DataConfig, EvaluationConfig, FileSource, GeneratedSource, HubSource, Source
-from trainer.metrics import COMPARISON_METRIC, EVAL, MARGIN, METRICS, base_name, lookup, scaled_by
+from trainer.metrics import COMPARISON_METRIC, EVAL_PREFIX, MARGIN, METRICS, base_name, lookup, scaled_by
 
 
 class Objective(FrozenModel):
@@ -25,7 +25,7 @@ class Objective(FrozenModel):
     direction: Literal["maximize", "minimize"]
 
 
-ALTERNATIVES = (f"{EVAL}rewards/accuracies", MARGIN, COMPARISON_METRIC)
+ALTERNATIVES = (f"{EVAL_PREFIX}rewards/accuracies", MARGIN, COMPARISON_METRIC)
 _COMPLETION_METRICS = ("exact_answers", "repetition", "answer_length")
 
 MessageAndHint = tuple[str, str]
@@ -34,15 +34,18 @@ MessageAndHint = tuple[str, str]
 
 def objective_metrics() -> list[str]:
     """Return every metric that may be an objective as long as no searched setting scales it."""
-    return [EVAL + m.name for m in METRICS.values() if m.on_eval]
+    return [EVAL_PREFIX + m.name for m in METRICS.values() if m.on_eval]
 
 
 def check_metric(metric: str, direction: str, searched: Iterable[str]) -> MessageAndHint | None:
     """Return why `metric` cannot rank trials that differ in the settings `searched`; None if it can."""
     known = lookup(metric)
-    if not metric.startswith(EVAL):
+    if not metric.startswith(EVAL_PREFIX):
         if known is not None and known.on_eval:
-            return f"{metric} is measured on the training pairs of one update", f"use {EVAL}{metric}, on held-out pairs"
+            return (
+                f"{metric} is measured on the training pairs of one update",
+                f"use {EVAL_PREFIX}{metric}, on held-out pairs",
+            )
         return f"there is no metric {metric!r}", _closest_metric_hint(metric)
     if known is None:
         return f"there is no metric {metric!r}", _closest_metric_hint(metric)
@@ -110,7 +113,9 @@ def requires_answers(metric: str) -> bool:
 
 def _closest_metric_hint(metric: str) -> str:
     # Also compared without the prefix: `accuracies/logp` for `accuracy/logp`.
-    near = closest_match(metric, objective_metrics(), 0.4) or closest_match(EVAL + metric, objective_metrics(), 0.4)
+    near = closest_match(metric, objective_metrics(), 0.4) or closest_match(
+        EVAL_PREFIX + metric, objective_metrics(), 0.4
+    )
     return f"did you mean {near}?" if near else f"valid: {', '.join(objective_metrics())}"
 
 

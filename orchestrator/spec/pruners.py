@@ -30,7 +30,7 @@ Warmup = Annotated[
     Field(ge=0, description="No trial is pruned before: updates, or a share of the training below 1."),
     AfterValidator(_amount),
 ]
-Metric = Annotated[
+PruningMetric = Annotated[
     NonEmptyStr | None, Field(description="Metric that trials are compared by; by default the objective.")
 ]
 
@@ -42,7 +42,7 @@ class NoPruner(FrozenModel):
 
 
 class _RungSettings(FrozenModel):
-    metric: Metric = None
+    metric: PruningMetric = None
     min_resource: Amount = 0.1
     reduction_factor: Annotated[int, Field(ge=2, description="One of this many trials continues at each rung.")] = 3
 
@@ -71,7 +71,7 @@ class PercentilePruner(FrozenModel):
     """Stops a trial whose best value so far is outside the best `percentile` of the other trials at the same update."""
 
     kind: Literal["percentile"] = "percentile"
-    metric: Metric = None
+    metric: PruningMetric = None
     percentile: Annotated[float, Field(gt=0, lt=100)] = Field(
         default=25.0, description="Trials within this best share continue."
     )
@@ -88,7 +88,7 @@ class MedianPruner(FrozenModel):
     """Stops a trial whose best value so far is worse than the median of the other trials at the same update."""
 
     kind: Literal["median"] = "median"
-    metric: Metric = None
+    metric: PruningMetric = None
     n_startup_trials: PositiveInt = Field(
         default=5, description="Trials that must have completed before any is stopped."
     )
@@ -102,7 +102,7 @@ class ThresholdPruner(FrozenModel):
     """Stops a trial whose metric leaves fixed bounds, or is NaN."""
 
     kind: Literal["threshold"] = "threshold"
-    metric: Metric = None
+    metric: PruningMetric = None
     lower: float | None = Field(default=None, description="Stop below this value.")
     upper: float | None = Field(default=None, description="Stop above this value.")
     n_warmup_steps: Warmup = 0
@@ -140,7 +140,7 @@ class PatientPruner(FrozenModel):
     """
 
     kind: Literal["patient"] = "patient"
-    metric: Metric = None
+    metric: PruningMetric = None
     patience: PositiveInt = Field(
         default=3, description="The last patience + 1 evaluations are compared with those before."
     )

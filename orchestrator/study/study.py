@@ -212,18 +212,18 @@ class Study(StudyReader):
         early_stopping.update(logged)
         return self._register(trial, trial_id, early_stopping)
 
-    def retry(self, trial: Trial, micro_batch: int | None = None, reason: str = "") -> Trial:
+    def retry(self, trial: Trial, micro_batch_limit: int | None = None, reason: str = "") -> Trial:
         """Retry a trial whose worker was lost: return its next attempt. Writes of the old attempt are refused.
 
-        After running out of memory, `micro_batch` limits the tokens per micro-batch of this and later trials; `reason`
-        goes to the history.
+        After running out of memory, `micro_batch_limit` limits the tokens per micro-batch of this and later trials;
+        `reason` goes to the history.
         """
         with self._driving() as connection:
             running = self._require_current(trial, "another attempt")
             self._record_working_time(connection, running)
-            if micro_batch is not None:
-                self._set(running.trial_id, MICRO_BATCH, micro_batch)
-                text = f"attempt {trial.attempt}: {reason}; from now on {micro_batch} tokens per micro-batch"
+            if micro_batch_limit is not None:
+                self._set(running.trial_id, MICRO_BATCH, micro_batch_limit)
+                text = f"attempt {trial.attempt}: {reason}; from now on {micro_batch_limit} tokens per micro-batch"
                 self._repository.add_event(connection, "out of memory", text, trial.number)
             again, trial_id = self._issuer.retry(connection, self._optuna_trials.trial(running.trial_id))
             again = self._with_micro_batch_limit(again)
@@ -428,7 +428,7 @@ class Study(StudyReader):
         """Return the trial's stored metrics by step, with pair margins where they were stored."""
         pairs = self._repository.pair_margins(connection, number)
         return [
-            replace(step_metrics, pairs=pairs.get(step_metrics.step, ""))
+            replace(step_metrics, pair_margins=pairs.get(step_metrics.step, ""))
             for step_metrics in self._repository.metric_history(connection, number)
         ]
 
@@ -446,4 +446,4 @@ class Study(StudyReader):
 
     def _with_micro_batch_limit(self, trial: Trial) -> Trial:
         """Return the trial with the limit on tokens per micro-batch that out-of-memory errors have set."""
-        return replace(trial, micro_batch=self._micro_batch_limit())
+        return replace(trial, micro_batch_limit=self._micro_batch_limit())

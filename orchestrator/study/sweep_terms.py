@@ -32,7 +32,7 @@ LAG_PER_SLOT = 2
 
 @dataclass(frozen=True, slots=True)
 class SweepTerms:
-    """Terms of one sweep.
+    """What was fixed for all drivers of a sweep when it began.
 
     `lag`: trial n sees the results of trials up to n - lag, None in `order: asap`; `train_pairs`: None if unknown;
     `warm_start_trials`: trials of the sweep named by `warm_start`; `distinct`: see `SamplingPolicy`, false for sweeps

@@ -19,7 +19,7 @@ from orchestrator.study.database import optuna_trials
 from orchestrator.study.database.enqueued_trials import EnqueuedTrial, TrialQueue
 from orchestrator.study.database.optuna_trials import (
     ATTEMPTS,
-    ENQUEUED,
+    ENQUEUED_ATTR,
     FINGERPRINT,
     PARAMS,
     SAMPLER_NOTE,
@@ -159,7 +159,7 @@ class TrialIssuer:
         # A fork differs from a trial with the same settings that starts from the initial model and may still be drawn.
         fingerprint = config_fingerprint(config) if enqueued.fork is None else f"fork {enqueued.seq}"
         trial, trial_id = self._create(
-            connection, number, SampledTrial(params, config, fingerprint), inside, {ENQUEUED: extra_attrs}
+            connection, number, SampledTrial(params, config, fingerprint), inside, {ENQUEUED_ATTR: extra_attrs}
         )
         self._queue.mark_issued(connection, enqueued, number)
         return replace(trial, fork=enqueued.fork), trial_id
@@ -180,13 +180,13 @@ class TrialIssuer:
         first, place = self._trials.trials()[repeat.group[0].number], len(repeat.group)
         seed = {SEED: repeat.seed}
         params = {**optuna_trials.trial_params(first, self._spec.search.paths), **seed}
-        given = first.user_attrs.get(ENQUEUED)
+        given = first.user_attrs.get(ENQUEUED_ATTR)
         settings = params if given is None else {**given["leaves"], **seed}
         config = apply_params(self._spec.base, settings)
         attrs: dict[str, Any] = {PARAMS: params}
         if given is not None:
             origin = f"{given['origin']}; repeat {place} of trial {first.number}"
-            attrs = {ENQUEUED: {**given, "leaves": settings, "params": params, "origin": origin}}
+            attrs = {ENQUEUED_ATTR: {**given, "leaves": settings, "params": params, "origin": origin}}
         inside = self._optuna_params(first.params, {*out_of_space(self._spec.search, dict(first.params)), SEED})
         sampled = SampledTrial(params, config, config_fingerprint(config))
         issued = self._create(connection, number, sampled, inside, attrs)
@@ -222,7 +222,7 @@ class TrialIssuer:
         self._trials.set(trial_id, ATTEMPTS, attempt)
         self._repository.add_event(connection, ISSUED, f"attempt {attempt}", frozen.number)
         params = optuna_trials.trial_params(frozen, self._spec.search.paths)
-        all_params = frozen.user_attrs[ENQUEUED]["leaves"] if ENQUEUED in frozen.user_attrs else params
+        all_params = frozen.user_attrs[ENQUEUED_ATTR]["leaves"] if ENQUEUED_ATTR in frozen.user_attrs else params
         config = self._located(apply_params(self._spec.base, all_params))
         fork, first = optuna_trials.trial_fork(frozen), optuna_trials.first_attempt(frozen)
         return Trial(frozen.number, attempt, params, config, fork=fork, first_attempt=first), trial_id

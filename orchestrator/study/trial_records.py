@@ -90,7 +90,7 @@ class Trial:
     attempt: int
     params: Mapping[str, Any]
     config: TrialConfig
-    micro_batch: int | None = None
+    micro_batch_limit: int | None = None
     """Limit on tokens per micro-batch, set after this or another trial ran out of memory."""
     fork: Fork | None = None
     first_attempt: int = 1

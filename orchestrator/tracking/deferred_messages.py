@@ -12,8 +12,8 @@ from orchestrator.tracking.message_journal import (
     EndRun,
     InvalidLine,
     LogArtifact,
-    Message,
     StartRun,
+    TrackingMessage,
     decode,
     encode,
     from_json,
@@ -39,11 +39,11 @@ class DeferredMessages:
         """Why the last of them was passed over."""
 
     @property
-    def waiting(self) -> list[tuple[int, Message]]:
+    def waiting(self) -> list[tuple[int, TrackingMessage]]:
         """Messages to be tried again, with their numbers."""
         return list(self._waiting)
 
-    def add(self, seq: int, message: Message, reason: str) -> None:
+    def add(self, seq: int, message: TrackingMessage, reason: str) -> None:
         """Pass over a message that fails alone; on disk when this returns."""
         if isinstance(message, LogArtifact):
             if (seq, message) not in self._waiting:
@@ -52,7 +52,7 @@ class DeferredMessages:
         else:
             self.refuse(seq, message, reason)
 
-    def refuse(self, seq: int, message: Message, reason: str) -> None:
+    def refuse(self, seq: int, message: TrackingMessage, reason: str) -> None:
         """Move a message to `refused.jsonl`."""
         with (self._folder / REFUSED).open("ab") as stream:
             stream.write(encode(seq, message))
@@ -60,7 +60,7 @@ class DeferredMessages:
         self._waiting = [one for one in self._waiting if one != (seq, message)]
         self._write(reason)
 
-    def remove(self, seq: int, message: Message) -> None:
+    def remove(self, seq: int, message: TrackingMessage) -> None:
         """Forget a message that was delivered after all."""
         self._waiting = [one for one in self._waiting if one != (seq, message)]
         self._write(self.reason if self._waiting or self.refused else "")

@@ -79,7 +79,7 @@ class EndRun:
     at: float
 
 
-Message = StartRun | LogMetrics | LogFinalMetrics | SetTags | LogArtifact | EndRun
+TrackingMessage = StartRun | LogMetrics | LogFinalMetrics | SetTags | LogArtifact | EndRun
 
 _CRC = b',"crc":"'
 _TAIL = len(_CRC) + 8 + len(b'"}')
@@ -89,7 +89,7 @@ class InvalidLine(Exception):
     """The bytes are not a message with a valid checksum."""
 
 
-def deliver(receiver: TrackingReceiver, message: Message) -> None:
+def deliver(receiver: TrackingReceiver, message: TrackingMessage) -> None:
     """Call the receiver's method for the message."""
     match message:
         case StartRun(run, name, params, tags, at):
@@ -113,7 +113,7 @@ def stored_path(path: Path, sweep: Path) -> Path:
     return path.relative_to(sweep) if path.is_relative_to(sweep) else path
 
 
-def with_present_path(message: Message, sweep: Path) -> Message:
+def with_present_path(message: TrackingMessage, sweep: Path) -> TrackingMessage:
     """Return the message with the place of its file now.
 
     Earlier versions stored absolute paths. One outside of the sweep's folder is replaced by the file of the same place
@@ -131,13 +131,13 @@ def with_present_path(message: Message, sweep: Path) -> Message:
     return message
 
 
-def encode(seq: int, message: Message) -> bytes:
+def encode(seq: int, message: TrackingMessage) -> bytes:
     """Return the message as one line, with its number, checksum and newline."""
     body = json.dumps({"seq": seq, **to_json(message)}, ensure_ascii=True, allow_nan=False).encode()
     return body[:-1] + _CRC + f"{zlib.crc32(body):08x}".encode() + b'"}\n'
 
 
-def decode(line: bytes) -> tuple[int, Message]:
+def decode(line: bytes) -> tuple[int, TrackingMessage]:
     """Return number and message of a line without its newline. Raises InvalidLine if its checksum is wrong."""
     body, tail = line[:-_TAIL] + b"}", line[-_TAIL:]
     if (
@@ -150,7 +150,7 @@ def decode(line: bytes) -> tuple[int, Message]:
     return fields.pop("seq"), from_json(fields)
 
 
-def to_json(message: Message) -> dict[str, Any]:
+def to_json(message: TrackingMessage) -> dict[str, Any]:
     """Return the message as JSON values, with NaN and infinities as text."""
     match message:
         case StartRun(run, name, params, tags, at):
@@ -169,7 +169,7 @@ def to_json(message: Message) -> dict[str, Any]:
             assert_never(message)
 
 
-def from_json(fields: dict[str, Any]) -> Message:
+def from_json(fields: dict[str, Any]) -> TrackingMessage:
     """Return the message that `to_json` wrote."""
     kind = fields.pop("do")
     if kind == "points":
@@ -215,7 +215,7 @@ class Journal:
         self.end = os.lseek(self._file, 0, os.SEEK_END)
         fsync(path.parent)
 
-    def scan(self) -> Iterator[tuple[int, Message]]:
+    def scan(self) -> Iterator[tuple[int, TrackingMessage]]:
         """Yield every message with its number; called once, on opening. A torn end is moved to a file of its own."""
         offset = 0
         with self.path.open("rb") as stream:
@@ -229,7 +229,7 @@ class Journal:
         if offset < self.end:
             self._move_torn_tail(offset)
 
-    def append(self, message: Message) -> None:
+    def append(self, message: TrackingMessage) -> None:
         """Append a message and flush it to disk. Raises StorageRefused and appends nothing if the disk refuses."""
         line = encode(self.last + 1, message)
         try:
@@ -253,12 +253,12 @@ class Journal:
         except InvalidLine:
             return False
 
-    def read(self, offset: int, end: int, limit: int) -> list[tuple[Message, int]]:
+    def read(self, offset: int, end: int, limit: int) -> list[tuple[TrackingMessage, int]]:
         """Return 1 to `limit` messages from `offset` on, before `end`, each with the offset of the next one.
 
         Raises JournalDamaged if the first one is damaged.
         """
-        found: list[tuple[Message, int]] = []
+        found: list[tuple[TrackingMessage, int]] = []
         with self.path.open("rb") as stream:
             stream.seek(offset)
             while offset < end and len(found) < limit:
@@ -282,7 +282,7 @@ class Journal:
             self.name = sha256(line).hexdigest()[:16]
         self.last = seq
 
-    def _is_intact(self, line: bytes) -> tuple[int, Message] | None:
+    def _is_intact(self, line: bytes) -> tuple[int, TrackingMessage] | None:
         if not line.endswith(b"\n"):
             return None
         try:

@@ -24,6 +24,8 @@ PER_CALL = 900
 """Metrics per call; MLflow's limit is 1000 entities of all kinds."""
 _PROBE = "prefsweep.probe"
 """Experiment tag that is written to learn whether the store takes writes."""
+_STAGED_ARTIFACT = ".artifact.uploading."
+"""Prefix of the files that MLflow's local artifact store writes before it renames them."""
 _TimedMetrics = tuple[StepMetrics, float]
 PARAMS_PER_CALL = 100
 MAX_PARAM_LENGTH = 6000
@@ -128,8 +130,10 @@ class MlflowReceiver:
         if not path.exists():
             raise MessageRejected(f"{path} no longer exists")
         with self._mlflow() as client:
+            run_id = self._find_run(client, run).id
+            _remove_staged_artifacts(client.get_run(run_id).info.artifact_uri or "")
             attach = client.log_artifacts if path.is_dir() else client.log_artifact
-            attach(self._find_run(client, run).id, str(path), folder or None)
+            attach(run_id, str(path), folder or None)
 
     def end_run(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
         """Set the run's final tags, status and end time."""
@@ -203,6 +207,20 @@ class MlflowReceiver:
 
         text = with_links(tags[NOTE], self._experiment_id, self._identity[SWEEP_ID], run_id)
         return {**tags, NOTE: text}
+
+
+def _remove_staged_artifacts(artifact_uri: str) -> None:
+    """Remove what MLflow was writing into a local artifact folder when its process was killed.
+
+    MLflow copies into a temporary file and renames it (mlflow/store/artifact/local_artifact_repo.py). Only the driver
+    that holds the lease writes here, so such a file belongs to an earlier one, whose message is delivered again.
+    """
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from mlflow.utils.uri import is_local_uri
+
+    if is_local_uri(artifact_uri):
+        for left in Path(local_file_uri_to_path(artifact_uri)).rglob(f"{_STAGED_ARTIFACT}*"):
+            left.unlink(missing_ok=True)
 
 
 def param_text(value: Any) -> str:

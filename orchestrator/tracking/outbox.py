@@ -32,9 +32,9 @@ from orchestrator.tracking.message_journal import (
     LogArtifact,
     LogFinalMetrics,
     LogMetrics,
-    Message,
     SetTags,
     StartRun,
+    TrackingMessage,
     deliver,
     stored_path,
     with_present_path,
@@ -45,7 +45,7 @@ from trainer.storage.failpoints import failpoint
 from trainer.storage.file_lock import FileLock
 
 
-def group_messages(messages: Sequence[Message]) -> list[list[int]]:
+def group_messages(messages: Sequence[TrackingMessage]) -> list[list[int]]:
     """Return groups of indexes of messages that are delivered in one call, ordered by their first message.
 
     Metrics of a run are grouped unless another message of that run is between them, so that each run's messages stay in
@@ -210,7 +210,7 @@ class Outbox:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _enqueue(self, message: Message) -> None:
+    def _enqueue(self, message: TrackingMessage) -> None:
         self._fence()
         with self._changed:
             if self._closed:
@@ -222,13 +222,13 @@ class Outbox:
             self._track_state(message)
             self._changed.notify_all()
 
-    def _monotonic(self, message: Message) -> Message:
+    def _monotonic(self, message: TrackingMessage) -> TrackingMessage:
         """Return the message with a time not before the previous one's: a clock set back gives no negative duration."""
         if isinstance(message, (SetTags, LogArtifact)):
             return message
         return replace(message, at=max(message.at, self._latest))
 
-    def _track_state(self, message: Message) -> None:
+    def _track_state(self, message: TrackingMessage) -> None:
         if not isinstance(message, (SetTags, LogArtifact)):
             self._latest = max(self._latest, message.at)
         if isinstance(message, StartRun):
@@ -318,7 +318,7 @@ class Outbox:
             self._advance(seq + until, read[until - 1][1])  # all messages before the next group are delivered
         return True
 
-    def _deliver(self, group: Sequence[tuple[int, Message]]) -> bool:
+    def _deliver(self, group: Sequence[tuple[int, TrackingMessage]]) -> bool:
         """Retry until the receiver accepts or rejects a group; False when closed or when another driver took over.
 
         A rejected group is delivered message by message, so that only the rejected ones are dropped to `refused.jsonl`.
@@ -354,7 +354,7 @@ class Outbox:
                 return True
         return False
 
-    def _deliver_group(self, group: Sequence[Message]) -> None:
+    def _deliver_group(self, group: Sequence[TrackingMessage]) -> None:
         if len(group) > 1 and isinstance(self._receiver, BatchReceiver):
             self._receiver.log_metric_history(
                 group[0].run, [(m.metrics, m.at) for m in group if isinstance(m, LogMetrics)]
@@ -382,11 +382,11 @@ class Outbox:
                     until = min(until, time.monotonic() + left)
                 self._changed.wait(left)
 
-    def _reject(self, seq: int, message: Message, error: MessageRejected) -> None:
+    def _reject(self, seq: int, message: TrackingMessage, error: MessageRejected) -> None:
         _log.error("tracking rejected a message of run %s, moved to refused.jsonl: %s", message.run, error)
         self._deferred.refuse(seq, message, str(error))
 
-    def _defer(self, seq: int, message: Message, error: Exception) -> None:
+    def _defer(self, seq: int, message: TrackingMessage, error: Exception) -> None:
         what = f"attach {message.path}" if isinstance(message, LogArtifact) else "take a message"
         _log.error("tracking cannot %s for run %s, other messages continue: %s", what, message.run, error)
         self._deferred.add(seq, message, str(error))
@@ -406,7 +406,7 @@ class Outbox:
             self._changed.notify_all()
 
 
-def redact_message(message: Message) -> Message:
+def redact_message(message: TrackingMessage) -> TrackingMessage:
     """Return the message with the environment's secrets masked."""
     if isinstance(message, (LogMetrics, LogFinalMetrics, LogArtifact)):
         return message

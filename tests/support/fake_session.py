@@ -70,7 +70,7 @@ class FakeSession:
         return metrics
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork_folder: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         script, number = self._script(), int(folder.parent.name)
         what, steps = script.get("trials", {}).get(str(number), "ok"), _of(script.get("steps", 4), number)
@@ -167,7 +167,7 @@ class CheckpointingSession:
         self.requested = True
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork_folder: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         import torch
 
@@ -180,8 +180,10 @@ class CheckpointingSession:
         if ended is not None:
             yield from ended.history
             return ended.result
-        state = checkpoints.load_newest(folders) or (None if fork is None else checkpoints.load_newest([fork]))
-        assert fork is None or state is not None, "a fork begins from no start model"
+        state = checkpoints.load_newest(folders) or (
+            None if fork_folder is None else checkpoints.load_newest([fork_folder])
+        )
+        assert fork_folder is None or state is not None, "a fork begins from no start model"
         history = [] if state is None else list(state.history)
         self.began = 0 if state is None else state.step
         w = torch.zeros(4) if state is None else state.weights["w"]

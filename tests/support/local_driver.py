@@ -37,7 +37,7 @@ STEPS = CheckpointingSession.STEPS
 
 def make_controller(study: Study, sink: Any, view: Any = None, signals: Any = None, **more: Any) -> TrialController:
     """A controller that neither adds to trials nor does anything at their end, where nothing else is said."""
-    given: dict[str, Any] = {"complete_config": _unchanged, "on_trial_end": _nothing, **more}
+    given: dict[str, Any] = {"finalize_config": _unchanged, "on_trial_end": _nothing, **more}
     return TrialController(study, sink, view or SilentView(), signals or SignalHandler(lambda: ""), **given)
 
 

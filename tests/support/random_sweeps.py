@@ -151,7 +151,7 @@ def _trial(spec: SweepSpec, number: int, params: Mapping[str, Any], plan: Script
         label=str(number),
         sweep=spec.name,
         planned_updates=plan.steps,
-        pairs=_pairs(columns) if done is COMPLETE else None,
+        held_out_pairs=_pairs(columns) if done is COMPLETE else None,
     )
 
 

@@ -27,7 +27,7 @@ class MortalSession:
         self._session.interrupt()
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork_folder: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         if earlier:
             left = [pid for pid in (self._root / "pids").read_text().split() if is_alive(int(pid))]
@@ -35,7 +35,7 @@ class MortalSession:
         else:
             with (self._root / "pids").open("a") as pids:
                 pids.write(f"{os.getpid()}\n")
-        run = self._session.train(config, folder, earlier, fork)
+        run = self._session.train(config, folder, earlier, fork_folder)
         while True:
             try:
                 step_metrics = next(run)

@@ -10,10 +10,10 @@ from typing import Any
 
 from trainer.data.data_findings import FindingKind
 
-Message = dict[str, Any]
+ChatMessage = dict[str, Any]
 """`role`, `content` (text or a list of parts; may be absent if there are tool calls), and further template variables.
 """
-Dialogue = list[Message]
+Dialogue = list[ChatMessage]
 Tools = list[dict[str, Any]]
 
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
@@ -62,8 +62,8 @@ def parse_part(value: Any) -> str | Dialogue | InvalidRow:
     return dialogue
 
 
-def _parse_message(raw: Mapping[str, Any]) -> Message | InvalidRow:
-    out: Message = {str(key): value for key, value in raw.items() if value is not None}
+def _parse_message(raw: Mapping[str, Any]) -> ChatMessage | InvalidRow:
+    out: ChatMessage = {str(key): value for key, value in raw.items() if value is not None}
     for standard, alternative in (("role", "from"), ("content", "value")):
         if standard not in out and alternative in out:
             out = {standard if key == alternative else key: value for key, value in out.items()}
@@ -84,7 +84,7 @@ def _parse_message(raw: Mapping[str, Any]) -> Message | InvalidRow:
     return InvalidRow("not_text", f"a message whose content is {type_name(content)}")
 
 
-def _has_other_content(message: Message) -> bool:
+def _has_other_content(message: ChatMessage) -> bool:
     """Return whether a message has content under another key than `content`: tool calls, reasoning."""
     return any(
         key not in _LABEL_KEYS and isinstance(value, (str, list, dict)) and value for key, value in message.items()
@@ -99,7 +99,7 @@ def content_text(message: Mapping[str, Any]) -> str:
     return content or ""
 
 
-def is_empty(message: Message) -> bool:
+def is_empty(message: ChatMessage) -> bool:
     """Return whether a message has nothing to train on: no text, tool calls, reasoning or the like."""
     return not content_text(message).strip() and not _has_other_content(message)
 

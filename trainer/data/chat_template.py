@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from trainer.data.chat_messages import Dialogue, Message, Tools, content_text
+from trainer.data.chat_messages import ChatMessage, Dialogue, Tools, content_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -184,9 +184,9 @@ class ChatTemplate:
             return False
 
 
-def altered_messages(dialogue: Dialogue, text: str) -> list[Message]:
+def altered_messages(dialogue: Dialogue, text: str) -> list[ChatMessage]:
     """Return the messages whose content (stripped) does not occur unchanged in the rendering."""
-    start, out = 0, list[Message]()
+    start, out = 0, list[ChatMessage]()
     for message in dialogue:
         content = content_text(message).strip()
         position = text.find(content, start)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from trainer.data.data_findings import Notice, UnreadableData
+from trainer.data.data_findings import RowNotice, UnreadableData
 
 FIELDS = (
     "prompt",
@@ -125,9 +125,9 @@ class Columns:
         """Return the cells of a row by standard field name."""
         return {name: row[column] for name, column in self.column_of.items() if column in row}
 
-    def notices(self, row: Mapping[str, Any]) -> tuple[Notice, ...]:
+    def notices(self, row: Mapping[str, Any]) -> tuple[RowNotice, ...]:
         """Return findings about the columns of a row: recognized ones, and unused ones that are not empty."""
-        found: list[Notice] = [
+        found: list[RowNotice] = [
             ("recognised_column", f"{self.column_of[field_name]!r} is taken for {field_name}")
             for field_name in self.recognized
             if not _is_blank(row.get(self.column_of[field_name]))

@@ -78,7 +78,7 @@ FindingKind = Literal[
     "score_contradicts",
     "score_tie",
 ]
-Notice = tuple[FindingKind, str]
+RowNotice = tuple[FindingKind, str]
 """A kind of finding and a detail of this case."""
 
 _COUNTED_BY_DETAIL: frozenset[FindingKind] = frozenset({"ignored_key", "unused_column", "recognised_column"})
@@ -294,9 +294,9 @@ class FindingCollector:
     """Counts findings row by row."""
 
     def __init__(self) -> None:
-        self._counts: dict[Notice, int] = {}
-        self._rows: dict[Notice, list[tuple[int, int]]] = {}
-        self._details: dict[Notice, tuple[tuple[int, int], str]] = {}
+        self._counts: dict[RowNotice, int] = {}
+        self._rows: dict[RowNotice, list[tuple[int, int]]] = {}
+        self._details: dict[RowNotice, tuple[tuple[int, int], str]] = {}
         self._sources: dict[str, int] = {}
         """Every source and its index in the order of reading."""
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from trainer.data.chat_messages import (
+    ChatMessage,
     Dialogue,
     InvalidRow,
-    Message,
     Tools,
     content_text,
     find_encoding_error,
@@ -25,7 +25,7 @@ from trainer.data.chat_messages import (
     to_template_kwargs,
     to_tools,
 )
-from trainer.data.data_findings import Notice
+from trainer.data.data_findings import RowNotice
 
 _HH_MARKER = re.compile(r"\n\nAssistant:")
 """HH-RLHF's marker before an answer."""
@@ -164,7 +164,7 @@ class Preference:
     answer: str | None
     tools: Tools | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
-    notices: tuple[Notice, ...] = field(default=(), compare=False)
+    notices: tuple[RowNotice, ...] = field(default=(), compare=False)
     text_prompt: str | None = field(default=None, compare=False)
 
 
@@ -173,7 +173,7 @@ def to_preference(
     *,
     score: Score = "all",
     apply_template: bool | None = None,
-    row_notices: Sequence[Notice] = (),
+    row_notices: Sequence[RowNotice] = (),
 ) -> Preference | InvalidRow:
     """Normalize a row, or return the reason why it cannot be used. `fields` is not changed.
 
@@ -224,7 +224,7 @@ def _contains_dialogue(fields: Mapping[str, Any]) -> bool:
     return isinstance(fields["chosen"], list) and isinstance(fields["rejected"], list)
 
 
-def _check_scores(fields: Mapping[str, Any]) -> list[Notice]:
+def _check_scores(fields: Mapping[str, Any]) -> list[RowNotice]:
     """Return a notice if the two scores of a row are equal or contradict its order of chosen and rejected."""
     good, bad = fields.get("score_chosen"), fields.get("score_rejected")
     if not isinstance(good, (int, float)) or not isinstance(bad, (int, float)):
@@ -261,7 +261,7 @@ def _to_answer(part: str | Dialogue) -> Dialogue:
 def _text_preference(prompt: str | None, chosen: str, rejected: str, score: Score) -> Preference | InvalidRow:
     if chosen == rejected:
         return InvalidRow("equal_responses")
-    notices: list[Notice] = []
+    notices: list[RowNotice] = []
     if prompt is None:
         split = split_implicit_prompt(chosen, rejected)
         if isinstance(split, InvalidRow):
@@ -322,7 +322,7 @@ def _text_to_dialogue(
 def _dialogue_preference(
     prompt: str | Dialogue | None, chosen: Dialogue, rejected: Dialogue, system: str | None, score: Score
 ) -> Preference | InvalidRow:
-    notices: list[Notice] = []
+    notices: list[RowNotice] = []
     if isinstance(prompt, str):
         found = _resolve_text_prompt(prompt, chosen, rejected)
         if isinstance(found, InvalidRow):
@@ -411,7 +411,7 @@ def _equal_texts(left: Dialogue, right: Dialogue) -> bool:
     ]
 
 
-def _with_normalized_space(message: Message) -> Message:
+def _with_normalized_space(message: ChatMessage) -> ChatMessage:
     return {**message, "content": _normalize_space(content_text(message))}
 
 
@@ -422,7 +422,7 @@ def _count_leading_questions(chosen: Dialogue, rejected: Dialogue) -> int:
 
 
 def _validate_preference(
-    prompt: Dialogue, chosen: Dialogue, rejected: Dialogue, system: str | None, notices: list[Notice]
+    prompt: Dialogue, chosen: Dialogue, rejected: Dialogue, system: str | None, notices: list[RowNotice]
 ) -> Preference | InvalidRow:
     """Check two answers to one prompt: each must begin and end with an assistant message that is not empty."""
     sides = (chosen, rejected)

@@ -12,7 +12,7 @@ from fractions import Fraction
 from hashlib import sha256
 from typing import TypeVar
 
-from trainer.data.chat_messages import Dialogue, Message, content_text
+from trainer.data.chat_messages import ChatMessage, Dialogue, content_text
 from trainer.data.sources import RawRow
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ def prompt_key(prompt: str | Dialogue) -> str:
     return json.dumps([_message_key(message) for message in prompt], sort_keys=True)
 
 
-def _message_key(message: Message) -> list[object]:
+def _message_key(message: ChatMessage) -> list[object]:
     more = {key: value for key, value in message.items() if key not in ("role", "content")}
     return [message["role"], " ".join(content_text(message).split()), *([more] if more else [])]
 

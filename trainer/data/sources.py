@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from trainer.config.trial import FileSource, GeneratedSource, HubSource, Source
 from trainer.data.columns import find_columns
-from trainer.data.data_findings import Notice, UnreadableData
+from trainer.data.data_findings import RowNotice, UnreadableData
 from trainer.data.public_formats import conversion
 from trainer.storage.atomic_files import digest_of
 
@@ -27,7 +27,7 @@ class RawRow:
     number: int
     fields: dict[str, Any] | None
     error: str = ""
-    notices: tuple[Notice, ...] = ()
+    notices: tuple[RowNotice, ...] = ()
     """Findings about the columns of this row (unused or recognized ones)."""
 
 

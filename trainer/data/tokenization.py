@@ -23,7 +23,7 @@ from trainer.config.model_folder import check_model_files
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.chat_messages import Dialogue, content_text
 from trainer.data.chat_template import ChatTemplate, TemplateRefused, altered_messages, rendered_mark
-from trainer.data.data_findings import FindingKind, Notice
+from trainer.data.data_findings import FindingKind, RowNotice
 from trainer.data.formats import Preference
 from trainer.results import TrialError, cannot_load_message
 from trainer.storage.atomic_files import digest_of
@@ -139,7 +139,7 @@ class EncodedPair:
     prompt: list[int] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
     rejected: list[int] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
+    notices: list[RowNotice] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +337,7 @@ class PairTokenizer:
 
     def _check_ends(self, out: EncodedPair) -> None:
         """Check that each response has an end: eos_token, or the special token that ends a message."""
-        notices: set[Notice] = set()
+        notices: set[RowNotice] = set()
         for response in (out.chosen, out.rejected):
             last = next((i for i in reversed(response) if self._decode(i).strip()), None)
             if last is not None and last in self._possible_ends:

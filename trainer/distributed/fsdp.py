@@ -56,12 +56,12 @@ def reshard(model: nn.Module) -> None:
         model.reshard()
 
 
-def gather_full(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Return full tensors on the CPU in processes with `keep`, else nothing. All processes must call it."""
+def gather_full(tensors: Mapping[str, Tensor], *, on_this_process: bool) -> dict[str, Tensor]:
+    """Return full tensors on the CPU in processes with `on_this_process`, else nothing. All processes must call it."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if keep:
+        if on_this_process:
             found[name] = full.detach().to("cpu")
     return found
 

@@ -55,12 +55,12 @@ class ProcessGroup:
         return self.rank == 0
 
     @contextmanager
-    def autocast(self, bf16: bool, *, keep: bool = True) -> Generator[None]:
+    def autocast(self, bf16: bool, *, cache_weights: bool = True) -> Generator[None]:
         """Run forward passes in bfloat16 while the weights keep their dtype; without `bf16` do nothing.
 
-        `keep`: cache weights cast to bfloat16; must be off for sharded weights, which are gathered layer by layer.
+        `cache_weights`: cache weights cast to bfloat16; off for sharded weights, which are gathered by layer.
         """
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=keep):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=cache_weights):
             yield
 
     def shards_model(self, training: TrainingConfig) -> bool:

@@ -24,7 +24,7 @@ from trainer.distributed.processes import CancelToken, ProcessGroup
 from trainer.evaluation.completions import Completion, complete_greedily, completion_metrics, select_prompts
 from trainer.forward.packing import micro_batches, packed_lengths
 from trainer.forward.pair_model import PairModel
-from trainer.metrics import EVAL
+from trainer.metrics import EVAL_PREFIX
 from trainer.models.model_files import end_token_ids
 from trainer.objectives.losses import pair_loss, required_stats
 from trainer.objectives.pair_logps import PairLogps, RequiredStats, UpdateTotals, metric_means, metric_sums
@@ -113,7 +113,7 @@ def eval_metrics(loss: LossConfig, logps: PairLogps, prompt_lengths: Sequence[in
     """Return the held-out metrics under their `eval_` names. `logps`: of all pairs, with reference if required."""
     totals = UpdateTotals.from_lengths(prompt_lengths, [int(n) for n in logps.chosen_tokens])
     found = metric_means(metric_sums(pair_loss(loss, logps, totals)))
-    return {f"{EVAL}{name}": value for name, value in found.items()}
+    return {f"{EVAL_PREFIX}{name}": value for name, value in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Evaluator:
     """Evaluates one model with one trial's settings: log-probs of held-out pairs, completions of fixed prompts."""
 
     config: TrialConfig
-    policy: PreTrainedModel
+    model: PreTrainedModel
     pair_model: PairModel
     tokenizer: PreTrainedTokenizerBase
     pairs: PairDataset
@@ -133,7 +133,10 @@ class Evaluator:
     def logps(self, pairs: PairDataset, indexes: Sequence[int] | None = None) -> PairLogps:
         """Return the log-probs of these pairs (by default all), on the CPU."""
         training = self.config.training
-        with _eval_mode(self.policy), self.process_group.autocast(training.bf16, keep=not self.pair_model.sharded):
+        with (
+            _eval_mode(self.model),
+            self.process_group.autocast(training.bf16, cache_weights=not self.pair_model.sharded),
+        ):
             return score_pairs(
                 self.pair_model,
                 pairs,
@@ -150,9 +153,12 @@ class Evaluator:
         main process.
         """
         evaluation, training = self.config.evaluation, self.config.training
-        with _eval_mode(self.policy), self.process_group.autocast(training.bf16, keep=not self.pair_model.sharded):
+        with (
+            _eval_mode(self.model),
+            self.process_group.autocast(training.bf16, cache_weights=not self.pair_model.sharded),
+        ):
             found = complete_greedily(
-                self.policy,
+                self.model,
                 self.tokenizer,
                 self.pairs,
                 select_prompts(self.pairs, evaluation.prompts),
@@ -171,7 +177,7 @@ class Evaluator:
     @property
     def end_tokens(self) -> list[int]:
         """Ids of the tokens that end a completion."""
-        return end_token_ids(self.policy, self.tokenizer, self.extra_end_tokens)
+        return end_token_ids(self.model, self.tokenizer, self.extra_end_tokens)
 
     def metrics(self, logps: PairLogps, reference: PairLogps, completions: Sequence[Completion]) -> dict[str, float]:
         """Return all `eval_` metrics; `reference` are the initial model's log-probs of the same pairs."""
@@ -182,7 +188,7 @@ class Evaluator:
     @staticmethod
     def completion_metrics(completions: Sequence[Completion]) -> dict[str, float]:
         """Return the `eval_` metrics of completions."""
-        return {f"{EVAL}{name}": value for name, value in completion_metrics(completions).items()}
+        return {f"{EVAL_PREFIX}{name}": value for name, value in completion_metrics(completions).items()}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config.trial import DataConfig, ModelConfig, Source
 from trainer.data import load_tokenizer, prepare
-from trainer.data.chat_messages import Dialogue, Message, Tools, content_text
+from trainer.data.chat_messages import ChatMessage, Dialogue, Tools, content_text
 from trainer.data.data_findings import UnreadableData
 from trainer.data.formats import Preference
 from trainer.data.row_selection import select_rows
@@ -114,7 +114,7 @@ def prompt_text(prompt: str | Dialogue, tools: Tools | None = None) -> str:
     return "\n\n".join([*listed, *(f"{_ROLE_NAMES.get(m['role'], m['role'])}: {_message_text(m)}" for m in prompt)])
 
 
-def _message_text(message: Message) -> str:
+def _message_text(message: ChatMessage) -> str:
     more = [_in_brackets(key, value) for key, value in message.items() if key not in ("role", "content")]
     return " ".join([*([text] if (text := content_text(message)) else []), *more])
 

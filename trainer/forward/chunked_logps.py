@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainer import memory_limits
-from trainer.forward.packing import SEGMENTS, Batch
+from trainer.forward.packing import TOKEN_KINDS, Batch
 from trainer.objectives.pair_logps import LossTerms, PairLogps
 
 ObjectiveFn = Callable[[PairLogps, slice], LossTerms]
@@ -191,13 +191,13 @@ def _run_group(selected: Tensor, chunked_pass: _ChunkedPass, pairs: slice, grads
     if single_chunk is None:
         sums = _sums(selected, batch, head, pairs, buffer, chunked_pass.collision_prob)
     else:
-        sums = _segment_sums([single_chunk], batch, pairs, chunked_pass.collision_prob)
+        sums = _sums_by_kind([single_chunk], batch, pairs, chunked_pass.collision_prob)
     sums.logps.requires_grad_()
     with torch.enable_grad():
         terms = chunked_pass.objective(_pair_logps(batch, pairs, sums), pairs)
         (grad_logps,) = torch.autograd.grad(terms.loss, sums.logps)
     chunked_pass.terms.append(replace(terms, loss=terms.loss.detach()))
-    per_row = grad_logps.flatten()[batch.segments[begin:end] - pairs.start * len(SEGMENTS)].unsqueeze(1)
+    per_row = grad_logps.flatten()[batch.pair_kinds[begin:end] - pairs.start * len(TOKEN_KINDS)].unsqueeze(1)
     for low in range(begin, end, len(buffer)):
         high = min(low + len(buffer), end)
         targets = batch.targets[low:high]
@@ -284,7 +284,7 @@ def _backward(chunk: _Chunk, targets: Tensor, per_row: Tensor, head: Head, grads
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    """[pairs, len(SEGMENTS)] float64."""
+    """[pairs, len(TOKEN_KINDS)] float64."""
 
     logps: Tensor
     collision_prob: Tensor | None
@@ -295,10 +295,10 @@ def _sums(selected: Tensor, batch: Batch, head: Head, pairs: slice, buffer: Tens
     end = batch.pair_rows[pairs.stop]
     edges = [(low, min(low + len(buffer), end)) for low in range(batch.pair_rows[pairs.start], end, len(buffer))]
     chunks = (_chunk_logps(selected[low:high], batch.targets[low:high], head, buffer) for low, high in edges)
-    return _segment_sums(chunks, batch, pairs, collision_prob)
+    return _sums_by_kind(chunks, batch, pairs, collision_prob)
 
 
-def _segment_sums(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, collision_prob: bool) -> _Sums:
+def _sums_by_kind(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, collision_prob: bool) -> _Sums:
     logps: list[Tensor] = []
     collision_probs: list[Tensor] = []
     for chunk in chunks:
@@ -307,23 +307,23 @@ def _segment_sums(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, collisio
             squares = torch.linalg.vecdot(chunk.exp_logits, chunk.exp_logits).log() - 2 * chunk.exp_sum.squeeze(1).log()
             collision_probs.append(squares)
     rows = slice(batch.pair_rows[pairs.start], batch.pair_rows[pairs.stop])
-    segments = batch.segments[rows] - pairs.start * len(SEGMENTS)
+    pair_kinds = batch.pair_kinds[rows] - pairs.start * len(TOKEN_KINDS)
 
-    def by_segment(values: list[Tensor]) -> Tensor:
-        size = (pairs.stop - pairs.start) * len(SEGMENTS)
-        zeros = torch.zeros(size, dtype=torch.float64, device=segments.device)
-        return zeros.index_add_(0, segments, torch.cat(values).double()).view(-1, len(SEGMENTS))
+    def by_kind(values: list[Tensor]) -> Tensor:
+        size = (pairs.stop - pairs.start) * len(TOKEN_KINDS)
+        zeros = torch.zeros(size, dtype=torch.float64, device=pair_kinds.device)
+        return zeros.index_add_(0, pair_kinds, torch.cat(values).double()).view(-1, len(TOKEN_KINDS))
 
-    return _Sums(by_segment(logps), by_segment(collision_probs) if collision_prob else None)
+    return _Sums(by_kind(logps), by_kind(collision_probs) if collision_prob else None)
 
 
 def _pair_logps(batch: Batch, pairs: slice, sums: _Sums) -> PairLogps:
     def counts(values: tuple[int, ...]) -> Tensor:
         return torch.tensor(values[pairs], device=batch.rows.device)
 
-    by = dict(zip(SEGMENTS, sums.logps.unbind(1), strict=True))
+    by = dict(zip(TOKEN_KINDS, sums.logps.unbind(1), strict=True))
     collisions = (
-        None if sums.collision_prob is None else dict(zip(SEGMENTS, sums.collision_prob.unbind(1), strict=True))
+        None if sums.collision_prob is None else dict(zip(TOKEN_KINDS, sums.collision_prob.unbind(1), strict=True))
     )
     return PairLogps(
         chosen=by["chosen_shared"] + by["chosen_tail"],

@@ -54,8 +54,8 @@ def causal_segments(plan: PackingPlan) -> Iterator[CausalSegment]:
             yield CausalSegment(middle, middle + span.rejected, span.start, span.prompt)
 
 
-SEGMENTS = ("chosen_shared", "chosen_tail", "rejected_shared", "rejected_tail", "prompt")
-"""Kinds of scored tokens; segment number of a token = pair * len(SEGMENTS) + index of its kind."""
+TOKEN_KINDS = ("chosen_shared", "chosen_tail", "rejected_shared", "rejected_tail", "prompt")
+"""Kinds of scored tokens; `shared`: within the length of the shorter response, `tail`: after it."""
 
 TokenArray = NDArray[np.integer]
 RotaryKey = Callable[[int], int]
@@ -97,8 +97,8 @@ class Batch:
     """[R] positions whose hidden states predict the targets."""
     targets: Tensor
     """[R] token ids."""
-    segments: Tensor
-    """[R] segment number of each target."""
+    pair_kinds: Tensor
+    """[R] pair * len(TOKEN_KINDS) + index of the kind, of each target."""
     pair_rows: tuple[int, ...]
     """[N + 1] the first row of each pair, then R."""
     chosen_tokens: tuple[int, ...]
@@ -123,7 +123,7 @@ class Batch:
             attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
             rows=self.rows.to(device),
             targets=self.targets.to(device),
-            segments=self.segments.to(device),
+            pair_kinds=self.pair_kinds.to(device),
             rotary=None if self.rotary is None else replace(self.rotary, which=self.rotary.which.to(device)),
         )
 
@@ -318,11 +318,11 @@ def _make_batch(
     """Return the batch of these inputs with its targets."""
     rows: list[TokenArray] = []
     targets: list[TokenArray] = []
-    segments: list[TokenArray] = []
+    pair_kinds: list[TokenArray] = []
     counts: list[int] = []
     for number, (pair, position) in enumerate(zip(pairs, scored, strict=True)):
         shared = min(len(pair.chosen), len(pair.rejected))
-        first = number * len(SEGMENTS)
+        first = number * len(TOKEN_KINDS)
         parts = [(0, position.chosen, pair.chosen), (2, position.rejected, pair.rejected[: len(position.rejected)])]
         if prompt:
             parts.append((4, position.prompt, pair.prompt[1:]))
@@ -330,7 +330,7 @@ def _make_batch(
             rows.append(positions)
             targets.append(tokens)
             tail = 0 if kind == 4 else np.arange(len(tokens)) >= shared
-            segments.append(np.full(len(tokens), first + kind) + tail)
+            pair_kinds.append(np.full(len(tokens), first + kind) + tail)
         counts.append(sum(len(positions) for _, positions, _ in parts))
     return Batch(
         input_ids=_tensor(input_ids),
@@ -339,7 +339,7 @@ def _make_batch(
         plan=plan,
         rows=_tensor(np.concatenate(rows)),
         targets=_tensor(np.concatenate(targets)),
-        segments=_tensor(np.concatenate(segments)),
+        pair_kinds=_tensor(np.concatenate(pair_kinds)),
         pair_rows=(0, *accumulate(counts)),
         chosen_tokens=tuple(len(position.chosen) for position in scored),
         rejected_tokens=tuple(len(position.rejected) for position in scored),

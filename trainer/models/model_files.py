@@ -95,6 +95,7 @@ def save_model(
     state = None if tensors is None else dict(tensors)
 
     def write(temporary: Path) -> None:
+        """Write weights or adapters, tokenizer and end tokens into the temporary folder."""
         core = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
         if isinstance(model, PeftModel):
             # "auto" would query the hub whether the vocabulary grew; it never does here.
@@ -165,6 +166,7 @@ def export_model(
     check_model_files(str(source))
 
     def write(target: Path) -> None:
+        """Copy the model into the temporary folder `target`, adapters merged or with their base's location."""
         adapted = (source / ADAPTER_CONFIG).exists()
         base = present_base(source, model, temporary) if adapted else None
         if merge and adapted:

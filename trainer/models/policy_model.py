@@ -168,7 +168,7 @@ class PolicyModel:
         weights is not kept. Raises ModelError if this model cannot be trained this way.
         """
         if lora is None:
-            self._prepare_full(keep=not single_use)
+            self._prepare_full(keep_copy=not single_use)
         else:
             self._prepare_adapters(lora, training.seed)
         if training.gradient_checkpointing:
@@ -180,12 +180,12 @@ class PolicyModel:
         self.base.train()
         return self.base
 
-    def _prepare_full(self, *, keep: bool) -> None:
+    def _prepare_full(self, *, keep_copy: bool) -> None:
         if self.config.load_in_4bit:
             raise ModelError("a model in 4 bits can only be trained with `lora`")
         if self._shared_base is not None:
             raise ModelError("several trials share this model's weights, so it can only be trained with `lora`")
-        if keep and self._initial_weights is None:
+        if keep_copy and self._initial_weights is None:
             # Created at the first full fine-tuning: adapters never change the base.
             self._initial_weights = InitialWeights(self.base, self._files)
         self._is_modified = True
@@ -213,16 +213,17 @@ class PolicyModel:
         """The model that a finished trial saves: the full model, or its adapters."""
         return self.base if self._adapted is None else self._adapted
 
-    def gather(self, *, keep: bool) -> dict[str, torch.Tensor] | None:
-        """Return the full tensors of `model_to_save` in processes with `keep`; None if the model is not sharded."""
+    def gather(self, *, on_this_process: bool) -> dict[str, torch.Tensor] | None:
+        """Return the full tensors of `model_to_save` where `on_this_process`; None if the model is not sharded."""
         if not is_sharded(self.base):
             return None
         if self._adapted is not None:
             return gather_full(
-                {f"base_model.model.{name}": p for name, p in self.trainable_parameters().items()}, keep=keep
+                {f"base_model.model.{name}": p for name, p in self.trainable_parameters().items()},
+                on_this_process=on_this_process,
             )
         saved = self.base.state_dict().keys()  # tied weights have two names there, and some buffers none
-        return gather_full({n: t for n, t in named_tensors(self.base) if n in saved}, keep=keep)
+        return gather_full({n: t for n, t in named_tensors(self.base) if n in saved}, on_this_process=on_this_process)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Return the trainable parameters by name."""

@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def save_checkpoint(folder: Path, state: TrainState) -> Path:
     target = checkpoint_path(folder, state.step)
 
     def write(temporary: Path) -> None:
+        """Write weights, optimizer state, state.json and last the manifest with their digests."""
         save_file(_to_cpu(state.weights), temporary / "weights.safetensors")
         failpoint("checkpoint.weights")
         save_file(_to_cpu(state.optimizer), temporary / "optimiser.safetensors")
@@ -68,7 +69,7 @@ def save_checkpoint(folder: Path, state: TrainState) -> Path:
             "config": state.result_digest,
             "step": state.step,
             "window": dict(state.window),
-            "history": [asdict(p) for p in state.history],
+            "history": history_as_json(state.history),
             "inputs": dict(state.inputs),
         }
         (temporary / "state.json").write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
@@ -120,8 +121,13 @@ def _load(path: Path) -> TrainState:
     )
 
 
+def history_as_json(history: Iterable[StepMetrics]) -> list[dict[str, Any]]:
+    """Return metrics in the JSON form of checkpoints and run results; `pairs` are the pair margins."""
+    return [{"step": one.step, "metrics": dict(one.metrics), "pairs": one.pair_margins} for one in history]
+
+
 def parse_history(content: Sequence[Mapping[str, Any]]) -> list[StepMetrics]:
-    """Return metrics from their JSON form."""
+    """Return metrics from the JSON form of `history_as_json`."""
     return [
         StepMetrics(
             int(fields["step"]), {str(k): float(v) for k, v in fields["metrics"].items()}, str(fields.get("pairs", ""))
@@ -166,7 +172,7 @@ def save_run_result(folder: Path, stored: StoredRunResult) -> None:
             "kind": result.status.value,
             "reason": result.reason,
             "steps": result.updates,
-            "history": [asdict(p) for p in stored.history],
+            "history": history_as_json(stored.history),
             "inputs": dict(stored.inputs),
         },
     )

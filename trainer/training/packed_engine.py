@@ -83,7 +83,7 @@ class PackedEngine:
         def run_micro_batch(positions: Sequence[int], backward: Callable[[torch.Tensor], None]) -> LossTerms:
             batch = [indexes[position] for position in positions]
             reference = self._inputs.reference
-            with process_group.autocast(self._training.bf16, keep=not model.sharded):
+            with process_group.autocast(self._training.bf16, cache_weights=not model.sharded):
                 return model.backward(
                     [pairs.pair(i) for i in batch],
                     self._loss,
@@ -109,7 +109,7 @@ class PackedEngine:
     def _update_logps(self, indexes: Sequence[int]) -> PairLogps:
         """Return the log-probs of all pairs of an update, in an extra pass, for objectives that couple them."""
         inputs, budget = self._inputs, self._training.tokens_per_micro_batch
-        with inputs.process_group.autocast(self._training.bf16, keep=not inputs.pair_model.sharded):
+        with inputs.process_group.autocast(self._training.bf16, cache_weights=not inputs.pair_model.sharded):
             found = score_pairs(
                 inputs.pair_model,
                 inputs.train,

@@ -73,6 +73,7 @@ def lr_lambda(training: TrainingConfig, total: int) -> Callable[[int], float]:
     kind = training.lr_scheduler_type
 
     def factor(step: int) -> float:
+        """Return the factor of update `step`, counted from 1."""
         done = step - 1
         if kind == "constant":
             return 1.0

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 class HeldOutEvaluation:
     """The held-out metrics of the initial model, and a function that evaluates the current model.
 
-    `evaluate(step, complete)` is called after each update; if no complete evaluation is due, it may still generate
-    completions. It returns the metrics and the packed margins of each pair (`StepMetrics.pairs`).
+    `evaluate(step, all_pairs)` is called after each update; if no evaluation of all held-out pairs is due, it may still
+    generate completions. It returns the metrics and the packed margins of each pair (`StepMetrics.pair_margins`).
     """
 
     initial: dict[str, float]
@@ -141,8 +141,8 @@ class TrainLoop:
 
     def _save(self) -> None:
         process_group = self._inputs.process_group
-        weights = gather_full(self._engine.trainable_parameters(), keep=process_group.is_main)
-        moments = gather_full(self._engine.state_dict(), keep=process_group.is_main)
+        weights = gather_full(self._engine.trainable_parameters(), on_this_process=process_group.is_main)
+        moments = gather_full(self._engine.state_dict(), on_this_process=process_group.is_main)
         if process_group.is_main:
             state = checkpoints.TrainState(
                 self._digest, self._step, weights, moments, self.history, self._window, self._fingerprints

@@ -10,7 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from dashboards.analysis.param_effects import SEED, is_log, is_numeric, values_of
+from dashboards.analysis.param_effects import SEED, is_log, is_numeric_setting, values_of
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.formatting import format_value
@@ -161,7 +161,7 @@ def scatter_points(frame: SweepFrame, x: str, y: str, span: tuple[float, float])
     axes = [
         {
             "title": {"text": escape_text(frame.short_names.get(p, p))},
-            **({"type": "log"} if is_log(frame, p) else {} if is_numeric(frame, p) else {"type": "category"}),
+            **({"type": "log"} if is_log(frame, p) else {} if is_numeric_setting(frame, p) else {"type": "category"}),
         }
         for p in (x, y)
     ]
@@ -250,7 +250,7 @@ def choose_axes(analysis: SweepAnalysis) -> tuple[str, ...]:
     else:
         first = []
     weight = analysis.importances
-    rest = sorted(varied, key=lambda p: (not is_numeric(frame, p), -weight.get(p, 0.0), varied.index(p)))
+    rest = sorted(varied, key=lambda p: (not is_numeric_setting(frame, p), -weight.get(p, 0.0), varied.index(p)))
     chosen = list(dict.fromkeys([*first, *rest]))[:3]
     if len(chosen) > 2 and len(values_of(frame, chosen[2])) > _MAX_MAPS:
         chosen = chosen[:2]

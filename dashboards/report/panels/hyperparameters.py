@@ -10,7 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from dashboards.analysis.param_effects import is_log, is_numeric, levels
+from dashboards.analysis.param_effects import is_log, is_numeric_setting, levels
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.formatting import format_brief, format_value
@@ -27,7 +27,7 @@ from dashboards.report.figures import (
     state_marker,
 )
 from orchestrator.spec.objectives import Objective
-from trainer.metrics import EVAL
+from trainer.metrics import EVAL_PREFIX
 
 
 def importance_panel(analysis: SweepAnalysis) -> Panel | None:
@@ -75,7 +75,7 @@ def _slice(frame: SweepFrame, path: str) -> Chart:
     best = frame.ranked[0] if frame.ranked else None
     trials = [trial for trial in frame.trials if path in trial.record.params and frame.value(trial) is not None]
     trials.sort(key=lambda trial: trial is best)  # drawn last, on top
-    numeric, log = is_numeric(frame, path), is_log(frame, path)
+    numeric, log = is_numeric_setting(frame, path), is_log(frame, path)
 
     def position(value: Any) -> Any:
         return value if numeric else escape_text(format_value(value))
@@ -119,7 +119,7 @@ def _slice(frame: SweepFrame, path: str) -> Chart:
     else:
         axis |= {"type": "category"}
     made = figure(traces, xaxis=axis, yaxis={"zeroline": False}, margin={"l": 54, "r": 12, "t": 6, "b": 42})
-    title = f"{frame.objective.metric.removeprefix(EVAL)} by {frame.short_names.get(path, path)}"
+    title = f"{frame.objective.metric.removeprefix(EVAL_PREFIX)} by {frame.short_names.get(path, path)}"
     return Chart(made, title, f"{frame.objective.metric} along {path}", 250)
 
 
@@ -189,7 +189,7 @@ class _Axis:
         self._path, self._name = path, frame.short_names.get(path, path)
         values = [trial.record.params[path] for trial in trials if path in trial.record.params]
         self._log = is_log(frame, path)
-        self._numeric = is_numeric(frame, path)
+        self._numeric = is_numeric_setting(frame, path)
         self._listed = sorted({repr(v): v for v in values}.values(), key=_order if self._numeric else str)
         self.has_missing = len(values) < len(trials)
 

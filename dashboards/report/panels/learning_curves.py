@@ -12,12 +12,12 @@ from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.report.blocks import Block, Chart, Charts, Panel, Paragraph
 from dashboards.report.figures import FAINT_COLOR, RANK_COLORS, downsample, escape_text, figure
-from trainer.metrics import CHOSEN, EVAL, MARGIN, REJECTED
+from trainer.metrics import CHOSEN, EVAL_PREFIX, MARGIN, REJECTED
 
 _CHARTS = (
     (MARGIN, "Margin per token, held out"),
-    (f"{EVAL}accuracies/logp", "Accuracy, held out"),
-    (f"{EVAL}loss", "Loss, held out"),
+    (f"{EVAL_PREFIX}accuracies/logp", "Accuracy, held out"),
+    (f"{EVAL_PREFIX}loss", "Loss, held out"),
     ("loss", "Loss, training"),
     ("grad_norm", "Gradient norm"),
 )
@@ -49,7 +49,7 @@ def learning_curves_panel(analysis: SweepAnalysis) -> Panel | None:
             Paragraph(f"Long curves are drawn with at most {_MAX_POINTS_HIGHLIGHTED} points, gray ones with {most}.")
         )
     rest = " All other trials are gray." if len(frame.trials) > len(highlighted) else ""
-    lead = f"Step 0 is the initial model.{rest} Losses are not comparable across beta, gamma and objectives."
+    lead = f"Step 0 is the initial model.{rest} Losses are not comparable across beta, gamma and loss kinds."
     return Panel("curves", "Learning curves", lead, blocks)
 
 

@@ -158,10 +158,10 @@ _BINS = 9
 def length_panel(analysis: SweepAnalysis) -> Panel | None:
     """Return margin against length difference of every held-out pair of the winner, with means before and after."""
     frame = analysis.frame
-    trial = next((trial for trial in frame.ranked if trial.pairs is not None), None)
-    if trial is None or trial.pairs is None:
+    trial = next((trial for trial in frame.ranked if trial.held_out_pairs is not None), None)
+    if trial is None or trial.held_out_pairs is None:
         return None
-    pairs, initial = trial.pairs, trial.pairs.initial()
+    pairs, initial = trial.held_out_pairs, trial.held_out_pairs.initial()
     if np.ptp(pairs.length_differences) == 0:
         return None
     step = max(1, -(-len(pairs) // _MAX_DOTS))

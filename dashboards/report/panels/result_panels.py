@@ -28,7 +28,7 @@ from orchestrator.judge.judgements import most_important
 from orchestrator.spec.loading.serialization import sweep_identity
 from trainer.config.trial import TrialConfig
 from trainer.data.data_report import DataReport
-from trainer.metrics import CHOSEN, EVAL, EXACT_ANSWERS, MARGIN
+from trainer.metrics import CHOSEN, EVAL_PREFIX, EXACT_ANSWERS, MARGIN
 
 MAX_LISTED = 10
 
@@ -193,10 +193,12 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
         )
     if significance.first_place_shares:
         share = significance.first_place_shares[winner.number]
-        few = " (few)" if significance.pairs <= SMALL_SAMPLE_PAIRS else ""
+        few = " (few)" if significance.pair_count <= SMALL_SAMPLE_PAIRS else ""
         found.append(
             KeyFigure(
-                "ranks first", f"{share:.0%}", f"of bootstrap resamples of {significance.pairs:,} held-out pairs{few}"
+                "ranks first",
+                f"{share:.0%}",
+                f"of bootstrap resamples of {significance.pair_count:,} held-out pairs{few}",
             )
         )
     judgement = most_important(winner.judgements)
@@ -237,9 +239,9 @@ def _judgement_figure(frame: SweepFrame) -> list[Block]:
     else:
         text += "Its answers are clearly better than the initial model's."
     same = [
-        (trial, v, r)
-        for trial, v, r in with_rates[1:]
-        if (v.key, v.judge_name) == (judgement.key, judgement.judge_name)
+        (trial, other, other_rate)
+        for trial, other, other_rate in with_rates[1:]
+        if (other.key, other.judge_name) == (judgement.key, judgement.judge_name)
     ]
     better, _, by = max(same, key=lambda row: row[2].value, default=(trial, judgement, rate))
     if by.value > rate.value:
@@ -257,7 +259,7 @@ def _table(frame: SweepFrame, significance: Significance) -> Table:
     ]
     further = [m for m in further if all(m != objective.metric for objective in frame.further_objectives)]
     shown = frame.ranked[:MAX_LISTED]
-    head = ["trial", *(objective.metric.removeprefix(EVAL) for objective in frame.objectives)]
+    head = ["trial", *(objective.metric.removeprefix(EVAL_PREFIX) for objective in frame.objectives)]
     head += [frame.short_names.get(p, p) for p in frame.paths]
     values = [format_measured([frame.objective_value(trial, each) for trial in shown], 3) for each in frame.objectives]
     settings = [format_settings([trial.record.params.get(p) for trial in shown]) for p in frame.paths]

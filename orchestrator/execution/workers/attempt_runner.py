@@ -23,7 +23,7 @@ from orchestrator.execution.trainer_warnings import captured_warnings
 from orchestrator.execution.workers.mirror_upload import MirrorUploader
 from orchestrator.study.database import process_identity
 from trainer.config.trial import TrialConfig
-from trainer.metrics import EVAL
+from trainer.metrics import EVAL_PREFIX
 from trainer.results import RunResult, RunStatus, StepMetrics
 from trainer.storage.file_lock import FileLock
 
@@ -46,7 +46,7 @@ class Session(Protocol):
         ...
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork_folder: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         """Train one configuration and yield its metrics; closing the generator stops it without a checkpoint.
 
@@ -54,7 +54,7 @@ class Session(Protocol):
             config: the trial.
             folder: folder of the attempt.
             earlier_attempts: folders of earlier attempts, from whose newest checkpoint training continues.
-            fork: folder with another trial's checkpoint to start from.
+            fork_folder: folder with another trial's checkpoint to start from.
         """
         ...
 
@@ -159,7 +159,7 @@ class AttemptRunner:
             earlier_attempts = (
                 self._task.earlier_attempts if self._uploader is None else self._uploader.download_attempts()
             )
-            self._training = session.train(config, self._task.folder, earlier_attempts, self._task.fork)
+            self._training = session.train(config, self._task.folder, earlier_attempts, self._task.fork_folder)
             if self._uploader is not None:
                 self._uploader.start()
             threading.Thread(target=self._watch_for_release, args=(session,), daemon=True).start()
@@ -169,7 +169,7 @@ class AttemptRunner:
             except StopIteration as done:
                 return _to_attempt_result(done.value)
             metrics.append(step_metrics)
-            if any(name.startswith(EVAL) for name in step_metrics.metrics) or time.monotonic() >= until:
+            if any(name.startswith(EVAL_PREFIX) for name in step_metrics.metrics) or time.monotonic() >= until:
                 return None
 
     def _watch_for_release(self, session: Session) -> None:

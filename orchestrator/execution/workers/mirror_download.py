@@ -26,9 +26,9 @@ FORK_ATTEMPT = 0
 
 def attempt_folders(task: AttemptTask) -> dict[int, Path]:
     """Return the folders by attempt number up to this one, with that of a clone's start checkpoint."""
-    fork = {} if task.fork is None else {FORK_ATTEMPT: task.fork}
+    of_fork = {} if task.fork_folder is None else {FORK_ATTEMPT: task.fork_folder}
     return (
-        fork
+        of_fork
         | {k: task.folder.parent / str(k) for k in range(task.first_attempt, task.attempt)}
         | {task.attempt: task.folder}
     )

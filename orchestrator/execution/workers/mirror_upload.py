@@ -153,8 +153,8 @@ class MirrorUploader:
         """Upload the newest valid checkpoint if it is newer than the mirror's, and remove old ones there."""
         sent = max(self._mirrored, default=(-1, 0))[0]
         newest, attempt, source = _newest(self._task.folder), self._task.attempt, self._task.folder
-        if newest is None and self._task.fork is not None:  # a clone's start checkpoint
-            newest, attempt, source = _newest(self._task.fork), FORK_ATTEMPT, self._task.fork
+        if newest is None and self._task.fork_folder is not None:  # a clone's start checkpoint
+            newest, attempt, source = _newest(self._task.fork_folder), FORK_ATTEMPT, self._task.fork_folder
         if newest is None or checkpoint_manifest.checkpoint_step(newest) <= sent:
             return
         temporary = self._task.folder / UPLOADING

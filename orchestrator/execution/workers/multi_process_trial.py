@@ -60,7 +60,7 @@ class MultiProcessSession:
             actor.interrupt.remote(self._run)
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork_folder: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         """Train one configuration in all processes and yield its metrics.
 
@@ -70,7 +70,7 @@ class MultiProcessSession:
         """
         self._run += 1
         self._interrupt_requested = threading.Event()
-        return self._train(self._run, self._interrupt_requested, config, folder, earlier_attempts, fork)
+        return self._train(self._run, self._interrupt_requested, config, folder, earlier_attempts, fork_folder)
 
     def _train(
         self,
@@ -79,12 +79,12 @@ class MultiProcessSession:
         config: TrialConfig,
         folder: Path,
         earlier_attempts: Sequence[Path],
-        fork: Path | None,
+        fork_folder: Path | None,
     ) -> Generator[StepMetrics, None, RunResult]:
         try:
             if not self._actors:
                 self._start()
-            self._call_all("begin", run, config.model_dump_json(), folder, list(earlier_attempts), fork)
+            self._call_all("begin", run, config.model_dump_json(), folder, list(earlier_attempts), fork_folder)
             while True:
                 if interrupt_requested.is_set():  # possibly requested before the processes existed
                     self._actors[0].interrupt.remote(run)

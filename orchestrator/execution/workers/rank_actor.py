@@ -72,14 +72,18 @@ class RankActor:
         self._session = self._open_session(self._cache)
         return os.getpid()
 
-    def begin(self, run: int, config: str, folder: Path, earlier_attempts: Sequence[Path], fork: Path | None) -> None:
+    def begin(
+        self, run: int, config: str, folder: Path, earlier_attempts: Sequence[Path], fork_folder: Path | None
+    ) -> None:
         """Prepare the next training as run number `run`; computation starts with `next`."""
         assert self._session is not None
         # Other processes write their tracebacks into separate folders.
         self._folder = folder if self._number == 0 else folder / f"process-{self._number}"
         with self._run_lock:
             self._run = run
-            self._metrics = self._session.train(TrialConfig.model_validate_json(config), folder, earlier_attempts, fork)
+            self._metrics = self._session.train(
+                TrialConfig.model_validate_json(config), folder, earlier_attempts, fork_folder
+            )
 
     def next(self) -> RankStep:
         """Take the next step."""

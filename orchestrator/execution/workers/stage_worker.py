@@ -126,7 +126,7 @@ class StageWorker:
         """Train to the end and pass each report to `on_report`.
 
         Raises:
-            Interrupted: after a stop signal or `should_stop`, when the worker has saved a checkpoint.
+            StageInterrupted: after a stop signal or `should_stop`, when the worker has saved a checkpoint.
             StageDied: the worker died; call `restart`.
         """
         for name in (RELEASE_REQUEST_FILE, WORKER_FILE):  # left by an earlier process in the same folder

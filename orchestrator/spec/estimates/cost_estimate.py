@@ -70,7 +70,7 @@ class GpuAssumptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class CostEstimate:
     """Estimates by formula; None if the model's size or the number of pairs is unknown."""
 
     parameters: int
@@ -89,7 +89,7 @@ class Estimate:
     warnings: tuple[str, ...]
 
 
-def estimate(
+def estimate_cost(
     configs: Sequence[TrialConfig],
     updates: Sequence[int],
     shape: ModelShape,
@@ -97,7 +97,7 @@ def estimate(
     trials: int | None,
     *,
     eval_pairs: int | None,
-) -> Estimate:
+) -> CostEstimate:
     """Estimate memory, time and cost of a sweep.
 
     Args:
@@ -128,7 +128,7 @@ def estimate(
     total = None if flops is None or trials is None else trials * flops / speed
     if total is not None and updates and any(isinstance(c.loss, DpoLoss) for c in configs):
         total += _reference_flops(configs, updates, shape, assumptions) / speed
-    return Estimate(
+    return CostEstimate(
         parameters=shape.parameters,
         memory=memory(largest, shape, micro_batch_tokens(largest), assumptions.processes, assumptions.trials),
         gpu_memory=assumptions.gpu_memory,

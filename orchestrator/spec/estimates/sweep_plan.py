@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.estimates.cost_estimate import Estimate, GpuAssumptions, estimate, update_seconds
+from orchestrator.spec.estimates.cost_estimate import CostEstimate, GpuAssumptions, estimate_cost, update_seconds
 from orchestrator.spec.estimates.disk_space import disk_need
 from orchestrator.spec.estimates.gpu_memory import max_micro_batch_tokens, memory
 from orchestrator.spec.estimates.input_sizes import ModelShape, RowCounts, model_shape
@@ -47,7 +47,7 @@ class ProbeResult:
     measured: MeasuredUpdate
     formula_seconds: float | None
     formula_bytes: int | None
-    corrected: Estimate | None
+    corrected: CostEstimate | None
 
     @property
     def gpu(self) -> bool:
@@ -60,7 +60,7 @@ def compare_with_formula(
     config: TrialConfig,
     shape: ModelShape | None,
     assumptions: GpuAssumptions,
-    by_formula: Estimate | None,
+    by_formula: CostEstimate | None,
 ) -> ProbeResult:
     """Compare a measured update of the trial `config` with the plan's estimate `by_formula`."""
     if shape is None or by_formula is None:
@@ -82,10 +82,10 @@ def _corrected(
     config: TrialConfig,
     shape: ModelShape,
     assumptions: GpuAssumptions,
-    by_formula: Estimate,
+    by_formula: CostEstimate,
     seconds: float,
     predicted_bytes: int,
-) -> Estimate:
+) -> CostEstimate:
     slower = measured.seconds / seconds
     gpu = measured.device != "CPU"
     fits = by_formula.tokens_per_micro_batch
@@ -194,7 +194,7 @@ class SweepPlan:
     tokens_per_trial_at_most: int | None
     tokens_at_most: int | None
     disk_bytes: int | None
-    estimate: Estimate | None
+    estimate: CostEstimate | None
     writes: list[WrittenPath]
     notices: list[str]
     probe: ProbeResult | None = None
@@ -256,7 +256,9 @@ def make_plan(
     by_formula = None
     if shape is not None:
         eval_pairs = rows.eval if rows.train is not None else None
-        by_formula = estimate(configs, updates, shape, assumptions or GpuAssumptions(), trials, eval_pairs=eval_pairs)
+        by_formula = estimate_cost(
+            configs, updates, shape, assumptions or GpuAssumptions(), trials, eval_pairs=eval_pairs
+        )
         notices_out += by_formula.warnings
     return SweepPlan(
         name=spec.name,

@@ -38,7 +38,7 @@ from orchestrator.spec.loading.validation_errors import (
     SOURCE_MODELS,
     UNKNOWN_KEY,
     ErrorCollector,
-    format_value,
+    describe_value,
     parse_document,
     read_document,
 )
@@ -143,13 +143,15 @@ def _load_name(problems: ErrorCollector, tree: dict[str, Any]) -> str | None:
     if name is None:
         problems.add(("name",), "is required", "it names the sweep's folder and its run in MLflow")
     elif not isinstance(name, str):
-        problems.add(("name",), f"must be text, not {format_value(name)}", f'quote it: "{name}"')
+        problems.add(("name",), f"must be text, not {describe_value(name)}", f'quote it: "{name}"')
     elif not SWEEP_NAME_PATTERN.fullmatch(name):
         problems.add(
-            ("name",), f"{format_value(name)} must be 1 to 64 letters, digits, . _ or -, the first a letter or digit"
+            ("name",), f"{describe_value(name)} must be 1 to 64 letters, digits, . _ or -, the first a letter or digit"
         )
     elif name.lower() in RESERVED_NAMES and problems.is_new:
-        problems.add(("name",), f"{format_value(name)} is a name that the runs folder uses itself", "use another name")
+        problems.add(
+            ("name",), f"{describe_value(name)} is a name that the runs folder uses itself", "use another name"
+        )
     else:
         return name
     return None
@@ -181,7 +183,7 @@ def _check_sources(problems: ErrorCollector, tree: Any, loc: Location) -> frozen
             known = [key for key in SOURCE_KEYS if key in keys]
             if len(known) != 1:
                 near = next((n for key in keys if (n := closest_match(key, SOURCE_KEYS))), None)
-                has = ", ".join(known or keys) or format_value(source)
+                has = ", ".join(known or keys) or describe_value(source)
                 problem = f"needs exactly one of {', '.join(SOURCE_KEYS)}; it has {has}"
                 problems.add((*loc, *inner), problem, f"did you mean {near}?" if near and not known else "")
                 wrong.add(inner)
@@ -263,7 +265,8 @@ def _load_document(
     problems = ErrorCollector(document, is_new=is_new, explain=functools.partial(_explain, document))
     if not isinstance(document.value, dict):
         problems.add(
-            (), f"a sweep is a mapping with the keys {', '.join(SECTION_ORDER)}; this is {format_value(document.value)}"
+            (),
+            f"a sweep is a mapping with the keys {', '.join(SECTION_ORDER)}; this is {describe_value(document.value)}",
         )
         raise SpecError(problems.items)
     tree = cast(dict[str, Any], document.value)

@@ -14,7 +14,7 @@ from orchestrator.errors import closest_match
 from orchestrator.folders import SWEEP_NAME_PATTERN
 from orchestrator.spec.loading.right_forms import method_form
 from orchestrator.spec.loading.search_section import location_of
-from orchestrator.spec.loading.validation_errors import ErrorCollector, format_value, models_in
+from orchestrator.spec.loading.validation_errors import ErrorCollector, describe_value, models_in
 from orchestrator.spec.objectives import (
     Objective,
     check_completion_metric,
@@ -36,7 +36,7 @@ from orchestrator.spec.samplers import (
     StagedSampler,
     check_stages,
 )
-from orchestrator.spec.search.dimensions import is_numeric
+from orchestrator.spec.search.dimensions import is_numeric_dimension
 from orchestrator.spec.search.space import Grid, SearchSpace
 from orchestrator.spec.search.trial_params import LOSS_KIND, SEED, apply_params
 from orchestrator.spec.sweep_spec import Budget
@@ -83,7 +83,7 @@ def _load_kind(
         near = closest_match(str(kind), kinds)
         where = (*loc, "kind") if isinstance(given, dict) else loc
         hint = method_form(str(loc[0]), kind, body, kinds) or (f"did you mean {near}?" if near else "")
-        problems.add(where, f"must be one of {', '.join(kinds)}; not {format_value(kind)}", hint)
+        problems.add(where, f"must be one of {', '.join(kinds)}; not {describe_value(kind)}", hint)
         return None
     return problems.validate(model, body, loc)
 
@@ -153,7 +153,9 @@ def check_sampler(
 
 def _numeric_paths(search: SearchSpace) -> list[str]:
     """Return the settings that CMA-ES can search."""
-    return [path for path, dimension in search.dimensions.items() if not dimension.when and is_numeric(dimension)]
+    return [
+        path for path, dimension in search.dimensions.items() if not dimension.when and is_numeric_dimension(dimension)
+    ]
 
 
 def check_pruner(
@@ -198,7 +200,7 @@ def check_warm_start(problems: ErrorCollector, given: Any, sampler: Sampler) -> 
     if given is None:
         return
     if not isinstance(given, str) or not SWEEP_NAME_PATTERN.fullmatch(given):
-        problems.add(("warm_start",), f"must be the name of a finished sweep, not {format_value(given)}")
+        problems.add(("warm_start",), f"must be the name of a finished sweep, not {describe_value(given)}")
     elif not isinstance(sampler, AdaptiveSampler):
         learners = ", ".join(kind for kind, model in SAMPLERS.items() if issubclass(model, AdaptiveSampler))
         problems.add(("warm_start",), f"sampler {sampler.kind} does not learn from results", f"use one of {learners}")
@@ -228,7 +230,7 @@ def load_objectives(
         for index, metric in enumerate(listed):
             loc: Location = (direction, index) if isinstance(given, tuple) else (direction,)
             if not isinstance(metric, str):
-                problems.add(loc, f"must be the name of a metric, not {format_value(metric)}")
+                problems.add(loc, f"must be the name of a metric, not {describe_value(metric)}")
             elif any(objective.metric == metric for objective in objectives):
                 problems.add(loc, f"{metric} is an objective already")
             elif (

@@ -1,4 +1,4 @@
-"""`--set a.b=c` replaces one setting of the file; errors name the flag instead of a line."""
+"""The `--set a.b=c` options: parsed, and applied to a sweep file; errors name the option instead of a line."""
 
 from __future__ import annotations
 
@@ -16,34 +16,64 @@ from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import Document, Location
 
 _SECTIONS = tuple(TrialConfig.model_fields)
+_EXAMPLE = "loss.beta=2.5"
 _DIMENSION_KEYS = {*DIMENSION_KINDS, "step", "log", "when"}
 
 
+def parse_overrides(overrides: Sequence[str], example: str = _EXAMPLE) -> list[tuple[str, Any]]:
+    """Return the path, without `base.`, and the value of each `PATH=VALUE`. Raises SpecError with all problems."""
+    found: list[tuple[str, Any]] = []
+    problems: list[SpecProblem] = []
+    for one in overrides:
+        try:
+            path, text = _split(one, example)
+            path = path.removeprefix("base.")
+            parsed = _parse_value(one, path, text)
+            found.append((path, None if parsed is None else parsed.value))
+        except SpecError as error:
+            problems += error.problems
+    if problems:
+        raise SpecError(problems)
+    return found
+
+
+def _split(option: str, example: str = _EXAMPLE) -> tuple[str, str]:
+    path, equals, text = option.partition("=")
+    if not equals or not path.strip():
+        raise SpecError([SpecProblem(f"--set {option}", "", f"must be PATH=VALUE, such as {example}")])
+    return path.strip(), text
+
+
+def _parse_value(option: str, path: str, text: str) -> Document | None:
+    """Parse the value of an option as YAML; None without a text. Raises SpecError with the option and the path."""
+    flag = f"--set {option}"
+    try:
+        return parse_document(text, flag) if text.strip() else None
+    except SpecError as error:
+        raise SpecError([SpecProblem(flag, path, found.problem, found.hint) for found in error.problems]) from None
+
+
 def apply_overrides(document: Document, overrides: Sequence[str], problems: list[SpecProblem]) -> list[str]:
-    """Apply each `PATH=VALUE` to the document; return notices of what else changed. Errors are added to `findings`."""
+    """Apply each `PATH=VALUE` to the document; return notices of what else changed. Errors are added to `problems`."""
     notices: list[str] = []
     given: list[tuple[str, str, Any]] = []
     for one in overrides:
         flag = f"--set {one}"
-        path, equals, text = one.partition("=")
-        path = path.strip()
-        if not equals or not path:
-            problems.append(SpecProblem(flag, "", "must be PATH=VALUE, such as loss.beta=2.5"))
-            continue
-        first = path.partition(".")[0]
-        if first not in _SECTIONS and first not in SECTION_ORDER:
-            near = closest_match(first, [*_SECTIONS, *SECTION_ORDER])
-            hint = option_form(path, text) or (f"did you mean {near}?" if near else "")
-            problems.append(SpecProblem(flag, path, UNKNOWN_KEY, hint))
-            continue
         try:
-            parsed = parse_document(text, flag) if text.strip() else None
+            path, text = _split(one)
+            first = path.partition(".")[0]
+            if first not in _SECTIONS and first not in SECTION_ORDER:
+                near = closest_match(first, [*_SECTIONS, *SECTION_ORDER])
+                hint = option_form(path, text) or (f"did you mean {near}?" if near else "")
+                problems.append(SpecProblem(flag, path, UNKNOWN_KEY, hint))
+                continue
+            parsed = _parse_value(one, path, text)
             if parsed is not None and parsed.unquoted_none:
                 problems.append(SpecProblem(flag, path, NONE_PROBLEM, f"write --set {path}=null"))
                 continue
             given.append((flag, path, None if parsed is None else parsed.value))
         except SpecError as error:
-            problems += [SpecProblem(flag, path, f.problem, f.hint) for f in error.problems]
+            problems += error.problems
     fresh = {path for _, path, _ in given}
     for flag, path, value in given:
         try:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from orchestrator.errors import SpecProblem, closest_match
 from orchestrator.spec.loading.range_forms import fraction_problem, range_form
-from orchestrator.spec.loading.validation_errors import UNKNOWN_KEY, ErrorCollector, format_value, value_problem
+from orchestrator.spec.loading.validation_errors import UNKNOWN_KEY, ErrorCollector, describe_value, value_problem
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Dimension, Scalar
 from orchestrator.spec.search.manual_trials import check_manual_trial
@@ -28,7 +28,7 @@ def load_search(problems: ErrorCollector, value: Any) -> SearchSpace | None:
     if value is None:
         return SearchSpace()
     if not isinstance(value, dict):
-        problems.add((SEARCH,), f"must be a mapping from settings to their values, not {format_value(value)}")
+        problems.add((SEARCH,), f"must be a mapping from settings to their values, not {describe_value(value)}")
         return None
     before = len(problems.items)
     dimensions: dict[str, Dimension] = {}
@@ -65,7 +65,7 @@ def _load_dimension(problems: ErrorCollector, loc: Location, entry: Any) -> Dime
         return problems.validate(DIMENSION_KINDS["choice"], {"choice": entry}, loc, lambda inner: inner[1:])
     if not isinstance(entry, dict):
         hint = range_form(path, entry) or f"for one value: [{entry}]"
-        problems.add(loc, f"must be a list of values or a range, not {format_value(entry)}", hint)
+        problems.add(loc, f"must be a list of values or a range, not {describe_value(entry)}", hint)
         return None
     body = cast(dict[str, Any], entry)
     kinds = [kind for kind in DIMENSION_KINDS if kind in body]
@@ -111,14 +111,14 @@ def _load_zip(problems: ErrorCollector, entry: Any) -> tuple[dict[str, tuple[Sca
     for index, group in enumerate(groups):
         loc: Location = (SEARCH, "zip", index)
         if not isinstance(group, dict) or not group:
-            problems.add(loc, f"must be a mapping from settings to lists of equal length, not {format_value(group)}")
+            problems.add(loc, f"must be a mapping from settings to lists of equal length, not {describe_value(group)}")
             continue
         group = cast(dict[str, Any], group)
         for path, listed in list(group.items()):
             _check_path(problems, (*loc, path), path)
             group[path] = listed = _with_list_texts(path, listed)
             if not isinstance(listed, tuple) or not listed:
-                problems.add((*loc, path), f"must be a list of values, not {format_value(listed)}")
+                problems.add((*loc, path), f"must be a list of values, not {describe_value(listed)}")
             else:
                 _check_scalars(problems, (*loc, path), cast(tuple[Any, ...], listed))
         out.append(cast(dict[str, tuple[Scalar, ...]], group))
@@ -164,7 +164,8 @@ def _check_scalars(problems: ErrorCollector, loc: Location, listed: tuple[Any, .
     bad = [index for index, value in enumerate(listed) if isinstance(value, (tuple, dict))]
     for index in bad:
         problems.add(
-            (*loc, index), f"a searched value is a number, text, true, false or null, not {format_value(listed[index])}"
+            (*loc, index),
+            f"a searched value is a number, text, true, false or null, not {describe_value(listed[index])}",
         )
     return bool(listed) and not bad
 
@@ -179,7 +180,7 @@ def load_enqueue(
     if given is None:
         return ()
     if not isinstance(given, tuple):
-        problems.add((ENQUEUE,), f"must be a list of mappings from settings to values, not {format_value(given)}")
+        problems.add((ENQUEUE,), f"must be a list of mappings from settings to values, not {describe_value(given)}")
         return None
     before = len(problems.items)
     out: list[dict[str, Scalar]] = []
@@ -187,11 +188,11 @@ def load_enqueue(
     for index, one in enumerate(cast(tuple[Any, ...], given)):
         loc: Location = (ENQUEUE, index)
         if not isinstance(one, dict) or not one:
-            problems.add(loc, f"must be a mapping from settings to values, not {format_value(one)}")
+            problems.add(loc, f"must be a mapping from settings to values, not {describe_value(one)}")
             continue
         params = {path: list_as_text(path, value) for path, value in cast(dict[str, Any], one).items()}
         wrong = [
-            SpecProblem("", path, f"one trial has one value, not {format_value(value)}")
+            SpecProblem("", path, f"one trial has one value, not {describe_value(value)}")
             for path, value in params.items()
             if _is_collection(value)
         ]

@@ -60,7 +60,7 @@ def _spec_error(error: InvalidYaml, hint: str = "") -> SpecError:
     return SpecError([SpecProblem(p.where, p.path, p.problem, hint) for p in error.problems])
 
 
-def format_value(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Return a value as YAML writes it, shortened."""
     match value:
         case None:
@@ -245,11 +245,11 @@ def _error_message(model: type[BaseModel], item: ErrorDetails) -> tuple[str, str
     if kind == "union_tag_invalid":
         return _one_of(str(context["expected_tags"]).replace("'", ""), context["tag"])
     if kind in _EXPECTED:
-        return f"must be {_EXPECTED[kind]}, not {format_value(given)}", _meant_by(given, _EXPECTED[kind])
+        return f"must be {_EXPECTED[kind]}, not {describe_value(given)}", _meant_by(given, _EXPECTED[kind])
     if kind in _BOUNDS:
         bound = kind.replace("_", " ").removesuffix(" equal")
         least = {"greater_than_equal": "at least", "less_than_equal": "at most"}.get(kind, bound)
-        return f"must be {least} {context[_BOUNDS[kind]]:g}, not {format_value(given)}", ""
+        return f"must be {least} {context[_BOUNDS[kind]]:g}, not {describe_value(given)}", ""
     if kind == "finite_number":
         return "must be a finite number", ""
     if kind == "value_error":
@@ -272,7 +272,7 @@ def _meant_by(given: Any, expected: str) -> str:
 
 def _one_of(listed: str, given: Any) -> tuple[str, str]:
     near = closest_match(str(given), listed.split(", "))
-    return f"must be one of {listed}; not {format_value(given)}", f"did you mean {near}?" if near else ""
+    return f"must be one of {listed}; not {describe_value(given)}", f"did you mean {near}?" if near else ""
 
 
 def known_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

@@ -51,6 +51,7 @@ def expand_variables(problems: ErrorCollector, tree: dict[str, Any]) -> list[str
     notices: list[str] = []
 
     def expand(loc: Location, text: str) -> str:
+        """Return the text with its variables' values; a variable where none is allowed is a problem."""
         if is_name(loc, text):
             return _expand(problems, loc, text, notices)
         match = _VARIABLE.search(text)
@@ -127,6 +128,7 @@ def _expand(problems: ErrorCollector, loc: Location, text: str, notices: list[st
     values: list[str] = []
 
     def value_of(match: re.Match[str]) -> str:
+        """Return the value of a matched variable; an unusable one stays as written and is listed in `wrong`."""
         name, default = match["name"], match["default"]
         if match[0] == "$${":
             return "${"

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from pydantic import ValidationError
 
-from orchestrator.spec.loading.validation_errors import first_error, format_value
+from orchestrator.spec.loading.validation_errors import describe_value, first_error
 from orchestrator.spec.search.dimensions import Choice, GridIndex, Params, Scalar, values_equal
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import (
@@ -61,7 +61,7 @@ def find_corner_problems(space: SearchSpace, base: TrialConfig, *, is_new: bool 
                 problem = CornerProblem(
                     path,
                     value,
-                    f"{format_value(value)} is not of the setting's type; write {format_value(typed)}",
+                    f"{describe_value(value)} is not of the setting's type; write {describe_value(typed)}",
                 )
                 found.setdefault((path, repr(value)), problem)
     for params, error in failures:

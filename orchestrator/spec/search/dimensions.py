@@ -121,7 +121,7 @@ def all_values(dimension: Dimension) -> Sequence[Scalar] | None:
             return range(low, high + 1, step)
 
 
-def is_numeric(dimension: Dimension) -> bool:
+def is_numeric_dimension(dimension: Dimension) -> bool:
     """Return whether the dimension is a range, or a list of two numbers or more, so that values have an order."""
     if not isinstance(dimension, Choice):
         return True

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.errors import SpecProblem, closest_match
-from orchestrator.spec.loading.validation_errors import first_error, format_value
+from orchestrator.spec.loading.validation_errors import describe_value, first_error
 from orchestrator.spec.objectives import Objective, check_fixed_evaluation, check_metric
 from orchestrator.spec.search.dimensions import Choice, IntUniform, LogUniform, Scalar, Uniform, values_equal
 from orchestrator.spec.search.space import SearchSpace
@@ -134,7 +134,7 @@ def allowed_values(space: SearchSpace, path: str) -> str:
 
 def short_value(value: Scalar) -> str:
     """A setting's value for a sentence."""
-    return f"{value:g}" if isinstance(value, float) else format_value(value)
+    return f"{value:g}" if isinstance(value, float) else describe_value(value)
 
 
 INTERVAL_PATHS = ("training.logging_steps", "training.eval_steps", "training.save_steps")

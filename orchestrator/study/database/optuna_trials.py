@@ -44,7 +44,7 @@ SAMPLER_NOTE = "note"
 UPDATES = "updates"
 REQUESTED_OUTCOME = "asked"
 MICRO_BATCH = "micro_batch"
-ENQUEUED = "given"
+ENQUEUED_ATTR = "given"
 """Of an enqueued trial: `leaves` (settings over the base), `params` (all), `origin`, `by_hand`, `parent` and `fork`
 (`step` and `place`, or None). Optuna's own params of it are those inside the search space.
 """
@@ -81,17 +81,17 @@ def to_record(
         started_at=attrs[STARTED],
         finished_at=ended.get("finished_at"),
         seconds=seconds,
-        origin=attrs.get(ENQUEUED, {}).get("origin", ""),
-        parent=attrs.get(ENQUEUED, {}).get("parent"),
+        origin=attrs.get(ENQUEUED_ATTR, {}).get("origin", ""),
+        parent=attrs.get(ENQUEUED_ATTR, {}).get("parent"),
         fork=trial_fork(trial),
-        by_command=bool(attrs.get(ENQUEUED, {}).get("by_hand")),
+        by_command=bool(attrs.get(ENQUEUED_ATTR, {}).get("by_hand")),
         failed_attempts=tuple(FailedAttempt(f["attempt"], f["reason"], f["step"]) for f in attrs.get(FAILURES, ())),
     )
 
 
 def trial_fork(trial: FrozenTrial) -> Fork | None:
     """Return the checkpoint of another trial that this one continues from; None if there is none."""
-    stored = trial.user_attrs.get(ENQUEUED, {}).get("fork")
+    stored = trial.user_attrs.get(ENQUEUED_ATTR, {}).get("fork")
     return None if stored is None else Fork.from_json(stored)
 
 
@@ -120,7 +120,7 @@ def trial_params(trial: FrozenTrial, order: Sequence[str]) -> dict[str, Any]:
 
 def _params(trial: FrozenTrial) -> dict[str, Any]:
     attrs = trial.user_attrs
-    return attrs[ENQUEUED]["params"] if ENQUEUED in attrs else attrs.get(PARAMS, trial.params)
+    return attrs[ENQUEUED_ATTR]["params"] if ENQUEUED_ATTR in attrs else attrs.get(PARAMS, trial.params)
 
 
 def to_snapshot(trial: FrozenTrial) -> TrialSnapshot:
@@ -136,8 +136,8 @@ def to_snapshot(trial: FrozenTrial) -> TrialSnapshot:
         diverged=attrs.get(OUTCOME, {}).get("diverged", False),
         updates=attrs.get(UPDATES),
         sampler_note=attrs.get(SAMPLER_NOTE, {}),
-        is_enqueued=ENQUEUED in attrs,
-        by_command=bool(attrs.get(ENQUEUED, {}).get("by_hand")),
+        is_enqueued=ENQUEUED_ATTR in attrs,
+        by_command=bool(attrs.get(ENQUEUED_ATTR, {}).get("by_hand")),
         fingerprint=attrs[FINGERPRINT],
         is_fork=trial_fork(trial) is not None,
         failures=tuple(

@@ -196,9 +196,9 @@ class SweepRepository:
     def add_pair_margins(self, connection: Connection, trial: int, metrics: Sequence[StepMetrics]) -> None:
         """Store the margins of each held-out pair, where the metrics have them."""
         rows = [
-            {"sweep": self.sweep, "trial": trial, "step": step_metrics.step, "pairs": step_metrics.pairs}
+            {"sweep": self.sweep, "trial": trial, "step": step_metrics.step, "pairs": step_metrics.pair_margins}
             for step_metrics in metrics
-            if step_metrics.pairs
+            if step_metrics.pair_margins
         ]
         if rows:
             connection.execute(tables.ADD_PAIRS, rows)

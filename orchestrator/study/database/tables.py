@@ -91,7 +91,7 @@ PAIRS = Table(
     _sweep(),
     _number("trial"),
     _number("step"),
-    Column("pairs", Text, nullable=False),  # StepMetrics.pairs, for the pruner that compares pair by pair
+    Column("pairs", Text, nullable=False),  # StepMetrics.pair_margins, for the pruner that compares pair by pair
 )
 
 PROGRESS = Table(

@@ -23,7 +23,7 @@ from orchestrator.spec.guard_config import (
     LossRule,
     RepetitionRule,
 )
-from trainer.metrics import EVAL
+from trainer.metrics import EVAL_PREFIX
 from trainer.results import CONTINUE, StepMetrics, StopDecision
 
 _MIN_FALL = 1.0
@@ -43,7 +43,7 @@ def make_rules(config: GuardConfig) -> list[GuardRule]:
     """Return new rules for one trial, the most specific first."""
     found: list[GuardRule] = []
     if config.chosen_logps is not None:
-        found += [_ChosenLogps(config.chosen_logps, EVAL), _ChosenLogps(config.chosen_logps, "")]
+        found += [_ChosenLogps(config.chosen_logps, EVAL_PREFIX), _ChosenLogps(config.chosen_logps, "")]
     if config.grad_norm is not None:
         found.append(_GradNorm(config.grad_norm))
     if config.loss is not None:
@@ -81,7 +81,7 @@ class _Loss:
         loss = step_metrics.metrics.get("loss")
         if not self._trained:
             self._initial = max(
-                self._initial, *(step_metrics.metrics.get(name, -math.inf) for name in ("loss", f"{EVAL}loss"))
+                self._initial, *(step_metrics.metrics.get(name, -math.inf) for name in ("loss", f"{EVAL_PREFIX}loss"))
             )
         if loss is None:
             return ""
@@ -142,14 +142,14 @@ class _ChosenLogps:
 
     def __init__(self, config: ChosenLogpsRule, prefix: str) -> None:
         self._config, self._prefix, self._streak = config, prefix, _Streak()
-        self._updates = 1 if prefix == EVAL else config.updates
+        self._updates = 1 if prefix == EVAL_PREFIX else config.updates
         self._initial_model: _InitialValues | None = None
         self._initial: _InitialValues | None = None
 
     def update(self, step_metrics: StepMetrics) -> str:
         """Return the reason if the chosen responses' log-prob has fallen too far for long enough."""
         if self._initial_model is None:
-            self._initial_model = _initial_values(step_metrics, EVAL)
+            self._initial_model = _initial_values(step_metrics, EVAL_PREFIX)
         now = _initial_values(step_metrics, self._prefix)
         if now is None:
             return ""
@@ -163,7 +163,7 @@ class _ChosenLogps:
         fell_while_margin_rose = config.fall is not None and fall >= config.fall and rises
         if self._streak.extend(step_metrics.step, below_floor or fell_far or fell_while_margin_rose) < self._updates:
             return ""
-        which = "held-out chosen" if self._prefix == EVAL else "chosen"
+        which = "held-out chosen" if self._prefix == EVAL_PREFIX else "chosen"
         margin = f"from {initial.margin:.2f} to {now.margin:.2f}"
         beyond = f", below {config.lowest:g}," if below_floor else ""
         return (
@@ -185,7 +185,7 @@ class _Repetition:
 
     def update(self, step_metrics: StepMetrics) -> str:
         """Return the reason if completions have become too repetitive, in enough consecutive evaluations."""
-        share = step_metrics.metrics.get(f"{EVAL}repetition")
+        share = step_metrics.metrics.get(f"{EVAL_PREFIX}repetition")
         if share is None:
             return ""
         self._initial = share if self._initial is None else self._initial
@@ -207,12 +207,12 @@ class _AnswerLength:
 
     def update(self, step_metrics: StepMetrics) -> str:
         """Return the reason if completions have become too long, in enough consecutive evaluations."""
-        length = step_metrics.metrics.get(f"{EVAL}answer_length")
+        length = step_metrics.metrics.get(f"{EVAL_PREFIX}answer_length")
         if length is None:
             return ""
         if self._initial is None:
             self._initial = length
-            self._reference_length = max(length, step_metrics.metrics.get(f"{EVAL}lengths/chosen", 0.0))
+            self._reference_length = max(length, step_metrics.metrics.get(f"{EVAL_PREFIX}lengths/chosen", 0.0))
         self._looks = self._looks + 1 if length > self._config.ratio * self._reference_length else 0
         if self._looks < self._config.looks:
             return ""
@@ -224,7 +224,7 @@ class _AnswerLength:
         )
 
 
-ALWAYS_FINITE = ("loss", "grad_norm", f"{EVAL}loss")
+ALWAYS_FINITE = ("loss", "grad_norm", f"{EVAL_PREFIX}loss")
 """Metrics that end a trial if they are not finite, as do the objectives."""
 
 

@@ -8,10 +8,10 @@ from operator import attrgetter
 
 from orchestrator.study.pruning.divergence_guard import DivergenceGuard
 from orchestrator.study.pruning.pruner import TrialPruner
-from trainer.metrics import EVAL
+from trainer.metrics import EVAL_PREFIX
 from trainer.results import CONTINUE, StepMetrics, StopDecision
 
-LOSS_METRICS = ("loss", "grad_norm", f"{EVAL}loss")
+LOSS_METRICS = ("loss", "grad_norm", f"{EVAL_PREFIX}loss")
 """Metrics whose scale depends on the loss settings."""
 
 
@@ -53,7 +53,9 @@ class EarlyStopping:
                 self.decision = self._guard.decision
                 if not self.decision.stop and clean and self._metric in clean[0].metrics:
                     self._curve[step_metrics.step] = clean[0].metrics[self._metric]
-                    if reason := self._make_pruner().prune_reason(self._curve, step_metrics.step, step_metrics.pairs):
+                    if reason := self._make_pruner().prune_reason(
+                        self._curve, step_metrics.step, step_metrics.pair_margins
+                    ):
                         self.decision = StopDecision(stop=True, reason=reason)
         return counted
 

@@ -17,7 +17,7 @@ from orchestrator.spec.search.dimensions import (
     IntUniform,
     LogUniform,
     Uniform,
-    is_numeric,
+    is_numeric_dimension,
     values_equal,
 )
 from orchestrator.spec.search.space import SearchSpace
@@ -125,7 +125,7 @@ def search_columns(space: SearchSpace, *, ordinal: bool = False) -> list[SearchC
             )
             continue
         dimension = space.dimensions[path]
-        if ordinal and isinstance(dimension, Choice) and is_numeric(dimension):
+        if ordinal and isinstance(dimension, Choice) and is_numeric_dimension(dimension):
             ranked = tuple(sorted(dimension.choice))  # pyright: ignore[reportArgumentType]  numbers only
             out.append(SearchColumn(path, axis, IntDistribution(0, len(ranked) - 1), ranked))
             continue

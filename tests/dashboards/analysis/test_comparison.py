@@ -31,7 +31,7 @@ def test_the_ruler_ranks_objectives_whatever_their_own_goal(tmp_path: Path) -> N
     dpo = swept(tmp_path, "dpo", 0.3, base=DPO, search={"training.seed": {"int_uniform": [1, 2]}}, goal=objective)
     found = compare_sweeps([dpo, simpo])
     assert [c.frame.name for c in found.sweeps] == ["simpo", "dpo"]
-    assert [c.objective for c in found.sweeps] == ["simpo", "dpo"]
+    assert [c.loss_name for c in found.sweeps] == ["simpo", "dpo"]
     assert found.sweeps[1].behind.low > 0
     assert "clearly ahead of all others" in comparison_summary(found)
     assert found.warnings == ()

@@ -51,7 +51,7 @@ def _with_pairs(trial: TrialFrame, count: int, right: int, before: int) -> Trial
     curve = [(0, before / count), (40, right / count)]
     view = replace(trial.curves, record=replace(trial.record, value=right / count), curves={**trial.curves.curves})
     view.curves[METRIC] = curve
-    return replace(trial, curves=view, pairs=pairs)
+    return replace(trial, curves=view, held_out_pairs=pairs)
 
 
 def said(found: list[DiagnosisFinding]) -> str:
@@ -90,7 +90,7 @@ def test_advice_over_few_pairs_asks_for_more_pairs_than_there_are(data: st.DataO
     assert "accuracy may be no better than chance" not in words
     if best > count / 2:
         assert "no better than chance" not in words
-    start = sum(winner.pairs.initial().margins > 0)  # pyright: ignore[reportOptionalMemberAccess]
+    start = sum(winner.held_out_pairs.initial().margins > 0)  # pyright: ignore[reportOptionalMemberAccess]
     if best > start:
         logged = {finding.rule for finding in analysis.findings} & {"few_pairs", "coin_toss"}
         assert bool(logged) == (binomtest(best, count).proportion_ci().low <= 0.5)
@@ -143,9 +143,9 @@ def test_a_rank_correlation_is_clear_only_where_its_test_says_so(count: int, see
 def test_a_preference_for_length_needs_more_than_three_pairs() -> None:
     frame = with_pairs(4, [3, 1, 1], before=1)
     winner = frame.ranked[0]
-    assert winner.pairs is not None
-    few = replace(winner.pairs, chosen_tokens=np.array([14.0, 13.0, 12.0, 11.0]), initial_chosen=None)
-    trials = tuple(replace(trial, pairs=few) if trial is winner else trial for trial in frame.trials)
+    assert winner.held_out_pairs is not None
+    few = replace(winner.held_out_pairs, chosen_tokens=np.array([14.0, 13.0, 12.0, 11.0]), initial_chosen=None)
+    trials = tuple(replace(trial, held_out_pairs=few) if trial is winner else trial for trial in frame.trials)
     assert "length_bias" not in {f.rule for f in diagnose(replace(frame, trials=trials))}
 
 

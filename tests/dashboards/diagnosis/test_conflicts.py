@@ -67,7 +67,7 @@ def test_no_two_findings_advise_opposite_moves_of_one_setting(frame: SweepFrame)
 @given(sweeps())
 def test_no_advice_on_the_edge_rests_on_a_tie(frame: SweepFrame) -> None:
     for finding in diagnose(frame):
-        if finding.rule == "at_the_edge":
+        if finding.rule == "at_the_edge" and finding.setting:  # "" where a stronger finding moves the setting
             best = frame.comparable_trials[0].record
             others = [
                 c.record

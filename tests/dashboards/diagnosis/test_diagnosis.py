@@ -178,7 +178,7 @@ def test_a_coin_and_ties(tmp_path: Path) -> None:
     assert found["worse_than_start"].level is FindingLevel.SERIOUS
     assert "coin_toss" not in found, "one says smaller steps, the other larger ones"
     frame = swept(tmp_path / "ties", inner_best)
-    pairs = frame.ranked[0].pairs
+    pairs = frame.ranked[0].held_out_pairs
     pairs.chosen[:10] = pairs.rejected[:10] = -4.0
     pairs.chosen_tokens[:10] = pairs.rejected_tokens[:10] = 4.0
     assert "10 of 300 pairs have exactly the same log-prob" in rules(frame)["ties"].evidence

@@ -71,7 +71,7 @@ def text_of(console: Console) -> str:
 
 
 def test_a_stopped_trial_is_shown_with_its_reason_at_every_width(console: Console) -> None:
-    view = LiveTableView(SPEC, console, total=3, updates_of=lambda _: 4)
+    view = LiveTableView(SweepProgress(SPEC, 3, lambda _: 4), console)
     view.update_trial(record(0, TrialState.RUNNING))
     view.add_metrics(0, curve([0.5, 0.6, 0.7]))
     view.update_trial(record(1, TrialState.RUNNING))
@@ -87,7 +87,7 @@ def test_a_stopped_trial_is_shown_with_its_reason_at_every_width(console: Consol
 
 def test_plain_lines_carry_no_control_characters() -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
-    view = PlainLogView(SPEC, console, total=1, updates_of=lambda _: 2)
+    view = PlainLogView(SweepProgress(SPEC, 1, lambda _: 2), console)
     view.update_trial(record(0, TrialState.RUNNING))
     view.add_metrics(0, curve([0.5, 0.75]))
     view.update_trial(record(0, TrialState.COMPLETE, value=0.75))
@@ -167,7 +167,7 @@ def test_small_texts() -> None:
 def test_two_hundred_trials_fit_the_screen_with_the_running_and_the_best(width: int) -> None:
     console = Console(file=io.StringIO(), width=width, height=24, force_terminal=True, color_system=None)
     clock = Hands()
-    view = LiveTableView(SPEC, console, total=200, updates_of=lambda _: 4, clock=clock)
+    view = LiveTableView(SweepProgress(SPEC, 200, lambda _: 4, clock), console)
     for number in range(150):
         ended = record(number, TrialState.COMPLETE, value=0.9 if number == 7 else 0.5)
         view.update_trial(ended if number % 3 else record(number, TrialState.PRUNED, reason="an earlier verdict"))
@@ -192,7 +192,7 @@ def test_two_hundred_trials_fit_the_screen_with_the_running_and_the_best(width: 
 def test_what_comes_in_a_burst_is_drawn_once_and_nothing_is_left_undrawn() -> None:
     console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
     clock = Hands()
-    view = LiveTableView(SPEC, console, total=200, updates_of=lambda _: 4, clock=clock)
+    view = LiveTableView(SweepProgress(SPEC, 200, lambda _: 4, clock), console)
     for number in range(200):
         view.update_trial(record(number, TrialState.COMPLETE, value=0.5))
         view.add_metrics(number, curve([0.4, 0.5]))
@@ -209,7 +209,7 @@ def test_what_comes_in_a_burst_is_drawn_once_and_nothing_is_left_undrawn() -> No
 def test_the_time_left_follows_from_the_speed_of_this_driver() -> None:
     console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
     clock = Hands()
-    view = LiveTableView(SPEC, console, total=15, updates_of=lambda _: 4, clock=clock)
+    view = LiveTableView(SweepProgress(SPEC, 15, lambda _: 4, clock), console)
     clock.now += 300.0  # an sft stage before them
     for number in range(10):
         view.update_trial(record(number, TrialState.COMPLETE, value=0.5))  # an earlier driver's
@@ -314,7 +314,7 @@ def test_a_tie_has_one_star_and_is_named() -> None:
 
 def test_trials_without_a_worker_wait_and_enqueued_ones_count_from_the_start() -> None:
     console = Console(file=io.StringIO(), width=200, height=40, force_terminal=False)
-    view = PlainLogView(SPEC, console, total=2, updates_of=lambda _: 4)
+    view = PlainLogView(SweepProgress(SPEC, 2, lambda _: 4), console)
     for number in range(2):
         view.update_trial(record(number, TrialState.RUNNING, started_at=1.0))  # an earlier driver's
     again = record(0, TrialState.RUNNING, started_at=1.0)
@@ -352,7 +352,7 @@ def test_no_time_left_is_shown_until_some_work_was_measured_and_it_never_jumps()
 def test_a_stage_with_known_length_has_a_bar() -> None:
     console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
     clock = Hands()
-    view = LiveTableView(SPEC, console, total=2, clock=clock)
+    view = LiveTableView(SweepProgress(SPEC, 2, clock=clock), console)
     view.set_activity("sft: 0 of 40 updates")
     clock.now += 1.0
     view.set_stage_progress(30, 40)

@@ -4,7 +4,7 @@ from unittest.mock import patch
 import pytest
 
 from orchestrator import cli
-from orchestrator.commands.init_file import OBJECTIVES
+from orchestrator.commands.init_file import LOSSES
 from orchestrator.spec.loading.loader import load_spec
 from trainer.config.trial import FileSource
 
@@ -15,7 +15,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", LOSSES)
 @pytest.mark.parametrize("gpus", ["0", "2"])
 def test_what_is_written_loads(objective: str, gpus: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["init", "first.yaml", "--objective", objective, "--gpus", gpus]) == 0

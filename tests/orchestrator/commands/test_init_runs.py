@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from orchestrator import cli
-from orchestrator.commands.init_file import DEFAULT_DATA, DEFAULT_MODEL, OBJECTIVES
+from orchestrator.commands.init_file import DEFAULT_DATA, DEFAULT_MODEL, LOSSES
 from orchestrator.commands.local_plan import plan_locally
 from orchestrator.commands.request_commands import enqueue_trial
 from orchestrator.commands.status import status
@@ -42,7 +42,7 @@ TINY = GeneratedModel(
     num_key_value_heads=1,
 )
 ROWS = 60
-MATRIX = list(itertools.product(OBJECTIVES, (False, True), (0, 2), (False, True)))
+MATRIX = list(itertools.product(LOSSES, (False, True), (0, 2), (False, True)))
 """Objective, adapters or not, GPUs, model and data local or on the hub."""
 
 
@@ -257,7 +257,7 @@ def test_a_tokenizer_of_its_own_code_is_not_run_and_its_rows_are_not_measured(
     assert load_spec(Path("sweep.yaml")).base.data.max_length == 512, "the model's last position"
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", LOSSES)
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_trial_given_by_hand_has_a_value_of_the_search_for_all_that_it_leaves_out(
     objective: str, lora: bool, made: Path

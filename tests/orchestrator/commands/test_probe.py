@@ -76,11 +76,11 @@ def test_on_a_gpu_the_micro_batch_is_corrected_too() -> None:
             "lora": {},
         }
     )
-    from orchestrator.spec.estimates.cost_estimate import estimate
+    from orchestrator.spec.estimates.cost_estimate import estimate_cost
     from orchestrator.spec.estimates.gpu_memory import memory
 
     machine = GpuAssumptions(gpu_memory=40e9, price=2.0)
-    made = estimate([config], [100], shape, machine, 4, eval_pairs=100)
+    made = estimate_cost([config], [100], shape, machine, 4, eval_pairs=100)
     held_trial = memory(config, shape, 8192).total
     update = MeasuredUpdate("NVIDIA H100", 1, 128, 300_000, 20.0, round(1.25 * held_trial), 8192)
     probe = compare_with_formula(update, config, shape, machine, made)

@@ -48,7 +48,7 @@ class Faulty:
 
     def interrupt(self) -> None: ...
     def train(
-        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork_folder: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         script = json.loads((self._root / "script.json").read_text())
         tokens, path = config.training.tokens_per_micro_batch, folder / "step"
@@ -107,9 +107,9 @@ def test_half_the_micro_batch_from_the_newest_checkpoint_and_the_trials_know(tmp
     ran.study.dispose()
     with Study.open(sweep_folder(tmp_path)) as later:
         trial = later.ask()
-        assert trial.micro_batch == 128
+        assert trial.micro_batch_limit == 128
         smaller = later.retry(trial, 100, "a trial knows better")
-        assert (smaller.micro_batch, later.micro_batch_limit()) == (100, 100)
+        assert (smaller.micro_batch_limit, later.micro_batch_limit()) == (100, 100)
 
 
 def test_one_pair_too_much_is_a_failure_in_words_and_teaches_nothing(tmp_path: Path, ray_cluster: None) -> None:

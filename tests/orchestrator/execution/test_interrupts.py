@@ -54,7 +54,7 @@ class Counting:
         self.interrupts += 1
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork_folder: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         yield StepMetrics(0, {"eval_loss": 1.0})
         return RunResult(TrainerEnd.FINISHED, "", 0)

@@ -108,10 +108,12 @@ def test_a_stage_has_one_attempt_and_goes_on_in_its_own_place(
 
 
 def test_a_clone_that_has_no_checkpoint_of_its_own_finds_what_it_begins_from(file: Mirror, tmp_path: Path) -> None:
-    disks = [dataclasses.replace(task(tmp_path / disk, file.url), fork=tmp_path / disk / "fork") for disk in "ab"]
+    disks = [
+        dataclasses.replace(task(tmp_path / disk, file.url), fork_folder=tmp_path / disk / "fork") for disk in "ab"
+    ]
     here, there = disks
-    write_checkpoint(here.fork, 7)
-    (here.fork / "samples.jsonl").write_text("answers until 7\n")
+    write_checkpoint(here.fork_folder, 7)
+    (here.fork_folder / "samples.jsonl").write_text("answers until 7\n")
     here.folder.mkdir(parents=True)
     at_work = MirrorUploader(here)
     assert at_work.download_attempts() == ()
@@ -120,8 +122,8 @@ def test_a_clone_that_has_no_checkpoint_of_its_own_finds_what_it_begins_from(fil
     at_work.cancel(finish_current=True)  # its machine is gone
     again = MirrorUploader(dataclasses.replace(there, attempt=2, folder=there.folder.parent / "2"))
     assert again.download_attempts() == ()
-    verify_checkpoint(list_checkpoints([there.fork])[0])
-    assert (there.fork / "samples.jsonl").read_text() == "answers until 7\n"
+    verify_checkpoint(list_checkpoints([there.fork_folder])[0])
+    assert (there.fork_folder / "samples.jsonl").read_text() == "answers until 7\n"
     (there.folder.parent / "2").mkdir(parents=True)
     for step in (8, 9):
         write_checkpoint(there.folder.parent / "2", step)

@@ -38,9 +38,9 @@ class Greedy(TrainingSession):
         return Greedy(self._cache, self)
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork_folder: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
-        course = super().train(config, folder, earlier_attempts, fork)
+        course = super().train(config, folder, earlier_attempts, fork_folder)
         while True:
             try:
                 step_metrics = next(course)

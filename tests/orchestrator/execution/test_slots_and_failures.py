@@ -143,11 +143,11 @@ def test_requests_are_handled_once_and_used_hours_are_reported(tmp_path: Path) -
     folder = SweepFolder(tmp_path, "s")
     with Study.create(folder, make_spec()) as study:
         study.start_driving()
-        assert StopConditions(study).poll() is None
+        assert StopConditions(study).read_study() is None
         study.add_request("stop", "enough", trial=3)
         study.add_request("stop", "all of it")
         stop_conditions = StopConditions(study)
-        assert stop_conditions.poll() == StopReason(StopKind.STOPPED, "all of it")
+        assert stop_conditions.read_study() == StopReason(StopKind.STOPPED, "all of it")
         assert [(r.trial, r.text) for r in stop_conditions.trial_requests] == [(3, "enough")]
         assert list(stop_conditions.trial_requests) == study.requests(), (
             "one about a trial stays until it has had its effect"
@@ -155,7 +155,7 @@ def test_requests_are_handled_once_and_used_hours_are_reported(tmp_path: Path) -
     folder = SweepFolder(tmp_path, "short")
     with Study.create(folder, make_spec(name="short", budget={"hours": 1e-9})) as study:
         study.start_driving()
-        stop = StopConditions(study).poll()
+        stop = StopConditions(study).read_study()
         assert stop.kind is StopKind.OUT_OF_BUDGET
         assert "--set budget.hours" in stop.text
 

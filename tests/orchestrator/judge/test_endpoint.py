@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.judge.answer_pairs import AnswerPair, endpoint_preferences, endpoint_questions
-from orchestrator.judge.endpoint_batch import EndpointBatch, estimate, total_usage, votes_file
+from orchestrator.judge.endpoint_batch import EndpointBatch, estimate_usage, total_usage, votes_file
 from orchestrator.judge.endpoint_client import (
     EndpointClient,
     EndpointRefused,
@@ -318,11 +318,11 @@ def test_malformed_answers_cost_no_more_than_was_agreed_either(server: FakeJudge
 
 def test_the_estimate_is_an_upper_bound(server: FakeJudge, tmp_path: Path) -> None:
     config = endpoint(server, prompt_price=2.0, completion_price=8.0, max_tokens=32)
-    expected = estimate(config, [question.characters for question in endpoint_questions(MATCHES)])
+    expected = estimate_usage(config, [question.characters for question in endpoint_questions(MATCHES)])
     assert (expected.calls, expected.completion_tokens) == (24, 24 * 32)
     assert expected.cost == pytest.approx((expected.prompt_tokens * 2 + 24 * 32 * 8) / 1e6)
     assert "24 calls" in str(expected)
-    assert "no prices are given" in str(estimate(endpoint(server), [400]))
+    assert "no prices are given" in str(estimate_usage(endpoint(server), [400]))
 
 
 def test_stopped_in_the_middle_it_keeps_what_it_has(server: FakeJudge, tmp_path: Path) -> None:

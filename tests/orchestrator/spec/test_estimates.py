@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, estimate
+from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, estimate_cost
 from orchestrator.spec.estimates.gpu_memory import GB, max_micro_batch_tokens, memory, suggest_change
 from orchestrator.spec.estimates.input_sizes import KNOWN_SHAPES, ModelShape, model_shape, shape_from_config
 from trainer.config.trial import GeneratedModel, LoraConfig, ModelConfig, TrialConfig
@@ -137,7 +137,7 @@ def test_time_and_cost_are_the_flops() -> None:
     shape = ModelShape(64, 2, 4, 4, 16, 128, 100)
     machine = GpuAssumptions(tflops=1.0, efficiency=0.5, price=2.0, tokens_per_pair=1)
     config = trial(training={"pairs_per_update": 10, "eval_steps": 5})
-    made = estimate([config], [20], shape, machine, 3, eval_pairs=7)
+    made = estimate_cost([config], [20], shape, machine, 3, eval_pairs=7)
     weights = shape.linear_parameters + 6400
     forward = 2 * weights + 2 * 64
     expected = 20 * 10 * 3 * forward + 7 * 5 * forward
@@ -149,7 +149,7 @@ def test_time_and_cost_are_the_flops() -> None:
 
 def test_what_does_not_fit_is_said_with_what_does() -> None:
     config = trial(training=CHECKPOINTED)
-    made = estimate([config], [], LLAMA, GpuAssumptions(gpu_memory=80 * GB), 3, eval_pairs=None)
+    made = estimate_cost([config], [], LLAMA, GpuAssumptions(gpu_memory=80 * GB), 3, eval_pairs=None)
     assert made.tokens_per_micro_batch is None
     assert (made.gpu_hours, made.cost) == (None, None)
     assert "it fits with base.model.dtype: bfloat16, base.lora: {}" in made.warnings[0]

@@ -89,11 +89,11 @@ def test_a_process_that_only_reads_sees_the_retry(create: Callable[..., Study], 
 
 def test_memory_that_did_not_suffice_limits_nobody_after_the_retry(create: Callable[..., Study]) -> None:
     study = create()
-    trial = study.retry(asked(study), micro_batch=64, reason="CUDA out of memory")
+    trial = study.retry(asked(study), micro_batch_limit=64, reason="CUDA out of memory")
     study.tell(trial, Outcome(TrialState.FAILED, "out of memory", FailureKind.OUT_OF_MEMORY))
     study.retry_failed([0], "a larger GPU")
     assert study.micro_batch_limit() is None
-    assert asked(study).micro_batch is None
+    assert asked(study).micro_batch_limit is None
 
 
 def test_a_stop_for_the_same_bug_names_the_trials_that_failed_alike(create: Callable[..., Study]) -> None:

@@ -259,6 +259,23 @@ class TestMlflow(ReceiverContract):
         times = {m.step: m.timestamp for m in client.get_metric_history(run.info.run_id, "loss")}
         assert times == {k: 99_000 if k == 30 else 2000 + 1000 * k for k in range(60)}
 
+    def test_a_file_that_a_killed_driver_was_attaching_leaves_nothing_behind(
+        self, tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+        self.tell(self.open(tmp_path), artifact)
+        (tmp_path / "b.txt").write_text("b")
+        with monkeypatch.context() as killed:  # before MLflow renames its temporary file, and without its clean-up
+            killed.setattr(LocalArtifactRepository, "_publish_staged_artifact", lambda *_, **__: 1 / 0)
+            killed.setattr(LocalArtifactRepository, "_cleanup_staged_artifact", lambda *_: None)
+            with pytest.raises(ZeroDivisionError):
+                self.open(tmp_path).log_artifact("0", tmp_path / "b.txt", "samples")
+        folder = next(tmp_path.rglob("artifacts/samples"))
+        assert len(list(folder.iterdir())) == 2
+        self.open(tmp_path).log_artifact("0", tmp_path / "b.txt", "samples")
+        assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "b.txt"]
+
 
 def _uri(root: Path) -> str:
     return f"sqlite:///{root / 'mlflow.db'}"

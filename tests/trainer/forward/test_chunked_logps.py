@@ -12,7 +12,7 @@ from tests.support.trl_oracle import make_pairs
 from trainer import memory_limits
 from trainer.config.loss_config import LossConfig, SimpoLoss
 from trainer.forward.chunked_logps import ChunkSize, Head, objective_loss, sequence_logps
-from trainer.forward.packing import SEGMENTS, Batch, pack_pairs
+from trainer.forward.packing import TOKEN_KINDS, Batch, pack_pairs
 from trainer.objectives.losses import pair_loss, required_stats
 from trainer.objectives.pair_logps import LossTerms, PairLogps, UpdateTotals
 
@@ -46,8 +46,8 @@ def plain_logps(hidden: torch.Tensor, batch: Batch, head: Head) -> PairLogps:
     pure = (2 * distribution).logsumexp(-1).double()
 
     def sums(values: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = torch.zeros(len(batch) * len(SEGMENTS), dtype=torch.float64).index_add(0, batch.segments, values)
-        return dict(zip(SEGMENTS, found.view(-1, len(SEGMENTS)).unbind(1), strict=True))
+        found = torch.zeros(len(batch) * len(TOKEN_KINDS), dtype=torch.float64).index_add(0, batch.pair_kinds, values)
+        return dict(zip(TOKEN_KINDS, found.view(-1, len(TOKEN_KINDS)).unbind(1), strict=True))
 
     by, collision_prob = sums(tokens), sums(pure.detach())
     return PairLogps(

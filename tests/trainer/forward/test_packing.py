@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.trl_oracle import Pair, make_pairs
-from trainer.forward.packing import SEGMENTS, Batch, micro_batches, pack_pairs, packed_lengths, pad_pairs
+from trainer.forward.packing import TOKEN_KINDS, Batch, micro_batches, pack_pairs, packed_lengths, pad_pairs
 
 LAYOUTS = {"packed": pack_pairs, "separate": pad_pairs}
 
 
-def by_segment(batch: Batch, pairs: list[Pair]) -> dict[tuple[int, str], list[int]]:
+def by_kind(batch: Batch, pairs: list[Pair]) -> dict[tuple[int, str], list[int]]:
     found: dict[tuple[int, str], list[int]] = {}
-    for segment, target in zip(batch.segments.tolist(), batch.targets.tolist(), strict=True):
-        found.setdefault((segment // len(SEGMENTS), SEGMENTS[segment % len(SEGMENTS)]), []).append(target)
+    for pair_kind, target in zip(batch.pair_kinds.tolist(), batch.targets.tolist(), strict=True):
+        found.setdefault((pair_kind // len(TOKEN_KINDS), TOKEN_KINDS[pair_kind % len(TOKEN_KINDS)]), []).append(target)
     return found
 
 
@@ -53,9 +53,9 @@ def test_every_scored_token_follows_its_own_context(layout: str, prompt: bool) -
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_segments_cut_responses_at_the_shorter_ones_length(layout: str) -> None:
+def test_responses_are_divided_at_the_length_of_the_shorter_one(layout: str) -> None:
     pairs = make_pairs(5)
-    found = by_segment(LAYOUTS[layout](pairs, prompt=True), pairs)
+    found = by_kind(LAYOUTS[layout](pairs, prompt=True), pairs)
     for number, pair in enumerate(pairs):
         shared = min(len(pair.chosen), len(pair.rejected))
         for name in ("chosen", "rejected"):
@@ -90,7 +90,7 @@ def test_rows_of_a_pair_are_adjacent() -> None:
     batch = pack_pairs(make_pairs(5), prompt=True)
     assert batch.pair_rows[-1] == len(batch.rows)
     for number, (low, high) in enumerate(zip(batch.pair_rows, batch.pair_rows[1:], strict=False)):
-        assert set((batch.segments[low:high] // len(SEGMENTS)).tolist()) == {number}
+        assert set((batch.pair_kinds[low:high] // len(TOKEN_KINDS)).tolist()) == {number}
 
 
 @pytest.mark.parametrize("empty", ["prompt", "chosen", "rejected"])
