@@ -113,7 +113,7 @@ def test_given_trials_run_first(name: str, tmp_path: Path) -> None:
     study.dispose()
 
 
-def test_every_loss_of_trl_is_tried_once() -> None:
+def test_every_loss_of_dpo_is_tried_once() -> None:
     spec = load_spec(Path(sweeps.__file__).parent / "llama3-8b-dpo-losses.yaml")
     assert sorted(map(str, spec.search.listed_values("loss.loss_type"))) == sorted(get_args(DpoLossType))
 

@@ -39,7 +39,7 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
         "simpo_gamma": _MARGIN,
         "gamma": _MARGIN,
         "gamma_beta_ratio": _MARGIN,
-        "lambda": "is not a parameter of DPO; the strength of the preference is beta",
+        "lambda": "is not a parameter of DPO; the strength of the preference is beta, DPOP's lambda dpop_lambda",
         "orpo_lambda": _LAMBDA,
         "alpha": _ALPHA,
     },
@@ -183,8 +183,11 @@ DpoLossType = Literal[
     "apo_zero",
     "apo_down",
     "discopop",
+    "dpop",
     "sft",
 ]
+OWN_TERMS = frozenset[DpoLossType]({"dpop"})
+"""Terms that TRL's DPOTrainer 1.16 lacks."""
 SMOOTHED_TERMS = frozenset[DpoLossType]({"robust", "exo_pair", "aot", "aot_unpaired"})
 """Terms that use label_smoothing. TRL silently ignores it for the other terms."""
 SORTED_TERMS = frozenset[DpoLossType]({"aot", "aot_unpaired"})
@@ -192,17 +195,19 @@ F_DIVERGENCE_TERMS = frozenset[DpoLossType](
     {"sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "discopop"}
 )
 """Terms of a score difference, in which the f-divergence's unknown constant cancels."""
+_SETTINGS_OF_A_TERM: Mapping[str, DpoLossType] = {"discopop_tau": "discopop", "dpop_lambda": "dpop"}
+"""Setting -> the only term that uses it."""
 
 
 class DpoLoss(BaseLoss):
     """DPO and related losses relative to the frozen initial model: one term, or a weighted sum of several.
 
-    Names, defaults and formulas are those of TRL's DPOTrainer 1.16.
+    Names, defaults and formulas are those of TRL's DPOTrainer 1.16; of dpop those of its paper (Pal et al. 2024).
     """
 
     kind: Literal["dpo"] = "dpo"
     loss_type: DpoLossType | tuple[DpoLossType, ...] = Field(
-        default="sigmoid", description="One of TRL's loss types, or a list of them to add up."
+        default="sigmoid", description="One of TRL's loss types or dpop, or a list of them to add up."
     )
     loss_weights: tuple[PositiveFloat, ...] | None = Field(
         default=None, description="One per loss_type; all 1 if absent."
@@ -219,6 +224,9 @@ class DpoLoss(BaseLoss):
     ld_alpha: Fraction | None = Field(default=None, description="LD-DPO: weight of tokens beyond the shorter response.")
     use_weighting: bool = Field(default=False, description="WPO: weight pairs by their likelihood under the policy.")
     discopop_tau: PositiveFloat = Field(default=0.05, description="Temperature of discopop.")
+    dpop_lambda: NonNegativeFloat = Field(
+        default=50.0, description="DPOP: weight of a chosen response's fall below the reference; 0 is DPO."
+    )
 
     @field_validator("loss_type", mode="before")
     @classmethod
@@ -275,8 +283,9 @@ class DpoLoss(BaseLoss):
             )
         if self.f_alpha_divergence_coef != 0.5 and self.f_divergence_type != "alpha_divergence":
             raise ValueError("f_alpha_divergence_coef is used only with f_divergence_type alpha_divergence")
-        if self.discopop_tau != 0.05 and "discopop" not in used:
-            raise ValueError(f"discopop_tau is not used by {named}")
+        for setting, term in _SETTINGS_OF_A_TERM.items():
+            if getattr(self, setting) != type(self).model_fields[setting].default and term not in used:
+                raise ValueError(f"{setting} is not used by {named}")
         if self.use_weighting and used & (SORTED_TERMS | {"sft"}):
             raise ValueError(
                 f"use_weighting weights single pairs, which {named} does not have; for an SFT term use nll_scale"

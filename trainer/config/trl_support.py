@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, assert_never
 
-from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import OWN_TERMS, CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimpoLoss
 
 EngineName = Literal["packed", "trl"]
 
@@ -59,6 +59,8 @@ def unsupported_by_trl(
 
 
 def _dpo_unsupported(loss: DpoLoss, single_batch: bool) -> Iterator[str]:
+    if own := [term for term, _ in loss.terms if term in OWN_TERMS]:
+        yield f"TRL's DPOTrainer has no loss_type {', '.join(own)}; use engine packed"
     if {term for term, _ in loss.terms} == {"sft"}:
         yield "engine trl trains on preferences: loss_type sft alone uses none; use engine packed"
     if loss.nll_scale > 0 and loss.use_weighting:

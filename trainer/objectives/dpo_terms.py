@@ -1,4 +1,4 @@
-"""The per-pair terms of the DPO family: formulas and names of TRL's DPOTrainer 1.16, numerically stable.
+"""The per-pair terms of the DPO family: formulas and names of TRL's DPOTrainer 1.16 and of papers, numerically stable.
 
 Symbols: lp, lpr summed log-prob under policy and reference; a = lp_w - lpr_w, d = lp_l - lpr_l; n tokens;
 s_w, s_l the scores f'(ratio) of an f-divergence (a and d for reverse KL); delta = s_w - s_l; ls = log sigmoid.
@@ -100,7 +100,11 @@ def _score(loss: DpoLoss, ratio: Tensor) -> Tensor:
 
 
 def term_losses(term: DpoLossType, loss: DpoLoss, ratios: LogRatios) -> Tensor:
-    """Return one term's loss of each pair, [N]; for sorted terms (aot) of each rank in the sort."""
+    """Return one term's loss of each pair, [N]; for sorted terms (aot) of each rank in the sort.
+
+    dpop (Pal et al. 2024, arXiv 2402.13228, eq. 3; lambda within beta as in the authors' code, abacusai/smaug issue 2):
+    -ls(beta (a - d - dpop_lambda max(0, -a))).
+    """
     beta, smoothing = loss.beta, loss.label_smoothing
     scaled = beta * (ratios.chosen_score - ratios.rejected_score)
     chosen, rejected = beta * ratios.chosen, beta * ratios.rejected
@@ -137,6 +141,8 @@ def term_losses(term: DpoLossType, loss: DpoLoss, ratios: LogRatios) -> Tensor:
             return chosen.sigmoid() + (rejected - chosen).sigmoid()
         case "discopop":
             return _discopop(scaled, loss.discopop_tau)
+        case "dpop":
+            return -logsigmoid(scaled - beta * loss.dpop_lambda * torch.relu(-ratios.chosen))
         case "sft":
             raise ValueError("sft is a mean over tokens, not a per-pair term")
         case _:

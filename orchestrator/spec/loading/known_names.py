@@ -319,6 +319,7 @@ LOSS_NAMES: Mapping[str, str] = {
     "wpo": "{kind: dpo, use_weighting: true}",
     "ld-dpo": "{kind: dpo, ld_alpha: 0.5}",
     "ld_dpo": "{kind: dpo, ld_alpha: 0.5}",
+    **dict.fromkeys(("dpo-positive", "dpo_positive", "dpopositive"), "{kind: dpo, loss_type: dpop}"),
     "slic": "{kind: dpo, loss_type: hinge}",
     "sppo": "{kind: dpo, loss_type: sppo_hard}",
     "apo": "{kind: dpo, loss_type: apo_zero}",

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from tests.support.objectives import OBJECTIVES, evaluate, pair_logps, random_logps, update_totals
 from tests.support.objectives import test_every_class_of_the_union_has_an_example as test_every_class  # noqa: F401
-from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import (
+    OWN_TERMS,
+    CpoLoss,
+    DpoLoss,
+    DpoLossType,
+    LossConfig,
+    OrpoLoss,
+    SftLoss,
+    SimpoLoss,
+)
 from trainer.objectives.losses import pair_loss, required_stats
 from trainer.objectives.pair_logps import PairLogps, UpdateTotals, merge_sums, metric_means, metric_sums
 
@@ -96,7 +105,7 @@ TABLE: dict[DpoLossType, tuple[float, dict[str, float]]] = {
 }
 
 
-@pytest.mark.parametrize("term", get_args(DpoLossType))
+@pytest.mark.parametrize("term", TABLE)
 def test_dpo_terms_have_the_values_that_trl_gave(term: DpoLossType) -> None:
     """Log-ratios 2 and -2, beta 0.1, 20 tokens; run with TRL 1.16. A sort of one pair sorts nothing: aot is sigmoid."""
     value, options = TABLE[term]
@@ -105,10 +114,15 @@ def test_dpo_terms_have_the_values_that_trl_gave(term: DpoLossType) -> None:
     assert float(found) == pytest.approx(value, abs=1e-6)
 
 
+def test_the_table_has_every_term_of_trl() -> None:
+    assert TABLE.keys() == set(get_args(DpoLossType)) - OWN_TERMS
+
+
 @pytest.mark.parametrize(
     ("loss", "value"),
     [
         (DpoLoss(), 0.6931),
+        (DpoLoss(loss_type="dpop"), 0.6931),
         (DpoLoss(loss_type="robust", label_smoothing=0.1), 0.6931),
         (DpoLoss(loss_type="ipo", beta=0.1), 25.0),
         (DpoLoss(loss_type="sppo_hard", beta=0.1), 50.0),
@@ -135,6 +149,20 @@ def test_nll_scale_adds_the_cross_entropy_per_chosen_token(loss: LossConfig) -> 
     scaled = loss.model_copy(update={"nll_scale": 0.3, **({"nll_prompt": False} if loss.kind == "orpo" else {})})
     nll = float(-logps.chosen.sum() / logps.chosen_tokens.sum())
     assert float(evaluate(scaled, logps).loss - evaluate(loss, logps).loss) == pytest.approx(0.3 * nll)
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=st.floats(-20, 20), d=st.floats(-20, 20), weight=st.floats(0, 100))
+def test_dpop_is_dpo_where_the_chosen_response_does_not_fall(a: float, d: float, weight: float) -> None:
+    logps = pair_logps([a], [d], [5], [9], ([0.0], [0.0]))
+    dpo = evaluate(DpoLoss(), logps)
+    dpop = evaluate(DpoLoss(loss_type="dpop", dpop_lambda=weight), logps)
+    assert torch.equal(dpop.chosen_rewards, dpo.chosen_rewards)
+    if a >= 0 or weight == 0:
+        assert torch.equal(dpop.loss, dpo.loss)
+    else:
+        assert float(dpop.loss) == pytest.approx(-log_sigmoid(0.1 * (a - d + weight * a)), rel=1e-9, abs=1e-12)
+        assert dpop.loss >= dpo.loss
 
 
 def test_orpo_worked_numbers() -> None:
@@ -238,7 +266,7 @@ def test_a_missing_reference_is_an_error(name: str) -> None:
 RANKING = (
     "simpo", "simpo-sft", "simpo-hinge", "alphapo", "dpo-sigmoid", "dpo-sigmoid_norm", "dpo-hinge", "dpo-bco_pair",
     "dpo-apo_zero", "dpo-discopop", "dpo-aot_unpaired", "dpo-sft", "dpo-mixture", "dpo-nll", "dpo-forward-kl", "dpo-js",
-    "dpo-alpha", "dpo-alpha-one", "dpo-ld", "cpo", "cpo-hinge", "orpo", "orpo-response", "sft",
+    "dpo-alpha", "dpo-alpha-one", "dpo-ld", "dpo-dpop", "cpo", "cpo-hinge", "orpo", "orpo-response", "sft",
 )  # fmt: skip
 """Objectives that only push apart. The others pull towards a target gap (ipo, sppo, smoothed ones), or push the chosen
 response down as well by their formula (nca, apo_down, exo)."""
