@@ -4,7 +4,16 @@ from typing import Any, get_args
 
 import torch
 
-from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import (
+    CpoLoss,
+    DpoLoss,
+    DpoLossType,
+    LossConfig,
+    OrpoLoss,
+    SftLoss,
+    SimperLoss,
+    SimpoLoss,
+)
 from trainer.objectives.losses import pair_loss
 from trainer.objectives.pair_logps import LossTerms, PairLogps, UpdateTotals
 
@@ -34,6 +43,8 @@ OBJECTIVES: dict[str, LossConfig] = {
     "cpo-ipo": CpoLoss(loss_type="ipo", nll_scale=0.5),
     "orpo": OrpoLoss(),
     "orpo-response": OrpoLoss(beta=0.3, nll_scale=0.5, nll_prompt=False),
+    "simper": SimperLoss(),
+    "simper-nll": SimperLoss(nll_scale=0.2),
     "sft": SftLoss(),
 }
 

@@ -171,6 +171,7 @@ def test_micro_batches_do_not_matter_where_pairs_are_coupled(session: TrainingSe
         {"kind": "cpo"},
         {"kind": "dpo", "loss_type": ["sigmoid", "hinge"], "loss_weights": [1, 0.5], "use_weighting": True},
         {"kind": "dpo", "loss_type": "dpop"},
+        {"kind": "simper"},
     ],
 )
 def test_other_objectives_train(session: TrainingSession, tmp_path: Path, loss: dict[str, object]) -> None:

@@ -69,6 +69,14 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
         "gamma": _MARGIN,
         "gamma_beta_ratio": _MARGIN,
     },
+    "simper": {
+        "sft_weight": "is SimPO's name of nll_scale; write nll_scale",
+        "reference_free": "is always so: SimPER has no reference; remove it",
+        **dict.fromkeys(
+            ("beta", "gamma", "gamma_beta_ratio", "simpo_gamma", "label_smoothing", "loss_type", "lambda", "alpha"),
+            "is no parameter of SimPER, which has none but nll_scale; remove it",
+        ),
+    },
 }
 """Kind of loss -> a name that is not one of its parameters -> what to write instead, and why."""
 
@@ -137,6 +145,13 @@ class SimpoLoss(BaseLoss):
     nll_scale: NonNegativeFloat = Field(
         default=0.0, description="Another name of sft_weight, common to all objectives."
     )
+
+    @field_validator("loss_type", mode="before")
+    @classmethod
+    def _no_simper(cls, value: Any) -> Any:
+        if str(value).lower() == "simper":
+            raise ValueError("SimPER is not a loss type of SimPO here: write loss.kind simper")
+        return value
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -236,8 +251,8 @@ class DpoLoss(BaseLoss):
             raise ValueError("aot_pair was renamed: write aot_unpaired (aot is the paired one and always was)")
         if "kto_pair" in loss_types:
             raise ValueError("kto_pair was removed from TRL and is not supported; bco_pair and apo_zero are similar")
-        if "simpo" in loss_types:
-            raise ValueError("simpo is not a DPO loss type: write loss.kind simpo")
+        if named := next((each for each in ("simpo", "simper") if each in loss_types), None):
+            raise ValueError(f"{named} is not a DPO loss type: write loss.kind {named}")
         if len(loss_types) > 1 and (unknown := [each for each in loss_types if each not in get_args(DpoLossType)]):
             named = ", ".join(map(str, unknown))
             raise ValueError(f"no loss type: {named}; it must be some of {', '.join(get_args(DpoLossType))}")
@@ -331,10 +346,20 @@ class OrpoLoss(BaseLoss):
     nll_prompt: bool = Field(default=True, description="Cross-entropy over prompt and chosen, as TRL; false: chosen.")
 
 
+class SimperLoss(BaseLoss):
+    """SimPER (Xiao et al. 2025, arXiv 2502.00883): inverse perplexity of rejected minus that of chosen responses.
+
+    It has no hyperparameter and no reference.
+    """
+
+    kind: Literal["simper"] = "simper"
+    nll_scale: NonNegativeFloat = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
+
+
 class SftLoss(BaseLoss):
     """Token-mean cross-entropy on the chosen responses; the objective of the `sft:` stage."""
 
     kind: Literal["sft"] = "sft"
 
 
-LossConfig = Annotated[SimpoLoss | DpoLoss | CpoLoss | OrpoLoss | SftLoss, Field(discriminator="kind")]
+LossConfig = Annotated[SimpoLoss | DpoLoss | CpoLoss | OrpoLoss | SimperLoss | SftLoss, Field(discriminator="kind")]

@@ -59,6 +59,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "dpo", "orpo_lambda": 1.0}, "belongs to ORPO"),
     ({"kind": "cpo", "rpo_alpha": 1.0}, "is called nll_scale here"),
     ({"kind": "orpo", "cpo_alpha": 1.0}, "is called nll_scale here"),
+    ({"kind": "simper", "beta": 2.0}, "is no parameter of SimPER"),
+    ({"kind": "simper", "sft_weight": 0.1}, "write nll_scale"),
+    ({"kind": "simpo", "loss_type": "SimPER"}, "loss.kind simper"),
+    ({"kind": "dpo", "loss_type": "simper"}, "loss.kind simper"),
     ({"kind": "kto"}, "does not match any of the expected tags"),
 ]
 

@@ -19,6 +19,7 @@ from trainer.config.loss_config import (
     LossConfig,
     OrpoLoss,
     SftLoss,
+    SimperLoss,
     SimpoLoss,
 )
 from trainer.objectives.losses import pair_loss, required_stats
@@ -143,7 +144,10 @@ def test_a_mixture_is_the_weighted_sum_of_its_terms() -> None:
     assert float(evaluate(unweighted, logps).loss) == pytest.approx(float(parts[0] + parts[1]))
 
 
-@pytest.mark.parametrize("loss", [SimpoLoss(), DpoLoss(), CpoLoss(nll_scale=0), OrpoLoss(nll_scale=0)], ids=str)
+_WITHOUT_NLL = [SimpoLoss(), DpoLoss(), CpoLoss(nll_scale=0), OrpoLoss(nll_scale=0), SimperLoss()]
+
+
+@pytest.mark.parametrize("loss", _WITHOUT_NLL, ids=str)
 def test_nll_scale_adds_the_cross_entropy_per_chosen_token(loss: LossConfig) -> None:
     logps = random_logps(5)
     scaled = loss.model_copy(update={"nll_scale": 0.3, **({"nll_prompt": False} if loss.kind == "orpo" else {})})
@@ -163,6 +167,18 @@ def test_dpop_is_dpo_where_the_chosen_response_does_not_fall(a: float, d: float,
     else:
         assert float(dpop.loss) == pytest.approx(-log_sigmoid(0.1 * (a - d + weight * a)), rel=1e-9, abs=1e-12)
         assert dpop.loss >= dpo.loss
+
+
+def test_simper_is_the_difference_of_inverse_perplexities() -> None:
+    """Per token -1.2 and -2.5: e^-2.5 - e^-1.2. Its reward is the average itself, and its loss lies within 1 of 0."""
+    terms = evaluate(SimperLoss(), pair_logps([-24.0], [-50.0], [20], [20]))
+    assert float(terms.loss) == pytest.approx(math.exp(-2.5) - math.exp(-1.2), rel=1e-12)
+    assert (float(terms.chosen_rewards), float(terms.rejected_rewards)) == (pytest.approx(-1.2), pytest.approx(-2.5))
+    found = metric_means(metric_sums(evaluate(SimperLoss(), random_logps(6))))
+    assert found["rewards/margins"] == pytest.approx(found["margins/logp"], rel=1e-12)
+    assert found["rewards/accuracies"] == found["accuracies/logp"]
+    for scale in (1e-6, 1.0, 1e6):
+        assert abs(float(evaluate(SimperLoss(), random_logps(9, per_token=scale)).loss)) <= 1
 
 
 def test_orpo_worked_numbers() -> None:
@@ -266,7 +282,8 @@ def test_a_missing_reference_is_an_error(name: str) -> None:
 RANKING = (
     "simpo", "simpo-sft", "simpo-hinge", "alphapo", "dpo-sigmoid", "dpo-sigmoid_norm", "dpo-hinge", "dpo-bco_pair",
     "dpo-apo_zero", "dpo-discopop", "dpo-aot_unpaired", "dpo-sft", "dpo-mixture", "dpo-nll", "dpo-forward-kl", "dpo-js",
-    "dpo-alpha", "dpo-alpha-one", "dpo-ld", "dpo-dpop", "cpo", "cpo-hinge", "orpo", "orpo-response", "sft",
+    "dpo-alpha", "dpo-alpha-one", "dpo-ld", "dpo-dpop", "cpo", "cpo-hinge", "orpo", "orpo-response", "simper",
+    "simper-nll", "sft",
 )  # fmt: skip
 """Objectives that only push apart. The others pull towards a target gap (ipo, sppo, smoothed ones), or push the chosen
 response down as well by their formula (nca, apo_down, exo)."""

@@ -24,7 +24,16 @@ from tests.support.trl_oracle import (
     totals_of,
     worst,
 )
-from trainer.config.loss_config import OWN_TERMS, CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SimpoLoss
+from trainer.config.loss_config import (
+    OWN_TERMS,
+    CpoLoss,
+    DpoLoss,
+    DpoLossType,
+    LossConfig,
+    OrpoLoss,
+    SimperLoss,
+    SimpoLoss,
+)
 from trainer.forward.pair_model import PairModel, UpdateLogps
 from trainer.objectives.losses import required_stats
 from trainer.objectives.pair_logps import LossTerms, PairLogps, metric_means, metric_sums
@@ -209,6 +218,12 @@ FORMULAS: dict[str, tuple[LossConfig, Callable[[Exact], torch.Tensor]]] = {
     "dpop-nll": (
         DpoLoss(loss_type="dpop", beta=0.2, dpop_lambda=5.0, nll_scale=0.3),
         lambda x: dpop(x) + 0.3 * token_nll(x),
+    ),
+    # The authors' simper_trainer.py: losses = -exp(average of chosen) + exp(average of rejected).
+    "simper": (SimperLoss(), lambda x: (-torch.exp(x.w / x.n_w) + torch.exp(x.l / x.n_l)).mean()),
+    "simper-nll": (
+        SimperLoss(nll_scale=0.3),
+        lambda x: (-torch.exp(x.w / x.n_w) + torch.exp(x.l / x.n_l)).mean() + 0.3 * token_nll(x),
     ),
 }
 """Objectives that TRL lacks: the formula of the paper or of its authors' code, written out in double precision."""
