@@ -41,7 +41,8 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
         "gamma_beta_ratio": _MARGIN,
         "lambda": "is not a parameter of DPO; the strength of the preference is beta, DPOP's lambda dpop_lambda",
         "orpo_lambda": _LAMBDA,
-        "alpha": _ALPHA,
+        "alpha": f"{_ALPHA}; R-DPO's is called length_alpha here",
+        **dict.fromkeys(("rdpo_alpha", "lenN_lambda", "length_penalty"), "is called length_alpha here (R-DPO)"),
     },
     "cpo": {
         "cpo_alpha": "is called nll_scale here; its default is 1, as in the paper",
@@ -210,6 +211,8 @@ F_DIVERGENCE_TERMS = frozenset[DpoLossType](
     {"sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "discopop"}
 )
 """Terms of a score difference, in which the f-divergence's unknown constant cancels."""
+LENGTH_TERMS = frozenset[DpoLossType]({"sigmoid", "hinge", "robust", "exo_pair", "discopop", "dpop"})
+"""Terms of a difference of rewards that are sums over tokens, to which R-DPO's length term is added."""
 _SETTINGS_OF_A_TERM: Mapping[str, DpoLossType] = {"discopop_tau": "discopop", "dpop_lambda": "dpop"}
 """Setting -> the only term that uses it."""
 
@@ -217,7 +220,8 @@ _SETTINGS_OF_A_TERM: Mapping[str, DpoLossType] = {"discopop_tau": "discopop", "d
 class DpoLoss(BaseLoss):
     """DPO and related losses relative to the frozen initial model: one term, or a weighted sum of several.
 
-    Names, defaults and formulas are those of TRL's DPOTrainer 1.16; of dpop those of its paper (Pal et al. 2024).
+    Names, defaults and formulas are those of TRL's DPOTrainer 1.16; of dpop (Pal et al. 2024) and
+    length_alpha (R-DPO, Park et al. 2024) those of their papers.
     """
 
     kind: Literal["dpo"] = "dpo"
@@ -237,6 +241,9 @@ class DpoLoss(BaseLoss):
     )
     f_alpha_divergence_coef: float = Field(default=0.5, description="alpha of alpha_divergence.")
     ld_alpha: Fraction | None = Field(default=None, description="LD-DPO: weight of tokens beyond the shorter response.")
+    length_alpha: NonNegativeFloat = Field(
+        default=0.0, description="R-DPO: alpha, the price of a token of length in units of reward; 0 is DPO."
+    )
     use_weighting: bool = Field(default=False, description="WPO: weight pairs by their likelihood under the policy.")
     discopop_tau: PositiveFloat = Field(default=0.05, description="Temperature of discopop.")
     dpop_lambda: NonNegativeFloat = Field(
@@ -305,6 +312,8 @@ class DpoLoss(BaseLoss):
             raise ValueError(
                 f"use_weighting weights single pairs, which {named} does not have; for an SFT term use nll_scale"
             )
+        if self.length_alpha > 0 and not (used <= LENGTH_TERMS | {"sft"} and used & LENGTH_TERMS):
+            raise ValueError(f"length_alpha is not used by {named}: only with {', '.join(sorted(LENGTH_TERMS))}")
         if used == {"sft"} and self.ld_alpha is not None:
             raise ValueError("ld_alpha is not used by sft")
         if "sft" in used and self.nll_scale > 0:

@@ -63,6 +63,8 @@ def unsupported_by_trl(
 def _dpo_unsupported(loss: DpoLoss, single_batch: bool) -> Iterator[str]:
     if own := [term for term, _ in loss.terms if term in OWN_TERMS]:
         yield f"TRL's DPOTrainer has no loss_type {', '.join(own)}; use engine packed"
+    if loss.length_alpha > 0:
+        yield "TRL's DPOTrainer has no length_alpha (R-DPO); use engine packed"
     if {term for term, _ in loss.terms} == {"sft"}:
         yield "engine trl trains on preferences: loss_type sft alone uses none; use engine packed"
     if loss.nll_scale > 0 and loss.use_weighting:

@@ -103,10 +103,15 @@ def term_losses(term: DpoLossType, loss: DpoLoss, ratios: LogRatios) -> Tensor:
     """Return one term's loss of each pair, [N]; for sorted terms (aot) of each rank in the sort.
 
     dpop (Pal et al. 2024, arXiv 2402.13228, eq. 3; lambda within beta as in the authors' code, abacusai/smaug issue 2):
-    -ls(beta (a - d - dpop_lambda max(0, -a))).
+    -ls(beta (a - d - dpop_lambda max(0, -a))). length_alpha (R-DPO, Park et al. 2024, arXiv 2403.19159): beta delta +
+    length_alpha (n_w - n_l) in place of beta delta, as beta log(pi / pi_ref) + length_alpha n is the reward of a policy
+    that is optimal for the reward less length_alpha a token.
     """
     beta, smoothing = loss.beta, loss.label_smoothing
     scaled = beta * (ratios.chosen_score - ratios.rejected_score)
+    if loss.length_alpha:
+        # In the log-probs' precision: a number times whole numbers would be float32.
+        scaled = scaled + loss.length_alpha * (ratios.chosen_tokens - ratios.rejected_tokens).to(scaled.dtype)
     chosen, rejected = beta * ratios.chosen, beta * ratios.rejected
     match term:
         case "sigmoid":

@@ -323,7 +323,7 @@ LOSS_NAMES: Mapping[str, str] = {
     "slic": "{kind: dpo, loss_type: hinge}",
     "sppo": "{kind: dpo, loss_type: sppo_hard}",
     "apo": "{kind: dpo, loss_type: apo_zero}",
-    "rdpo": "{kind: dpo, loss_type: robust, label_smoothing: 0.1}",
+    **dict.fromkeys(("r-dpo", "r_dpo", "length_dpo", "lendpo"), "{kind: dpo, length_alpha: 0.01}"),
     "exo": "{kind: dpo, loss_type: exo_pair, label_smoothing: 0.001}",
     "nca": "{kind: dpo, loss_type: nca_pair}",
     "bco": "{kind: dpo, loss_type: bco_pair}",

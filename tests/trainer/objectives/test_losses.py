@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tests.support.objectives import OBJECTIVES, evaluate, pair_logps, random_logps, update_totals
 from tests.support.objectives import test_every_class_of_the_union_has_an_example as test_every_class  # noqa: F401
 from trainer.config.loss_config import (
+    LENGTH_TERMS,
     OWN_TERMS,
+    SMOOTHED_TERMS,
     CpoLoss,
     DpoLoss,
     DpoLossType,
@@ -169,6 +171,33 @@ def test_dpop_is_dpo_where_the_chosen_response_does_not_fall(a: float, d: float,
         assert dpop.loss >= dpo.loss
 
 
+@pytest.mark.parametrize("term", sorted(LENGTH_TERMS))
+def test_the_length_term_shifts_the_reward_difference_by_alpha_a_token(term: DpoLossType) -> None:
+    """Of 5 against 9 tokens: as if the log-ratio of the chosen response were -4 alpha / beta larger."""
+    options = {"label_smoothing": 0.1} if term in SMOOTHED_TERMS else {}
+    loss = DpoLoss(loss_type=term, beta=0.2, length_alpha=0.1, dpop_lambda=0.0 if term == "dpop" else 50.0, **options)
+    plain = loss.model_copy(update={"length_alpha": 0.0})
+    terms = evaluate(loss, pair_logps([3.0], [-2.0], [5], [9], ([0.0], [0.0])))
+    shifted = evaluate(plain, pair_logps([3.0 - 4 * 0.1 / 0.2], [-2.0], [5], [9], ([0.0], [0.0])))
+    assert float(terms.loss) == pytest.approx(float(shifted.loss), rel=1e-12)
+    # Its rewards are those of DPO, so that margins can be compared.
+    dpo = evaluate(plain, pair_logps([3.0], [-2.0], [5], [9], ([0.0], [0.0])))
+    assert torch.equal(terms.chosen_rewards, dpo.chosen_rewards)
+
+
+def test_alpha_zero_is_dpo_and_a_longer_chosen_response_pulls_less() -> None:
+    logps = random_logps(6)
+    assert torch.equal(evaluate(DpoLoss(length_alpha=0.0), logps).loss, evaluate(DpoLoss(), logps).loss)
+    pulls: list[float] = []
+    for alpha in (0.0, 0.05):
+        pair = pair_logps([-9.0], [-9.0], [40], [10], ([-9.0], [-9.0]))
+        chosen = pair.chosen.clone().requires_grad_()
+        evaluate(DpoLoss(length_alpha=alpha), replace(pair, chosen=chosen)).loss.backward()
+        assert chosen.grad is not None
+        pulls.append(float(-chosen.grad))
+    assert pulls[1] < pulls[0]
+
+
 def test_simper_is_the_difference_of_inverse_perplexities() -> None:
     """Per token -1.2 and -2.5: e^-2.5 - e^-1.2. Its reward is the average itself, and its loss lies within 1 of 0."""
     terms = evaluate(SimperLoss(), pair_logps([-24.0], [-50.0], [20], [20]))
@@ -282,8 +311,8 @@ def test_a_missing_reference_is_an_error(name: str) -> None:
 RANKING = (
     "simpo", "simpo-sft", "simpo-hinge", "alphapo", "dpo-sigmoid", "dpo-sigmoid_norm", "dpo-hinge", "dpo-bco_pair",
     "dpo-apo_zero", "dpo-discopop", "dpo-aot_unpaired", "dpo-sft", "dpo-mixture", "dpo-nll", "dpo-forward-kl", "dpo-js",
-    "dpo-alpha", "dpo-alpha-one", "dpo-ld", "dpo-dpop", "cpo", "cpo-hinge", "orpo", "orpo-response", "simper",
-    "simper-nll", "sft",
+    "dpo-alpha", "dpo-alpha-one", "dpo-ld", "dpo-length", "dpo-dpop", "cpo", "cpo-hinge", "orpo", "orpo-response",
+    "simper", "simper-nll", "sft",
 )  # fmt: skip
 """Objectives that only push apart. The others pull towards a target gap (ipo, sppo, smoothed ones), or push the chosen
 response down as well by their formula (nca, apo_down, exo)."""

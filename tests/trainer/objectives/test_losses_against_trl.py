@@ -219,6 +219,11 @@ FORMULAS: dict[str, tuple[LossConfig, Callable[[Exact], torch.Tensor]]] = {
         DpoLoss(loss_type="dpop", beta=0.2, dpop_lambda=5.0, nll_scale=0.3),
         lambda x: dpop(x) + 0.3 * token_nll(x),
     ),
+    # Park et al. 2024: -log sigma(beta delta + alpha |y_w| - alpha |y_l|).
+    "rdpo": (
+        DpoLoss(beta=0.2, length_alpha=0.05),
+        lambda x: -torch.log(sigma(0.2 * (x.w - x.ref_w - x.l + x.ref_l) + 0.05 * (x.n_w - x.n_l))).mean(),
+    ),
     # The authors' simper_trainer.py: losses = -exp(average of chosen) + exp(average of rejected).
     "simper": (SimperLoss(), lambda x: (-torch.exp(x.w / x.n_w) + torch.exp(x.l / x.n_l)).mean()),
     "simper-nll": (
