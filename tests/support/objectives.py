@@ -36,6 +36,7 @@ OBJECTIVES: dict[str, LossConfig] = {
     "dpo-alpha": DpoLoss(f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.3),
     "dpo-alpha-one": DpoLoss(f_divergence_type="alpha_divergence", f_alpha_divergence_coef=1.0),
     "dpo-ld": DpoLoss(ld_alpha=0.5),
+    "dpo-chipo-limited": DpoLoss(loss_type="chipo", beta=0.05, chipo_r_max=1.0),
     "dpo-length": DpoLoss(length_alpha=0.05),
     "dpo-wpo": DpoLoss(use_weighting=True),
     "cpo": CpoLoss(),

@@ -170,14 +170,30 @@ def test_micro_batches_do_not_matter_where_pairs_are_coupled(session: TrainingSe
         {"kind": "orpo"},
         {"kind": "cpo"},
         {"kind": "dpo", "loss_type": ["sigmoid", "hinge"], "loss_weights": [1, 0.5], "use_weighting": True},
-        {"kind": "dpo", "loss_type": "dpop"},
-        {"kind": "simper"},
     ],
 )
 def test_other_objectives_train(session: TrainingSession, tmp_path: Path, loss: dict[str, object]) -> None:
     history, result = finish(session.train(trial(loss=loss, training={"max_steps": 2}), tmp_path))
     assert result.status is RunStatus.FINISHED
     assert all(set(p.metrics) <= set(metrics.all_names()) for p in history)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"kind": "dpo", "loss_type": "dpop"},
+        {"kind": "dpo", "loss_type": "chipo"},
+        {"kind": "dpo", "length_alpha": 0.01},
+        {"kind": "simper"},
+    ],
+)
+def test_the_loss_of_objectives_beyond_trl_falls(
+    session: TrainingSession, tmp_path: Path, loss: dict[str, object]
+) -> None:
+    history, result = finish(session.train(trial(loss=loss, training={"max_steps": 6}), tmp_path))
+    assert result.status is RunStatus.FINISHED
+    losses = [step.metrics["loss"] for step in history if "loss" in step.metrics]
+    assert losses[-1] < losses[0]
 
 
 def test_windows_average_over_their_updates(session: TrainingSession, tmp_path: Path) -> None:

@@ -200,9 +200,10 @@ DpoLossType = Literal[
     "apo_down",
     "discopop",
     "dpop",
+    "chipo",
     "sft",
 ]
-OWN_TERMS = frozenset[DpoLossType]({"dpop"})
+OWN_TERMS = frozenset[DpoLossType]({"dpop", "chipo"})
 """Terms that TRL's DPOTrainer 1.16 lacks."""
 SMOOTHED_TERMS = frozenset[DpoLossType]({"robust", "exo_pair", "aot", "aot_unpaired"})
 """Terms that use label_smoothing. TRL silently ignores it for the other terms."""
@@ -213,20 +214,24 @@ F_DIVERGENCE_TERMS = frozenset[DpoLossType](
 """Terms of a score difference, in which the f-divergence's unknown constant cancels."""
 LENGTH_TERMS = frozenset[DpoLossType]({"sigmoid", "hinge", "robust", "exo_pair", "discopop", "dpop"})
 """Terms of a difference of rewards that are sums over tokens, to which R-DPO's length term is added."""
-_SETTINGS_OF_A_TERM: Mapping[str, DpoLossType] = {"discopop_tau": "discopop", "dpop_lambda": "dpop"}
+_SETTINGS_OF_A_TERM: Mapping[str, DpoLossType] = {
+    "discopop_tau": "discopop",
+    "dpop_lambda": "dpop",
+    "chipo_r_max": "chipo",
+}
 """Setting -> the only term that uses it."""
 
 
 class DpoLoss(BaseLoss):
     """DPO and related losses relative to the frozen initial model: one term, or a weighted sum of several.
 
-    Names, defaults and formulas are those of TRL's DPOTrainer 1.16; of dpop (Pal et al. 2024) and
-    length_alpha (R-DPO, Park et al. 2024) those of their papers.
+    Names, defaults and formulas are those of TRL's DPOTrainer 1.16; of dpop (Pal et al. 2024),
+    chipo (Huang et al. 2024) and length_alpha (R-DPO, Park et al. 2024) those of their papers.
     """
 
     kind: Literal["dpo"] = "dpo"
     loss_type: DpoLossType | tuple[DpoLossType, ...] = Field(
-        default="sigmoid", description="One of TRL's loss types or dpop, or a list of them to add up."
+        default="sigmoid", description="One of TRL's loss types, dpop or chipo, or a list of them to add up."
     )
     loss_weights: tuple[PositiveFloat, ...] | None = Field(
         default=None, description="One per loss_type; all 1 if absent."
@@ -248,6 +253,11 @@ class DpoLoss(BaseLoss):
     discopop_tau: PositiveFloat = Field(default=0.05, description="Temperature of discopop.")
     dpop_lambda: NonNegativeFloat = Field(
         default=50.0, description="DPOP: weight of a chosen response's fall below the reference; 0 is DPO."
+    )
+
+    chipo_r_max: PositiveFloat | None = Field(
+        default=None,
+        description="chi-PO: R_max; a pair with a margin beyond 2 R_max has no gradient.",
     )
 
     @field_validator("loss_type", mode="before")

@@ -320,6 +320,7 @@ LOSS_NAMES: Mapping[str, str] = {
     "ld-dpo": "{kind: dpo, ld_alpha: 0.5}",
     "ld_dpo": "{kind: dpo, ld_alpha: 0.5}",
     **dict.fromkeys(("dpo-positive", "dpo_positive", "dpopositive"), "{kind: dpo, loss_type: dpop}"),
+    **dict.fromkeys(("chi-po", "chi_po", "chi2po", "chi2-po"), "{kind: dpo, loss_type: chipo}"),
     "slic": "{kind: dpo, loss_type: hinge}",
     "sppo": "{kind: dpo, loss_type: sppo_hard}",
     "apo": "{kind: dpo, loss_type: apo_zero}",

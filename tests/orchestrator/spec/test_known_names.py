@@ -102,6 +102,8 @@ def test_the_table_names_only_settings_methods_and_losses_that_exist(load_text: 
     [
         ("dpop", "write loss: {kind: dpo, loss_type: dpop}"),
         ("DPO-Positive", "write loss: {kind: dpo, loss_type: dpop}"),
+        ("chipo", "write loss: {kind: dpo, loss_type: chipo}"),
+        ("chi-PO", "write loss: {kind: dpo, loss_type: chipo}"),
         ("r-dpo", "write loss: {kind: dpo, length_alpha: 0.01}"),
         ("rdpo", "{kind: dpo, loss_type: robust, label_smoothing: 0.1} for robust DPO"),
         ("odpo", "is not offered"),

@@ -31,6 +31,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "dpo", "discopop_tau": 0.1}, "not used by sigmoid"),
     ({"kind": "dpo", "dpop_lambda": 5.0}, "dpop_lambda is not used by sigmoid"),
     ({"kind": "dpo", "loss_type": "dpop", "f_divergence_type": "forward_kl"}, "not used by dpop"),
+    ({"kind": "dpo", "chipo_r_max": 1.0}, "chipo_r_max is not used by sigmoid"),
     ({"kind": "dpo", "lambda": 5.0}, "dpop_lambda"),
     ({"kind": "dpo", "loss_type": ["sigmoid", "ipo"], "length_alpha": 0.1}, "length_alpha is not used by sigmoid, ipo"),
     ({"kind": "dpo", "rdpo_alpha": 0.1}, "is called length_alpha here"),

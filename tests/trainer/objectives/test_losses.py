@@ -24,6 +24,7 @@ from trainer.config.loss_config import (
     SimperLoss,
     SimpoLoss,
 )
+from trainer.objectives.dpo_terms import chi_squared_link
 from trainer.objectives.losses import pair_loss, required_stats
 from trainer.objectives.pair_logps import PairLogps, UpdateTotals, merge_sums, metric_means, metric_sums
 
@@ -126,6 +127,7 @@ def test_the_table_has_every_term_of_trl() -> None:
     [
         (DpoLoss(), 0.6931),
         (DpoLoss(loss_type="dpop"), 0.6931),
+        (DpoLoss(loss_type="chipo"), 0.6931),
         (DpoLoss(loss_type="robust", label_smoothing=0.1), 0.6931),
         (DpoLoss(loss_type="ipo", beta=0.1), 25.0),
         (DpoLoss(loss_type="sppo_hard", beta=0.1), 50.0),
@@ -196,6 +198,37 @@ def test_alpha_zero_is_dpo_and_a_longer_chosen_response_pulls_less() -> None:
         assert chosen.grad is not None
         pulls.append(float(-chosen.grad))
     assert pulls[1] < pulls[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=st.floats(-60, 60), more=st.floats(1e-3, 60), d=st.floats(-10, 10))
+def test_the_link_of_chipo_is_strictly_increasing(a: float, more: float, d: float) -> None:
+    low, high = (float(chi_squared_link(torch.tensor(x, dtype=torch.float64))) for x in (a, a + more))
+    assert low < high
+    assert low == pytest.approx(math.exp(min(a, 20)) + a, rel=1e-12, abs=1e-12)
+    # So pairs are ordered as by DPO, whose rewards it has.
+    chipo, dpo = (
+        evaluate(DpoLoss(loss_type=term), pair_logps([a], [d], [5], [9], ([0.0], [0.0])))
+        for term in ("chipo", "sigmoid")
+    )
+    assert torch.equal(chipo.chosen_rewards, dpo.chosen_rewards)
+    if abs(a - d) > 1e-3:
+        assert (chipo.loss < math.log(2)) == (dpo.loss < math.log(2))
+
+
+def test_chipo_near_the_reference_is_dpo_of_twice_beta_and_beyond_its_limit_still() -> None:
+    def pull(loss: DpoLoss, ratio: float) -> float:
+        logps = pair_logps([ratio - 10], [-ratio - 10], [5], [9], ([-10.0], [-10.0]))
+        chosen = logps.chosen.clone().requires_grad_()
+        evaluate(loss, replace(logps, chosen=chosen)).loss.backward()
+        assert chosen.grad is not None
+        return float(-chosen.grad)
+
+    assert pull(DpoLoss(loss_type="chipo"), 0.0) == pytest.approx(pull(DpoLoss(beta=0.2), 0.0), rel=1e-12)
+    limited = DpoLoss(loss_type="chipo", chipo_r_max=1.0)
+    assert pull(limited, 1.0) == pull(DpoLoss(loss_type="chipo"), 1.0) > 0
+    assert (pull(limited, 4.0), pull(limited, -4.0)) == (0.0, 0.0)
+    assert pull(DpoLoss(loss_type="chipo"), 4.0) > 0
 
 
 def test_simper_is_the_difference_of_inverse_perplexities() -> None:
@@ -311,8 +344,8 @@ def test_a_missing_reference_is_an_error(name: str) -> None:
 RANKING = (
     "simpo", "simpo-sft", "simpo-hinge", "alphapo", "dpo-sigmoid", "dpo-sigmoid_norm", "dpo-hinge", "dpo-bco_pair",
     "dpo-apo_zero", "dpo-discopop", "dpo-aot_unpaired", "dpo-sft", "dpo-mixture", "dpo-nll", "dpo-forward-kl", "dpo-js",
-    "dpo-alpha", "dpo-alpha-one", "dpo-ld", "dpo-length", "dpo-dpop", "cpo", "cpo-hinge", "orpo", "orpo-response",
-    "simper", "simper-nll", "sft",
+    "dpo-alpha", "dpo-alpha-one", "dpo-ld", "dpo-length", "dpo-dpop", "dpo-chipo", "dpo-chipo-limited", "cpo",
+    "cpo-hinge", "orpo", "orpo-response", "simper", "simper-nll", "sft",
 )  # fmt: skip
 """Objectives that only push apart. The others pull towards a target gap (ipo, sppo, smoothed ones), or push the chosen
 response down as well by their formula (nca, apo_down, exo)."""

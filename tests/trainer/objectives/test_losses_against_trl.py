@@ -209,6 +209,14 @@ def dpop(x: Exact) -> torch.Tensor:
     return -torch.log(sigma(0.2 * ((x.w - x.ref_w) - (x.l - x.ref_l) - 5.0 * penalty))).mean()
 
 
+def chipo(x: Exact, r_max: float = float("inf")) -> torch.Tensor:
+    """Huang et al. 2024, algorithm 1, with phi(z) = z + log z."""
+    phi_w, phi_l = (torch.exp(p - ref) + (p - ref) for p, ref in ((x.w, x.ref_w), (x.l, x.ref_l)))
+    margin = 0.2 * (phi_w - phi_l)
+    assert r_max == float("inf") or (margin.abs() > 2 * r_max).any()
+    return -torch.log(sigma(margin.clamp(-2 * r_max, 2 * r_max))).mean()
+
+
 FORMULAS: dict[str, tuple[LossConfig, Callable[[Exact], torch.Tensor]]] = {
     "simpo-hinge": (
         SimpoLoss(loss_type="hinge", beta=2.0, gamma=1.0),
@@ -218,6 +226,11 @@ FORMULAS: dict[str, tuple[LossConfig, Callable[[Exact], torch.Tensor]]] = {
     "dpop-nll": (
         DpoLoss(loss_type="dpop", beta=0.2, dpop_lambda=5.0, nll_scale=0.3),
         lambda x: dpop(x) + 0.3 * token_nll(x),
+    ),
+    "chipo": (DpoLoss(loss_type="chipo", beta=0.2), chipo),
+    "chipo-limited-nll": (
+        DpoLoss(loss_type="chipo", beta=0.2, chipo_r_max=0.5, nll_scale=0.3),
+        lambda x: chipo(x, 0.5) + 0.3 * token_nll(x),
     ),
     # Park et al. 2024: -log sigma(beta delta + alpha |y_w| - alpha |y_l|).
     "rdpo": (

@@ -264,6 +264,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ("sft", {}, "for sft use engine packed"),
     ({"kind": "dpo", "loss_type": "sft"}, {}, "loss_type sft alone"),
     ({"kind": "dpo", "loss_type": ["dpop", "sft"]}, {}, "TRL's DPOTrainer has no loss_type dpop; use engine packed"),
+    ({"kind": "dpo", "loss_type": "chipo"}, {}, "no loss_type chipo"),
     ({"kind": "dpo", "length_alpha": 0.1}, {}, "no length_alpha"),
     ({"kind": "dpo", "nll_scale": 0.1, "use_weighting": True}, {}, "would apply use_weighting to the cross-entropy"),
     ({"kind": "dpo", "loss_type": ["sigmoid", "aot"]}, {"training": SMALL}, "raise tokens_per_micro_batch"),
