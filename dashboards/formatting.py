@@ -120,11 +120,16 @@ def format_settings(values: Sequence[Any]) -> list[str]:
     return [_with_exponent(float(v), max(0, digits - 2)) if _is_number(v) else format_value(v) for v in values]
 
 
-def format_measured(values: Sequence[Any], digits: int = 4) -> list[str]:
+def format_measured(values: Sequence[Any], digits: int = 4, *, signed: bool = False) -> list[str]:
     """Format a column of measured values alike, with as many decimals as the largest one has in `digits` digits.
 
-    All have exponents where the largest is below 0.001 or at least 100 000.
+    All have exponents where the largest is below 0.001 or at least 100 000. `signed`: with a plus above 0, for changes.
     """
+    if signed:
+        return [
+            f"+{text}" if _is_number(v) and v > 0 else text
+            for v, text in zip(values, format_measured(values, digits), strict=True)
+        ]
     numbers = [abs(v) for v in values if v is not None and math.isfinite(v)]
     largest = max(numbers, default=0.0)
     if not largest or any(v is not None and not isinstance(v, (int, float)) for v in values):
@@ -174,9 +179,38 @@ def format_signed(value: float) -> str:
     return ("+" if value > 0 else "") + format_value(float(f"{value:.2g}"))
 
 
-def format_half_width(interval: tuple[float, float] | None) -> str:
-    """Format a mean's interval as ` ± 0.012`; "" for None."""
-    return "" if interval is None else f" ± {float(f'{(interval[1] - interval[0]) / 2:.2g}'):g}"
+def format_half_widths(intervals: Sequence[tuple[float, float] | None]) -> list[str]:
+    """Format a column of means' intervals alike as ` ± 0.012`; "" for None."""
+    halves = [None if each is None else (each[1] - each[0]) / 2 for each in intervals]
+    return ["" if v is None else f" ± {text}" for v, text in zip(halves, format_measured(halves, 3), strict=True)]
+
+
+def format_intervals(found: Sequence[tuple[float, float, float] | None], digits: int = 3) -> list[str]:
+    """Format a column of differences with their intervals alike, as `0.012 (+0.001 … +0.023)`; "–" for None.
+
+    Args:
+        found: Value, lower and upper end of each row.
+        digits: Digits of the largest number.
+    """
+    numbers = [number for each in found if each is not None for number in each]
+    plain, signed = iter(format_measured(numbers, digits)), iter(format_measured(numbers, digits, signed=True))
+    out: list[str] = []
+    for each in found:
+        if each is None:
+            out.append("–")
+            continue
+        value, low, high = [(next(plain), next(signed)) for _ in each]
+        out.append(f"{value[0]} ({low[1]} … {high[1]})")
+    return out
+
+
+def format_changes(values: Sequence[float | None], changes: Sequence[float | None]) -> list[str]:
+    """Format a column of values with their changes alike, as `0.54 (+0.04)`; without a known change the value alone."""
+    texts, changed = format_measured(values, 3), format_measured(changes, 3, signed=True)
+    return [
+        text if change is None else f"{text} ({shown})"
+        for text, change, shown in zip(texts, changes, changed, strict=True)
+    ]
 
 
 def format_params(params: Mapping[str, Any], paths: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from dashboards.analysis.sweep_frame import state_counts
 from dashboards.diagnosis.findings import DiagnosisFinding, reasons_not_to_use
 from dashboards.formatting import (
     format_counts,
-    format_half_width,
+    format_half_widths,
     format_measured,
     format_params,
     format_settings,
@@ -134,8 +134,8 @@ def _table(spec: SweepSpec, records: Sequence[TrialRecord], *last: str) -> str:
     else:
         values = [record.values or (record.value,) for record in records]
         columns += [format_measured([each[k] if k < len(each) else None for each in values]) for k in range(len(last))]
-        first = columns[len(paths)]
-        columns[len(paths)] = [v + format_half_width(r.interval) for v, r in zip(first, records, strict=True)]
+        widths = format_half_widths([record.interval for record in records])
+        columns[len(paths)] = [v + width for v, width in zip(columns[len(paths)], widths, strict=True)]
     rows = [head]
     for k, record in enumerate(records):
         rows.append([f"[{record.label}](mlflow:{record.number})", state_label(record), *(c[k] for c in columns)])

@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path
 
+from trainer.results import clause
+
 
 class ExitCode(IntEnum):
     """Exit codes of the command."""
@@ -103,14 +105,16 @@ class NoSuchSweep(OrchestrateError):
         self.name, self.root, self.known, self.nearest = name, root, tuple(known), nearest
         listed = f"its sweeps: {', '.join(known)}" if known else "it has no sweeps yet"
         where = f"{root} ({listed})" if root.is_dir() else f"{root}, which does not exist; $ORCHESTRATE_HOME sets it"
-        super().__init__(f"no sweep named {name!r}{f'; did you mean {nearest!r}?' if nearest else ''} in {where}")
+        super().__init__(f"no sweep named {name!r} in {where}{f'; did you mean {nearest!r}?' if nearest else ''}")
 
 
 class InvalidRunsFolder(OrchestrateError):
     """The runs folder has a name that cannot be used."""
 
     def __init__(self, root: str, reason: str) -> None:
-        super().__init__(f"the runs folder {root} cannot be used: {reason}; set ORCHESTRATE_HOME to another folder")
+        super().__init__(
+            f"the runs folder {root} cannot be used: {clause(reason)}; set ORCHESTRATE_HOME to another folder"
+        )
 
 
 class NoTrialCompleted(OrchestrateError):

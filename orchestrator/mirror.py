@@ -25,6 +25,7 @@ import fsspec
 from fsspec.registry import known_implementations
 
 from orchestrator.errors import OrchestrateError, StorageRefused, closest_match
+from trainer.results import clause
 from trainer.storage.atomic_files import fsync, sha256_of
 from trainer.storage.failpoints import failpoint
 
@@ -262,7 +263,7 @@ def probe_mirror(url: str) -> None:
             raise MirrorError(
                 f"mirror: {url} needs a library that is not installed: {_check_library(protocol)}"
             ) from error
-        raise MirrorError(f"mirror: {error}; grant permission to write, read, list and delete") from error
+        raise MirrorError(f"mirror: {clause(error)}; grant permission to write, read, list and delete") from error
 
 
 def _check_library(protocol: str) -> str:

@@ -1,8 +1,8 @@
-"""`python -m trainer.probe trial.yaml`: measure a few updates of one trial; writes nothing but the cache.
+"""`python -m trainer.probe trial.yaml`: measure a few updates and an evaluation; writes nothing but the cache.
 
 The first process writes one JSON object to stdout: seconds (the fastest update; the first is skipped as warm-up), work
-done, and peak memory (GPU: allocated by torch; CPU: resident memory above that at start). Exit codes: 0;
-2 the configuration, the data or the model cannot be used; 3 out of memory.
+done, seconds of an evaluation, and peak memory (GPU: allocated by torch; CPU: resident memory above that at start).
+Exit codes: 0; 2 the configuration, the data or the model cannot be used; 3 out of memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -29,12 +29,17 @@ if TYPE_CHECKING:
 
 DONE, UNUSABLE, OUT_OF_MEMORY = 0, 2, 3
 _UPDATES = 3
+_SCORED_PAIRS = 32
 _STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateMeasurement:
-    """One update. `tokens`: positions computed by all processes; `peak_bytes`: of this process."""
+    """One update, and an evaluation.
+
+    `tokens`: positions computed by all processes; `peak_bytes`: of this process; `scoring_seconds`: log-probs of one
+    held-out pair; `answer_seconds`: all completions of one evaluation.
+    """
 
     device: str
     processes: int
@@ -42,6 +47,10 @@ class UpdateMeasurement:
     tokens: int
     seconds: float
     peak_bytes: int
+    scoring_seconds: float
+    answer_seconds: float
+    train_pairs: int
+    eval_pairs: int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,6 +118,7 @@ def measure(
             sums = engine.step(step)
             seconds.append(perf_counter() - began)
         engine.close()
+    scoring_seconds, answer_seconds = _evaluation_seconds(config, evaluator)
     cuda = process_group.device.type == "cuda"
     if not process_group.is_main:
         return None
@@ -122,7 +132,31 @@ def measure(
         peak_bytes=torch.cuda.max_memory_allocated(process_group.device)
         if cuda
         else 1024 * max(0, _kilobytes("VmHWM") - before),
+        scoring_seconds=scoring_seconds,
+        answer_seconds=answer_seconds,
+        train_pairs=len(prepared.train),
+        eval_pairs=len(prepared.eval),
     )
+
+
+def _evaluation_seconds(config: TrialConfig, evaluator: Evaluator) -> tuple[float, float]:
+    """Return the seconds of one held-out pair, over up to 32 pairs from all parts of the data, and of all completions.
+
+    Of each two measurements the faster one, as the first warms up.
+    """
+    pairs = evaluator.pairs
+    indexes = range(0, len(pairs), max(1, len(pairs) // _SCORED_PAIRS))[:_SCORED_PAIRS]
+    scoring = _fastest(lambda: evaluator.logps(pairs, indexes)) / len(indexes)
+    return scoring, _fastest(evaluator.completions) if config.evaluation.prompts else 0.0
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    seconds = list[float]()
+    for _ in range(2):
+        began = perf_counter()
+        call()
+        seconds.append(perf_counter() - began)
+    return min(seconds)
 
 
 def _reference(config: TrialConfig, evaluator: Evaluator, pairs: PairDataset) -> PairLogps | None:

@@ -85,6 +85,11 @@ class JsonLinesReporter:
         self._stream.flush()
 
 
+def clause(message: object) -> str:
+    """Return a message without its final full stop, for a sentence that the caller continues or ends."""
+    return str(message).rstrip(" .\n")
+
+
 class TrialError(Exception):
     """A model, a data set or a folder that cannot be used as configured; the message says what to do."""
 

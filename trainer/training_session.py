@@ -45,6 +45,13 @@ def result_digest(config: TrialConfig) -> str:
     return digest_of({k: v for k, v in config.canonical_params().items() if k not in _NOT_IN_DIGEST})
 
 
+class _Interrupt:
+    """Whether one run is to end, and then whether without a checkpoint."""
+
+    def __init__(self) -> None:
+        self.requested, self.is_discarded = threading.Event(), False
+
+
 class TrainingSession:
     """Trains trials one after the other and loads nothing twice."""
 
@@ -74,7 +81,7 @@ class TrainingSession:
         self._reference_cache = (
             ReferenceCache(cache, self._process_group) if sibling is None else sibling._reference_cache
         )
-        self._interrupted = threading.Event()
+        self._interrupt = _Interrupt()
         self._log_line = log_line
 
     def sibling(self) -> TrainingSession:
@@ -98,11 +105,12 @@ class TrainingSession:
         """Whether this is the main process, which writes files and logs."""
         return self._process_group.is_main
 
-    def interrupt(self) -> None:
-        """Make the last run of `train` save a checkpoint and end as STOPPED. Callable from any thread or a signal
-        handler; has no effect on later runs.
+    def interrupt(self, *, checkpoint: bool = True) -> None:
+        """Make the last run of `train` save a checkpoint, if `checkpoint`, and end as STOPPED. Callable from any thread
+        or a signal handler; has no effect on later runs.
         """
-        self._interrupted.set()
+        self._interrupt.is_discarded = not checkpoint
+        self._interrupt.requested.set()
 
     def train(
         self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork_folder: Path | None = None
@@ -126,8 +134,8 @@ class TrainingSession:
             ResumeError: The folder belongs to another configuration, or `fork_folder` has no valid checkpoint.
             OSError: The disk cannot be written.
         """
-        self._interrupted = threading.Event()  # one per run: a late interrupt must not reach the next
-        return self._run(config, folder, earlier_attempts, fork_folder, self._interrupted.is_set)
+        self._interrupt = _Interrupt()  # one per run: a late interrupt must not reach the next
+        return self._run(config, folder, earlier_attempts, fork_folder, self._interrupt)
 
     def _run(
         self,
@@ -135,7 +143,7 @@ class TrainingSession:
         folder: Path,
         earlier_attempts: Sequence[Path],
         fork_folder: Path | None,
-        interrupted: Callable[[], bool],
+        interrupt: _Interrupt,
     ) -> Generator[StepMetrics, None, RunResult]:
         digest = result_digest(config)
         self._resources.counters["trials"] += 1
@@ -145,7 +153,7 @@ class TrainingSession:
                 _accept_digest(stored.result_digest, config, [*earlier_attempts, folder], folder)
                 yield from stored.history
                 return stored.result
-            return (yield from self._train(config, folder, earlier_attempts, fork_folder, digest, interrupted))
+            return (yield from self._train(config, folder, earlier_attempts, fork_folder, digest, interrupt))
         except RunInterrupted:
             return RunResult(RunStatus.STOPPED, "interrupted before the first update", 0)
         finally:
@@ -158,9 +166,10 @@ class TrainingSession:
         earlier_attempts: Sequence[Path],
         fork_folder: Path | None,
         digest: str,
-        interrupted: Callable[[], bool],
+        interrupt: _Interrupt,
     ) -> Generator[StepMetrics, None, RunResult]:
-        process_group, cancel_token = self._process_group, CancelToken(self._process_group, interrupted)
+        process_group = self._process_group
+        cancel_token = CancelToken(process_group, interrupt.requested.is_set, lambda: interrupt.is_discarded)
         state = self._load_state([*earlier_attempts, folder], config, folder)
         digest = digest if state is None else state.result_digest  # what later attempts compare with
         state = state or self._load_fork_state(fork_folder)

@@ -23,6 +23,7 @@ from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.findings import Advice, DiagnosisFinding, Direction, lower_first
 from dashboards.formatting import format_brief, format_value
 from orchestrator.spec.search.dimensions import Choice, Dimension, IntUniform, LogUniform, Uniform
+from trainer.results import clause
 
 _BEST_SHARE = 0.3
 """Share of the ranked trials whose values span the next continuous range."""
@@ -100,7 +101,7 @@ def _one_sided(frame: SweepFrame, path: str, finding: DiagnosisFinding, step: Ad
         return NextRange(_with_ends(dimension, *sorted((at, inner if inner is not None else end))), reason)
     choice = _choice(frame, path, sorted([at, end]))
     if len(choice.choice) < 2 or not is_valid(frame, path, choice.choice[0 if lower else 1]):
-        return NextRange(None, f"{reason}; no valid value lies there")
+        return NextRange(None, f"{clause(reason)}; no valid value lies there")
     return NextRange(choice, reason)
 
 

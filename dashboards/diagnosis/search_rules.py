@@ -31,6 +31,7 @@ from dashboards.diagnosis.setting_steps import DIVERGED_SHARES, lower_rate, lowe
 from dashboards.formatting import format_value
 from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
 from orchestrator.study.trial_records import FailureKind, TrialState
+from trainer.results import clause
 
 _MAX_LISTED = 6
 
@@ -118,7 +119,7 @@ def too_few_pairs(significance: Significance) -> Iterator[DiagnosisFinding]:
         trials=tuple(trial.label for trial in significance.not_distinguishable),
         steps=(
             Advice("use the cheapest or the most stable one", uses_model=True),
-            Advice("repeat them with other values of training.seed"),
+            Advice("train them with several seeds (repeats: 3)"),
         ),
         lead=f"{f'About {round_count(required)}' if required else 'More'} held-out pairs would distinguish them; "
         "until then",
@@ -193,6 +194,8 @@ def diverging_region(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     limits = {path: limit for path in frame.paths if (limit := diverged_from(frame, path)) is not None}
     limits.pop(SEED, None)
     explained = {p: [trial for trial in diverged if trial.record.params.get(p, x - 1) >= x] for p, x in limits.items()}
+    # One trial of several says nothing about its value: others diverged without it.
+    explained = {p: trials for p, trials in explained.items() if len(trials) > 1 or len(trials) == len(diverged)}
     if explained:
         path = max(explained, key=lambda p: len(explained[p]))  # the setting that explains most diverged trials
         limit, in_region = limits[path], explained[path]
@@ -202,7 +205,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             f"Every trial with {frame.short_names.get(path, path)} of {format_value(limit)} or more diverged",
             f"{len(in_region)} of {len(in_region)} trials, against {len(diverged) - len(in_region)} of "
             f"{len(frame.trials) - len(in_region)} with smaller values. First: trial {in_region[0].label}, "
-            f"{in_region[0].record.reason}.",
+            f"{clause(in_region[0].record.reason)}.",
             trials=tuple(trial.label for trial in in_region),
             setting=path,
             steps=(Advice(f"exclude {path} >= {format_value(limit)} from the next search", path, Direction.EXCLUDE),),
@@ -218,7 +221,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
         "diverging_region",
         FindingLevel.SERIOUS if not frame.ranked else FindingLevel.WARNING if many else FindingLevel.NOTE,
         f"{len(diverged)} of {len(finished)} finished trials diverged",
-        f"Trial {diverged[0].label} ({frame.describe_params(diverged[0])}): {diverged[0].record.reason}.",
+        f"Trial {diverged[0].label} ({frame.describe_params(diverged[0])}): {clause(diverged[0].record.reason)}.",
         trials=tuple(trial.label for trial in diverged),
         steps=(*([lower] if many or not frame.ranked else []), _LONGER_WARMUP),
         lead="No single searched setting explains it:",
@@ -241,7 +244,7 @@ def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> Diagnosi
             FindingLevel.WARNING,
             f"Every trial with {frame.short_names.get(path, path)} {values} diverged",
             f"{len(diverged)} of {len(diverged)} trials, against none with another value. First: trial "
-            f"{diverged[0].label}, {diverged[0].record.reason}.",
+            f"{diverged[0].label}, {clause(diverged[0].record.reason)}.",
             trials=tuple(trial.label for trial in diverged),
             setting=path,
             steps=(Advice(f"exclude {path} = {values} from the next search", path, Direction.EXCLUDE),),
@@ -269,7 +272,7 @@ def failures(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             FindingLevel.SERIOUS if not frame.ranked else FindingLevel.WARNING,
             f"{count} of {len(frame.trials)} trials failed"
             + (f": {kind.value.lower().replace('_', ' ')}" if kind is not None else ""),
-            f"{most_common} of them with: {reason}.",
+            f"{most_common} of them with: {clause(reason)}.",
             (_FAILURE_ADVICE[kind] if kind is not None else "See the reasons below.") + again,
             tuple(trial.label for trial in of_kind),
         )

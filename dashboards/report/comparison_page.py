@@ -10,9 +10,16 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dashboards.analysis.comparison import ComparedSweep, SweepComparison
+from dashboards.analysis.comparison import SweepComparison
 from dashboards.analysis.run_costs import costs
-from dashboards.formatting import format_brief, format_count, format_hours, format_signed, table_width
+from dashboards.formatting import (
+    format_brief,
+    format_count,
+    format_hours,
+    format_intervals,
+    format_measured,
+    table_width,
+)
 from dashboards.report.blocks import Block, Findings, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from dashboards.report.html_page import render_page
 from dashboards.report.panels import PANELS
@@ -55,10 +62,9 @@ def _ranking(found: SweepComparison) -> Panel:
     if found.warnings:
         blocks.append(Table(("limits of this comparison",), tuple((line,) for line in found.warnings)))
     first_row = frozenset({0})
-    rows = tuple(table_row(sweep, rank_number) for rank_number, sweep in enumerate(found.sweeps, 1))
-    blocks.append(Table(HEAD, rows, frozenset({0, 5, 6}), marked=first_row))
-    extra_rows = tuple((sweep.frame.name, *extra_columns(sweep)) for sweep in found.sweeps)
-    blocks.append(Table(("sweep", *EXTRA_HEAD), extra_rows, frozenset(range(1, 1 + len(EXTRA_HEAD))), marked=first_row))
+    blocks.append(Table(HEAD, table_rows(found), frozenset({0, 5, 6}), marked=first_row))
+    extra = tuple((sweep.frame.name, *row) for sweep, row in zip(found.sweeps, extra_rows(found), strict=True))
+    blocks.append(Table(("sweep", *EXTRA_HEAD), extra, frozenset(range(1, 1 + len(EXTRA_HEAD))), marked=first_row))
     if found.serious:
         blocks.append(Findings(found.serious))
     return Panel("ranking", "Ranking", "The best trial of each sweep.", blocks)
@@ -81,43 +87,49 @@ def comparison_summary(found: SweepComparison) -> str:
     return text + "."
 
 
-def table_row(sweep: ComparedSweep, rank_number: int) -> tuple[str, ...]:
+def table_rows(found: SweepComparison) -> tuple[tuple[str, ...], ...]:
     """Return the cells of the columns in HEAD, which fit most terminals."""
-    if sweep.trial is None:
-        return ("–", sweep.frame.name, sweep.loss_name, "–", "no trial completed", "–", "–")
-    behind = (
-        "–"
-        if sweep.behind is None
-        else f"{format_brief(sweep.behind.mean)} "
-        f"({format_signed(sweep.behind.low)} … {format_signed(sweep.behind.high)})"
-    )
-    return (
-        str(rank_number),
-        sweep.frame.name,
-        sweep.loss_name,
-        sweep.trial.label,
-        sweep.frame.describe_params(sweep.trial),
-        format_brief(sweep.value),
-        behind,
+    values = format_measured([sweep.value for sweep in found.sweeps], 3)
+    differences = [sweep.behind if sweep.trial is not None else None for sweep in found.sweeps]
+    behind = format_intervals([None if d is None else (d.mean, d.low, d.high) for d in differences])
+    return tuple(
+        ("–", sweep.frame.name, sweep.loss_name, "–", "no trial completed", "–", "–")
+        if sweep.trial is None
+        else (
+            str(k + 1),
+            sweep.frame.name,
+            sweep.loss_name,
+            sweep.trial.label,
+            sweep.frame.describe_params(sweep.trial),
+            values[k],
+            behind[k],
+        )
+        for k, sweep in enumerate(found.sweeps)
     )
 
 
-def extra_columns(sweep: ComparedSweep) -> tuple[str, ...]:
+def extra_rows(found: SweepComparison) -> tuple[tuple[str, ...], ...]:
     """Return the cells of the columns in EXTRA_HEAD, for wide terminals and the page."""
-    usage = costs(sweep.frame.all_trials)
-    trials = f"{len(sweep.frame.ranked)}/{len(sweep.frame.trials)}"
-    if sweep.trial is None:
-        return ("–", "–", "–", "–", trials, "–", format_hours(usage.seconds))
-    start, tokens, drop = sweep.frame.initial_value(COMPARISON_METRIC), sweep.trial.tokens, sweep.trial.change(CHOSEN)
-    gain = "–" if start is None or sweep.value is None else format_signed(sweep.value - start)
-    return (
-        gain,
-        format_brief(sweep.trial.last(MARGIN)),
-        "–" if drop is None else format_signed(drop),
-        format_brief(sweep.trial.last(EXACT_ANSWERS)),
-        trials,
-        "–" if tokens is None else format_count(tokens),
-        format_hours(usage.seconds),
+    trials = [sweep.trial for sweep in found.sweeps]
+    starts = [sweep.frame.initial_value(COMPARISON_METRIC) for sweep in found.sweeps]
+    gains = [
+        None if start is None or sweep.value is None or sweep.trial is None else sweep.value - start
+        for start, sweep in zip(starts, found.sweeps, strict=True)
+    ]
+    measured = [
+        format_measured(gains, 3, signed=True),
+        format_measured([None if trial is None else trial.last(MARGIN) for trial in trials], 3),
+        format_measured([None if trial is None else trial.change(CHOSEN) for trial in trials], 3, signed=True),
+        format_measured([None if trial is None else trial.last(EXACT_ANSWERS) for trial in trials], 3),
+    ]
+    return tuple(
+        (
+            *(column[k] for column in measured),
+            f"{len(sweep.frame.ranked)}/{len(sweep.frame.trials)}",
+            "–" if sweep.trial is None or sweep.trial.tokens is None else format_count(sweep.trial.tokens),
+            format_hours(costs(sweep.frame.all_trials).seconds),
+        )
+        for k, sweep in enumerate(found.sweeps)
     )
 
 
@@ -144,22 +156,20 @@ def _table(found: SweepComparison, all_columns: bool) -> tuple[RichTable, int]:
         folds = k == _CONFIGURATION
         right = k in (0, 5, 6) or k >= len(HEAD)
         table.add_column(name, justify="right" if right else "left", min_width=_FOLDED if folds else None)
-    longest = 0
-    for rank_number, sweep in enumerate(found.sweeps, 1):
-        cells = (
-            (*table_row(sweep, rank_number), *extra_columns(sweep)) if all_columns else table_row(sweep, rank_number)
-        )
+    rows, longest = table_rows(found), 0
+    if all_columns:
+        rows = tuple((*row, *more) for row, more in zip(rows, extra_rows(found), strict=True))
+    for k, cells in enumerate(rows):
         longest = max(longest, len(cells[_CONFIGURATION]))
-        table.add_row(*(Text(cell, style="bold green" if rank_number == 1 else "") for cell in cells))
+        table.add_row(*(Text(cell, style="" if k else "bold green") for cell in cells))
     return table, table_width(table).maximum - max(0, longest - _FOLDED)
 
 
 def _print_narrow(found: SweepComparison, console: Console) -> None:
     """Print a few lines per sweep, for terminals in which the table would cut names and values."""
-    for rank_number, sweep in enumerate(found.sweeps, 1):
-        rank, name, objective, trial, text, value, behind = table_row(sweep, rank_number)
+    for k, (rank, name, objective, trial, text, value, behind) in enumerate(table_rows(found)):
         head = f"{rank}  {name} ({objective}), trial {trial}: {HEAD[5]} {value}"
-        console.print(Text(head, style="bold green" if rank_number == 1 else "bold"))
+        console.print(Text(head, style="bold" if k else "bold green"))
         for line in (text, "" if behind == "–" else f"behind by {behind}"):
             if line:
                 console.print(Padding(Text(line), (0, 0, 0, 3), expand=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import re
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -21,6 +22,8 @@ from orchestrator.errors import StorageRefused
 from trainer.storage.atomic_files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
+_AFTER_SEPARATOR = re.compile(r"(?<=[_/])(?![_/])")
+_BRACKETS = re.compile(r"(\([^()]*\))")
 
 
 def draw_panels(analysis: SweepAnalysis) -> list[Panel]:
@@ -48,6 +51,7 @@ def render_page(panels: Sequence[Panel], *, kind: str, title: str, description: 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters |= {"breakable": breakable, "breakable_cell": breakable_cell}
     return environment.get_template("page.html.j2").render(
         kind=kind,
         title=title,
@@ -62,6 +66,24 @@ def render_page(panels: Sequence[Panel], *, kind: str, title: str, description: 
         dark=Markup(as_script(ON_DARK)),
         plotly=Markup(packed),
         policy=content_security_policy([script, code]),
+    )
+
+
+def breakable(name: str) -> Markup:
+    """Return a heading as HTML that breaks at spaces and after `_` and `/` only."""
+    words = [_AFTER_SEPARATOR.split(word) for word in name.split(" ")]
+    return Markup(" ").join(
+        Markup("<wbr>").join(Markup("<span>{}</span>").format(part) for part in parts if part) for parts in words
+    )
+
+
+def breakable_cell(cell: str) -> Markup:
+    """Return a cell of a numeric column as HTML that breaks before a bracket rather than within it."""
+    parts = _BRACKETS.split(cell.replace("≈ ", "≈\u00a0"))
+    return Markup("").join(
+        Markup('<span class="bracket">{}</span>').format(part) if k % 2 else breakable(part)
+        for k, part in enumerate(parts)
+        if part
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
@@ -14,14 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from dashboards.formatting import (
-    format_half_width,
+    format_about,
+    format_half_widths,
     format_measured,
     format_settings,
     table_width,
     tie_text,
     wide_console,
 )
-from orchestrator.spec.estimates.disk_space import format_bytes
 
 if TYPE_CHECKING:
     from orchestrator.commands.doctor import Check
@@ -54,25 +55,27 @@ def print_plan(plan: SweepPlan) -> None:
     table.add_row("tokens per trial, at most", f"{tokens:,}" if tokens is not None else unknown)
     if plan.tokens_at_most is not None:
         table.add_row("tokens of the sweep, at most", f"{plan.tokens_at_most:,}")
-    table.add_row(
-        "disk space, at most", unknown if plan.disk_bytes is None else f"about {format_bytes(plan.disk_bytes)}"
-    )
+    if plan.parameters is not None:
+        table.add_row("parameters", f"{plan.parameters:,}")
+    table.add_row("disk space, at most", unknown if plan.disk is None else plan.disk)
     table.add_row("hash of the sweep file", plan.sweep_identity[:12])
     console.print(table)
     _print_estimate(console, plan)
     _print_probe(console, plan)
-    title = "corner trials, all checked"
+    title = f"corner trials: {len(plan.corners):,}, all checked"
     corners = Table(title=title, box=None, title_justify="left", header_style="bold", min_width=len(title))
     paths = list(plan.searched)
     for path in paths:
         corners.add_column(path)
-    for corner in plan.corners[:32]:
-        corners.add_row(*(_short(corner[path]) if path in corner else "-" for path in paths))
+    shown = plan.corners[:32]
+    columns = [format_settings([corner.get(path) for corner in shown]) for path in paths]
+    for row in zip(*columns, strict=True):
+        corners.add_row(*row)
     if paths:
         console.print(corners)
     if len(plan.corners) > 32:
         console.print(f"and {len(plan.corners) - 32} more corner trials (all of them: --json)")
-    writes = _key_figures("files to be written")
+    writes = _key_figures(f"files and folders to be written: {len(plan.writes)}")
     for file in plan.writes:
         writes.add_row(escape(file.path), file.what)
     console.print(writes)
@@ -83,11 +86,12 @@ def print_plan(plan: SweepPlan) -> None:
 def _print_estimate(console: Console, plan: SweepPlan) -> None:
     """Print memory, time and cost estimated by formula, without measurement."""
     made = plan.estimate
+    if made is None and plan.parameters is not None:
+        return  # trials train on the CPU, of which only a measurement tells something
     if made is None:
         console.print("no estimate: the model is not on this machine yet, or there is no formula for its architecture")
         return
     table = _key_figures("estimated by formula, not measured")
-    table.add_row("parameters", f"{made.parameters:,}")
     parts = {f.name: getattr(made.memory, f.name) / 1e9 for f in fields(made.memory)}
     listed = ", ".join(f"{name} {size:.3g}" for name, size in parts.items() if size)
     table.add_row("memory per GPU", f"{made.memory.total / 1e9:,.3g} GB: {listed}")
@@ -120,24 +124,39 @@ def _print_probe(console: Console, plan: SweepPlan) -> None:
     table.add_row(
         "one update", f"{measured.seconds:.3g} s for {measured.pairs:,} pairs, {measured.tokens:,} tokens{seconds}"
     )
+    answers = f"; {measured.answer_seconds:.3g} s for its completions" if measured.answer_seconds else ""
+    scoring = (
+        f"{measured.eval_pairs * measured.scoring_seconds:.3g} s for {measured.eval_pairs:,} held-out pairs{answers}"
+    )
+    table.add_row("one evaluation", scoring)
     estimate = "" if probe.formula_bytes is None else f"; estimate {probe.formula_bytes / 1e9:.3g} GB"
-    estimate += "" if probe.gpu else " on a GPU"
+    estimate += "" if probe.gpu or not estimate else " on a GPU"
     what = (
         f"{measured.peak_bytes / 1e9:.3g} GB with {measured.tokens_per_micro_batch:,} tokens per micro-batch{estimate}"
     )
     table.add_row("memory per GPU" if probe.gpu else "additional memory", what)
-    if (right := probe.corrected) is not None:
-        if probe.gpu and right.gpu_memory is not None:
+    if (right := probe.corrected) is not None and probe.gpu:
+        if right.gpu_memory is not None:
             fits = f"{right.tokens_per_micro_batch:,} tokens" if right.tokens_per_micro_batch else "less than one pair"
             table.add_row("micro-batch that fits", f"{fits}, on {right.gpu_description}")
-        hours = "GPU-hours" if probe.gpu else "hours"
         if right.gpu_hours_per_trial is not None:
-            table.add_row(f"{hours} per trial", f"{right.gpu_hours_per_trial:,.3g}")
+            table.add_row("GPU-hours per trial", f"{right.gpu_hours_per_trial:,.3g}")
         if right.gpu_hours is not None:
-            table.add_row(f"{hours} of the sweep", f"{right.gpu_hours:,.3g} if no trial is pruned")
+            table.add_row("GPU-hours of the sweep", f"{right.gpu_hours:,.3g} if no trial is pruned")
         if right.cost is not None:
             table.add_row("cost of the sweep", f"{right.cost:,.2f}")
         table.add_row("assumed", right.assumed)
+    if (time := plan.wall_clock) is not None:
+        table.add_row("time of a trial, at most", format_about(time.trial_seconds))
+        if time.sft_seconds is not None:
+            table.add_row("time of the SFT stage", format_about(time.sft_seconds))
+        if time.sweep_seconds is not None:
+            several = (
+                f"{time.trials_at_a_time} trials at a time" if time.trials_at_a_time > 1 else "one trial at a time"
+            )
+            row = f"{format_about(time.sweep_seconds)} with {several}, if none is pruned"
+            table.add_row("time of the sweep, at most", row)
+        table.add_row("not counted", "starting and stopping processes, checkpoints, judging")
     console.print(table)
 
 
@@ -161,7 +180,10 @@ def print_status(status: Mapping[str, Any]) -> None:
     settings = {path: format_settings([trial.get("params", {}).get(path) for trial in trials]) for path in paths}
     values = {m: format_measured([trial.get("metrics", {}).get(m) for trial in trials], 6) for m in metrics}
     for metric in metrics[:1]:
-        values[metric] = [v + _seeds_text(trial) for v, trial in zip(values[metric], trials, strict=True)]
+        values[metric] = [v + text for v, text in zip(values[metric], _seeds_texts(trials), strict=True)]
+    if not trials:
+        console.print("no trial has started yet")
+        return
     table = Table(box=None, header_style="bold")
     for column in ("trial", "state", "step", *paths, *metrics, "reason"):
         table.add_column(column, overflow="fold", justify="right" if column in (*paths, *metrics) else "left")
@@ -178,29 +200,38 @@ def print_status(status: Mapping[str, Any]) -> None:
         console.print(table)
         return
     for k, trial in enumerate(trials):  # on a narrow terminal one row per trial would cut values
-        value = "".join(f"  {metric}={values[metric][k]}" for metric in metrics)
+        reached = [f"{metric}={values[metric][k]}" for metric in metrics]
         progress = f"{trial.get('step', 0)}/{trial.get('steps') or '?'}"
-        head = f"trial {_trial_cell(trial, status)} {_state(trial)} {progress}{value}"
-        console.print(head, markup=False, style="bold")
+        head = f"trial {_trial_cell(trial, status)} {_state(trial)} {progress}"
+        one_line = "  ".join((head, *reached))
+        fits = len(one_line) <= console.width
+        console.print(one_line if fits else head, markup=False, style="bold")
         text = "; ".join(text for text in (trial.get("reason"), trial.get("origin")) if text)
-        for line in (_params(trial.get("params", {})), text):
+        for line in (*([] if fits else reached), _params(trial.get("params", {})), text):
             if line:
                 console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
 
 
 def _state(trial: Mapping[str, Any]) -> str:
-    return str(trial.get("idle") or trial["state"]).upper()
+    return "DIVERGED" if trial.get("diverged") else str(trial.get("idle") or trial["state"]).upper()
 
 
 def _why(status: Mapping[str, Any]) -> str:
-    """Return why the sweep is in its state, without the word that the line above has."""
-    why = str(status.get("why") or "")
-    return without_state(why, str(status["state"]))
+    """Return why the sweep is in its state, without the word that the line above has, and how to continue it."""
+    why, state = str(status.get("why") or ""), str(status["state"])
+    resume = f"resume it with: {resume_command(status['name'], why)}" if state == "interrupted" else ""
+    return "\n".join(line for line in (without_state(why, state), resume) if line)
 
 
 def without_state(why: str, state: str) -> str:
     """Return a reason without the state with which it begins, such as "interrupted" after "is interrupted"."""
     return why[len(state) :].lstrip(": ") if why.startswith(state) else why
+
+
+def resume_command(name: str, why: str) -> str:
+    """Return the command that continues a sweep, with the limit to raise where a used-up limit ended it."""
+    limit = re.search(r"--set budget\.(?:gpu_)?hours=[\d.e+-]+", why)
+    return f"orchestrate resume {name}{f' {limit[0]}' if limit else ''}"
 
 
 def _tie(status: Mapping[str, Any]) -> str:
@@ -238,10 +269,14 @@ def _trial_cell(trial: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return f"★ {label}" if is_marked else label
 
 
-def _seeds_text(found: Mapping[str, Any]) -> str:
-    """Return the half width of the mean's interval and the number of seeds; "" for a single trial."""
-    count = found.get("complete_seeds")
-    return f"{format_half_width(found['interval'])} ({count} seed{'s' if count > 1 else ''})" if count else ""
+def _seeds_texts(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the half widths of the means' intervals and the numbers of seeds; "" for single trials."""
+    widths = format_half_widths([trial["interval"] if trial.get("complete_seeds") else None for trial in trials])
+    counts = [trial.get("complete_seeds") for trial in trials]
+    return [
+        f"{width} ({count} seed{'s' if count > 1 else ''})" if count else ""
+        for width, count in zip(widths, counts, strict=True)
+    ]
 
 
 def _needed_width(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:
@@ -258,8 +293,16 @@ def print_history(found: Mapping[str, Any]) -> None:
     for event in found["events"]:
         when = datetime.fromtimestamp(event["at"]).astimezone().strftime("%F %T")
         trial = "" if event["trial"] is None else str(event["trial"])
-        table.add_row(when, trial, event["kind"], escape(event["text"]))
+        table.add_row(when, trial, event["kind"], escape(_event_text(event)))
     wide_console(_PIPED_WIDTH, highlight=False).print(table)
+
+
+def _event_text(event: Mapping[str, Any]) -> str:
+    """Return an event's text; of a worker's counters (all: --json) its process and how many trials it has trained."""
+    counters = dict(re.findall(r"worker\.(\w+)=(\S+)", event["text"])) if event["kind"] == "worker" else {}
+    if not {"pid", "trials"} <= counters.keys():
+        return event["text"]
+    return f"process {counters['pid']}, trials so far: {counters['trials']}"
 
 
 _MAX_FRONT = 4
@@ -285,8 +328,9 @@ def print_best(found: Mapping[str, Any], *, metrics: bool = False) -> None:
     if seeds := found.get("seeds"):
         each = (f"{s['seed']} (trial {s['trial']} {s['state']} {_short(s['value'])})" for s in seeds)
         table.add_row("seeds", escape(", ".join(each)))
-    for member in shown:
-        texts = ", ".join(map(_short, member["values"])) + "  " + _params(member["params"])
+    columns = [format_measured(values, 6) for values in zip(*(member["values"] for member in shown), strict=True)]
+    for k, member in enumerate(shown):
+        texts = ", ".join(column[k] for column in columns) + "  " + _params(member["params"])
         table.add_row(escape(f"front trial {member['number']}"), escape(texts))
     if len(front) > len(shown):
         table.add_row("", f"and {len(front) - len(shown)} more trials of the front (--metrics)")
@@ -310,12 +354,15 @@ def print_checks(checks: Sequence[Check]) -> None:
     """Print one row per check with its level, result and fix."""
     table = Table(box=None, header_style="bold")
     for column in ("", "check", "result", "fix"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     colors = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
         level = check.level.value
         table.add_row(f"[{colors[level]}]{level}[/]", check.what, escape(check.found), escape(check.fix))
-    wide_console(_PIPED_WIDTH, highlight=False).print(table)
+    console = wide_console(_PIPED_WIDTH, highlight=False)
+    console.print(table)
+    listed = [(sum(check.level.value == level for check in checks), level) for level in colors]
+    console.print(f"checks: {len(checks)} ({', '.join(f'{count} {level}' for count, level in listed if count)})")
 
 
 def _params(params: Mapping[str, Any]) -> str:

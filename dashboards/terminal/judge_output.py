@@ -15,7 +15,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.formatting import format_value, table_width
+from dashboards.formatting import format_measured, table_width
 from orchestrator.judge.judgements import Judgement, Rate
 
 _LOG_INTERVAL = 15.0
@@ -83,20 +83,20 @@ def table_row(judgement: Judgement) -> tuple[str, ...]:
     )
 
 
-def extra_columns(judgement: Judgement) -> tuple[str, ...]:
+def extra_rows(judgements: Sequence[Judgement]) -> list[tuple[str, ...]]:
     """Return the cells of the columns in EXTRA_HEAD, for wide terminals and the page."""
-    order_agreement = "–" if judgement.order_agreement is None else f"{judgement.order_agreement:.0%}"
-    cost = None if judgement.usage is None else judgement.usage.cost
-    score = (
-        "–" if judgement.score is None else f"{format_value(judgement.score)} ({format_value(judgement.initial_score)})"
-    )
-    return (
-        order_agreement,
-        f"{judgement.length:.0f} ({judgement.initial_length:.0f})",
-        score,
-        str(judgement.left_out),
-        "–" if cost is None else f"{cost:.2f}",
-    )
+    scores = format_measured([s for judgement in judgements for s in (judgement.score, judgement.initial_score)])
+    costs = [None if judgement.usage is None else judgement.usage.cost for judgement in judgements]
+    return [
+        (
+            "–" if judgement.order_agreement is None else f"{judgement.order_agreement:.0%}",
+            f"{judgement.length:.0f} ({judgement.initial_length:.0f})",
+            "–" if judgement.score is None else f"{scores[2 * k]} ({scores[2 * k + 1]})",
+            str(judgement.left_out),
+            "–" if (cost := costs[k]) is None else f"{cost:.2f}",
+        )
+        for k, judgement in enumerate(judgements)
+    ]
 
 
 def format_rate(found: Rate | None) -> str:
@@ -133,7 +133,7 @@ def print_judgements(judgements: Sequence[Judgement], console: Console) -> None:
     tables = (
         _table(
             (*HEAD, *EXTRA_HEAD),
-            [(*table_row(judgement), *extra_columns(judgement)) for judgement in judgements],
+            [(*table_row(each), *extra) for each, extra in zip(judgements, extra_rows(judgements), strict=True)],
             judgements,
         ),
         _table(HEAD, map(table_row, judgements), judgements),

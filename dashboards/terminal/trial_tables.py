@@ -14,7 +14,7 @@ from dashboards.analysis.seed_means import compared_paths, merge_curves
 from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
 from dashboards.formatting import (
-    format_half_width,
+    format_half_widths,
     format_measured,
     format_params,
     format_settings,
@@ -105,7 +105,7 @@ def trial_table(
     if most_reasons is not None:
         reasons = reasons[max(0, len(reasons) - most_reasons) :] if most_reasons > 0 else []
     fixed_height = most_reasons is not None  # a live table has a fixed number of rows: reasons must not wrap
-    lines = (Text(f"{r.number}: {r.reason}", no_wrap=fixed_height, overflow="ellipsis") for r in reasons)
+    lines = (Text(f"trial {r.number}: {r.reason}", no_wrap=fixed_height, overflow="ellipsis") for r in reasons)
     return Group(table, *lines)
 
 
@@ -232,7 +232,8 @@ def _objective_column(all_curves: Sequence[TrialCurves], objectives: Sequence[Ob
     texts = ["" if value is None else text for value, text in zip(values, format_measured(values), strict=True)]
     if k > 0:
         return texts
-    return [text + format_half_width(curves.record.interval) for text, curves in zip(texts, all_curves, strict=True)]
+    widths = format_half_widths([curves.record.interval for curves in all_curves])
+    return [text + width for text, width in zip(texts, widths, strict=True)]
 
 
 def _remark(curves: TrialCurves, best: bool, *, is_front: bool = False) -> str:

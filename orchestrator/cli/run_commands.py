@@ -11,6 +11,7 @@ import click
 from orchestrator.cli.options import (
     DETACH,
     JSON,
+    NO_WAIT,
     SET,
     TRUST,
     cluster_address,
@@ -105,6 +106,7 @@ def plan(
 @cluster_options
 @click.option("--continue", "go_on", is_flag=True, help="Resume the sweep if it exists with this spec.")
 @DETACH
+@NO_WAIT
 @TRUST
 def sweep(
     file: Path,
@@ -115,6 +117,7 @@ def sweep(
     machines: int,
     go_on: bool,
     detach: bool,
+    no_wait: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
     """Run a sweep. Ctrl-C once: write checkpoints and stop; twice: stop at once."""
@@ -133,7 +136,7 @@ def sweep(
     drop_failed_output()
     for notice in notices:
         click.echo(notice, err=True)
-    return run(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+    return run(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=not no_wait)
 
 
 @click.command()
@@ -143,6 +146,7 @@ def sweep(
 @click.option("--mirror", metavar="URL", help="Download the sweep from its mirror if this disk does not have it.")
 @cluster_options
 @DETACH
+@NO_WAIT
 @TRUST
 def resume(
     name: str,
@@ -152,6 +156,7 @@ def resume(
     address: str | None,
     machines: int,
     detach: bool,
+    no_wait: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
     """Resume a sweep that was stopped or killed.
@@ -174,4 +179,5 @@ def resume(
         cluster_at=cluster_at,
         trust_remote_code=trust_remote_code,
         retry_failed=retry_failed,
+        waits=not no_wait,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from orchestrator.cli.options import JSON, SET, print_json, read_spec
 from orchestrator.errors import ExitCode
 from orchestrator.folders import runs_folder
+from orchestrator.terminal_streams import wrapped
 
 
 @click.command()
@@ -32,11 +34,11 @@ def init(
     if file.exists():
         raise click.UsageError(f"{file} exists already and is not overwritten; name another FILE")
     from orchestrator.commands import init_file
-    from orchestrator.nvidia_smi import visible_gpus
+    from orchestrator.gpus import visible_gpus
 
     questions = {
-        "model": (model, "Initial model, a hub name or a folder", init_file.DEFAULT_MODEL),
-        "data": (data, "Preference pairs, a hub data set or a file", init_file.DEFAULT_DATA),
+        "model": (model, "Initial model, hub name or folder", init_file.DEFAULT_MODEL),
+        "data": (data, "Pairs, hub data set or file", init_file.DEFAULT_DATA),
         "gpus": (gpus, "GPUs", str(visible_gpus())),
         "objective": (objective, f"Objective ({', '.join(init_file.LOSSES)})", "simpo"),
     }
@@ -58,18 +60,21 @@ def init(
     if facts.apply_template:
         message = "the rows are plain text and the tokenizer has a chat template"
         if sys.stdin.isatty():
-            apply = click.confirm(f"{message}; apply the template?", default=True, err=True)
+            question = "plain text, and the tokenizer has a chat template; apply it?"
+            apply = click.confirm(question, default=True, err=True)
             facts = replace(facts, apply_template=apply)
         else:
             click.echo(f"{message}: the template is applied (data.apply_template: true)", err=True)
     for notice in facts.notices:
-        click.echo(notice, err=True)
+        click.echo(wrapped(notice), err=True)
     text = init_file.write_sweep_file(file.stem, answers, facts)
     from orchestrator.spec.loading.loader import load_spec_text
 
     load_spec_text(text, file.resolve().parent, source=str(file))
     with file.open("x", encoding="utf-8") as out:
         out.write(text)
+    for notice in read_spec(file, (), None, False)[1]:  # such as a mistyped folder, which is a name on the hub
+        click.echo(wrapped(notice), err=True)
     click.echo(str(file))
     click.echo(f"next: orchestrate plan {file}", err=True)
     return ExitCode.DONE
@@ -92,7 +97,9 @@ def doctor(file: Path | None, overrides: Sequence[str], as_json: bool) -> ExitCo
         click.echo(notice, err=True)
     checks = run_checks(runs_folder(), spec)
     if as_json:
-        print_json({"healthy": is_healthy(checks), "checks": [check.as_json() for check in checks]})
+        counts = Counter(check.level.value for check in checks)
+        listed = [check.as_json() for check in checks]
+        print_json({"healthy": is_healthy(checks), "counts": dict(counts), "checks": listed})
     else:
         print_checks(checks)
     return ExitCode.DONE if is_healthy(checks) else ExitCode.USER

@@ -11,18 +11,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.errors import DataError, SpecError
+from orchestrator.errors import DataError, SpecError, StorageRefused
 from orchestrator.execution.local_cluster import worker_environment
 from orchestrator.execution.slots import Slots, gpu_memory, plan_slots
 from orchestrator.folders import SweepFolder
-from orchestrator.nvidia_smi import hidden_gpus
+from orchestrator.gpu_locks import gpu_holders, holders_text, reserved_gpus
+from orchestrator.gpus import hidden_gpus, visible_devices
 from orchestrator.redaction import without_credentials
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
 from orchestrator.spec.estimates.input_sizes import check_models, count_rows, model_shape
-from orchestrator.spec.estimates.sweep_plan import MeasuredUpdate, SweepPlan, compare_with_formula, make_plan
+from orchestrator.spec.estimates.measured_update import MeasuredUpdate, compare_with_formula, wall_clock
+from orchestrator.spec.estimates.sweep_plan import SweepPlan, make_plan
 from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.tracking.mlflow_client import tracking_uri
@@ -68,6 +71,7 @@ def plan_locally(
         all_notices += [finding.problem for finding in error.problems]
     if spec.resources.gpus_per_trial is None and (message := hidden_gpus()):
         all_notices.append(message)
+    all_notices += [] if slots is None or not slots.gpus else _gpus_in_use()
     if spec.warm_start is not None:
         from orchestrator.study.sampling.warm_start import (
             warm_start,  # imports the study's libraries, which other plans do not need
@@ -75,6 +79,8 @@ def plan_locally(
 
         all_notices += warm_start(spec, root).notices
     assumptions = assumptions or GpuAssumptions()
+    device = None if slots is None else "GPU" if slots.gpus else "CPU"
+    about_gpus = device != "CPU" or assumptions.has_gpu
     if assumptions.gpu_memory is None:
         assumptions = replace(assumptions, gpu_memory=gpu_memory())
     check_share(spec, assumptions.gpu_memory)
@@ -86,6 +92,8 @@ def plan_locally(
         all_notices.append("the number of training pairs is unknown until the data is downloaded")
     if (root / spec.name).exists():
         all_notices.append(f"a sweep named {spec.name} exists already; use another --name to start this one")
+    if device == "CPU" and not probe:
+        all_notices.append("the time on this machine is not measured; `plan --probe` measures it")
     made = make_plan(
         spec,
         root,
@@ -94,14 +102,57 @@ def plan_locally(
         tracking=without_credentials(tracking_uri(root, spec.tracking.uri)),
         notices=all_notices,
         assumptions=assumptions,
+        device=device,
+        about_gpus=about_gpus,
     )
     if not probe or slots is None:
         return made
 
     configs, shape = corner_configs(spec.search, spec.base), model_shape(spec.base.model)
     config = configs[0] if shape is None else largest_config(configs, shape, assumptions)
-    measured = measure_update(config, SweepFolder(root, spec.name).cache, slots, trust_remote_code=trust_remote_code)
-    return replace(made, probe=compare_with_formula(measured, config, shape, assumptions, made.estimate))
+    from orchestrator.driver.sft_stage import sft_config  # imports the study's libraries
+
+    cache = SweepFolder(root, spec.name).cache
+    sft = sft_config(spec)
+    with _gpus_of_probe(spec.name, slots):
+        measured = measure_update(config, cache, slots, trust_remote_code=trust_remote_code)
+        of_sft = None if sft is None else measure_update(sft, cache, slots, trust_remote_code=trust_remote_code)
+    return replace(
+        made,
+        probe=compare_with_formula(measured, config, shape, assumptions, made.estimate),
+        wall_clock=wall_clock(
+            configs,
+            measured,
+            None if sft is None or of_sft is None else (sft, of_sft),
+            trials=made.trials,
+            slots=slots.count,
+        ),
+    )
+
+
+def _gpus_in_use() -> list[str]:
+    devices = visible_devices()
+    try:
+        holders = gpu_holders(devices)
+    except StorageRefused as error:
+        return [str(error)]
+    if not holders:
+        return []
+    effect = "takes the others" if len(holders) < len(devices) else "waits for them (--no-wait refuses)"
+    return [f"{holders_text(devices, holders)}; a sweep that starts now {effect}"]
+
+
+def _gpus_of_probe(name: str, slots: Slots) -> AbstractContextManager[object]:
+    """Reserve the GPUs of one trial; while it waits for them, say so once on stderr."""
+    least, _ = slots.gpus_needed
+    shown: set[str] = set()
+
+    def show(sentence: str) -> None:
+        if sentence not in shown:
+            shown.add(sentence)
+            sys.stderr.write(f"{sentence}\n")
+
+    return reserved_gpus(f"{name} (plan --probe)", least, least, waits=True, on_wait=show)
 
 
 _UNUSABLE, _OUT_OF_MEMORY = 2, 3

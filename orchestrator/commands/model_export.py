@@ -16,7 +16,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord
 from trainer.config.trial import DataConfig, FileSource, GeneratedSource, HubSource, Source, TrialConfig
-from trainer.results import TrialError
+from trainer.results import TrialError, clause
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,13 +109,14 @@ def _export_error(reason: TrialError, spec: SweepSpec) -> CannotExport:
     from trainer.models.adapter_merging import BaseGone
 
     if isinstance(reason, ExportDiffers):
-        return OtherModel(f"{reason}; nothing was written. This is a bug of prefsweep: please report it")
+        return OtherModel(f"{clause(reason)}; nothing was written. This is a bug of prefsweep: please report it")
     if isinstance(reason, CannotCompare):
         return CannotExport(
-            f"the export cannot be compared with its trial: {reason}; --no-compare exports it without comparison"
+            f"the export cannot be compared with its trial: {clause(reason)}; --no-compare exports it without "
+            "comparison"
         )
     if isinstance(reason, BaseGone) and spec.sft is not None:
-        return CannotExport(f"{reason}; orchestrate resume {spec.name} creates it again")
+        return CannotExport(f"{clause(reason)}; orchestrate resume {spec.name} creates it again")
     return CannotExport(str(reason))
 
 
@@ -242,7 +243,8 @@ def _public(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_public(each) for each in value)
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_public(each)}" for key, each in value.items() if each is not None)
+        given = {key: each for key, each in value.items() if each is not None and each != {}}
+        return ", ".join(f"{key} {_public(each)}" for key, each in given.items())
     path = Path(value) if isinstance(value, str) else None
     if path is None or not path.is_absolute():
         return str(value)

@@ -45,7 +45,7 @@ from orchestrator.study.reader import StudyReader
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import rank_trials
 from trainer.data.sources import source_name
-from trainer.results import TrialError
+from trainer.results import TrialError, clause
 from trainer.storage.atomic_files import write_json
 from trainer.storage.jsonl_store import JsonlStore, read_jsonl_store
 
@@ -170,7 +170,7 @@ def _check_judges(judge_task: JudgeTask, config: JudgeConfig) -> None:
     checked = config.checker and any(p.expected is not None for trial in judge_task.trials for p in trial.prompts)
     if not checked and config.reward_model is None and config.endpoint is None:
         reason = "the prompts have no `answer` for the checker" if config.checker else "judge.checker is false"
-        raise NoUsableJudge(f"judge: {reason}; set judge.reward_model or judge.endpoint")
+        raise NoUsableJudge(f"{clause(reason)}; set judge.reward_model or judge.endpoint")
 
 
 def _log_task(judge_task: JudgeTask, config: JudgeConfig, cache: Path, context: JudgeContext) -> None:
@@ -329,7 +329,7 @@ def judge_after_sweep(
         except StageInterrupted:
             view.log(f"judge: interrupted, results so far are saved; {hint}")
         except (OrchestrateError, TrialError) as error:
-            view.log(f"judge: {error}; {hint}")
+            view.log(f"judge: {clause(error)}; {hint}")
         except Exception as error:  # noqa: BLE001 - a bug in judging must not fail a complete sweep
             view.log(f"judge: internal error: {redact(f'{type(error).__name__}: {error}')}; {hint}")
         else:

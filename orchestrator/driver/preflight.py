@@ -15,6 +15,7 @@ from orchestrator.folders import DATA_FILE, SWEEP_NAME_PATTERN, SweepFolder, cre
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.mirror import SPEC, STUDY, MirrorError, probe_mirror, sweep_mirror
 from orchestrator.spec.estimates.disk_space import disk_need, format_bytes
+from orchestrator.spec.estimates.sweep_plan import sweep_disk_need
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.validation_errors import read_document
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -36,7 +37,7 @@ def check_disk_space(folder: SweepFolder, spec: SweepSpec, slots: Slots) -> None
     Raises:
         DiskTooSmall: with settings that reduce the need.
     """
-    need = disk_need(spec, slots.count)
+    need = sweep_disk_need(spec, slots.count)
     if need is None:  # unknown size: the model is not downloaded and its name has no size
         return
     path = folder.root

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,9 +30,10 @@ from orchestrator.execution.remote_cluster import ClusterAddress, ClusterError, 
 from orchestrator.execution.slots import Slots, gpu_memory, plan_slots, threads_per_process
 from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted, StopKind, StopReason
 from orchestrator.execution.user_requests import end_unfinished_trials
-from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
+from orchestrator.folders import WAITING_FILE, SweepFolder, existing_sweep, known_sweeps
+from orchestrator.gpu_locks import GpusBusy, reserved_gpus
+from orchestrator.gpus import hidden_gpus
 from orchestrator.mirror import MirrorError
-from orchestrator.nvidia_smi import hidden_gpus
 from orchestrator.spec.estimates.cost_estimate import check_share
 from orchestrator.spec.estimates.input_sizes import check_models
 from orchestrator.spec.estimates.sweep_plan import total_trials
@@ -45,6 +47,7 @@ from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import STOPPING, RequestKind
 from orchestrator.tracking.tracking_store import settle_tracking_uri
+from trainer.results import clause
 from trainer.storage.atomic_files import write_text
 
 if TYPE_CHECKING:
@@ -62,6 +65,7 @@ def start(
     *,
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
+    waits: bool = True,
 ) -> StopReason:
     """Run a new sweep on this machine or on an existing cluster.
 
@@ -71,13 +75,14 @@ def start(
         presentation: progress view and reporter.
         cluster_at: address of a Ray cluster; None for this machine.
         trust_remote_code: whether Python code of the model's repository may run.
+        waits: whether to wait for GPUs that other sweeps of this machine have.
 
     Returns:
         Why the sweep ended.
 
     Raises:
         NameTaken, SpecError, ModelError, MirrorError, DiskTooSmall: before anything is written.
-        ClusterError, DataError: before the first trial.
+        ClusterError, DataError, GpusBusy: before the first trial.
     """
     folder = free_folder(root, spec.name)
     warm_start(spec, root)  # raises before anything is written
@@ -90,8 +95,8 @@ def start(
         sys.stderr.write(f"{message}\n")
     with folders.sweep_lock(folder):
         try:
-            return _drive(folder, spec, presentation, cluster_at, trust_remote_code)
-        except (SpecError, DataError, ClusterError, DiskTooSmall, MirrorError, KeyboardInterrupt):
+            return _drive(folder, spec, presentation, cluster_at, trust_remote_code, waits)
+        except (SpecError, DataError, ClusterError, DiskTooSmall, MirrorError, GpusBusy, KeyboardInterrupt):
             if not Study.exists(folder):  # no study yet: the name stays free
                 shutil.rmtree(folder.path)
             raise
@@ -104,6 +109,7 @@ def start_or_resume(
     *,
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
+    waits: bool = True,
 ) -> StopReason:
     """Start this sweep, or resume it if it exists; for schedulers that restart a job.
 
@@ -117,14 +123,16 @@ def start_or_resume(
     except NoSuchSweep:
         folder = None if spec.mirror is None else restore_from_mirror(spec.name, root, spec.mirror)
     if folder is None:
-        return start(spec, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+        return start(spec, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=waits)
     original = load_spec(folder.spec, is_new=False)
     if Study.exists(folder):
         with Study.open(folder) as study:
             original = SweepSpec.from_stored(study.spec_history()[0].text)
     if sweep_identity(original) not in (sweep_identity(spec), sweep_identity(_in_file_order(spec))):
         raise NameTaken(spec.name, folder.path)
-    return resume(spec.name, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+    return resume(
+        spec.name, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=waits
+    )
 
 
 def _in_file_order(spec: SweepSpec) -> SweepSpec:
@@ -144,6 +152,7 @@ def resume(
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
     retry_failed: bool = False,
+    waits: bool = True,
 ) -> StopReason:
     """Resume a sweep. Trials for whose common bug it stopped are tried again.
 
@@ -157,6 +166,7 @@ def resume(
         cluster_at: address of a Ray cluster; None for this machine.
         trust_remote_code: whether Python code of the model's repository may run.
         retry_failed: whether all failed trials are tried again.
+        waits: whether to wait for GPUs that other sweeps of this machine have.
 
     Returns:
         Why the sweep ended.
@@ -164,7 +174,7 @@ def resume(
     Raises:
         MirrorError: `mirror` has no such sweep.
         SpecChanged, SearchNarrowed, BudgetUsedUp: a change is refused; nothing was changed.
-        NoSuchSweep, SpecError, DataError, ClusterError, DiskTooSmall: before the next trial.
+        NoSuchSweep, SpecError, DataError, ClusterError, DiskTooSmall, GpusBusy: before the next trial.
     """
     if mirror is not None and name not in known_sweeps(root) and restore_from_mirror(name, root, mirror) is None:
         raise MirrorError(f"there is no sweep named {name!r} in {mirror}")
@@ -182,7 +192,7 @@ def resume(
             _check_machine(folder, spec)
         if has_study:
             _apply_changes(folder, spec, retry_failed=retry_failed)
-        return _drive(folder, spec, presentation, cluster_at, trust_remote_code)
+        return _drive(folder, spec, presentation, cluster_at, trust_remote_code, waits)
 
 
 def _changed_spec(folder: SweepFolder, overrides: Sequence[str], root: Path, *, trust_remote_code: bool) -> SweepSpec:
@@ -232,7 +242,7 @@ def _retry_failed(study: Study, *, retry_failed: bool) -> list[str]:
         why = "" if retry_failed else f" ({study.folder.name} had stopped as they failed alike)"
         many = "trial" if len(again) == 1 else "trials"
         notices.append(
-            f"retrying {len(again)} failed {many}: {numbers_text(again)}{why}; the failures stay in "
+            f"retrying {len(again)} failed {many}: {numbers_text(again)}{clause(why)}; the failures stay in "
             f"`orchestrate history {study.folder.name}`"
         )
     return notices
@@ -282,11 +292,14 @@ def _drive(
     presentation: Presentation,
     cluster_at: ClusterAddress | None,
     trust_remote_code: bool,
+    waits: bool,
 ) -> StopReason:
     try:
         if message := settle_tracking_uri(folder, spec.tracking.uri):
             sys.stderr.write(f"{message}\n")
-        return _run_driver(folder, spec, presentation, cluster_at, trust_remote_code)
+        return _run_driver(folder, spec, presentation, cluster_at, trust_remote_code, waits)
+    except StageInterrupted:  # while waiting for GPUs
+        return StopReason(StopKind.INTERRUPTED)
     except Exception as error:
         to_raise = record_crash(folder, error, presentation.reporter)
         if to_raise is error:
@@ -300,6 +313,7 @@ def _run_driver(
     presentation: Presentation,
     cluster_at: ClusterAddress | None,
     trust_remote_code: bool,
+    waits: bool,
 ) -> StopReason:
     from orchestrator.driver.judge_stage import endpoint_key, judge_after_sweep
     from orchestrator.driver.notifications import notify_events
@@ -315,6 +329,7 @@ def _run_driver(
         with (
             _open_view(spec, presentation) as base_view,
             notify_events(folder, spec, base_view) as (view, notify_end),
+            _own_gpus(folder, spec, cluster_at, signals, view, waits=waits),
             DataProcess(
                 folder.cache,
                 spec.base,
@@ -341,12 +356,54 @@ def _run_driver(
                     ray_deaths += 1
                     if ray_deaths > _MAX_RAY_RESTARTS:
                         raise
-                    view.log(f"{error}; restarting Ray, running trials continue from their newest checkpoints")
+                    view.log(f"{clause(error)}; restarting Ray, running trials continue from their newest checkpoints")
             judge_after_sweep(
                 folder, stop_reason, view, signals, presentation.reporter, trust_remote_code=trust_remote_code
             )
             notify_end(stop_reason)
         return stop_reason
+
+
+@contextmanager
+def _own_gpus(
+    folder: SweepFolder,
+    spec: SweepSpec,
+    cluster_at: ClusterAddress | None,
+    signals: SignalHandler,
+    view: ProgressView,
+    *,
+    waits: bool,
+) -> Generator[None]:
+    """Hold the GPUs of this machine that the sweep uses, until it ends; a shared cluster gives its own by itself."""
+    if cluster_at is not None:
+        yield
+        return
+    file, shown = folder.path / WAITING_FILE, ""
+
+    def wait(sentence: str) -> None:
+        nonlocal shown
+        if signals.received or _is_stop_requested(folder):
+            raise StageInterrupted
+        if sentence != shown:
+            shown = sentence
+            view.set_activity(sentence)
+            write_text(file, f"{os.getpid()}\n{sentence}\n")
+        view.refresh()
+
+    least, most = plan_slots(spec).gpus_needed
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(reserved_gpus(spec.name, least, most, waits=waits, on_wait=wait))
+        finally:
+            file.unlink(missing_ok=True)
+        yield
+
+
+def _is_stop_requested(folder: SweepFolder) -> bool:
+    if not Study.exists(folder):
+        return False
+    with Study.open(folder, read_only=True) as study:
+        return any(request.kind == RequestKind.STOP and request.trial is None for request in study.requests())
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from trainer.config.locations import differ_in_locations_only, relocated
 from trainer.config.loss_config import SftLoss
 from trainer.config.trial import STORED, ModelConfig, TrialConfig
 from trainer.data.data_report import DataReport
+from trainer.results import clause
 from trainer.training.schedule import total_updates
 
 _SHOWN_METRICS = ("eval_nll_loss", "eval_exact_answers")
@@ -237,7 +238,7 @@ class _Stage:
                     if losses == MAX_LOST_WORKERS:
                         raise
                     self._study.add_event("worker lost", f"sft: {died}")
-                    self._view.log(f"sft: {died}; it continues from its newest checkpoint")
+                    self._view.log(f"sft: {clause(died)}; it continues from its newest checkpoint")
                     self._worker.restart()
                     continue
                 end = AttemptResult(AttemptStatus.FAILED, cause, failure=FailureKind.OUT_OF_MEMORY)

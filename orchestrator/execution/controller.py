@@ -237,12 +237,12 @@ class TrialController:
         if self.stop_reason is not None:
             return
         self.stop_reason = StopReason(kind, text)
-        self._study.add_event("stopping", f"{kind.value}: {text}" if text else kind.value)
+        self._study.add_event("stopping", str(self.stop_reason))
         for active in self._active.values():
             active.task.request_release()
         self._retries.release()
         waiting = f"; waiting for {len(self._active)} running trials to checkpoint" if self._active else ""
-        self._view.log(f"stopping ({kind.value}{f': {text}' if text else ''}){waiting}")
+        self._view.log(f"stopping ({self.stop_reason}){waiting}")
 
     def result(self) -> StopReason:
         """Return why the run ended."""

@@ -25,6 +25,9 @@ RELEASE_REQUEST_FILE = "stop-asked"
 """Release request: a file in an attempt's folder by which the driver asks the worker to checkpoint and give the trial
 back."""
 
+DISCARD_REQUEST_FILE = "discard-asked"
+"""File beside a release request: the trial's outcome is decided, so that no checkpoint is needed."""
+
 WORKER_FILE = "worker"
 """File in an attempt's folder with the worker's `process_identity.process_id()`."""
 
@@ -65,15 +68,22 @@ class AttemptTask:
         """Lock file of the process that trains this trial, as an older attempt's process may still be alive."""
         return self.folder.parent / "worker.lock"
 
-    def request_release(self) -> None:
-        """Write a release request: ask the worker to checkpoint and give the trial back."""
+    def request_release(self, *, checkpoint: bool = True) -> None:
+        """Write a release request: ask the worker to checkpoint, if `checkpoint`, and give the trial back."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not checkpoint:
+            (self.folder / DISCARD_REQUEST_FILE).touch()
         (self.folder / RELEASE_REQUEST_FILE).touch()
 
     @property
     def release_requested(self) -> bool:
         """Whether the driver wrote a release request."""
         return (self.folder / RELEASE_REQUEST_FILE).exists()
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether a released trial continues later and therefore needs a checkpoint."""
+        return not (self.folder / DISCARD_REQUEST_FILE).exists()
 
 
 class AttemptStatus(StrEnum):

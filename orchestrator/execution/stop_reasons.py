@@ -44,6 +44,12 @@ class StopReason:
     kind: StopKind
     text: str = ""
 
+    def __str__(self) -> str:
+        """Return kind and message; a message that begins with the kind stands alone."""
+        if not self.text or self.text.startswith(self.kind.value):
+            return self.text or self.kind.value
+        return f"{self.kind.value}: {self.text}"
+
 
 class StageInterrupted(Exception):
     """A stage was interrupted by a signal; its finished work is kept."""

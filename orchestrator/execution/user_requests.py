@@ -28,6 +28,7 @@ from orchestrator.study.trial_records import (
     TrialRecord,
     TrialState,
 )
+from trainer.results import clause
 from trainer.storage.atomic_files import write_text
 
 KILLED_STATUS = "KILLED"
@@ -37,7 +38,8 @@ KILLED_STATUS = "KILLED"
 class TrialRequests:
     """Pending user requests for single trials.
 
-    A running trial stops or pauses at its next report; a request is completed only after it took effect.
+    The worker of a running trial is asked to give it back between two micro-batches; a request is completed only after
+    it took effect.
     """
 
     def __init__(
@@ -48,20 +50,22 @@ class TrialRequests:
         self._pause_requests: dict[int, Request] = {}
 
     def apply(self, requests: Sequence[Request], active: Mapping[int, AttemptTask]) -> None:
-        """Apply requests; those for the running trials in `active` take effect at their next reports."""
+        """Apply requests; those for the running trials in `active` take effect when their workers give them back."""
         for request in requests:
             number = request.trial
             assert number is not None
             if number in active:
-                self._forward_pause(number, request, active[number])
+                self._forward(number, request, active[number])
             else:
                 self._apply_now(number, request)
 
-    def _forward_pause(self, number: int, request: Request, task: AttemptTask) -> None:
-        """Store a request for a running trial until its next report."""
+    def _forward(self, number: int, request: Request, task: AttemptTask) -> None:
+        """Store a request for a running trial until its next report, and ask its worker for that report."""
         match request.kind:
             case RequestKind.PRUNE | RequestKind.STOP:
-                self._end_requests[number] = request
+                if number not in self._end_requests:
+                    self._end_requests[number] = request
+                    task.request_release(checkpoint=False)
             case RequestKind.PAUSE:
                 self._pause_requests[number] = request
                 if not task.release_requested:
@@ -176,14 +180,17 @@ def apply_budget_request(study: Study, view: ProgressView | None, request: Reque
             view.log(f"changed {change}")
 
 
-_REQUEST_READ_SECONDS = 1.0
+_REQUEST_READ_SECONDS = 0.2
+"""Seconds between two looks for requests."""
+_CHECK_SECONDS = 1.0
+"""Seconds between two heartbeats and checks of the budget."""
 
 
 class StopConditions:
-    """Why the sweep must stop: a stop request or the budget, read from the study at each heartbeat of the driver.
+    """Why the sweep must stop: a stop request or the budget, read from the study.
 
     `stop_reason` is never unset, except after a pause. `trial_requests`: requests for single trials found at the last
-    reading. `has_read`: whether the last call of `read_study` read anything.
+    reading. `has_read`: whether the last call of `read_study` made all checks, those of the budget too.
     """
 
     def __init__(self, study: Study, view: ProgressView | None = None) -> None:
@@ -191,23 +198,27 @@ class StopConditions:
         self._view = view
         self.trial_requests: Sequence[Request] = ()
         self.has_read = False
-        self._study, self._read_at = study, 0.0
+        self._study, self._checked_at, self._requests_read_at = study, 0.0, 0.0
         self._target = _target_reached(study.spec, study.best()) if study.spec.budget.target is not None else ""
 
     def read_study(self) -> StopReason | None:
-        """Write the heartbeat and read requests, at most once a second; return why the sweep must stop, else None."""
+        """Read requests five times a second, the budget once a second; return why the sweep must stop, else None."""
         now = time.monotonic()
-        self.has_read = self.stop_reason is None and now - self._read_at >= _REQUEST_READ_SECONDS
-        if not self.has_read:
+        self.has_read = False
+        if self.stop_reason is not None or now - self._requests_read_at < _REQUEST_READ_SECONDS:
             return self.stop_reason
-        self._read_at = now
-        self._study.heartbeat()
+        self._requests_read_at = now
+        self.has_read = now - self._checked_at >= _CHECK_SECONDS
+        if self.has_read:
+            self._checked_at = now
+            self._study.heartbeat()
         requests = self._study.requests()
         self.trial_requests = [request for request in requests if request.trial is not None]
         for request in requests:
             if request.trial is None:
                 self._apply_sweep_request(request)
-        self.stop_reason = self.stop_reason or self.budget_reason()
+        if self.has_read:
+            self.stop_reason = self.stop_reason or self.budget_reason()
         return self.stop_reason
 
     def _apply_sweep_request(self, request: Request) -> None:
@@ -243,8 +254,11 @@ class StopConditions:
             return StopReason(StopKind.TARGET, f"{self._target}; {hint}")
         if not budget.has_time_limit or not (over := budget_exceeded(budget, self._study.usage())):
             return None
-        setting, limit = ("gpu_hours", budget.gpu_hours) if "gpu_hours" in over else ("hours", budget.hours)
-        return StopReason(StopKind.OUT_OF_BUDGET, f"{over}; `--set budget.{setting}={2 * (limit or 0.0):g}` extends it")
+        setting = "gpu_hours" if "gpu_hours" in over else "hours"
+        usage = self._study.usage()
+        used = usage.gpu_hours if setting == "gpu_hours" else usage.hours
+        more = budget_changes.more_than_used(self._study.spec, self._study.snapshots(), used, getattr(budget, setting))
+        return StopReason(StopKind.OUT_OF_BUDGET, f"{over}; `--set budget.{setting}={more:g}` extends it")
 
 
 def _target_reached(spec: SweepSpec, record: TrialRecord | None) -> str:
@@ -262,7 +276,7 @@ _PAUSED_POLL_SECONDS = 0.5
 def wait_while_paused(study: Study, view: ProgressView, signals: SignalHandler, reason: str) -> StopReason | None:
     """Wait until the paused sweep continues (None), is stopped or interrupted; requests for single trials wait too."""
     study.pause_sweep(reason)
-    view.set_activity(f"paused: {reason}; `orchestrate unpause {study.folder.name}` continues")
+    view.set_activity(f"paused: {clause(reason)}; `orchestrate unpause {study.folder.name}` continues")
     while True:
         view.refresh()
         study.heartbeat()

@@ -23,6 +23,7 @@ from orchestrator.study.database.optuna_trials import (
 )
 from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.trial_records import DRIVER_EVENT, ISSUED, STOPPING, Event, FailureKind, TrialRecord, TrialState
+from trainer.results import clause
 
 RETRIED = "retried"
 """Kind of the event of a retry."""
@@ -45,7 +46,7 @@ def reopen(
         for key, value in ((OUTCOME, {}), (REQUESTED_OUTCOME, None), (MICRO_BATCH, None)):
             trials.set(trial_id, key, value)
         repository.add_event(
-            connection, RETRIED, f"attempt {attempt} failed after update {step}: {reason}; {why}", number
+            connection, RETRIED, f"attempt {attempt} failed after update {step}: {clause(reason)}; {why}", number
         )
 
 

@@ -36,7 +36,7 @@ from orchestrator.study.sweep_terms import SettingChange, SweepTerms, Usage
 from orchestrator.study.trial_issuer import TrialIssuer
 from orchestrator.study.trial_records import PAUSED, RELEASED, UNPAUSED, Outcome, Trial, TrialRecord, WaitForTrial
 from orchestrator.study.trial_snapshots import TrialSnapshot
-from trainer.results import StepMetrics, StopDecision
+from trainer.results import StepMetrics, StopDecision, clause
 
 
 class Study(StudyReader):
@@ -223,7 +223,8 @@ class Study(StudyReader):
             self._record_working_time(connection, running)
             if micro_batch_limit is not None:
                 self._set(running.trial_id, MICRO_BATCH, micro_batch_limit)
-                text = f"attempt {trial.attempt}: {reason}; from now on {micro_batch_limit} tokens per micro-batch"
+                shown = clause(reason)
+                text = f"attempt {trial.attempt}: {shown}; from now on {micro_batch_limit} tokens per micro-batch"
                 self._repository.add_event(connection, "out of memory", text, trial.number)
             again, trial_id = self._issuer.retry(connection, self._optuna_trials.trial(running.trial_id))
             again = self._with_micro_batch_limit(again)
@@ -235,7 +236,7 @@ class Study(StudyReader):
         with self._driving() as connection:
             self._optuna_trials.set_study(MICRO_BATCH, tokens)
             limit = f"from now on {tokens} tokens per micro-batch"
-            text = f"sft: {reason}; " if reason else "sft: "
+            text = f"sft: {clause(reason)}; " if reason else "sft: "
             text += "the smallest micro-batch was too large" if tokens is None else limit
             self._repository.add_event(connection, "out of memory", text, None)
 

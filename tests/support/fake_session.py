@@ -53,10 +53,10 @@ class FakeSession:
     def __init__(self, cache: Path) -> None:
         self._cache, self._root = cache, cache.parent
         self.counters = {"imports": 1, "trials": 0}
-        self._requested = False
+        self._requested, self._keeps = False, True
 
-    def interrupt(self) -> None:
-        self._requested = True
+    def interrupt(self, *, checkpoint: bool = True) -> None:
+        self._requested, self._keeps = True, checkpoint
 
     def sibling(self) -> FakeSession:
         other = FakeSession(self._cache)
@@ -89,7 +89,8 @@ class FakeSession:
                 self._wait(number, step)
                 if self._requested:
                     self._requested = False
-                    _save(folder, done)
+                    if self._keeps:
+                        _save(folder, done)
                     return RunResult(RunStatus.STOPPED, "interrupted", done)
                 time.sleep(script.get("pause", 0.0))
                 done = step
@@ -161,7 +162,7 @@ class CheckpointingSession:
         self.requested = False
         self._save_steps, self._each = save_steps, each
 
-    def interrupt(self) -> None:
+    def interrupt(self, *, checkpoint: bool = True) -> None:
         self.requested = True
 
     def train(

@@ -23,8 +23,8 @@ class MortalSession:
     def counters(self) -> Mapping[str, int]:
         return self._session.counters
 
-    def interrupt(self) -> None:
-        self._session.interrupt()
+    def interrupt(self, *, checkpoint: bool = True) -> None:
+        self._session.interrupt(checkpoint=checkpoint)
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork_folder: Path | None = None

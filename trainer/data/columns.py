@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from trainer.data.data_findings import RowNotice, UnreadableData
+from trainer.results import clause
 
 FIELDS = (
     "prompt",
@@ -226,7 +227,7 @@ def _missing_column_message(field_name: str, column: str, name: str, present: li
 def _other_format_message(present: Collection[str], name: str) -> str | None:
     """Return how to convert a source of another known data format; None if the format is not known."""
     message = next((text for names, text in _OTHER_FORMATS if names <= set(present)), None)
-    return None if message is None else f"{name} {message}. It has {', '.join(sorted(present))}."
+    return None if message is None else f"{name} {clause(message)}. It has {', '.join(sorted(present))}."
 
 
 def _answers_are_dialogues(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Literal
+
+from pydantic import Field
 
 from trainer.config.base import FrozenModel
 from trainer.results import TrialError
@@ -85,7 +89,10 @@ _COUNTED_BY_DETAIL: frozenset[FindingKind] = frozenset({"ignored_key", "unused_c
 """Kinds that are counted separately for each detail (the name of a column or key)."""
 
 _F, _B, _N = Severity.FATAL, Severity.BAD_ROW, Severity.NOTICE
+_LENGTHS = "{data.max_length} or {data.max_prompt_length}"
+_CITED = re.compile(r"\{([\w.]+)\}")
 _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
+    # A name in braces is a setting, which is shown with its value.
     "duplicate_bos": (_F, "begin with two BOS tokens", "remove the BOS text from the prompts, or from the template"),
     "prompt_not_prefix": (
         _F,
@@ -186,13 +193,13 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     ),
     "shared_prompt": (_N, "have a prompt that is evaluated too; left out of training", ""),
     "no_rows": (_F, "no row is left", "give more rows, or another data.eval"),
-    "prompt_cut": (_N, "lose the beginning of the question: they do not fit data.max_length or max_prompt_length", ""),
-    "system_cut": (_N, "lose the system message or tool definitions, or a part: they do not fit", ""),
-    "turns_cut": (_N, "lose earlier turns of the prompt, or a part: they do not fit", ""),
-    "response_cut": (_N, "have a response cut at data.max_length; it loses its end token", ""),
-    "equal_after_cut": (_N, "are equal once cut at data.max_length: left out", "raise data.max_length"),
+    "prompt_cut": (_N, f"lose the beginning of the question: they do not fit {_LENGTHS}", ""),
+    "system_cut": (_N, f"lose the system message or tool definitions, or a part: they do not fit {_LENGTHS}", ""),
+    "turns_cut": (_N, f"lose earlier turns of the prompt, or a part: they do not fit {_LENGTHS}", ""),
+    "response_cut": (_N, "have a response cut at {data.max_length}; it loses its end token", ""),
+    "equal_after_cut": (_N, "are equal once cut at {data.max_length}: left out", "raise data.max_length"),
     "boundary_merged": (_N, "have a token that joins prompt and response; it is scored with the response", ""),
-    "other_end": (_N, "end with a special token other than eos_token; generation must stop there too", ""),
+    "other_end": (_N, "end with a special token other than {eos_token}; generation must stop there too", ""),
     "special_in_text": (_N, "contain the text of a special token", ""),
     "duplicate_row": (_N, "repeat an earlier row", ""),
     "contradiction": (_N, "prefer what another row of the same prompt rejects", ""),
@@ -236,11 +243,26 @@ def severity_of(kind: FindingKind) -> Severity:
     return _KIND_DETAILS[kind][0]
 
 
-def describe_finding(kind: FindingKind, detail: str = "") -> str:
-    """Return the text of a finding about one row, such as "has an empty response", followed by the detail."""
-    verb, _, rest = _KIND_DETAILS[kind][1].partition(" ")
+def describe_finding(kind: FindingKind, detail: str = "", settings: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return the text of a finding about one row, such as "has an empty response", followed by the detail.
+
+    `settings`: values of the settings that the text may cite.
+    """
+    verb, _, rest = _meaning(kind, settings).partition(" ")
     text = f"{_SINGULAR.get(verb, verb + 's')} {rest}"
     return f"{text}. {detail}".rstrip(" .") if detail else text
+
+
+def _meaning(kind: FindingKind, settings: Mapping[str, str]) -> str:
+    def cited(found: re.Match[str]) -> str:
+        return f"{found[1]} {settings[found[1]]}" if found[1] in settings else found[1]
+
+    return _CITED.sub(cited, _KIND_DETAILS[kind][1])
+
+
+def cited_settings(kind: FindingKind, settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings that this kind's text cites, with their values."""
+    return {name: settings[name] for name in _CITED.findall(_KIND_DETAILS[kind][1]) if name in settings}
 
 
 class DataFinding(FrozenModel):
@@ -252,6 +274,8 @@ class DataFinding(FrozenModel):
     rows: tuple[tuple[str, int], ...]
     detail: str = ""
     """Detail of the first case, where the kind is not specific enough."""
+    settings: dict[str, str] = Field(default_factory=dict)
+    """Settings that the text cites, with their values; empty in reports of older versions."""
 
     @property
     def advice(self) -> str:
@@ -259,8 +283,8 @@ class DataFinding(FrozenModel):
         return _KIND_DETAILS[self.kind][2]
 
     def __str__(self) -> str:
-        meaning = _KIND_DETAILS[self.kind][1]
-        one = f"1 row {describe_finding(self.kind)}"
+        meaning = _meaning(self.kind, self.settings)
+        one = f"1 row {describe_finding(self.kind, settings=self.settings)}"
         text = one if self.count == 1 else f"{self.count:,} rows {meaning}" if self.count else meaning
         by_source: dict[str, list[str]] = {}
         for source, row in self.rows:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config.base import FrozenModel
-from trainer.data.data_findings import DataFinding
+from trainer.data.data_findings import DataFinding, cited_settings
 from trainer.data.pair_dataset import PairDataset, TokenizedPair
 
 _PERCENTILES = (50, 90, 99, 100)
@@ -51,6 +51,13 @@ class DataReport(FrozenModel):
             for finding in self.findings
         )
         return self.model_copy(update={"sources": sources, "findings": findings})
+
+    def with_settings(self, settings: Mapping[str, str]) -> DataReport:
+        """Return the report whose findings show the values of the settings that they cite."""
+        findings = tuple(
+            finding.model_copy(update={"settings": cited_settings(finding.kind, settings)}) for finding in self.findings
+        )
+        return self.model_copy(update={"findings": findings})
 
     def summary_lines(self) -> list[str]:
         """Return the report as text lines: sizes, rows left out, then every finding."""

@@ -100,6 +100,7 @@ def prepare(
     )
     report = DataReport.model_validate_json((folder / "report.json").read_bytes())
     report = report.with_source_names([source_name(s) for split in (TRAIN, EVAL) for s in sources_of(data, split)])
+    report = report.with_settings(cited_values(data, loaded_tokenizer))
     train, evaluation = (PairDataset.open(folder, split) for split in (TRAIN, EVAL))
     return Prepared(train, evaluation, report, fingerprint, was_computed)
 
@@ -168,7 +169,17 @@ def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: s
             selection.findings.add_dataset_finding("no_rows", f"The {split} split is empty")
     stop_tokens = {int(tokenizer.eos_token_id), *pair_tokenizer.end_token_ids}  # pyright: ignore[reportArgumentType]
     report = _build_report(selection, data, pairs, fingerprint, tuple(sorted(stop_tokens)))
-    return CheckedData(selection, pairs, left_out, report)
+    return CheckedData(selection, pairs, left_out, report.with_settings(cited_values(data, tokenizer)))
+
+
+def cited_values(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the values of the settings that findings cite."""
+    length = data.max_prompt_length
+    return {
+        "data.max_length": str(data.max_length),
+        "data.max_prompt_length": "(not set)" if length is None else str(length),
+        "eos_token": repr(str(tokenizer.eos_token)),
+    }
 
 
 def _write_prepared(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> None:

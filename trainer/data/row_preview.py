@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.data_findings import BadData, Severity, describe_finding, severity_of
 from trainer.data.data_report import DataReport
-from trainer.data.preparation import CheckedData, data_fingerprint, examine
+from trainer.data.preparation import CheckedData, cited_values, data_fingerprint, examine
 from trainer.data.row_selection import EVAL, TRAIN, RowAddress, Split
 from trainer.data.tokenization import load_tokenizer
 
@@ -108,10 +108,10 @@ def preview(data: DataConfig, model: ModelConfig, cache: Path, *, trust_remote_c
         refused = error
     added = tokenizer.added_tokens_decoder.values()
     special = tuple(token.content for token in added if token.special)
-    return Preview(tuple(_rows(found, tokenizer)), found.report, refused, special)
+    return Preview(tuple(_rows(found, tokenizer, cited_values(data, tokenizer))), found.report, refused, special)
 
 
-def _rows(found: CheckedData, tokenizer: PreTrainedTokenizerBase) -> Iterable[PreviewRow]:
+def _rows(found: CheckedData, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, str]) -> Iterable[PreviewRow]:
     """Yield rows of the training split, then of evaluation, each by source and number; left-out rows are included."""
     selection = found.selection
     kept_pairs: dict[RowAddress, TokenizedPair] = {
@@ -125,7 +125,7 @@ def _rows(found: CheckedData, tokenizer: PreTrainedTokenizerBase) -> Iterable[Pr
         if pair is not None and not len(pair.prompt) + len(pair.chosen) + len(pair.rejected):
             pair = None  # the template refused it
         notices = [
-            RowNotice(kind, severity_of(kind).value, describe_finding(kind, detail))
+            RowNotice(kind, severity_of(kind).value, describe_finding(kind, detail, settings))
             for kind, detail in dict.fromkeys(selection.findings_by_row.get(address, ()))
         ]
         notices.sort(key=lambda notice: list(Severity).index(Severity(notice.severity)))

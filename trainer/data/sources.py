@@ -14,6 +14,7 @@ from trainer.config.trial import FileSource, GeneratedSource, HubSource, Source
 from trainer.data.columns import find_columns
 from trainer.data.data_findings import RowNotice, UnreadableData
 from trainer.data.public_formats import conversion
+from trainer.results import clause
 from trainer.storage.atomic_files import digest_of
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def _read_json(path: Path) -> Iterator[RawRow]:
     try:
         value = json.loads(_decode(path.read_bytes()))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UnreadableData(f"{path} is not JSON: {error}. For one object per line, name it .jsonl") from error
+        raise UnreadableData(f"{path} is not JSON: {clause(error)}. For one object per line, name it .jsonl") from error
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     if not isinstance(value, list):

@@ -25,7 +25,7 @@ from trainer.data.chat_messages import Dialogue, content_text
 from trainer.data.chat_template import ChatTemplate, TemplateRefused, altered_messages, rendered_mark
 from trainer.data.data_findings import FindingKind, RowNotice
 from trainer.data.formats import Preference
-from trainer.results import TrialError, cannot_load_message
+from trainer.results import TrialError, cannot_load_message, clause
 from trainer.storage.atomic_files import digest_of
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTraine
             raise TokenizerError(cannot_load_message(f"the tokenizer of {name!r}", error)) from error
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise TokenizerError(
-            f"the tokenizer of {name!r} cannot be loaded: {reason}. "
+            f"the tokenizer of {name!r} cannot be loaded: {clause(reason)}. "
             "Give a folder or a reachable hub name as model.name_or_path or model.tokenizer."
         ) from error
     if not tokenizer.is_fast:

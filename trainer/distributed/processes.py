@@ -124,8 +124,19 @@ class CancelToken:
     Processes that train together stop only together, at `check_all_ranks`.
     """
 
-    def __init__(self, process_group: ProcessGroup, is_cancelled: Callable[[], bool]) -> None:
-        self._process_group, self._is_cancelled = process_group, is_cancelled
+    def __init__(
+        self,
+        process_group: ProcessGroup,
+        is_cancelled: Callable[[], bool],
+        is_discarded: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`is_discarded`: whether the cancelled run is not continued and needs no checkpoint."""
+        self._process_group, self._is_cancelled, self._is_discarded = process_group, is_cancelled, is_discarded
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether a cancelled run is to be saved; called in all processes, which get the same answer."""
+        return not self._process_group.any_rank(self._is_discarded())
 
     def check(self) -> None:
         """Raise Interrupted if cancelled and this is the only process.
@@ -177,7 +188,8 @@ def join_rendezvous(
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": _LOOPBACK_INTERFACE,
         "NCCL_SOCKET_IFNAME": _LOOPBACK_INTERFACE,
-        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        # Under ROCm Ray gives this process its GPU by HIP's variable, which has precedence.
+        "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in os.environ else "CUDA_VISIBLE_DEVICES": ",".join(gpus),
     }
     if not gpus:
         os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainer import memory_limits
+from trainer.environment import sum_dtype
 from trainer.forward.packing import TOKEN_KINDS, Batch
 from trainer.objectives.pair_logps import LossTerms, PairLogps
 
@@ -144,7 +145,7 @@ class _ChunkedLoss(torch.autograd.Function):
             _accumulator(bias) if bias is not None and ctx.needs_input_grad[2] else None,
         )
         with torch.autocast(selected.device.type, enabled=False):
-            total = torch.zeros((), dtype=torch.float64, device=selected.device)
+            total = torch.zeros((), dtype=sum_dtype(selected.device), device=selected.device)
             groups = chunked_pass.groups()
             buffer = _logits_buffer(
                 min(chunked_pass.chunk_size.max_rows, max(chunked_pass.tokens(pairs) for pairs in groups)),
@@ -311,8 +312,8 @@ def _sums_by_kind(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, collisio
 
     def by_kind(values: list[Tensor]) -> Tensor:
         size = (pairs.stop - pairs.start) * len(TOKEN_KINDS)
-        zeros = torch.zeros(size, dtype=torch.float64, device=pair_kinds.device)
-        return zeros.index_add_(0, pair_kinds, torch.cat(values).double()).view(-1, len(TOKEN_KINDS))
+        zeros = torch.zeros(size, dtype=sum_dtype(pair_kinds.device), device=pair_kinds.device)
+        return zeros.index_add_(0, pair_kinds, torch.cat(values).to(zeros.dtype)).view(-1, len(TOKEN_KINDS))
 
     return _Sums(by_kind(logps), by_kind(collision_probs) if collision_prob else None)
 

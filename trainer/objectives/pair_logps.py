@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from trainer.environment import sum_dtype
+
 _FILE_NAMES = {"chosen_collision_logp": "chosen_purity", "rejected_collision_logp": "rejected_purity"}
 """Field -> its name in the cache and in eval_pairs.safetensors, where the two differ."""
 _FIELD_NAMES = {column: field for field, column in _FILE_NAMES.items()}
@@ -21,10 +23,10 @@ _FIELD_NAMES = {column: field for field, column in _FILE_NAMES.items()}
 
 @dataclass(frozen=True, slots=True)
 class PairLogps:
-    """Per-pair statistics of N pairs. Every tensor has shape [N]; log-probs are natural, float64, summed over tokens.
+    """Per-pair statistics of N pairs. Every tensor has shape [N]; log-probs are natural, summed over tokens.
 
-    Optional ones are None if they were not computed (see `RequiredStats`); an objective that needs one raises
-    ValueError.
+    Log-probs have the dtype of `sum_dtype`: float64 except on Apple's GPU. Optional ones are None if they were not
+    computed (see `RequiredStats`); an objective that needs one raises ValueError.
     """
 
     chosen: Tensor
@@ -93,7 +95,11 @@ class PairLogps:
 
     def to(self, device: torch.device | str) -> PairLogps:
         """Return the statistics on another device."""
-        moved = PairLogps.from_columns({name: tensor.to(device) for name, tensor in self.columns().items()})
+        device, columns = torch.device(device), self.columns()
+        floating = sum_dtype(device)
+        moved = PairLogps.from_columns(
+            {name: t.to(device, floating if t.is_floating_point() else t.dtype) for name, t in columns.items()}
+        )
         return replace(moved, reference=None if self.reference is None else self.reference.to(device))
 
     def detach(self) -> PairLogps:
@@ -205,7 +211,7 @@ def metric_sums(terms: LossTerms) -> MetricSums:
     computed (SFT training), the metrics that need them are left out.
     """
     sums = {
-        "loss": terms.loss.detach().double(),
+        "loss": terms.loss.detach().to(sum_dtype(terms.loss.device)),
         "rewards/chosen": terms.chosen_rewards.sum(),
         "rewards/rejected": terms.rejected_rewards.sum(),
         "rewards/margins": (terms.chosen_rewards - terms.rejected_rewards).sum(),
@@ -241,7 +247,8 @@ def _comparison_values(logps: PairLogps) -> dict[str, Tensor]:
 
 
 def _to_sums(sums: Mapping[str, Tensor], pairs: int) -> MetricSums:
-    values: list[float] = torch.stack([value.double() for value in sums.values()]).tolist()
+    dtype = sum_dtype(next(iter(sums.values())).device)
+    values: list[float] = torch.stack([value.to(dtype) for value in sums.values()]).tolist()
     all_sums: MetricSums = {name: (value, float(pairs)) for name, value in zip(sums, values, strict=True)}
     all_sums["nll_loss"] = (all_sums["nll_loss"][0], all_sums["lengths/chosen"][0])
     return all_sums

@@ -84,7 +84,7 @@ class TrainLoop:
         except Diverged as error:
             return RunResult(RunStatus.DIVERGED, str(error), self._step)
         except RunInterrupted:
-            if self._step > self._saved_at:
+            if self._step > self._saved_at and self._inputs.cancel_token.wants_checkpoint:
                 self._save()
             return RunResult(
                 RunStatus.STOPPED, f"interrupted after update {self._step} of {self.total_updates}", self._step

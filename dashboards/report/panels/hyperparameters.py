@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from dashboards.analysis.param_effects import is_log, is_numeric_setting, levels
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.formatting import format_brief, format_value
+from dashboards.formatting import format_measured, format_settings, format_value
 from dashboards.report.blocks import Block, Chart, Charts, Panel, Table
 from dashboards.report.figures import (
     BLUE,
@@ -276,14 +276,12 @@ def pareto_front_panel(analysis: SweepAnalysis) -> Panel | None:
         *(frame.short_names.get(p, p) for p in frame.paths),
         *(f"{g.metric} ({g.direction})" for g in objectives),
     )
-    rows = tuple(
-        (
-            trial.label,
-            *(format_value(trial.record.params.get(p)) for p in frame.paths),
-            *(format_brief(trial.last(g.metric)) for g in objectives),
-        )
-        for trial in frame.pareto_front
-    )
+    columns = [
+        [trial.label for trial in frame.pareto_front],
+        *(format_settings([trial.record.params.get(p) for trial in frame.pareto_front]) for p in frame.paths),
+        *(format_measured([trial.last(g.metric) for trial in frame.pareto_front], 3) for g in objectives),
+    ]
+    rows = tuple(zip(*columns, strict=True))
     table = Table(head, rows, frozenset(range(1, len(head))), marked=frozenset({0}))
     lead = (
         "No trial is better than these in one objective without being worse in another. The first objective selects "

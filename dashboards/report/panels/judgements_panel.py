@@ -8,7 +8,7 @@ from dashboards.analysis.sweep_frame import TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.report.blocks import Block, Chart, Charts, ModelReply, Panel, Paragraph, Replies, Table
 from dashboards.report.figures import BLUE, GREEN, GREY, PINK, VERMILION, escape_text, figure
-from dashboards.terminal.judge_output import EXTRA_HEAD, HEAD, extra_columns, table_row
+from dashboards.terminal.judge_output import EXTRA_HEAD, HEAD, extra_rows, table_row
 from orchestrator.judge.judgements import Judgement, most_important
 
 _EXAMPLES = 4
@@ -86,7 +86,10 @@ def _chart(judgements: list[tuple[TrialFrame, Judgement]]) -> Charts:
 
 
 def _table(judgements: list[tuple[TrialFrame, Judgement]]) -> Table:
-    rows = tuple((trial.label, *table_row(judgement)[1:], *extra_columns(judgement)) for trial, judgement in judgements)
+    extra = extra_rows([judgement for _, judgement in judgements])
+    rows = tuple(
+        (trial.label, *table_row(each)[1:], *more) for (trial, each), more in zip(judgements, extra, strict=True)
+    )
     head = (*HEAD, *(name if name not in ("characters", "score") else f"{name} (initial)" for name in EXTRA_HEAD))
     return Table(head, rows, numeric=frozenset(set(range(len(head))) - {1, 2}))
 

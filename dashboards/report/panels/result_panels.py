@@ -17,7 +17,9 @@ from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.diagnosis.findings import NO_DIAGNOSIS, FindingLevel, reasons_not_to_use
 from dashboards.formatting import (
     format_brief,
+    format_changes,
     format_counts,
+    format_intervals,
     format_measured,
     format_settings,
     format_signed,
@@ -65,7 +67,7 @@ def _against_trials_text(frame: SweepFrame, significance: Significance) -> str:
         if others:
             return (
                 f"The significance of the ranking is unknown: {frame.objective.metric} is not a mean over held-out "
-                "pairs, or the trials' pairs were deleted. Repeat the best trials with other values of training.seed."
+                "pairs, or the trials' pairs were deleted. Repeat the best trials with other seeds (repeats: 3)."
             )
         return "Only one trial completed: it can only be compared with the initial model."
     method = "paired bootstrap over the held-out pairs" if significance.paired else "unpaired, therefore wider"
@@ -115,19 +117,22 @@ def winner_panel(analysis: SweepAnalysis) -> Panel | None:
     blocks.append(_table(frame, significance))
     groups = seed_groups(frame)
     if groups:
+        listed = groups[:MAX_LISTED]
+        means, spreads = format_measured([g.mean for g in listed]), format_measured([g.spread for g in listed], 2)
+        ends = iter(format_measured([end for g in listed if g.interval is not None for end in g.interval]))
         rows = tuple(
             (
                 frame.describe_params(g.trials[0], g.paths),
                 str(len(g.trials)),
-                format_value(g.mean),
-                f"± {format_value(g.spread)}",
-                "–" if g.interval is None else " … ".join(map(format_value, g.interval)),
+                means[k],
+                f"± {spreads[k]}",
+                "–" if g.interval is None else f"{next(ends)} … {next(ends)}",
             )
-            for g in groups
+            for k, g in enumerate(listed)
         )
         blocks.append(Paragraph("Mean, standard deviation and 95 % t interval over seeds of the same configuration:"))
         head = ("configuration", "seeds", frame.objective.metric, "standard deviation", "95 % interval")
-        blocks.append(Table(head, rows[:MAX_LISTED], frozenset({1, 2, 3, 4})))
+        blocks.append(Table(head, rows, frozenset({1, 2, 3, 4})))
     blocks.append(Code("The winner's searched settings", _yaml(_nested(dict(winner.record.params)))))
     blocks.append(
         Code(
@@ -268,34 +273,29 @@ def _table(frame: SweepFrame, significance: Significance) -> Table:
         "ranks first",
         *(_FURTHER_METRICS[m] for m in further),
     ]
+    behind = format_intervals([_behind(frame, differences.get(trial.number)) for trial in shown])
+    changes = [format_changes([t.last(m) for t in shown], [t.change(m) for t in shown]) for m in further]
     rows: list[tuple[str, ...]] = []
     for k, trial in enumerate(shown):
-        row_difference = differences.get(trial.number)
         row = [trial.label, *(column[k] for column in (*values, *settings))]
-        row += [
-            "–"
-            if row_difference is None
-            else ("≈ " if trial.number in indistinguishable else "") + _behind(frame, row_difference)
-        ]
+        is_close = trial.number in differences and trial.number in indistinguishable
+        row.append(f"{'≈ ' if is_close else ''}{behind[k]}")
         row += [
             f"{significance.first_place_shares[trial.number]:.0%}"
             if trial.number in significance.first_place_shares
             else "–"
         ]
-        row += [_with_change(trial, metric) for metric in further]
+        row += [column[k] for column in changes]
         rows.append(tuple(row))
     return Table(tuple(head), tuple(rows), numeric=frozenset(range(1, len(head))), marked=frozenset({0}))
 
 
-def _behind(frame: SweepFrame, row_difference: Difference) -> str:
-    """Format the difference to the winner as a positive distance for either direction of the objective."""
-    low, high = sorted((frame.sign * row_difference.low, frame.sign * row_difference.high))
-    return f"{format_brief(frame.sign * row_difference.mean)} ({format_signed(low)} … {format_signed(high)})"
-
-
-def _with_change(trial: TrialFrame, metric: str) -> str:
-    change = trial.change(metric)
-    return format_brief(trial.last(metric)) + ("" if change is None else f" ({format_signed(change)})")
+def _behind(frame: SweepFrame, difference: Difference | None) -> tuple[float, float, float] | None:
+    """Return the distance to the winner, positive for either direction of the objective, and its interval."""
+    if difference is None:
+        return None
+    low, high = sorted((frame.sign * difference.low, frame.sign * difference.high))
+    return frame.sign * difference.mean, low, high
 
 
 def _nested(params: dict[str, Any]) -> dict[str, Any]:

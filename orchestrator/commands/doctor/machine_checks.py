@@ -17,9 +17,11 @@ from typing import Any
 
 import psutil
 
+from orchestrator.errors import SpecError
+from orchestrator.execution.slots import plan_slots, usable_cpus
 from orchestrator.folders import NETWORK_FILESYSTEMS, filesystem_type
-from orchestrator.spec.estimates.disk_space import disk_need, format_bytes
 from orchestrator.spec.estimates.input_sizes import models_read
+from orchestrator.spec.estimates.sweep_plan import sweep_disk_need
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.model_folder import check_model_files
 from trainer.results import ModelError
@@ -79,7 +81,7 @@ def package_version(name: str) -> str | None:
 
 def machine_checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
     """Yield the checks of cores, memory, shared memory, disk space, filesystem and files of models."""
-    yield Check("cores", CheckLevel.OK, f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
+    yield Check("cores", CheckLevel.OK, f"{usable_cpus()} usable of {os.cpu_count()}")
     yield _memory()
     yield shared_memory()
     yield _disk(root, spec)
@@ -119,20 +121,25 @@ def _disk(root: Path, spec: SweepSpec | None) -> Check:
     free = shutil.disk_usage(path).free
     found = f"{free / _GB:.1f} GB free at {root}"
     try:
-        need = None if spec is None else disk_need(spec, spec.budget.concurrency or 1)
+        need = None if spec is None else sweep_disk_need(spec, _slots(spec))
     except ModelError:  # reported by the check of the model
         need = None
     if need is not None and need.bytes > free:
         fix = "free some space, set ORCHESTRATE_HOME to a larger disk, or train adapters (base.lora)"
-        return Check("disk", CheckLevel.FAIL, f"{found}; the sweep needs {format_bytes(need.bytes)}", fix)
+        return Check("disk", CheckLevel.FAIL, f"{found}; the sweep needs {need}", fix)
     if free < 2 * _GB:
         return Check("disk", CheckLevel.FAIL, found, "free some space, or set ORCHESTRATE_HOME to another disk")
     if need is None and free < 50 * _GB:
         fix = "enough for small models; a checkpoint of an 8B model with optimizer state takes about 100 GB"
         return Check("disk", CheckLevel.WARN, found, fix)
-    return Check(
-        "disk", CheckLevel.OK, found if need is None else f"{found}; the sweep needs {format_bytes(need.bytes)}"
-    )
+    return Check("disk", CheckLevel.OK, found if need is None else f"{found}; the sweep needs {need}")
+
+
+def _slots(spec: SweepSpec) -> int | None:
+    try:
+        return plan_slots(spec).count
+    except SpecError:  # no trial fits this machine; reported by the check of GPUs, and by `plan`
+        return None
 
 
 def _filesystem(root: Path, spec: SweepSpec | None) -> Check:

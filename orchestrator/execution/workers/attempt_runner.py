@@ -58,8 +58,11 @@ class Session(Protocol):
         """
         ...
 
-    def interrupt(self) -> None:
-        """Request the newest run to save a checkpoint and end as STOPPED; thread-safe, no effect after its end."""
+    def interrupt(self, *, checkpoint: bool = True) -> None:
+        """Request the newest run to save a checkpoint, if `checkpoint`, and end as STOPPED.
+
+        Thread-safe, no effect after its end.
+        """
         ...
 
 
@@ -181,7 +184,7 @@ class AttemptRunner:
             if self._task.release_requested:
                 with self._interrupting:
                     if not self._ended.is_set():
-                        session.interrupt()
+                        session.interrupt(checkpoint=self._task.wants_checkpoint)
 
     def _release_lock(self) -> None:
         with self._interrupting:

@@ -47,17 +47,22 @@ class MultiProcessSession:
         self._run = 0
         self._interrupt_requested = threading.Event()
         """Set when the newest run is interrupted; each run has its own event and number."""
+        self._wants_checkpoint = True
 
     @property
     def counters(self) -> Mapping[str, int]:
         """Load counters of the first process."""
         return self._counters
 
-    def interrupt(self) -> None:
-        """Request the newest run to save a checkpoint and end as STOPPED; thread-safe, no effect after its end."""
+    def interrupt(self, *, checkpoint: bool = True) -> None:
+        """Request the newest run to save a checkpoint, if `checkpoint`, and end as STOPPED.
+
+        Thread-safe, no effect after its end.
+        """
+        self._wants_checkpoint = checkpoint
         self._interrupt_requested.set()
         for actor in self._actors[:1]:  # reaches it during a long step
-            actor.interrupt.remote(self._run)
+            actor.interrupt.remote(self._run, checkpoint)
 
     def train(
         self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork_folder: Path | None = None
@@ -87,7 +92,7 @@ class MultiProcessSession:
             self._call_all("begin", run, config.model_dump_json(), folder, list(earlier_attempts), fork_folder)
             while True:
                 if interrupt_requested.is_set():  # possibly requested before the processes existed
-                    self._actors[0].interrupt.remote(run)
+                    self._actors[0].interrupt.remote(run, self._wants_checkpoint)
                 replies = self._call_all("next")
                 first = replies.get(0)
                 for message in () if first is None else first.warnings:

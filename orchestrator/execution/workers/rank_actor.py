@@ -15,6 +15,7 @@ import ray
 from orchestrator.execution.messages import AttemptResult, result_of_exception
 from orchestrator.execution.trainer_warnings import captured_warnings
 from orchestrator.execution.workers.attempt_runner import RELEASE_POLL_SECONDS, Session, SessionFactory
+from orchestrator.gpu_locks import use_own_gpus
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 
@@ -68,6 +69,8 @@ class RankActor:
         """
         from trainer.distributed.processes import join_rendezvous
 
+        if gpus:
+            use_own_gpus()
         join_rendezvous(self._number, self._size, port, self._socket, gpus)
         self._session = self._open_session(self._cache)
         return os.getpid()
@@ -109,11 +112,13 @@ class RankActor:
             self._metrics = None
 
     @ray.method(concurrency_group=COMPANION_GROUP)
-    def interrupt(self, run: int) -> None:
-        """Request this run to save a checkpoint and end, at a step on which all processes agree; no effect later."""
+    def interrupt(self, run: int, checkpoint: bool = True) -> None:
+        """Request this run to save a checkpoint, if `checkpoint`, and end, at a step on which all processes agree; no
+        effect later.
+        """
         with self._run_lock:
             if run == self._run and self._metrics is not None and self._session is not None:
-                self._session.interrupt()
+                self._session.interrupt(checkpoint=checkpoint)
 
 
 def _exit_with_raylet(raylet: int) -> None:

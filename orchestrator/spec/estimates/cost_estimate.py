@@ -55,6 +55,12 @@ class GpuAssumptions:
     """Number of training pairs if the data is not on this machine."""
 
     @property
+    def has_gpu(self) -> bool:
+        """Whether anything is stated about a GPU."""
+        stated = (self.tflops, self.efficiency) != (PEAK_TFLOPS, EFFICIENCY)
+        return stated or self.gpu_memory is not None or self.price is not None
+
+    @property
     def memory_per_process(self) -> float | None:
         """Bytes of GPU memory that a process may use."""
         return None if self.gpu_memory is None else self.gpu_memory * self.share

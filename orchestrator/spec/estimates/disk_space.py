@@ -31,12 +31,20 @@ class DiskNeed:
     kept_models: int
     checkpoints: int = _CHECKPOINTS
     """Checkpoints of a trial at its peak."""
+    sft_checkpoint: int = 0
+    sft_model: int = 0
+    """Bytes of the SFT stage, whose checkpoints are removed before the trials begin; its model stays."""
 
     def __str__(self) -> str:
+        sft = f"the SFT stage's model of {format_bytes(self.sft_model)}"
+        if self.sft_model and self.bytes == self.checkpoints * self.sft_checkpoint + self.sft_model:
+            checkpoints = f"{self.checkpoints} checkpoints of {format_bytes(self.sft_checkpoint)} during the SFT stage"
+            return f"about {format_bytes(self.bytes)}: {checkpoints}, and {sft}"
         return (
             f"about {format_bytes(self.bytes)}: {self.trials} trial{'s' if self.trials > 1 else ''} at a time with "
-            f"{self.checkpoints} checkpoints of {format_bytes(self.checkpoint)}, and final weights of "
+            f"{self.checkpoints} checkpoints of {format_bytes(self.checkpoint)}, final weights of "
             f"{format_bytes(self.model)} each of {self.kept_models + self.trials} trials"
+            f"{f', and {sft}' if self.sft_model else ''}"
         )
 
 
@@ -52,9 +60,11 @@ def disk_need(spec: SweepSpec, trials: int) -> DiskNeed | None:
     several = _CHECKPOINTS + (spec.mirror is not None)  # one more is being uploaded
     kept = spec.models_kept + _undecided(spec, trials)
     need = trials * several * checkpoint + (kept + trials) * model
-    if spec.sft is not None:  # trains all weights, before any trial; the result stays on disk
-        need = max(need, several * count * each * _STATES) + count * each
-    return DiskNeed(need, checkpoint, model, trials, kept, several)
+    if spec.sft is None:
+        return DiskNeed(need, checkpoint, model, trials, kept, several)
+    sft_checkpoint, sft_model = count * each * _STATES, count * each  # of all weights
+    need = max(need, several * sft_checkpoint) + sft_model
+    return DiskNeed(need, checkpoint, model, trials, kept, several, sft_checkpoint, sft_model)
 
 
 def _undecided(spec: SweepSpec, trials: int) -> int:

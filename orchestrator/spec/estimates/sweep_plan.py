@@ -1,23 +1,20 @@
-"""`SweepPlan`: trials, updates, memory, time and disk space of a sweep, computed from its spec without running it.
-
-`compare_with_formula` compares a measured update with the formulas and corrects the plan's figures by it.
-"""
+"""`SweepPlan`: trials, updates, memory, time and disk space of a sweep, computed from its spec without running it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.estimates.cost_estimate import CostEstimate, GpuAssumptions, estimate_cost, update_seconds
-from orchestrator.spec.estimates.disk_space import disk_need
-from orchestrator.spec.estimates.gpu_memory import max_micro_batch_tokens, memory
-from orchestrator.spec.estimates.input_sizes import ModelShape, RowCounts, model_shape
+from orchestrator.spec.estimates.cost_estimate import CostEstimate, GpuAssumptions, estimate_cost
+from orchestrator.spec.estimates.disk_space import DiskNeed, disk_need
+from orchestrator.spec.estimates.input_sizes import RowCounts, model_shape
+from orchestrator.spec.estimates.measured_update import ProbeResult, WallClock
 from orchestrator.spec.loading.serialization import sweep_identity
-from orchestrator.spec.samplers import GridSampler, StagedSampler, max_trials
+from orchestrator.spec.samplers import GridSampler, StagedSampler, max_trials, stage_paths
 from orchestrator.spec.search.corners import valid_corners
 from orchestrator.spec.search.dimensions import Params, values_equal
 from orchestrator.spec.search.manual_trials import short_value
@@ -25,92 +22,6 @@ from orchestrator.spec.search.space import Grid
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import TrialConfig
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredUpdate:
-    """One measured update of the largest trial; `tokens_per_micro_batch`: the largest that ran."""
-
-    device: str
-    processes: int
-    pairs: int
-    tokens: int
-    seconds: float
-    peak_bytes: int
-    tokens_per_micro_batch: int
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """A measured update beside the formulas. `corrected`: the plan's estimate with measured time and GPU memory."""
-
-    measured: MeasuredUpdate
-    formula_seconds: float | None
-    formula_bytes: int | None
-    corrected: CostEstimate | None
-
-    @property
-    def gpu(self) -> bool:
-        """Whether the update ran on a GPU, for which the memory formula holds."""
-        return self.measured.device != "CPU"
-
-
-def compare_with_formula(
-    measured: MeasuredUpdate,
-    config: TrialConfig,
-    shape: ModelShape | None,
-    assumptions: GpuAssumptions,
-    by_formula: CostEstimate | None,
-) -> ProbeResult:
-    """Compare a measured update of the trial `config` with the plan's estimate `by_formula`."""
-    if shape is None or by_formula is None:
-        return ProbeResult(measured, None, None, None)
-    predicted_bytes = memory(
-        config, shape, max(measured.tokens_per_micro_batch, 2 * config.data.max_length), measured.processes
-    )
-    seconds = update_seconds(config, shape, assumptions)
-    return ProbeResult(
-        measured,
-        seconds,
-        predicted_bytes.total,
-        _corrected(measured, config, shape, assumptions, by_formula, seconds, predicted_bytes.total),
-    )
-
-
-def _corrected(
-    measured: MeasuredUpdate,
-    config: TrialConfig,
-    shape: ModelShape,
-    assumptions: GpuAssumptions,
-    by_formula: CostEstimate,
-    seconds: float,
-    predicted_bytes: int,
-) -> CostEstimate:
-    slower = measured.seconds / seconds
-    gpu = measured.device != "CPU"
-    fits = by_formula.tokens_per_micro_batch
-    if gpu and assumptions.memory_per_process is not None:
-        fits = max_micro_batch_tokens(
-            config,
-            shape,
-            assumptions.memory_per_process * predicted_bytes / measured.peak_bytes,
-            assumptions.processes,
-            assumptions.trials,
-        )
-    return replace(
-        by_formula,
-        tokens_per_micro_batch=fits,
-        gpu_hours_per_trial=_times(by_formula.gpu_hours_per_trial, slower),
-        gpu_hours=_times(by_formula.gpu_hours, slower),
-        cost=_times(by_formula.cost, slower),
-        assumed=f"every update takes {measured.seconds:.3g} s, as measured on {measured.device}",
-        warnings=(),
-    )
-
-
-def _times(hours: float | None, slower: float) -> float | None:
-    return None if hours is None else hours * slower
-
 
 _JSON_NAMES = {"gpu_description": "place", "optimizer": "optimiser"}
 """Field -> its name in JSON, where the two differ."""
@@ -197,8 +108,15 @@ class SweepPlan:
     estimate: CostEstimate | None
     writes: list[WrittenPath]
     notices: list[str]
+    parameters: int | None = None
+    disk: str | None = None
+    """`disk_bytes` with its parts, in words."""
+    device: str | None = None
+    """What trials train on here: CPU or GPU; None where no trial fits this machine."""
     probe: ProbeResult | None = None
     """One measured update, with `plan --probe`."""
+    wall_clock: WallClock | None = None
+    """Time on this machine, with `plan --probe`."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as JSON values; `sweep_identity` has the key `identity`."""
@@ -219,6 +137,8 @@ def make_plan(
     tracking: str,
     notices: Sequence[str] = (),
     assumptions: GpuAssumptions | None = None,
+    device: str | None = None,
+    about_gpus: bool = True,
 ) -> SweepPlan:
     """Return the plan of a sweep under the runs folder `root`.
 
@@ -230,6 +150,8 @@ def make_plan(
         tracking: MLflow's tracking URI.
         notices: Notices to include, such as the loader's.
         assumptions: Assumptions about GPUs and data.
+        device: What trials train on here.
+        about_gpus: Whether to estimate memory, time and cost on GPUs.
 
     Raises:
         DataError: The data has fewer pairs than one update.
@@ -251,10 +173,10 @@ def make_plan(
     pairs = [u * c.training.pairs_per_update for u, c in zip(updates, configs, strict=False)]
     # Both responses at full length with their own prompt; packing computes a shared prompt once, so it needs less.
     tokens = [p * 2 * c.data.max_length for p, c in zip(pairs, configs, strict=False)]
-    need = disk_need(spec, min(concurrency or 1, trials or concurrency or 1))
+    need = _disk_need(spec, concurrency, trials)
     shape = model_shape(spec.base.model)
     by_formula = None
-    if shape is not None:
+    if shape is not None and about_gpus:
         eval_pairs = rows.eval if rows.train is not None else None
         by_formula = estimate_cost(
             configs, updates, shape, assumptions or GpuAssumptions(), trials, eval_pairs=eval_pairs
@@ -280,9 +202,12 @@ def make_plan(
         tokens_per_trial_at_most=max(tokens, default=None),
         tokens_at_most=max(tokens) * trials if tokens and trials else None,
         disk_bytes=None if need is None else need.bytes,
+        disk=None if need is None else str(need),
         estimate=by_formula,
         writes=_writes(spec, root, tracking),
         notices=notices_out,
+        parameters=None if shape is None else shape.parameters,
+        device=device,
     )
 
 
@@ -298,6 +223,17 @@ def _kept_models_notice(spec: SweepSpec) -> list[str]:
 def total_trials(spec: SweepSpec) -> int | None:
     """Return the number of trials of the sweep, the lower of budget and grid; None if only time limits it."""
     return _trials(spec, _grid(spec), [])[0]
+
+
+def sweep_disk_need(spec: SweepSpec, slots: int | None) -> DiskNeed | None:
+    """Return the sweep's disk space with up to `slots` trials at a time, one if None; None if the initial model's size
+    is unknown.
+    """
+    return _disk_need(spec, slots, total_trials(spec))
+
+
+def _disk_need(spec: SweepSpec, slots: int | None, trials: int | None) -> DiskNeed | None:
+    return disk_need(spec, min(slots or 1, trials or slots or 1))
 
 
 def _grid(spec: SweepSpec) -> Grid | None:
@@ -345,6 +281,10 @@ def _limited_trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) 
         )
     if isinstance(spec.sampler, StagedSampler):
         most = (max_trials(spec.sampler, spec.search) + len(spec.enqueue)) * repeats
+        if len(stage_paths(spec.sampler, spec.search)) > 1:
+            notices_out.append(
+                f"{min(budget or most, most)} trials at most: a stage does not repeat a point that an earlier one tried"
+            )
         return min(budget or most, most), None
     size = spec.search.size()
     if size is None:
@@ -423,10 +363,13 @@ def _writes(spec: SweepSpec, root: Path, tracking: str) -> list[WrittenPath]:
         WrittenPath(str(folder.path / "trials"), f"one folder per trial and attempt: checkpoints, samples, {models}"),
         WrittenPath(str(folder.outbox), "tracking messages until they are delivered"),
         WrittenPath(tracking, f"MLflow: the experiment {spec.tracking.experiment}, one run a sweep and one a trial"),
-        WrittenPath(str(folder.cache), "tokenized data and initial weights, shared by all sweeps"),
+        WrittenPath(
+            str(folder.cache),
+            "tokenized data and initial weights"
+            + (", the initial model after the SFT stage" if spec.sft is not None else "")
+            + ", shared by all sweeps",
+        ),
     ]
-    if spec.sft is not None:
-        out.append(WrittenPath(str(folder.cache), "the initial model after the SFT stage"))
     if spec.tracking.artifacts is not None:
         out.append(WrittenPath(spec.tracking.artifacts, "the files of the experiment"))
     if spec.mirror is not None:

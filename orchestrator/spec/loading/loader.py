@@ -19,6 +19,7 @@ from orchestrator.spec.estimates.cost_estimate import cannot_share_base
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.loading.method_sections import (
+    check_judge,
     check_pruner,
     check_repeats,
     check_sampler,
@@ -92,6 +93,9 @@ def load_sections(problems: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
         check_repeats(problems, tree.get("repeats"), search)
     if sampler is not None:
         check_warm_start(problems, tree.get("warm_start"), sampler)
+    judge = _load_section(problems, JudgeConfig, tree, "judge") if tree.get("judge") is not None else None
+    if problems.is_new and judge is not None and base is not None:
+        check_judge(problems, judge, base)
     parts = {
         "name": _load_name(problems, tree),
         "base": base,
@@ -107,7 +111,7 @@ def load_sections(problems: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
         "resources": resources,
         "tracking": _load_section(problems, Tracking, tree, "tracking"),
         "notify": _load_section(problems, Notify, tree, "notify") if tree.get("notify") is not None else None,
-        "judge": _load_section(problems, JudgeConfig, tree, "judge") if tree.get("judge") is not None else None,
+        "judge": judge,
         "sft": _load_sft(problems, tree.get("sft")),
     } | {
         key: tree[key]
@@ -287,7 +291,17 @@ def _load_document(
         _check_none(problems)
     if spec is None or problems.items:
         raise SpecError(sorted(problems.items, key=_line_of))
-    return LoadedSpec(spec, tuple(notices), document)
+    return LoadedSpec(spec, _merged(notices), document)
+
+
+def _merged(notices: Sequence[str]) -> tuple[str, ...]:
+    """Return the notices, of which those that say the same of several settings become one."""
+    paths: dict[str, list[str]] = {}
+    for notice in dict.fromkeys(notices):
+        path, colon, text = notice.partition(": ")
+        is_setting = bool(colon) and " " not in path
+        paths.setdefault(text if is_setting else notice, []).append(path if is_setting else "")
+    return tuple(f"{', '.join(listed)}: {text}" if listed[0] else text for text, listed in paths.items())
 
 
 def _explain(document: Document, problem: str, loc: Location, value: Any) -> str:

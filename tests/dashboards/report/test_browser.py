@@ -48,6 +48,54 @@ def rich(trial: Trial) -> Script:
     return Script(quality=0.2 + 0.05 * trial.number, outcome=outcome, samples=samples)
 
 
+WRAPPED = """[...document.querySelectorAll('th')].flatMap((cell) => {
+  const letters = [], walk = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    for (let i = 0; i < walk.currentNode.data.length; i++) {
+      const range = document.createRange();
+      range.setStart(walk.currentNode, i); range.setEnd(walk.currentNode, i + 1);
+      const box = range.getClientRects()[0];
+      letters.push([walk.currentNode.data[i], box ? box.top : null]);
+    }
+  }
+  return letters.slice(1).map(([letter, top], i) => [letters[i][0], letter, letters[i][1], top])
+    .filter(([before, letter, above, top]) => above !== null && top !== null && top > above + 2)
+    .map(([before, letter]) => `${before}|${letter} in ${cell.textContent}`);
+})"""
+"""Where headings break into lines: the characters around each break, and the heading."""
+LONG_NAMES = {
+    "loss.beta": {"choice": [2.0, 2.625]},
+    "loss.gamma_beta_ratio": {"choice": [0.3, 0.125]},
+    "training.learning_rate": {"choice": [3e-7, 1.25e-6]},
+    "training.warmup_ratio": {"choice": [0.1]},
+    "training.weight_decay": {"choice": [0.0]},
+    "training.lr_scheduler_type": {"choice": ["constant_with_warmup"]},
+    "training.gradient_checkpointing": {"choice": [True]},
+}
+
+
+@pytest.mark.browser
+def test_tables_with_long_names_fit_the_page_and_headings_break_after_underscores_and_slashes_only(
+    chromium: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path))
+    further = (("eval_margins/logp_per_token", "maximize"), ("eval_logps_per_token/chosen", "maximize"))
+    also = [{"metric": metric, "direction": direction} for metric, direction in further]
+    spec = make_spec("long", LONG_NAMES, also=also)
+    run_sweep(tmp_path, spec, rich)
+    run_sweep(tmp_path, make_spec("other", LONG_NAMES), rich)
+    assert main(["report", "long"]) == 0
+    assert main(["compare", "long", "other", "--output", str(tmp_path / "both.html")]) == 0
+    for path in (tmp_path / "long" / "report.html", tmp_path / "both.html"):
+        page = chromium.page()
+        page.look(path.as_uri(), width=1280, ready=DRAWN)
+        page.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        assert page.run(CUT_TABLES) == []
+        breaks = page.run(WRAPPED)
+        assert breaks, "the names are too short to show anything"
+        assert [each for each in breaks if each[0] not in "_/ " and each[2] != " "] == []
+
+
 @pytest.mark.browser
 def test_reports_as_people_see_them(
     chromium: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

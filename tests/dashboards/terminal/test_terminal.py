@@ -2,15 +2,20 @@
 
 import io
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.formatting import (
+    format_changes,
     format_duration,
+    format_half_widths,
+    format_intervals,
     format_measured,
     format_settings,
     format_value,
@@ -271,6 +276,25 @@ def test_watching_a_sweep_that_is_over_shows_its_table(tmp_path: Path, capsys: p
     assert "2/12 trials" in messages.err
     assert "mine is interrupted" in messages.err
     assert "orchestrate resume mine" in messages.err
+
+
+def test_what_stands_in_brackets_has_the_columns_number_format() -> None:
+    assert format_changes([0.54, 0.6, None], [0.16, 0.2, None]) == ["0.54 (+0.16)", "0.60 (+0.20)", "–"]
+    assert format_intervals([None, (0.012, -0.2, 0.16)]) == ["–", "0.012 (-0.200 … +0.160)"]
+    assert format_half_widths([(0.1, 0.3), None, (0.1, 0.13)]) == [" ± 0.100", "", " ± 0.015"]
+    drawn = np.random.default_rng(7)
+    for _ in range(200):
+        size = 10.0 ** drawn.integers(-5, 5)
+        pairs = [(float(v), abs(float(c))) for v, c in drawn.normal(0, size, (5, 2))]
+        for cells in (
+            format_changes([v for v, _ in pairs], [c for _, c in pairs]),
+            format_intervals([(v, v - c, v + c) for v, c in pairs]),
+            format_half_widths([(v, v + c) for v, c in pairs]),
+        ):
+            rows = [re.findall(r"[+-]?[\d.]+(?:e-?\d+)?", cell) for cell in cells]
+            for column in zip(*rows, strict=True):
+                assert len({len(n.partition("e")[0].partition(".")[2]) for n in column}) == 1, cells
+                assert len({"e" in n for n in column}) == 1, cells
 
 
 def test_a_column_has_one_number_format() -> None:

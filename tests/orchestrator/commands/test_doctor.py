@@ -212,6 +212,31 @@ def test_disk(free: float, level: CheckLevel, home: Path, monkeypatch: pytest.Mo
     assert found(list(machine_checks.machine_checks(home, None)), "disk").level is level
 
 
+def test_doctor_and_plan_name_one_disk_need_and_count_what_they_list(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(SHIPPED / "quickstart.yaml")
+    for changes in ((), ("--set", "budget.trials=1"), ("--set", "sft.training.max_steps=2")):
+        assert cli.main(["plan", file, *changes, "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert cli.main(["doctor", file, *changes, "--json"]) == 0
+        checks = json.loads(capsys.readouterr().out)
+        disk = next(check["found"] for check in checks["checks"] if check["what"] == "disk")
+        assert disk.endswith(f"; the sweep needs {plan['disk']}")
+        assert sum(checks["counts"].values()) == len(checks["checks"])
+        places = [written["path"] for written in plan["writes"]]
+        assert len(places) == len(set(places)), "each place once"
+        assert cli.main(["plan", file, *changes]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"at most {plan['disk']} " in said
+        assert f"files and folders to be written: {len(places)} " in said
+        assert f"corner trials: {len(plan['corners'])}, all checked" in said
+    assert cli.main(["doctor", file]) == 0
+    *lines, count = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.split() and line.split()[0] in ("ok", "warn", "fail")]
+    assert count.startswith(f"checks: {len(rows)} (")
+
+
 def test_the_disk_that_a_sweep_takes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda _: Room(60.0))
     check = found(list(machine_checks.machine_checks(home, load_spec(SHIPPED / "llama3-8b.yaml"))), "disk")

@@ -9,7 +9,7 @@ from orchestrator.cli import main
 from orchestrator.commands.local_plan import ProbeFailed, plan_locally
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions
 from orchestrator.spec.estimates.input_sizes import KNOWN_SHAPES
-from orchestrator.spec.estimates.sweep_plan import MeasuredUpdate, compare_with_formula
+from orchestrator.spec.estimates.measured_update import MeasuredUpdate, compare_with_formula, wall_clock
 from orchestrator.spec.loading.loader import load_spec_text
 from trainer.config.trial import TrialConfig
 
@@ -48,6 +48,70 @@ def test_measured_and_by_formula(
     for figure in ("gpu_hours_per_trial", "gpu_hours"):
         assert probe["corrected"][figure] == pytest.approx(by_formula[figure] * ratio)
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["cache"]
+
+
+GPU_WORDS = ("GPU", "FLOP", "bf16", "bfloat16", "by formula", "head-room")
+ON_CPU = ("--set", "resources.gpus_per_trial=0")
+
+
+def test_on_a_cpu_the_plan_has_no_word_of_gpus_and_says_in_one_line_how_to_measure_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TEXT)
+    assert main(["plan", str(file), *ON_CPU]) == 0
+    said = capsys.readouterr().out
+    assert [word for word in GPU_WORDS if word in said] == []
+    (line,) = [line for line in said.splitlines() if "--probe" in line]
+    assert main(["plan", str(file), *ON_CPU, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["device"], made["estimate"], made["probe"], made["wall_clock"]) == ("CPU", None, None, None)
+    assert line.strip().removeprefix("note: ") in made["notices"]
+    assert f"{made['parameters']:,}" in said
+    assert main(["plan", str(file), *ON_CPU, "--gpu-memory", "80"]) == 0
+    assert "GPU-hours of the sweep" in capsys.readouterr().out, "figures of GPUs for whoever names one"
+
+
+def test_the_time_on_this_machine_has_updates_evaluations_slots_and_the_sft_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TEXT + "sft: {training: {max_steps: 5, pairs_per_update: 4}}\n")
+    assert main(["plan", str(file), *ON_CPU, "--probe", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    found, time = made["probe"]["measured"], made["wall_clock"]
+    assert (found["train_pairs"], found["eval_pairs"]) == (64, 8)
+    assert (made["probe"]["formula_seconds"], made["probe"]["formula_bytes"]) == (None, None)
+    assert min(found["scoring_seconds"], found["answer_seconds"], time["sft_seconds"]) > 0
+    # 64 pairs by 8 are 8 updates, each with an evaluation, of which the last has completions too.
+    evaluation = 8 * found["scoring_seconds"]
+    assert time["trial_seconds"] == pytest.approx(8 * (found["seconds"] + evaluation + found["answer_seconds"]))
+    assert time["shared_seconds"] == pytest.approx(
+        evaluation + found["answer_seconds"] + 64 * found["scoring_seconds"]
+    ), "evaluation of the initial model, and DPO's reference of every training pair"
+    rounds = -(-made["trials"] // time["trials_at_a_time"])
+    assert time["sweep_seconds"] == pytest.approx(
+        time["sft_seconds"] + time["shared_seconds"] + rounds * time["trial_seconds"]
+    )
+
+
+def test_the_longest_trial_and_the_slots_set_the_time_of_a_sweep() -> None:
+    config = {"model": {"name_or_path": "m/m"}, "data": {"train": "rows.jsonl"}, "loss": {"kind": "simpo"}}
+    short, long = (
+        TrialConfig.model_validate(
+            config | {"training": {"pairs_per_update": 10, "max_steps": steps, "eval_steps": 20}}
+        )
+        for steps in (20, 50)
+    )
+    measured = MeasuredUpdate("CPU", 1, 10, 100, 2.0, 1, 8192, 0.5, 4.0, 1000, 6)
+    for slots, rounds in ((1, 5), (2, 3), (8, 1)):
+        found = wall_clock([short, long], measured, None, trials=5, slots=slots)
+        assert found.trial_seconds == 50 * 2.0 + 3 * (6 * 0.5 + 4.0)
+        assert found.shared_seconds == 6 * 0.5 + 4.0
+        assert (found.sweep_seconds, found.sft_seconds) == (7.0 + rounds * found.trial_seconds, None)
+    assert wall_clock([short], measured, None, trials=None, slots=2).sweep_seconds is None
 
 
 def test_what_the_trainer_cannot_use_is_told_in_its_words(tmp_path: Path) -> None:

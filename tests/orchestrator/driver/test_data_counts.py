@@ -21,6 +21,7 @@ from orchestrator.study.study import Study
 from tests.support.preparation import PreparedHere
 from tests.support.recorders import ListSink, SilentView
 from trainer.__main__ import main
+from trainer.data.data_findings import DataFinding
 
 SWEEP_FILE = """
 name: s
@@ -53,6 +54,28 @@ def started(path: Path, spec: SweepSpec) -> tuple[SweepFolder, list[str]]:
     folder.spec.write_text(dump_spec(spec))
     check_data(spec, folder, view, PreparedHere(folder.cache))  # pyright: ignore[reportArgumentType]
     return folder, view.said
+
+
+def test_each_finding_is_said_once_with_the_values_of_the_settings_that_it_cites(tmp_path: Path) -> None:
+    rows = [row | {"chosen": f"{row['chosen']} " + "so " * 200} for row in ROWS[:3]]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *ROWS[3:80]]))
+    text = SWEEP_FILE.replace("rows.jsonl", "long.jsonl").replace("eval: held.jsonl, ", "")
+    sft = "sft: {training: {max_steps: 1, pairs_per_update: 4}, data: {train: long.jsonl, apply_template: true, "
+    for length, times in ((128, 1), (96, 2)):
+        spec = load_spec_text(f"{text}{sft}max_length: {length}}}}}\n", tmp_path)
+        (tmp_path / str(length)).mkdir()
+        _, messages = started(tmp_path / str(length), spec)
+        said = [message for message in messages if "response cut at" in message]
+        assert len(said) == times, "the SFT stage's data only where another value changes what is said"
+        assert "3 rows have a response cut at data.max_length 128; it loses its end token" in said[0]
+        assert all("data.max_length 96;" in message for message in said[1:])
+
+
+def test_a_report_of_an_earlier_version_names_the_setting_alone() -> None:
+    stored = {"kind": "response_cut", "severity": "notice", "count": 2, "rows": [("a", 1), ("a", 2)], "detail": ""}
+    assert str(DataFinding.model_validate(stored)) == (
+        "2 rows have a response cut at data.max_length; it loses its end token (a: 1, 2)"
+    )
 
 
 def test_a_sweep_says_at_its_start_what_it_leaves_out(tmp_path: Path) -> None:

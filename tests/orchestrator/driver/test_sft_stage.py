@@ -48,7 +48,7 @@ class Faulty:
         self._root = cache.parent
         self.counters: dict[str, int] = {}
 
-    def interrupt(self) -> None: ...
+    def interrupt(self, *, checkpoint: bool = True) -> None: ...
     def train(
         self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork_folder: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:

@@ -50,7 +50,7 @@ class Counting:
         self.counters: dict[str, int] = {}
         self.interrupts = 0
 
-    def interrupt(self) -> None:
+    def interrupt(self, *, checkpoint: bool = True) -> None:
         self.interrupts += 1
 
     def train(

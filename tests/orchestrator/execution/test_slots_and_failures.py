@@ -1,6 +1,7 @@
 """What needs no Ray: slots, failures, attempts."""
 
 import errno
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from orchestrator.execution.local_cluster import worker_environment
 from orchestrator.execution.messages import AttemptStatus, AttemptTask, WorkerLost, result_of_exception
 from orchestrator.execution.slots import plan_slots
 from orchestrator.execution.stop_reasons import StopKind, StopReason
-from orchestrator.execution.user_requests import StopConditions
+from orchestrator.execution.user_requests import StopConditions, TrialRequests
 from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import FailureKind
+from orchestrator.study.trial_records import FailureKind, TrialState
 from tests.support.fake_session import FakeSession, make_task, write_script
+from tests.support.recorders import ListSink, SilentView
 from tests.support.specs import BASE, METRIC, make_spec
 
 
@@ -156,6 +158,39 @@ def test_requests_are_handled_once_and_used_hours_are_reported(tmp_path: Path) -
         stop = StopConditions(study).read_study()
         assert stop.kind is StopKind.OUT_OF_BUDGET
         assert "--set budget.hours" in stop.text
+
+
+def test_requests_are_looked_for_several_times_a_second_and_the_budget_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock of its own: the driver's loop polls ten times a second."""
+    now, looks, checks = [100.0], [], []
+    monkeypatch.setattr("orchestrator.execution.user_requests.time.monotonic", lambda: now[0])
+    with Study.create(SweepFolder(tmp_path, "s"), make_spec()) as study:
+        study.start_driving()
+        requests = study.requests
+        monkeypatch.setattr(study, "requests", lambda: (looks.append(now[0]), requests())[1])
+        stop_conditions = StopConditions(study)
+        for _ in range(40):
+            now[0] += 0.1
+            assert stop_conditions.read_study() is None
+            checks += [now[0]] if stop_conditions.has_read else []
+    assert max(later - earlier for earlier, later in pairwise(looks)) < 0.35
+    assert len(checks) == 4
+
+
+def test_the_worker_of_a_pruned_trial_is_asked_at_once_and_for_no_checkpoint(tmp_path: Path) -> None:
+    task = AttemptTask("0", 1, "{}", tmp_path / "0" / "1")
+    assert (task.release_requested, task.wants_checkpoint) == (False, True)
+    with Study.create(SweepFolder(tmp_path, "s"), make_spec()) as study:
+        study.start_driving()
+        assert study.ask() is not None
+        study.add_request("prune", "flat", trial=0)
+        requests = TrialRequests(study, ListSink(), SilentView(), lambda _: None)
+        requests.apply(study.requests(), {0: task})
+        assert (task.release_requested, task.wants_checkpoint) == (True, False)
+        assert requests.requested_outcome(0).state is TrialState.PRUNED
+        assert study.requests(), "it stays until the trial has ended"
 
 
 def test_a_study_elsewhere_is_known_to_exist(tmp_path: Path) -> None:

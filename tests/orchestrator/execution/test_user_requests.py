@@ -54,8 +54,9 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     assert "requested to prune trial 1 of s: it ends as PRUNED" in command_output(
         root, "prune", "s", "1", "--why", "margins are flat"
     )
-    write_script(root, steps=STEPS, hold={"1": 100_000, "*": 2})  # a trial ends by hand at its next report
+    # Both are inside an update that nobody lets them finish: neither waits for its next report.
     wait_for(lambda: [of(root, n).state for n in (0, 1)] == [TrialState.PAUSED, TrialState.PRUNED], driver)
+    assert [line for line in trained(root) if line.startswith("1 ")] == ["1 1", "1 2"]
     pruned, paused = of(root, 1), of(root, 0)
     assert pruned.reason.startswith("by request: margins are flat (by ")
     assert f"@{os.uname().nodename}, pid " in pruned.reason

@@ -53,6 +53,15 @@ def test_each_variable_is_named_with_its_value(folder: Path, monkeypatch: pytest
     assert "base.data.eval.0.path: HELD is not set, its default is rows" in notices
 
 
+def test_what_is_said_of_several_settings_is_said_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", str(folder))
+    (folder / "s.yaml").write_text(
+        'name: a\nbase: {model: m/m, data: {train: "${DATA}/rows.jsonl", eval: "${DATA}/rows.jsonl"}}\n'
+    )
+    paths = "base.data.train.0.path, base.data.eval.0.path"
+    assert load_with_notices(folder / "s.yaml").notices == (f"{paths}: DATA is {folder}",)
+
+
 def test_an_escaped_variable_is_text_in_the_file_and_in_what_is_recorded(load_text: Load, folder: Path) -> None:
     (folder / "${ROWS}.jsonl").write_text((folder / "rows.jsonl").read_text())
     spec = load_text('base: {model: m/m, data: {train: "$${ROWS}.jsonl"}}')

@@ -30,6 +30,17 @@ def config(kind: str) -> TrialConfig:
             return trial(model=MODEL | {"dtype": "bfloat16"}, training=SETTINGS | {"stochastic_rounding": True})
 
 
+def test_a_discarded_run_ends_without_a_checkpoint(session: TrainingSession, tmp_path: Path) -> None:
+    unsaved = trial("dpo", training=SETTINGS | {"save_steps": 100})
+    for name, checkpoint in (("kept", True), ("discarded", False)):
+        run = session.train(unsaved, tmp_path / name)
+        while next(run).step == 0:
+            pass
+        session.interrupt(checkpoint=checkpoint)
+        assert finish(run)[1].status is RunStatus.STOPPED
+        assert (checkpoints.load_newest([tmp_path / name]) is not None) is checkpoint
+
+
 @pytest.mark.parametrize("kind", ["full", "lora", "bfloat16 rounded by chance"])
 def test_interrupted_anywhere_it_ends_where_the_whole_run_does(
     session: TrainingSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
