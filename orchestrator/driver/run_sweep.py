@@ -19,6 +19,7 @@ from orchestrator.driver.parent_run import attach_report, end_parent_run, open_s
 from orchestrator.driver.preflight import (
     DiskTooSmall,
     check_disk_space,
+    check_layers,
     check_mirror_free,
     check_no_removed_values,
     check_remote_storage,
@@ -27,14 +28,16 @@ from orchestrator.driver.preflight import (
 from orchestrator.errors import DataError, NameTaken, NoSuchSweep, SpecError
 from orchestrator.execution.local_cluster import RayDied, local_cluster, worker_environment
 from orchestrator.execution.remote_cluster import ClusterAddress, ClusterError, connect_cluster
-from orchestrator.execution.slots import Slots, gpu_memory, plan_slots, threads_per_process
+from orchestrator.execution.slots import Slots, gpu_memory, machine_gpus, plan_slots, threads_per_process
 from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted, StopKind, StopReason
 from orchestrator.execution.user_requests import end_unfinished_trials
 from orchestrator.folders import WAITING_FILE, SweepFolder, existing_sweep, known_sweeps
 from orchestrator.gpu_locks import GpusBusy, reserved_gpus
 from orchestrator.gpus import hidden_gpus
 from orchestrator.mirror import MirrorError
+from orchestrator.spec.estimates.arrangement import arranged
 from orchestrator.spec.estimates.cost_estimate import check_share
+from orchestrator.spec.estimates.gpu_layouts import Arrangement
 from orchestrator.spec.estimates.input_sizes import check_models
 from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
@@ -90,7 +93,7 @@ def start(
     check_remote_storage(spec, root)
     check_mirror_free(spec)
     if cluster_at is None:
-        _check_machine(folder, spec)
+        _check_machine(folder, spec, is_new=True)
     if message := make_folder(folder, dump_spec(spec)):
         sys.stderr.write(f"{message}\n")
     with folders.sweep_lock(folder):
@@ -189,7 +192,7 @@ def resume(
         check_models(spec)
         check_remote_storage(spec, root)
         if cluster_at is None:
-            _check_machine(folder, spec)
+            _check_machine(folder, spec, is_new=not has_study)
         if has_study:
             _apply_changes(folder, spec, retry_failed=retry_failed)
         return _drive(folder, spec, presentation, cluster_at, trust_remote_code, waits)
@@ -274,11 +277,13 @@ def abandon(name: str, root: Path, reporter: SweepReporter, reason: str, log: Ca
         return len(ended)
 
 
-def _check_machine(folder: SweepFolder, spec: SweepSpec) -> None:
+def _check_machine(folder: SweepFolder, spec: SweepSpec, *, is_new: bool) -> None:
     """Check this machine's GPUs and disk space for the sweep."""
+    spec, _ = arranged(spec, [machine_gpus()], is_new=is_new)
     slots = plan_slots(spec)
     if not slots.gpus and spec.resources.gpus_per_trial is None and (message := hidden_gpus()):
         sys.stderr.write(f"{message}\n")
+    check_layers(spec, slots)
     check_share(spec, gpu_memory())
     check_disk_space(folder, spec, slots)
 
@@ -343,9 +348,9 @@ def _run_driver(
             ray_deaths = 0
             while stop_reason is None:
                 try:
-                    with _cluster(folder, spec, cluster_at, signals, view) as slots:
+                    with _cluster(folder, spec, cluster_at, signals, view) as (slots, arrangement):
                         stop_reason = drive(
-                            folder, spec, slots, view, signals, session_opener, data, presentation.reporter
+                            folder, spec, slots, view, signals, session_opener, data, presentation.reporter, arrangement
                         )
                 except StageInterrupted:
                     stop_reason = StopReason(StopKind.INTERRUPTED)
@@ -390,7 +395,8 @@ def _own_gpus(
             write_text(file, f"{os.getpid()}\n{sentence}\n")
         view.refresh()
 
-    least, most = plan_slots(spec).gpus_needed
+    chosen, _ = arranged(spec, [machine_gpus()], is_new=not Study.exists(folder))
+    least, most = plan_slots(chosen).gpus_needed
     with ExitStack() as stack:
         try:
             stack.enter_context(reserved_gpus(spec.name, least, most, waits=waits, on_wait=wait))
@@ -409,18 +415,20 @@ def _is_stop_requested(folder: SweepFolder) -> bool:
 @contextmanager
 def _cluster(
     folder: SweepFolder, spec: SweepSpec, cluster_at: ClusterAddress | None, signals: SignalHandler, view: ProgressView
-) -> Generator[Slots]:
-    """Start Ray on this machine or connect to the given cluster; yield its slots."""
+) -> Generator[tuple[Slots, Arrangement | None]]:
+    """Start Ray on this machine or connect to the given cluster; yield its slots and the arrangement of the trials."""
+    is_new = not Study.exists(folder)
     if cluster_at is None:
         view.set_activity("starting Ray")
-        slots = plan_slots(spec)
+        chosen, arrangement = arranged(spec, [machine_gpus()], is_new=is_new)
+        slots = plan_slots(chosen)
         with local_cluster(folder.path / "ray", slots, signals):
-            yield slots
+            yield slots, arrangement
         return
     view.set_activity("joining the Ray cluster")
-    with connect_cluster(folder.path / "ray", spec, cluster_at, signals, view) as slots:
+    with connect_cluster(folder.path / "ray", spec, cluster_at, signals, view, is_new=is_new) as (slots, arrangement):
         check_disk_space(folder, spec, slots)
-        yield slots
+        yield slots, arrangement
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import SpecError, SpecProblem
-from orchestrator.gpus import smallest_memory, visible_gpus
+from orchestrator.gpus import smallest_memory, visible_devices, visible_gpus
 from orchestrator.spec.estimates.cost_estimate import trials_per_process
+from orchestrator.spec.estimates.gpu_layouts import MachineGpus
 from orchestrator.spec.sweep_spec import SweepSpec
 
 SLOT_RESOURCE = "slot"
@@ -195,6 +196,11 @@ def _count_fitting(cpus: float, gpus: float, machine: Machine, is_shared_cluster
     # A trial on a GPU hardly uses its CPU, so that on our own cluster only GPUs limit the slots.
     by_gpus = int(machine.gpus) * int(1 / gpus + 1e-9) if gpus <= 1 else int(machine.gpus // int(gpus))
     return min(by_cpus, by_gpus) if is_shared_cluster else by_gpus
+
+
+def machine_gpus() -> MachineGpus:
+    """Return the GPUs of this machine that the process may use."""
+    return MachineGpus(tuple(gpu.memory for gpu in visible_devices()), usable_cpus())
 
 
 def gpu_memory() -> float | None:

@@ -20,7 +20,6 @@ from torch import distributed, nn
 
 from trainer.config.trial import TrainingConfig
 from trainer.environment import keep_deepspeed_off_stdout, remove_foreign_settings, report_ignored
-from trainer.objectives.pair_logps import MetricSums
 
 
 class RunInterrupted(Exception):
@@ -66,14 +65,6 @@ class ProcessGroup:
     def shards_model(self, training: TrainingConfig) -> bool:
         """Return whether each process holds only shards of the model."""
         return self.size > 1 and training.distributed != "ddp"
-
-    def all_reduce_metrics(self, sums: MetricSums) -> MetricSums:
-        """Return sums over all processes; all must have the same names."""
-        if self.size == 1:
-            return sums
-        flat = torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64, device=self.device)
-        distributed.all_reduce(flat)
-        return {name: (float(n), float(w)) for name, (n, w) in zip(sorted(sums), flat.tolist(), strict=True)}
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over all processes, in place."""

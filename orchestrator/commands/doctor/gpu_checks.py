@@ -53,6 +53,7 @@ def gpu_checks(spec: SweepSpec | None) -> Iterator[Check]:
     yield from each_gpu()
     yield _flash(torch, cards)
     yield _quantization(cards, spec)
+    yield _kernels(cards, spec)
 
 
 def each_gpu() -> Iterator[Check]:
@@ -174,3 +175,14 @@ def _quantization(cards: int, spec: SweepSpec | None) -> Check:
         fix = "pip install 'prefsweep[quantisation]' for model.load_in_4bit"
         return Check("bitsandbytes", CheckLevel.OK, "not installed; optional", fix)
     return Check("bitsandbytes", CheckLevel.OK, "not installed; not used without a GPU")
+
+
+def _kernels(cards: int, spec: SweepSpec | None) -> Check:
+    if importlib.util.find_spec("liger_kernel") is not None:
+        return Check("liger-kernel", CheckLevel.OK, package_version("liger-kernel") or "installed")
+    fix = "pip install 'prefsweep[liger]'"
+    if spec is not None and spec.base.model.kernels == "liger":
+        return Check("liger-kernel", CheckLevel.FAIL, "not installed; the sweep has model.kernels: liger", fix)
+    if cards:
+        return Check("liger-kernel", CheckLevel.OK, "not installed; optional", f"{fix} for fused layers on a GPU")
+    return Check("liger-kernel", CheckLevel.OK, "not installed; not used without a GPU")
