@@ -31,6 +31,7 @@ _SEARCH: dict[LossName, tuple[tuple[str, str, str, str], ...]] = {
         ("loss.beta", "0.1", "[0.1, 1.0]", "the CPO paper, fairseq2's default"),
         ("loss.nll_scale", "1.0", "[0.0, 1.0]", "fairseq2's guide, the CPO paper"),
     ),
+    "simper": (),
 }
 """Each searched setting: its value in `base`, its values in the search, and their source."""
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trainer.data.data_findings import FindingKind
     from trainer.data.data_report import DataReport
 
-LossName = Literal["simpo", "dpo", "orpo", "cpo"]
+LossName = Literal["simpo", "dpo", "orpo", "cpo", "simper"]
 SMALL, TINY = 300e6, 20e6
 """Parameters. Below SMALL no settings are published; below TINY the quickstart's settings are the closest."""
 _SAMPLE = 1000
@@ -201,6 +201,8 @@ def _rates(loss: LossName, parameters: float | None) -> tuple[list[float], str]:
         match loss:
             case "simpo":
                 return [3e-7, 5e-7, 8e-7, 1e-6], "the SimPO authors' README, 7 to 9 billion parameters"
+            case "simper":
+                return [3e-7, 5e-7, 6e-7, 1e-6], "the SimPER authors' four setups, 7 to 8 billion parameters"
             case "dpo":
                 return [3e-7, 5e-7, 7e-7], "the best of SimPO's README, 7 to 9 billion parameters"
             case _:

@@ -18,7 +18,7 @@ from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.study.study import Study
-from trainer.config.loss_config import DpoLoss, DpoLossType, SimpoLoss
+from trainer.config.loss_config import DpoLoss, DpoLossType, SimperLoss, SimpoLoss
 from trainer.config.trial import TrialConfig
 
 SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))
@@ -115,15 +115,20 @@ def test_given_trials_run_first(name: str, tmp_path: Path) -> None:
     study.dispose()
 
 
-def test_every_loss_of_trl_is_tried_once() -> None:
+def test_every_loss_of_dpo_is_tried_once() -> None:
     spec = load_spec(Path(sweeps.__file__).parent / "llama3-8b-dpo-losses.yaml")
-    assert sorted(map(str, spec.search.listed_values("loss.loss_type"))) == sorted(get_args(DpoLossType))
+    grid = spec.search.grid_index()
+    losses = [apply_params(spec.base, grid.params_at(index)).loss for index in range(len(grid))]
+    rdpo = DpoLoss(length_alpha=0.01)
+    assert sorted(str(loss.loss_type) for loss in losses if loss != rdpo) == sorted(get_args(DpoLossType))
+    assert losses.count(rdpo) == 1
 
 
 def test_the_methods_are_compared_at_the_first_trials_of_their_own_sweeps() -> None:
     spec = load_spec(Path(sweeps.__file__).parent / "llama3-8b-methods.yaml")
     found = [apply_params(spec.base, given).loss for given in spec.enqueue]
-    assert found == [first(name).loss for name in ("llama3-8b", "llama3-8b-dpo", "llama3-8b-orpo", "llama3-8b-cpo")]
+    assert found[-1] == SimperLoss()
+    assert found[:-1] == [first(f"llama3-8b{name}").loss for name in ("", "-dpo", "-orpo", "-cpo")]
 
 
 def test_the_missions_grid() -> None:

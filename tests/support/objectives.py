@@ -4,7 +4,16 @@ from typing import Any, get_args
 
 import torch
 
-from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import (
+    CpoLoss,
+    DpoLoss,
+    DpoLossType,
+    LossConfig,
+    OrpoLoss,
+    SftLoss,
+    SimperLoss,
+    SimpoLoss,
+)
 from trainer.objectives.losses import pair_loss
 from trainer.objectives.pair_logps import LossTerms, PairLogps, UpdateTotals
 
@@ -27,6 +36,8 @@ OBJECTIVES: dict[str, LossConfig] = {
     "dpo-alpha": DpoLoss(f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.3),
     "dpo-alpha-one": DpoLoss(f_divergence_type="alpha_divergence", f_alpha_divergence_coef=1.0),
     "dpo-ld": DpoLoss(ld_alpha=0.5),
+    "dpo-chipo-limited": DpoLoss(loss_type="chipo", beta=0.05, chipo_r_max=1.0),
+    "dpo-length": DpoLoss(length_alpha=0.05),
     "dpo-wpo": DpoLoss(use_weighting=True),
     "cpo": CpoLoss(),
     "cpo-smoothed": CpoLoss(label_smoothing=0.2, nll_scale=0.0),
@@ -34,6 +45,8 @@ OBJECTIVES: dict[str, LossConfig] = {
     "cpo-ipo": CpoLoss(loss_type="ipo", nll_scale=0.5),
     "orpo": OrpoLoss(),
     "orpo-response": OrpoLoss(beta=0.3, nll_scale=0.5, nll_prompt=False),
+    "simper": SimperLoss(),
+    "simper-nll": SimperLoss(nll_scale=0.2),
     "sft": SftLoss(),
 }
 

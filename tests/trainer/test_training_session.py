@@ -179,6 +179,24 @@ def test_other_objectives_train(session: TrainingSession, tmp_path: Path, loss: 
     assert all(set(p.metrics) <= set(metrics.all_names()) for p in history)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"kind": "dpo", "loss_type": "dpop"},
+        {"kind": "dpo", "loss_type": "chipo"},
+        {"kind": "dpo", "length_alpha": 0.01},
+        {"kind": "simper"},
+    ],
+)
+def test_the_loss_of_objectives_beyond_trl_falls(
+    session: TrainingSession, tmp_path: Path, loss: dict[str, object]
+) -> None:
+    history, result = finish(session.train(trial(loss=loss, training={"max_steps": 6}), tmp_path))
+    assert result.status is RunStatus.FINISHED
+    losses = [step.metrics["loss"] for step in history if "loss" in step.metrics]
+    assert losses[-1] < losses[0]
+
+
 def test_windows_average_over_their_updates(session: TrainingSession, tmp_path: Path) -> None:
     single, _ = finish(session.train(trial(training={"eval_steps": 4}), tmp_path / "1"))
     history, _ = finish(session.train(trial(training={"logging_steps": 3, "eval_steps": 4}), tmp_path / "3"))

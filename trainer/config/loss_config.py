@@ -39,9 +39,10 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
         "simpo_gamma": _MARGIN,
         "gamma": _MARGIN,
         "gamma_beta_ratio": _MARGIN,
-        "lambda": "is not a parameter of DPO; the strength of the preference is beta",
+        "lambda": "is not a parameter of DPO; the strength of the preference is beta, DPOP's lambda dpop_lambda",
         "orpo_lambda": _LAMBDA,
-        "alpha": _ALPHA,
+        "alpha": f"{_ALPHA}; R-DPO's is called length_alpha here",
+        **dict.fromkeys(("rdpo_alpha", "lenN_lambda", "length_penalty"), "is called length_alpha here (R-DPO)"),
     },
     "cpo": {
         "cpo_alpha": "is called nll_scale here; its default is 1, as in the paper",
@@ -68,6 +69,14 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
         "simpo_gamma": _MARGIN,
         "gamma": _MARGIN,
         "gamma_beta_ratio": _MARGIN,
+    },
+    "simper": {
+        "sft_weight": "is SimPO's name of nll_scale; write nll_scale",
+        "reference_free": "is always so: SimPER has no reference; remove it",
+        **dict.fromkeys(
+            ("beta", "gamma", "gamma_beta_ratio", "simpo_gamma", "label_smoothing", "loss_type", "lambda", "alpha"),
+            "is no parameter of SimPER, which has none but nll_scale; remove it",
+        ),
     },
 }
 """Kind of loss -> a name that is not one of its parameters -> what to write instead, and why."""
@@ -138,6 +147,13 @@ class SimpoLoss(BaseLoss):
         default=0.0, description="Another name of sft_weight, common to all objectives."
     )
 
+    @field_validator("loss_type", mode="before")
+    @classmethod
+    def _no_simper(cls, value: Any) -> Any:
+        if str(value).lower() == "simper":
+            raise ValueError("SimPER is not a loss type of SimPO here: write loss.kind simper")
+        return value
+
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         if self.gamma is not None and self.gamma_beta_ratio is not None:
@@ -183,8 +199,12 @@ DpoLossType = Literal[
     "apo_zero",
     "apo_down",
     "discopop",
+    "dpop",
+    "chipo",
     "sft",
 ]
+OWN_TERMS = frozenset[DpoLossType]({"dpop", "chipo"})
+"""Terms that TRL's DPOTrainer 1.16 lacks."""
 SMOOTHED_TERMS = frozenset[DpoLossType]({"robust", "exo_pair", "aot", "aot_unpaired"})
 """Terms that use label_smoothing. TRL silently ignores it for the other terms."""
 SORTED_TERMS = frozenset[DpoLossType]({"aot", "aot_unpaired"})
@@ -192,17 +212,26 @@ F_DIVERGENCE_TERMS = frozenset[DpoLossType](
     {"sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "discopop"}
 )
 """Terms of a score difference, in which the f-divergence's unknown constant cancels."""
+LENGTH_TERMS = frozenset[DpoLossType]({"sigmoid", "hinge", "robust", "exo_pair", "discopop", "dpop"})
+"""Terms of a difference of rewards that are sums over tokens, to which R-DPO's length term is added."""
+_SETTINGS_OF_A_TERM: Mapping[str, DpoLossType] = {
+    "discopop_tau": "discopop",
+    "dpop_lambda": "dpop",
+    "chipo_r_max": "chipo",
+}
+"""Setting -> the only term that uses it."""
 
 
 class DpoLoss(BaseLoss):
     """DPO and related losses relative to the frozen initial model: one term, or a weighted sum of several.
 
-    Names, defaults and formulas are those of TRL's DPOTrainer 1.16.
+    Names, defaults and formulas are those of TRL's DPOTrainer 1.16; of dpop (Pal et al. 2024),
+    chipo (Huang et al. 2024) and length_alpha (R-DPO, Park et al. 2024) those of their papers.
     """
 
     kind: Literal["dpo"] = "dpo"
     loss_type: DpoLossType | tuple[DpoLossType, ...] = Field(
-        default="sigmoid", description="One of TRL's loss types, or a list of them to add up."
+        default="sigmoid", description="One of TRL's loss types, dpop or chipo, or a list of them to add up."
     )
     loss_weights: tuple[PositiveFloat, ...] | None = Field(
         default=None, description="One per loss_type; all 1 if absent."
@@ -217,8 +246,19 @@ class DpoLoss(BaseLoss):
     )
     f_alpha_divergence_coef: float = Field(default=0.5, description="alpha of alpha_divergence.")
     ld_alpha: Fraction | None = Field(default=None, description="LD-DPO: weight of tokens beyond the shorter response.")
+    length_alpha: NonNegativeFloat = Field(
+        default=0.0, description="R-DPO: alpha, the price of a token of length in units of reward; 0 is DPO."
+    )
     use_weighting: bool = Field(default=False, description="WPO: weight pairs by their likelihood under the policy.")
     discopop_tau: PositiveFloat = Field(default=0.05, description="Temperature of discopop.")
+    dpop_lambda: NonNegativeFloat = Field(
+        default=50.0, description="DPOP: weight of a chosen response's fall below the reference; 0 is DPO."
+    )
+
+    chipo_r_max: PositiveFloat | None = Field(
+        default=None,
+        description="chi-PO: R_max; a pair with a margin beyond 2 R_max has no gradient.",
+    )
 
     @field_validator("loss_type", mode="before")
     @classmethod
@@ -228,8 +268,8 @@ class DpoLoss(BaseLoss):
             raise ValueError("aot_pair was renamed: write aot_unpaired (aot is the paired one and always was)")
         if "kto_pair" in loss_types:
             raise ValueError("kto_pair was removed from TRL and is not supported; bco_pair and apo_zero are similar")
-        if "simpo" in loss_types:
-            raise ValueError("simpo is not a DPO loss type: write loss.kind simpo")
+        if named := next((each for each in ("simpo", "simper") if each in loss_types), None):
+            raise ValueError(f"{named} is not a DPO loss type: write loss.kind {named}")
         if len(loss_types) > 1 and (unknown := [each for each in loss_types if each not in get_args(DpoLossType)]):
             named = ", ".join(map(str, unknown))
             raise ValueError(f"no loss type: {named}; it must be some of {', '.join(get_args(DpoLossType))}")
@@ -275,12 +315,15 @@ class DpoLoss(BaseLoss):
             )
         if self.f_alpha_divergence_coef != 0.5 and self.f_divergence_type != "alpha_divergence":
             raise ValueError("f_alpha_divergence_coef is used only with f_divergence_type alpha_divergence")
-        if self.discopop_tau != 0.05 and "discopop" not in used:
-            raise ValueError(f"discopop_tau is not used by {named}")
+        for setting, term in _SETTINGS_OF_A_TERM.items():
+            if getattr(self, setting) != type(self).model_fields[setting].default and term not in used:
+                raise ValueError(f"{setting} is not used by {named}")
         if self.use_weighting and used & (SORTED_TERMS | {"sft"}):
             raise ValueError(
                 f"use_weighting weights single pairs, which {named} does not have; for an SFT term use nll_scale"
             )
+        if self.length_alpha > 0 and not (used <= LENGTH_TERMS | {"sft"} and used & LENGTH_TERMS):
+            raise ValueError(f"length_alpha is not used by {named}: only with {', '.join(sorted(LENGTH_TERMS))}")
         if used == {"sft"} and self.ld_alpha is not None:
             raise ValueError("ld_alpha is not used by sft")
         if "sft" in used and self.nll_scale > 0:
@@ -322,10 +365,20 @@ class OrpoLoss(BaseLoss):
     nll_prompt: bool = Field(default=True, description="Cross-entropy over prompt and chosen, as TRL; false: chosen.")
 
 
+class SimperLoss(BaseLoss):
+    """SimPER (Xiao et al. 2025, arXiv 2502.00883): inverse perplexity of rejected minus that of chosen responses.
+
+    It has no hyperparameter and no reference.
+    """
+
+    kind: Literal["simper"] = "simper"
+    nll_scale: NonNegativeFloat = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
+
+
 class SftLoss(BaseLoss):
     """Token-mean cross-entropy on the chosen responses; the objective of the `sft:` stage."""
 
     kind: Literal["sft"] = "sft"
 
 
-LossConfig = Annotated[SimpoLoss | DpoLoss | CpoLoss | OrpoLoss | SftLoss, Field(discriminator="kind")]
+LossConfig = Annotated[SimpoLoss | DpoLoss | CpoLoss | OrpoLoss | SimperLoss | SftLoss, Field(discriminator="kind")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, assert_never
 
-from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import OWN_TERMS, CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimperLoss, SimpoLoss
 
 EngineName = Literal["packed", "trl"]
 
@@ -52,6 +52,8 @@ def unsupported_by_trl(
                     "TRL's ORPOTrainer always adds the cross-entropy of prompt and chosen response once: leave "
                     "nll_scale at 1 and nll_prompt at true, or use engine packed"
                 )
+        case SimperLoss():
+            yield "TRL has no SimPER; use engine packed"
         case SftLoss():
             yield "engine trl trains on preferences (DPOTrainer, CPOTrainer, ORPOTrainer); for sft use engine packed"
         case _:
@@ -59,6 +61,10 @@ def unsupported_by_trl(
 
 
 def _dpo_unsupported(loss: DpoLoss, single_batch: bool) -> Iterator[str]:
+    if own := [term for term, _ in loss.terms if term in OWN_TERMS]:
+        yield f"TRL's DPOTrainer has no loss_type {', '.join(own)}; use engine packed"
+    if loss.length_alpha > 0:
+        yield "TRL's DPOTrainer has no length_alpha (R-DPO); use engine packed"
     if {term for term, _ in loss.terms} == {"sft"}:
         yield "engine trl trains on preferences: loss_type sft alone uses none; use engine packed"
     if loss.nll_scale > 0 and loss.use_weighting:

@@ -1,4 +1,4 @@
-"""The per-pair terms of the DPO family: formulas and names of TRL's DPOTrainer 1.16, numerically stable.
+"""The per-pair terms of the DPO family: formulas and names of TRL's DPOTrainer 1.16 and of papers, numerically stable.
 
 Symbols: lp, lpr summed log-prob under policy and reference; a = lp_w - lpr_w, d = lp_l - lpr_l; n tokens;
 s_w, s_l the scores f'(ratio) of an f-divergence (a and d for reverse KL); delta = s_w - s_l; ls = log sigmoid.
@@ -19,6 +19,9 @@ from trainer.objectives.pair_logps import PairLogps, smoothed_logistic
 
 _MAX_EXPONENT = 80.0
 """Upper bound of exponents: e^80 is larger than any useful value and finite in float32."""
+
+_MAX_CHI_EXPONENT = 20.0
+"""Upper bound of the exponent in chi-PO's link function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +103,19 @@ def _score(loss: DpoLoss, ratio: Tensor) -> Tensor:
 
 
 def term_losses(term: DpoLossType, loss: DpoLoss, ratios: LogRatios) -> Tensor:
-    """Return one term's loss of each pair, [N]; for sorted terms (aot) of each rank in the sort."""
+    """Return one term's loss of each pair, [N]; for sorted terms (aot) of each rank in the sort.
+
+    dpop (Pal et al. 2024, arXiv 2402.13228, eq. 3; lambda within beta as in the authors' code, abacusai/smaug issue 2):
+    -ls(beta (a - d - dpop_lambda max(0, -a))). length_alpha (R-DPO, Park et al. 2024, arXiv 2403.19159): beta delta +
+    length_alpha (n_w - n_l) in place of beta delta, as beta log(pi / pi_ref) + length_alpha n is the reward of a policy
+    that is optimal for the reward less length_alpha a token. chipo (Huang et al. 2024, arXiv 2407.13399, algorithm 1):
+    -ls(clip(beta (phi(a) - phi(d)))), phi the link function of `chi_squared_link`, clip to +-2 R_max.
+    """
     beta, smoothing = loss.beta, loss.label_smoothing
     scaled = beta * (ratios.chosen_score - ratios.rejected_score)
+    if loss.length_alpha:
+        # In the log-probs' precision: a number times whole numbers would be float32.
+        scaled = scaled + loss.length_alpha * (ratios.chosen_tokens - ratios.rejected_tokens).to(scaled.dtype)
     chosen, rejected = beta * ratios.chosen, beta * ratios.rejected
     match term:
         case "sigmoid":
@@ -137,10 +150,23 @@ def term_losses(term: DpoLossType, loss: DpoLoss, ratios: LogRatios) -> Tensor:
             return chosen.sigmoid() + (rejected - chosen).sigmoid()
         case "discopop":
             return _discopop(scaled, loss.discopop_tau)
+        case "dpop":
+            return -logsigmoid(scaled - beta * loss.dpop_lambda * torch.relu(-ratios.chosen))
+        case "chipo":
+            margin = beta * (chi_squared_link(ratios.chosen) - chi_squared_link(ratios.rejected))
+            limit = loss.chipo_r_max
+            return -logsigmoid(margin if limit is None else margin.clamp(-2 * limit, 2 * limit))
         case "sft":
             raise ValueError("sft is a mean over tokens, not a per-pair term")
         case _:
             assert_never(term)
+
+
+def chi_squared_link(ratio: Tensor) -> Tensor:
+    """Return chi-PO's link function z + log z of z = e^ratio, strictly increasing: f'(z) of the chi-squared divergence
+    plus KL. The exponent is at most 20, as in the paper's experiments.
+    """
+    return ratio.clamp(max=_MAX_CHI_EXPONENT).exp() + ratio
 
 
 def _average_margin(ratios: LogRatios) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimperLoss, SimpoLoss
 from trainer.objectives.dpo_terms import length_desensitized, log_ratios, term_losses, wpo_weights
 from trainer.objectives.pair_logps import (
     LossTerms,
@@ -36,7 +36,7 @@ _MAX_LOG_PROB = -1e-12
 def required_stats(loss: LossConfig) -> RequiredStats:
     """Return the statistics, beyond sums and counts, that this objective uses."""
     match loss:
-        case SimpoLoss() | CpoLoss():
+        case SimpoLoss() | CpoLoss() | SimperLoss():
             return RequiredStats()
         case DpoLoss():
             reference = compares_with_reference(loss)
@@ -65,6 +65,8 @@ def pair_loss(loss: LossConfig, logps: PairLogps, totals: UpdateTotals) -> LossT
             return cpo(loss, logps, totals)
         case OrpoLoss():
             return orpo(loss, logps, totals)
+        case SimperLoss():
+            return simper(loss, logps, totals)
         case SftLoss():
             return sft(logps, totals)
         case _:
@@ -193,6 +195,19 @@ def orpo(loss: OrpoLoss, logps: PairLogps, totals: UpdateTotals) -> LossTerms:
 def _log1mexp(average: Tensor) -> Tensor:
     """log(1 - e^average)."""
     return torch.log(-torch.expm1(average.clamp(max=_MAX_LOG_PROB)))
+
+
+# --- simper ----------------------------------------------------------------------------------------------------------
+
+
+def simper(loss: SimperLoss, logps: PairLogps, totals: UpdateTotals) -> LossTerms:
+    """Return the terms of SimPER (Xiao et al. 2025): e^alp_l - e^alp_w, plus nll_scale * CE.
+
+    Formula and reward, alp itself, are those of the authors' code (tengxiao1/SimPER, scripts/simper_trainer.py).
+    """
+    chosen, rejected = per_token_logps(logps)
+    total = (rejected.exp() - chosen.exp()).sum() / totals.pairs + _weighted_nll(loss.nll_scale, logps, totals)
+    return _loss_terms(total, logps, totals, _rewards(loss, logps), (chosen, rejected))
 
 
 # --- sft -------------------------------------------------------------------------------------------------------------

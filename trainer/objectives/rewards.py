@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, assert_never
 
 import numpy as np
 
-from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimperLoss, SimpoLoss
 
 V = TypeVar("V")
 """A torch tensor or a NumPy array."""
@@ -44,9 +44,9 @@ def rewards(loss: LossConfig, responses: Responses[V]) -> V:
 
     A pair counts as right if the chosen response has the higher reward.
 
-    SimPO: beta * average log-prob (AlphaPO: shaped); ORPO and CPO ipo: beta * average; other CPO: beta * sum; DPO: beta
-    * (sum - reference sum), for all terms; SFT and DPO with only the term sft: the sum. Raises NoReference if the
-    objective needs a reference and `reference` is None.
+    SimPO: beta * average log-prob (AlphaPO: shaped); ORPO and CPO ipo: beta * average; SimPER: the average; other CPO:
+    beta * sum; DPO: beta * (sum - reference sum), for all terms; SFT and DPO with only the term sft: the sum. Raises
+    NoReference if the objective needs a reference and `reference` is None.
     """
     sums: Any = responses.logps
     match loss:
@@ -62,6 +62,8 @@ def rewards(loss: LossConfig, responses: Responses[V]) -> V:
             if responses.reference is None:
                 raise NoReference("this objective needs the initial model's log-probs, which are missing")
             return loss.beta * (sums - responses.reference)
+        case SimperLoss():
+            return sums / responses.tokens
         case SftLoss():
             return sums
         case _:

@@ -22,7 +22,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 
-from trainer.config.loss_config import CpoLoss, DpoLoss, OrpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, OrpoLoss, SftLoss, SimperLoss, SimpoLoss
 from trainer.config.trial import TrialConfig
 from trainer.environment import remove_foreign_settings
 from trainer.evaluation.evaluator import longest_sequence
@@ -219,6 +219,8 @@ class TrlEngine:
                 rows = RemainingRows(self.plan, done, labeled_rows(inputs.train))
                 arguments = orpo_arguments(config.loss, common, config.data.max_length)
                 return InstrumentedOrpoTrainer(model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+            case SimperLoss():
+                raise TrialError("TRL has no SimPER; use engine packed")
             case SftLoss():
                 raise TrialError("engine trl trains on preferences; for sft use engine packed")
             case _:

@@ -97,6 +97,22 @@ def test_the_table_names_only_settings_methods_and_losses_that_exist(load_text: 
             assert path in paths, (name, path)
 
 
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("dpop", "write loss: {kind: dpo, loss_type: dpop}"),
+        ("DPO-Positive", "write loss: {kind: dpo, loss_type: dpop}"),
+        ("chipo", "write loss: {kind: dpo, loss_type: chipo}"),
+        ("chi-PO", "write loss: {kind: dpo, loss_type: chipo}"),
+        ("r-dpo", "write loss: {kind: dpo, length_alpha: 0.01}"),
+        ("rdpo", "{kind: dpo, loss_type: robust, label_smoothing: 0.1} for robust DPO"),
+        ("odpo", "is not offered"),
+    ],
+)
+def test_a_papers_name_of_a_loss_is_answered(name: str, answer: str) -> None:
+    assert answer in right_forms.loss_form(name)
+
+
 def test_the_form_that_an_answer_writes_out_is_a_place_of_the_file() -> None:
     paths = known_paths()
     for name, target in known_names.SETTINGS.items():

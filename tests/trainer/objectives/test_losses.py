@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 
 from tests.support.objectives import OBJECTIVES, evaluate, pair_logps, random_logps, update_totals
 from tests.support.objectives import test_every_class_of_the_union_has_an_example as test_every_class  # noqa: F401
-from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import (
+    LENGTH_TERMS,
+    OWN_TERMS,
+    SMOOTHED_TERMS,
+    CpoLoss,
+    DpoLoss,
+    DpoLossType,
+    LossConfig,
+    OrpoLoss,
+    SftLoss,
+    SimperLoss,
+    SimpoLoss,
+)
+from trainer.objectives.dpo_terms import chi_squared_link
 from trainer.objectives.losses import pair_loss, required_stats
 from trainer.objectives.pair_logps import PairLogps, UpdateTotals, merge_sums, metric_means, metric_sums
 
@@ -96,7 +109,7 @@ TABLE: dict[DpoLossType, tuple[float, dict[str, float]]] = {
 }
 
 
-@pytest.mark.parametrize("term", get_args(DpoLossType))
+@pytest.mark.parametrize("term", TABLE)
 def test_dpo_terms_have_the_values_that_trl_gave(term: DpoLossType) -> None:
     """Log-ratios 2 and -2, beta 0.1, 20 tokens; run with TRL 1.16. A sort of one pair sorts nothing: aot is sigmoid."""
     value, options = TABLE[term]
@@ -105,10 +118,16 @@ def test_dpo_terms_have_the_values_that_trl_gave(term: DpoLossType) -> None:
     assert float(found) == pytest.approx(value, abs=1e-6)
 
 
+def test_the_table_has_every_term_of_trl() -> None:
+    assert TABLE.keys() == set(get_args(DpoLossType)) - OWN_TERMS
+
+
 @pytest.mark.parametrize(
     ("loss", "value"),
     [
         (DpoLoss(), 0.6931),
+        (DpoLoss(loss_type="dpop"), 0.6931),
+        (DpoLoss(loss_type="chipo"), 0.6931),
         (DpoLoss(loss_type="robust", label_smoothing=0.1), 0.6931),
         (DpoLoss(loss_type="ipo", beta=0.1), 25.0),
         (DpoLoss(loss_type="sppo_hard", beta=0.1), 50.0),
@@ -129,12 +148,99 @@ def test_a_mixture_is_the_weighted_sum_of_its_terms() -> None:
     assert float(evaluate(unweighted, logps).loss) == pytest.approx(float(parts[0] + parts[1]))
 
 
-@pytest.mark.parametrize("loss", [SimpoLoss(), DpoLoss(), CpoLoss(nll_scale=0), OrpoLoss(nll_scale=0)], ids=str)
+_WITHOUT_NLL = [SimpoLoss(), DpoLoss(), CpoLoss(nll_scale=0), OrpoLoss(nll_scale=0), SimperLoss()]
+
+
+@pytest.mark.parametrize("loss", _WITHOUT_NLL, ids=str)
 def test_nll_scale_adds_the_cross_entropy_per_chosen_token(loss: LossConfig) -> None:
     logps = random_logps(5)
     scaled = loss.model_copy(update={"nll_scale": 0.3, **({"nll_prompt": False} if loss.kind == "orpo" else {})})
     nll = float(-logps.chosen.sum() / logps.chosen_tokens.sum())
     assert float(evaluate(scaled, logps).loss - evaluate(loss, logps).loss) == pytest.approx(0.3 * nll)
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=st.floats(-20, 20), d=st.floats(-20, 20), weight=st.floats(0, 100))
+def test_dpop_is_dpo_where_the_chosen_response_does_not_fall(a: float, d: float, weight: float) -> None:
+    logps = pair_logps([a], [d], [5], [9], ([0.0], [0.0]))
+    dpo = evaluate(DpoLoss(), logps)
+    dpop = evaluate(DpoLoss(loss_type="dpop", dpop_lambda=weight), logps)
+    assert torch.equal(dpop.chosen_rewards, dpo.chosen_rewards)
+    if a >= 0 or weight == 0:
+        assert torch.equal(dpop.loss, dpo.loss)
+    else:
+        assert float(dpop.loss) == pytest.approx(-log_sigmoid(0.1 * (a - d + weight * a)), rel=1e-9, abs=1e-12)
+        assert dpop.loss >= dpo.loss
+
+
+@pytest.mark.parametrize("term", sorted(LENGTH_TERMS))
+def test_the_length_term_shifts_the_reward_difference_by_alpha_a_token(term: DpoLossType) -> None:
+    """Of 5 against 9 tokens: as if the log-ratio of the chosen response were -4 alpha / beta larger."""
+    options = {"label_smoothing": 0.1} if term in SMOOTHED_TERMS else {}
+    loss = DpoLoss(loss_type=term, beta=0.2, length_alpha=0.1, dpop_lambda=0.0 if term == "dpop" else 50.0, **options)
+    plain = loss.model_copy(update={"length_alpha": 0.0})
+    terms = evaluate(loss, pair_logps([3.0], [-2.0], [5], [9], ([0.0], [0.0])))
+    shifted = evaluate(plain, pair_logps([3.0 - 4 * 0.1 / 0.2], [-2.0], [5], [9], ([0.0], [0.0])))
+    assert float(terms.loss) == pytest.approx(float(shifted.loss), rel=1e-12)
+    # Its rewards are those of DPO, so that margins can be compared.
+    dpo = evaluate(plain, pair_logps([3.0], [-2.0], [5], [9], ([0.0], [0.0])))
+    assert torch.equal(terms.chosen_rewards, dpo.chosen_rewards)
+
+
+def test_alpha_zero_is_dpo_and_a_longer_chosen_response_pulls_less() -> None:
+    logps = random_logps(6)
+    assert torch.equal(evaluate(DpoLoss(length_alpha=0.0), logps).loss, evaluate(DpoLoss(), logps).loss)
+    pulls: list[float] = []
+    for alpha in (0.0, 0.05):
+        pair = pair_logps([-9.0], [-9.0], [40], [10], ([-9.0], [-9.0]))
+        chosen = pair.chosen.clone().requires_grad_()
+        evaluate(DpoLoss(length_alpha=alpha), replace(pair, chosen=chosen)).loss.backward()
+        assert chosen.grad is not None
+        pulls.append(float(-chosen.grad))
+    assert pulls[1] < pulls[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=st.floats(-60, 60), more=st.floats(1e-3, 60), d=st.floats(-10, 10))
+def test_the_link_of_chipo_is_strictly_increasing(a: float, more: float, d: float) -> None:
+    low, high = (float(chi_squared_link(torch.tensor(x, dtype=torch.float64))) for x in (a, a + more))
+    assert low < high
+    assert low == pytest.approx(math.exp(min(a, 20)) + a, rel=1e-12, abs=1e-12)
+    # So pairs are ordered as by DPO, whose rewards it has.
+    chipo, dpo = (
+        evaluate(DpoLoss(loss_type=term), pair_logps([a], [d], [5], [9], ([0.0], [0.0])))
+        for term in ("chipo", "sigmoid")
+    )
+    assert torch.equal(chipo.chosen_rewards, dpo.chosen_rewards)
+    if abs(a - d) > 1e-3:
+        assert (chipo.loss < math.log(2)) == (dpo.loss < math.log(2))
+
+
+def test_chipo_near_the_reference_is_dpo_of_twice_beta_and_beyond_its_limit_still() -> None:
+    def pull(loss: DpoLoss, ratio: float) -> float:
+        logps = pair_logps([ratio - 10], [-ratio - 10], [5], [9], ([-10.0], [-10.0]))
+        chosen = logps.chosen.clone().requires_grad_()
+        evaluate(loss, replace(logps, chosen=chosen)).loss.backward()
+        assert chosen.grad is not None
+        return float(-chosen.grad)
+
+    assert pull(DpoLoss(loss_type="chipo"), 0.0) == pytest.approx(pull(DpoLoss(beta=0.2), 0.0), rel=1e-12)
+    limited = DpoLoss(loss_type="chipo", chipo_r_max=1.0)
+    assert pull(limited, 1.0) == pull(DpoLoss(loss_type="chipo"), 1.0) > 0
+    assert (pull(limited, 4.0), pull(limited, -4.0)) == (0.0, 0.0)
+    assert pull(DpoLoss(loss_type="chipo"), 4.0) > 0
+
+
+def test_simper_is_the_difference_of_inverse_perplexities() -> None:
+    """Per token -1.2 and -2.5: e^-2.5 - e^-1.2. Its reward is the average itself, and its loss lies within 1 of 0."""
+    terms = evaluate(SimperLoss(), pair_logps([-24.0], [-50.0], [20], [20]))
+    assert float(terms.loss) == pytest.approx(math.exp(-2.5) - math.exp(-1.2), rel=1e-12)
+    assert (float(terms.chosen_rewards), float(terms.rejected_rewards)) == (pytest.approx(-1.2), pytest.approx(-2.5))
+    found = metric_means(metric_sums(evaluate(SimperLoss(), random_logps(6))))
+    assert found["rewards/margins"] == pytest.approx(found["margins/logp"], rel=1e-12)
+    assert found["rewards/accuracies"] == found["accuracies/logp"]
+    for scale in (1e-6, 1.0, 1e6):
+        assert abs(float(evaluate(SimperLoss(), random_logps(9, per_token=scale)).loss)) <= 1
 
 
 def test_orpo_worked_numbers() -> None:
@@ -238,7 +344,8 @@ def test_a_missing_reference_is_an_error(name: str) -> None:
 RANKING = (
     "simpo", "simpo-sft", "simpo-hinge", "alphapo", "dpo-sigmoid", "dpo-sigmoid_norm", "dpo-hinge", "dpo-bco_pair",
     "dpo-apo_zero", "dpo-discopop", "dpo-aot_unpaired", "dpo-sft", "dpo-mixture", "dpo-nll", "dpo-forward-kl", "dpo-js",
-    "dpo-alpha", "dpo-alpha-one", "dpo-ld", "cpo", "cpo-hinge", "orpo", "orpo-response", "sft",
+    "dpo-alpha", "dpo-alpha-one", "dpo-ld", "dpo-length", "dpo-dpop", "dpo-chipo", "dpo-chipo-limited", "cpo",
+    "cpo-hinge", "orpo", "orpo-response", "simper", "simper-nll", "sft",
 )  # fmt: skip
 """Objectives that only push apart. The others pull towards a target gap (ipo, sppo, smoothed ones), or push the chosen
 response down as well by their formula (nca, apo_down, exo)."""

@@ -1,6 +1,8 @@
-"""Every objective that TRL has, in float32 against its own trainers: loss and every parameter's gradient."""
+"""Every objective in float32, loss and every parameter's gradient: against TRL's own trainers, or else its formula."""
 
+from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,18 +24,30 @@ from tests.support.trl_oracle import (
     totals_of,
     worst,
 )
-from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SimpoLoss
+from trainer.config.loss_config import (
+    OWN_TERMS,
+    CpoLoss,
+    DpoLoss,
+    DpoLossType,
+    LossConfig,
+    OrpoLoss,
+    SimperLoss,
+    SimpoLoss,
+)
 from trainer.forward.pair_model import PairModel, UpdateLogps
 from trainer.objectives.losses import required_stats
 from trainer.objectives.pair_logps import LossTerms, PairLogps, metric_means, metric_sums
 
 PAIRS = make_pairs(6)
+SIDES = ("chosen", "rejected")
 _OPTIONS: dict[str, dict[str, Any]] = {
     "robust": {"label_smoothing": 0.1},
     "exo_pair": {"label_smoothing": 1e-3},
     "aot": {"label_smoothing": 0.05},
 }
-DPO: dict[str, dict[str, Any]] = {term: {"loss_type": term, **_OPTIONS.get(term, {})} for term in get_args(DpoLossType)}
+DPO: dict[str, dict[str, Any]] = {
+    term: {"loss_type": term, **_OPTIONS.get(term, {})} for term in get_args(DpoLossType) if term not in OWN_TERMS
+}
 DPO |= {
     "mixture": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
     "mixture-smoothed": {"loss_type": ["hinge", "aot_unpaired"], "label_smoothing": 0.2},
@@ -154,22 +168,100 @@ def test_orpo(models: tuple[Any, Any, PairLogps], tmp_path: Path) -> None:
     assert {"log_odds_ratio", "log_odds_chosen"} <= logged.keys()
 
 
-def test_simpo_hinge_against_its_formula_in_float64(models: tuple[Any, Any, PairLogps]) -> None:
-    """TRL has none. Plain double precision, two sequences per pair, straight from the paper's code."""
-    model = models[0]
-    terms, found = ours(model, SimpoLoss(loss_type="hinge", beta=2.0, gamma=1.0), None, [[0, 1], [2, 3, 4, 5]])
-    exact, margins = tiny_model().double(), []
-    for pair in PAIRS:
-        averages = []
-        for response in (pair.chosen, pair.rejected):
-            ids = torch.tensor([*pair.prompt.tolist(), *response.tolist()])[None]
-            scores = exact(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-            averages.append(scores[len(pair.prompt) - 1 :].mean())
-        margins.append(averages[0] - averages[1])
-    value = torch.relu(1 - 2.0 * (torch.stack(margins) - 0.5)).mean()
+@dataclass(frozen=True)
+class Exact:
+    """Summed log-probs of PAIRS in float64, [N] each: policy, then reference; and their token counts."""
+
+    w: torch.Tensor
+    l: torch.Tensor  # noqa: E741
+    ref_w: torch.Tensor
+    ref_l: torch.Tensor
+    n_w: torch.Tensor
+    n_l: torch.Tensor
+
+
+def sums_of(model: Any) -> list[torch.Tensor]:
+    """Chosen and rejected log-probs, each response computed on its own."""
+    sides: list[torch.Tensor] = []
+    for side in SIDES:
+        found = []
+        for pair in PAIRS:
+            ids = torch.tensor([*pair.prompt.tolist(), *getattr(pair, side).tolist()])[None]
+            scores = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+            found.append(scores[len(pair.prompt) - 1 :].sum())
+        sides.append(torch.stack(found))
+    return sides
+
+
+def token_nll(x: Exact) -> torch.Tensor:
+    return -x.w.sum() / x.n_w.sum()
+
+
+def sigma(x: torch.Tensor) -> torch.Tensor:
+    return 1 / (1 + torch.exp(-x))
+
+
+def dpop(x: Exact) -> torch.Tensor:
+    """Pal et al. 2024, eq. 3."""
+    penalty = torch.maximum(torch.zeros_like(x.w), x.ref_w - x.w)
+    assert (penalty > 0).any()
+    assert (penalty == 0).any()
+    return -torch.log(sigma(0.2 * ((x.w - x.ref_w) - (x.l - x.ref_l) - 5.0 * penalty))).mean()
+
+
+def chipo(x: Exact, r_max: float = float("inf")) -> torch.Tensor:
+    """Huang et al. 2024, algorithm 1, with phi(z) = z + log z."""
+    phi_w, phi_l = (torch.exp(p - ref) + (p - ref) for p, ref in ((x.w, x.ref_w), (x.l, x.ref_l)))
+    margin = 0.2 * (phi_w - phi_l)
+    assert r_max == float("inf") or (margin.abs() > 2 * r_max).any()
+    return -torch.log(sigma(margin.clamp(-2 * r_max, 2 * r_max))).mean()
+
+
+FORMULAS: dict[str, tuple[LossConfig, Callable[[Exact], torch.Tensor]]] = {
+    "simpo-hinge": (
+        SimpoLoss(loss_type="hinge", beta=2.0, gamma=1.0),
+        lambda x: torch.relu(1 - 2.0 * (x.w / x.n_w - x.l / x.n_l - 0.5)).mean(),
+    ),
+    "dpop": (DpoLoss(loss_type="dpop", beta=0.2, dpop_lambda=5.0), dpop),
+    "dpop-nll": (
+        DpoLoss(loss_type="dpop", beta=0.2, dpop_lambda=5.0, nll_scale=0.3),
+        lambda x: dpop(x) + 0.3 * token_nll(x),
+    ),
+    "chipo": (DpoLoss(loss_type="chipo", beta=0.2), chipo),
+    "chipo-limited-nll": (
+        DpoLoss(loss_type="chipo", beta=0.2, chipo_r_max=0.5, nll_scale=0.3),
+        lambda x: chipo(x, 0.5) + 0.3 * token_nll(x),
+    ),
+    # Park et al. 2024: -log sigma(beta delta + alpha |y_w| - alpha |y_l|).
+    "rdpo": (
+        DpoLoss(beta=0.2, length_alpha=0.05),
+        lambda x: -torch.log(sigma(0.2 * (x.w - x.ref_w - x.l + x.ref_l) + 0.05 * (x.n_w - x.n_l))).mean(),
+    ),
+    # The authors' simper_trainer.py: losses = -exp(average of chosen) + exp(average of rejected).
+    "simper": (SimperLoss(), lambda x: (-torch.exp(x.w / x.n_w) + torch.exp(x.l / x.n_l)).mean()),
+    "simper-nll": (
+        SimperLoss(nll_scale=0.3),
+        lambda x: (-torch.exp(x.w / x.n_w) + torch.exp(x.l / x.n_l)).mean() + 0.3 * token_nll(x),
+    ),
+}
+"""Objectives that TRL lacks: the formula of the paper or of its authors' code, written out in double precision."""
+
+
+@pytest.mark.parametrize("case", FORMULAS)
+def test_what_trl_lacks_against_its_formula_in_float64(case: str, models: tuple[Any, Any, PairLogps]) -> None:
+    model, _, reference = models
+    loss, formula = FORMULAS[case]
+    exact, counts = tiny_model().double(), [torch.tensor([len(getattr(p, s)) for p in PAIRS]) for s in SIDES]
+    with torch.no_grad():
+        frozen = sums_of(moved(tiny_model()).double())
+    value = formula(Exact(*sums_of(exact), *frozen, *counts))
+    exact.zero_grad(set_to_none=True)
     value.backward()
-    assert float(terms.loss) == pytest.approx(float(value.detach()), rel=1e-5)
-    assert worst(found, {name: grad.float() for name, grad in gradients(exact).items()}) < 1e-5
+    right = {name: grad.float() for name, grad in gradients(exact).items()}
+    for cut in (None, [[0, 1], [2, 3, 4, 5]], [[5], [3, 0], [1, 2, 4]]):
+        terms, found = ours(model, loss, reference if required_stats(loss).reference else None, cut)
+        assert float(terms.loss) == pytest.approx(float(value.detach()), rel=1e-5)
+        assert worst(found, right) < 1e-5
 
 
 def test_coupled_pairs_in_parts_need_the_whole_update(models: tuple[Any, Any, PairLogps]) -> None:
