@@ -105,7 +105,7 @@ class NoSuchSweep(OrchestrateError):
         self.name, self.root, self.known, self.nearest = name, root, tuple(known), nearest
         listed = f"its sweeps: {', '.join(known)}" if known else "it has no sweeps yet"
         where = f"{root} ({listed})" if root.is_dir() else f"{root}, which does not exist; $ORCHESTRATE_HOME sets it"
-        super().__init__(f"no sweep named {name!r}{f'; did you mean {nearest!r}?' if nearest else ''} in {where}")
+        super().__init__(f"no sweep named {name!r} in {where}{f'; did you mean {nearest!r}?' if nearest else ''}")
 
 
 class InvalidRunsFolder(OrchestrateError):

@@ -6,8 +6,10 @@ import codecs
 import errno
 import io
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -119,3 +121,23 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 def _substitutes(text: str) -> Iterator[str]:
     for character in text:
         yield _ASCII.get(character, "?")
+
+
+def wrapped(text: str) -> str:
+    """Return a message for standard error with its lines broken between words, as wide as the terminal is.
+
+    Unchanged where standard error is no terminal; a path longer than a line stays in one piece.
+    """
+    if not sys.stderr.isatty():
+        return text
+    width = max(40, shutil.get_terminal_size().columns)
+    return "\n".join(_wrapped_line(line, width) for line in text.split("\n"))
+
+
+def _wrapped_line(line: str, width: int) -> str:
+    indent = line[: len(line) - len(line.lstrip())] + "  "
+    if len(line) <= width:
+        return line
+    return textwrap.fill(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, replace_whitespace=False
+    )

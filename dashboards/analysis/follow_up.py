@@ -264,7 +264,7 @@ def _replacement_note(frame: SweepFrame, base: TrialConfig) -> list[str]:
     return [f"training.distributed is fsdp2 here: {ZERO3_REMOVED}."] if replaced else []
 
 
-_COLUMNS = 110
+_COLUMNS = 77
 
 
 def to_yaml(made: FollowUpSweep) -> str:

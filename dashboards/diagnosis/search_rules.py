@@ -119,7 +119,7 @@ def too_few_pairs(significance: Significance) -> Iterator[DiagnosisFinding]:
         trials=tuple(trial.label for trial in significance.not_distinguishable),
         steps=(
             Advice("use the cheapest or the most stable one", uses_model=True),
-            Advice("repeat them with other values of training.seed"),
+            Advice("train them with several seeds (repeats: 3)"),
         ),
         lead=f"{f'About {round_count(required)}' if required else 'More'} held-out pairs would distinguish them; "
         "until then",
@@ -194,6 +194,8 @@ def diverging_region(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     limits = {path: limit for path in frame.paths if (limit := diverged_from(frame, path)) is not None}
     limits.pop(SEED, None)
     explained = {p: [trial for trial in diverged if trial.record.params.get(p, x - 1) >= x] for p, x in limits.items()}
+    # One trial of several says nothing about its value: others diverged without it.
+    explained = {p: trials for p, trials in explained.items() if len(trials) > 1 or len(trials) == len(diverged)}
     if explained:
         path = max(explained, key=lambda p: len(explained[p]))  # the setting that explains most diverged trials
         limit, in_region = limits[path], explained[path]

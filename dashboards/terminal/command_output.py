@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
@@ -180,6 +181,9 @@ def print_status(status: Mapping[str, Any]) -> None:
     values = {m: format_measured([trial.get("metrics", {}).get(m) for trial in trials], 6) for m in metrics}
     for metric in metrics[:1]:
         values[metric] = [v + text for v, text in zip(values[metric], _seeds_texts(trials), strict=True)]
+    if not trials:
+        console.print("no trial has started yet")
+        return
     table = Table(box=None, header_style="bold")
     for column in ("trial", "state", "step", *paths, *metrics, "reason"):
         table.add_column(column, overflow="fold", justify="right" if column in (*paths, *metrics) else "left")
@@ -196,29 +200,38 @@ def print_status(status: Mapping[str, Any]) -> None:
         console.print(table)
         return
     for k, trial in enumerate(trials):  # on a narrow terminal one row per trial would cut values
-        value = "".join(f"  {metric}={values[metric][k]}" for metric in metrics)
+        reached = [f"{metric}={values[metric][k]}" for metric in metrics]
         progress = f"{trial.get('step', 0)}/{trial.get('steps') or '?'}"
-        head = f"trial {_trial_cell(trial, status)} {_state(trial)} {progress}{value}"
-        console.print(head, markup=False, style="bold")
+        head = f"trial {_trial_cell(trial, status)} {_state(trial)} {progress}"
+        one_line = "  ".join((head, *reached))
+        fits = len(one_line) <= console.width
+        console.print(one_line if fits else head, markup=False, style="bold")
         text = "; ".join(text for text in (trial.get("reason"), trial.get("origin")) if text)
-        for line in (_params(trial.get("params", {})), text):
+        for line in (*([] if fits else reached), _params(trial.get("params", {})), text):
             if line:
                 console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
 
 
 def _state(trial: Mapping[str, Any]) -> str:
-    return str(trial.get("idle") or trial["state"]).upper()
+    return "DIVERGED" if trial.get("diverged") else str(trial.get("idle") or trial["state"]).upper()
 
 
 def _why(status: Mapping[str, Any]) -> str:
-    """Return why the sweep is in its state, without the word that the line above has."""
-    why = str(status.get("why") or "")
-    return without_state(why, str(status["state"]))
+    """Return why the sweep is in its state, without the word that the line above has, and how to continue it."""
+    why, state = str(status.get("why") or ""), str(status["state"])
+    resume = f"resume it with: {resume_command(status['name'], why)}" if state == "interrupted" else ""
+    return "\n".join(line for line in (without_state(why, state), resume) if line)
 
 
 def without_state(why: str, state: str) -> str:
     """Return a reason without the state with which it begins, such as "interrupted" after "is interrupted"."""
     return why[len(state) :].lstrip(": ") if why.startswith(state) else why
+
+
+def resume_command(name: str, why: str) -> str:
+    """Return the command that continues a sweep, with the limit to raise where a used-up limit ended it."""
+    limit = re.search(r"--set budget\.(?:gpu_)?hours=[\d.e+-]+", why)
+    return f"orchestrate resume {name}{f' {limit[0]}' if limit else ''}"
 
 
 def _tie(status: Mapping[str, Any]) -> str:
@@ -280,8 +293,16 @@ def print_history(found: Mapping[str, Any]) -> None:
     for event in found["events"]:
         when = datetime.fromtimestamp(event["at"]).astimezone().strftime("%F %T")
         trial = "" if event["trial"] is None else str(event["trial"])
-        table.add_row(when, trial, event["kind"], escape(event["text"]))
+        table.add_row(when, trial, event["kind"], escape(_event_text(event)))
     wide_console(_PIPED_WIDTH, highlight=False).print(table)
+
+
+def _event_text(event: Mapping[str, Any]) -> str:
+    """Return an event's text; of a worker's counters (all: --json) its process and how many trials it has trained."""
+    counters = dict(re.findall(r"worker\.(\w+)=(\S+)", event["text"])) if event["kind"] == "worker" else {}
+    if not {"pid", "trials"} <= counters.keys():
+        return event["text"]
+    return f"process {counters['pid']}, trials so far: {counters['trials']}"
 
 
 _MAX_FRONT = 4
@@ -333,7 +354,7 @@ def print_checks(checks: Sequence[Check]) -> None:
     """Print one row per check with its level, result and fix."""
     table = Table(box=None, header_style="bold")
     for column in ("", "check", "result", "fix"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     colors = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
         level = check.level.value

@@ -187,7 +187,7 @@ class LiveTableView:
         self._stage = ""
         if was_unfinished and record.state in _LOGGED_STATES:
             word = "DIVERGED" if record.diverged else str(record.state)
-            self.log(f"trial {record.number} {word}: {record.reason}")
+            self.log(f"trial {record.number} {word}: {record.reason.removeprefix('diverged: ')}")
         self.refresh()
 
     def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None:

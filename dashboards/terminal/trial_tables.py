@@ -105,7 +105,7 @@ def trial_table(
     if most_reasons is not None:
         reasons = reasons[max(0, len(reasons) - most_reasons) :] if most_reasons > 0 else []
     fixed_height = most_reasons is not None  # a live table has a fixed number of rows: reasons must not wrap
-    lines = (Text(f"{r.number}: {r.reason}", no_wrap=fixed_height, overflow="ellipsis") for r in reasons)
+    lines = (Text(f"trial {r.number}: {r.reason}", no_wrap=fixed_height, overflow="ellipsis") for r in reasons)
     return Group(table, *lines)
 
 

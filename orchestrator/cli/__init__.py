@@ -30,7 +30,7 @@ from orchestrator.cli import (
 )
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.loopback import bypass_proxies
-from orchestrator.terminal_streams import TERMINATION_SIGNALS, safe_streams
+from orchestrator.terminal_streams import TERMINATION_SIGNALS, safe_streams, wrapped
 from trainer.results import TrialError
 
 
@@ -117,10 +117,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.stdout.flush()  # a full disk is reported
         return int(code or ExitCode.DONE)
     except OrchestrateError as error:
-        click.echo(_redacted(str(error)), err=True)
+        click.echo(wrapped(_redacted(str(error))), err=True)
         return int(error.code)
     except TrialError as error:
-        click.echo(_redacted(str(error)), err=True)
+        click.echo(wrapped(_redacted(str(error))), err=True)
         return int(ExitCode.USER)
     except click.ClickException as error:
         error.show()

@@ -8,6 +8,7 @@ import click
 
 from orchestrator.cli.options import SET
 from orchestrator.folders import SweepFolder, existing_sweep, lock_holder, runs_folder
+from orchestrator.terminal_streams import wrapped
 
 _NAME = click.argument("name")
 _TRIAL = click.argument("trial", type=click.IntRange(min=0))
@@ -129,4 +130,4 @@ def _request(kind: str, name: str, trial: int | None, reason: str) -> None:
 
 def _print(notices: Sequence[str]) -> None:
     for notice in notices:
-        click.echo(notice, err=True)
+        click.echo(wrapped(notice), err=True)

@@ -13,7 +13,7 @@ import click
 from orchestrator.cli.options import JSON, SET, print_json, read_spec
 from orchestrator.errors import ExitCode
 from orchestrator.folders import runs_folder
-from trainer.results import clause
+from orchestrator.terminal_streams import wrapped
 
 
 @click.command()
@@ -37,8 +37,8 @@ def init(
     from orchestrator.nvidia_smi import visible_gpus
 
     questions = {
-        "model": (model, "Initial model, a hub name or a folder", init_file.DEFAULT_MODEL),
-        "data": (data, "Preference pairs, a hub data set or a file", init_file.DEFAULT_DATA),
+        "model": (model, "Initial model, hub name or folder", init_file.DEFAULT_MODEL),
+        "data": (data, "Pairs, hub data set or file", init_file.DEFAULT_DATA),
         "gpus": (gpus, "GPUs", str(visible_gpus())),
         "objective": (objective, f"Objective ({', '.join(init_file.LOSSES)})", "simpo"),
     }
@@ -60,18 +60,21 @@ def init(
     if facts.apply_template:
         message = "the rows are plain text and the tokenizer has a chat template"
         if sys.stdin.isatty():
-            apply = click.confirm(f"{clause(message)}; apply the template?", default=True, err=True)
+            question = "plain text, and the tokenizer has a chat template; apply it?"
+            apply = click.confirm(question, default=True, err=True)
             facts = replace(facts, apply_template=apply)
         else:
             click.echo(f"{message}: the template is applied (data.apply_template: true)", err=True)
     for notice in facts.notices:
-        click.echo(notice, err=True)
+        click.echo(wrapped(notice), err=True)
     text = init_file.write_sweep_file(file.stem, answers, facts)
     from orchestrator.spec.loading.loader import load_spec_text
 
     load_spec_text(text, file.resolve().parent, source=str(file))
     with file.open("x", encoding="utf-8") as out:
         out.write(text)
+    for notice in read_spec(file, (), None, False)[1]:  # such as a mistyped folder, which is a name on the hub
+        click.echo(wrapped(notice), err=True)
     click.echo(str(file))
     click.echo(f"next: orchestrate plan {file}", err=True)
     return ExitCode.DONE

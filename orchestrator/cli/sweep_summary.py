@@ -13,7 +13,7 @@ from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.diagnose import diagnose
 from dashboards.diagnosis.findings import NO_DIAGNOSIS, reasons_not_to_use
 from dashboards.formatting import wide_console
-from dashboards.terminal.command_output import without_state
+from dashboards.terminal.command_output import resume_command, without_state
 from dashboards.terminal.progress_views import open_view
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from orchestrator import folders
@@ -83,13 +83,14 @@ def watch_sweep(name: str, root: Path) -> None:
         if sweep_state(study) == "interrupted":
             reason = without_state(study.stop_reason(), "interrupted")
             console.print(f"{name} is interrupted{f': {reason}' if reason else ''}. Resume it with:", markup=False)
-            console.print(f"  orchestrate resume {name}", markup=False)
+            console.print(f"  {resume_command(name, reason)}", markup=False)
 
 
 def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason) -> ExitCode:
     """Print the table of trials, the best configuration and the next commands; return the exit code."""
     progress = Console(stderr=True)
-    resume_line = f"  orchestrate resume {spec.name}"
+    piped = not progress.is_terminal
+    resume_line = f"  {resume_command(spec.name, stop_reason.text)}"
     records: Sequence[TrialRecord] = []
     reasons: Sequence[str] = ()
     if Study.exists(folder):
@@ -102,11 +103,11 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason)
     any_complete = any(r.value is not None for r in records)
     fewer = spec.budget.trials is not None and len(records) < spec.budget.trials
     if stop_reason.text and (stop_reason.kind is not StopKind.FINISHED or fewer):
-        progress.print(str(stop_reason), markup=False, soft_wrap=True)
+        progress.print(str(stop_reason), markup=False, soft_wrap=piped)
     for line in _failed_lines(spec.name, records, stop_reason.kind):
-        progress.print(line, markup=False, soft_wrap=True)
+        progress.print(line, markup=False, soft_wrap=piped)
     if stop_reason.kind not in (StopKind.FINISHED, StopKind.ABANDONED):
-        progress.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=True)
+        progress.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=piped)
     if any_complete:
         _print_next(spec, reasons, progress)
     return _exit_code(stop_reason.kind, any_complete, any_failed=bool(never_trained(records)))
@@ -146,7 +147,7 @@ def _print_next(spec: SweepSpec, reasons: Sequence[str], progress: Console) -> N
     else:
         text = ""
     listed = "\n".join(f"  orchestrate {command}" for command in commands)
-    progress.print(f"{text}Next:\n{listed}", markup=False, soft_wrap=True)
+    progress.print(f"{text}Next:\n{listed}", markup=False, soft_wrap=not progress.is_terminal)
 
 
 def _trial_curves(study: Study, record: TrialRecord) -> TrialCurves:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import SpecError
 from orchestrator.execution.slots import gpu_memory
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share
 from orchestrator.spec.estimates.input_sizes import count_rows
@@ -13,7 +14,8 @@ from orchestrator.spec.estimates.sweep_plan import make_plan
 from orchestrator.spec.loading.loader import load_document
 from orchestrator.spec.loading.position_checks import check_lengths
 from orchestrator.spec.loading.serialization import dump_spec
-from orchestrator.spec.loading.validation_errors import parse_document
+from orchestrator.spec.loading.validation_errors import ErrorCollector, parse_document
+from orchestrator.spec.loading.variables import expand_variables
 from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.search.manual_trials import resolve_params
 from orchestrator.spec.search.space import SearchSpace
@@ -57,6 +59,30 @@ def check_like_plan(
         warnings += made.estimate.warnings
     resolved = loaded.base.flat_params()
     return {path: resolved[path] if isinstance(value, str) else value for path, value in params.items()}, warnings
+
+
+def expand_options(params: Mapping[str, Any], options: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings of `--set` options with the variables of paths and names expanded.
+
+    Raises:
+        SpecError: a variable is not set, looks like a secret, or stands where a file expands none.
+    """
+    document = parse_document("{}", "--set")
+    problems = ErrorCollector(document, is_new=True)
+    expanded: dict[str, Any] = {}
+    for path, value in params.items():
+        loc = ("base", *path.split("."))
+        document.lines[loc] = f"--set {options[path]}"
+        tree: Any = value
+        for part in reversed(loc):
+            tree = {part: tree}
+        expand_variables(problems, tree)
+        for part in loc:
+            tree = tree[part]
+        expanded[path] = tree
+    if problems.items:
+        raise SpecError(problems.items)
+    return expanded
 
 
 def equal_trial(study: StudyReader, params: Mapping[str, Any]) -> TrialRecord | None:

@@ -243,7 +243,8 @@ def _public(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_public(each) for each in value)
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_public(each)}" for key, each in value.items() if each is not None)
+        given = {key: each for key, each in value.items() if each is not None and each != {}}
+        return ", ".join(f"{key} {_public(each)}" for key, each in given.items())
     path = Path(value) if isinstance(value, str) else None
     if path is None or not path.is_absolute():
         return str(value)

@@ -21,6 +21,7 @@ from orchestrator import folders
 from orchestrator.commands.enqueue_checks import (
     check_like_plan,
     equal_trial,
+    expand_options,
     options_of,
     waits_already,
     with_another_seed,
@@ -29,6 +30,7 @@ from orchestrator.driver.checkpoint_retention import fork_lock
 from orchestrator.errors import OrchestrateError, SpecError, SpecProblem
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.spec.loading.overrides import parse_overrides
+from orchestrator.spec.samplers import StagedSampler
 from orchestrator.spec.search.manual_trials import (
     allowed_values,
     check_fork,
@@ -346,7 +348,8 @@ def _clone_params(parent: Mapping[str, Any], changed: Mapping[str, Any]) -> dict
 
 def _params_of(overrides: Sequence[str]) -> dict[str, Any]:
     """Return the settings of the `--set` options as a trial has them. Raises SpecError."""
-    return {path: list_as_text(path, value) for path, value in parse_overrides(overrides)}
+    given = expand_options(dict(parse_overrides(overrides)), options_of(overrides))
+    return {path: list_as_text(path, value) for path, value in given.items()}
 
 
 def _check(spec: SweepSpec, overrides: Sequence[str], params: Mapping[str, Any]) -> None:
@@ -376,7 +379,9 @@ def _out_of_space_notice(spec: SweepSpec, params: Mapping[str, Any]) -> list[str
     reasons = ", ".join(
         f"{path}{of_base.get(path, '')} ({allowed_values(spec.search, path) or 'not searched'})" for path in outside
     )
-    return [f"outside the search space: {clause(reasons)}; it can win, but the sampler ignores its result"]
+    staged = isinstance(spec.sampler, StagedSampler)
+    then = "and later stages start from the best trial" if staged else "but the sampler ignores its result"
+    return [f"outside the search space: {clause(reasons)}; it can win, {then}"]
 
 
 def _format_params(params: Mapping[str, Any]) -> str:

@@ -149,6 +149,7 @@ def _trial(record: TrialRecord, run_ids: dict[str, str], updates_of: UpdatesOf |
     return {
         "number": record.number,
         "state": record.state.value,
+        "diverged": record.diverged,
         "idle": "",
         "reason": record.reason,
         "origin": record.origin,

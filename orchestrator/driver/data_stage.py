@@ -31,7 +31,8 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: ProgressView, data: D
     """
     view.set_activity("preparing and checking the data")
     report = DataReport.model_validate_json(data.prepare(spec.base))
-    _check_unchanged(spec, folder, load_data_report(folder), report)
+    earlier = load_data_report(folder)
+    _check_unchanged(spec, folder, earlier, report)
     write_text(folder.path / DATA_FILE, report.model_dump_json(indent=1))
     for line in report.summary_lines():
         view.log(f"data: {line}")
@@ -53,8 +54,9 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: ProgressView, data: D
         except UnreadableData as error:
             raise DataError(f"judge.prompts_from: {error}") from error
     if spec.judge is not None:
+        checked = spec.judge.only_checker and earlier is None  # a begun sweep is not refused its resume
         for config in _by_data_and_model(spec):
-            data.check_judge(config, spec.judge)
+            data.check_judge(config, spec.judge, checked=checked)
     return report
 
 

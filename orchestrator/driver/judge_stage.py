@@ -169,7 +169,7 @@ def _check_judges(judge_task: JudgeTask, config: JudgeConfig) -> None:
     checked = config.checker and any(p.expected is not None for trial in judge_task.trials for p in trial.prompts)
     if not checked and config.reward_model is None and config.endpoint is None:
         reason = "the prompts have no `answer` for the checker" if config.checker else "judge.checker is false"
-        raise NoUsableJudge(f"judge: {clause(reason)}; set judge.reward_model or judge.endpoint")
+        raise NoUsableJudge(f"{clause(reason)}; set judge.reward_model or judge.endpoint")
 
 
 def _log_task(judge_task: JudgeTask, config: JudgeConfig, cache: Path, context: JudgeContext) -> None:

@@ -254,8 +254,11 @@ class StopConditions:
             return StopReason(StopKind.TARGET, f"{self._target}; {hint}")
         if not budget.has_time_limit or not (over := budget_exceeded(budget, self._study.usage())):
             return None
-        setting, limit = ("gpu_hours", budget.gpu_hours) if "gpu_hours" in over else ("hours", budget.hours)
-        return StopReason(StopKind.OUT_OF_BUDGET, f"{over}; `--set budget.{setting}={2 * (limit or 0.0):g}` extends it")
+        setting = "gpu_hours" if "gpu_hours" in over else "hours"
+        usage = self._study.usage()
+        used = usage.gpu_hours if setting == "gpu_hours" else usage.hours
+        more = budget_changes.more_than_used(self._study.spec, self._study.snapshots(), used, getattr(budget, setting))
+        return StopReason(StopKind.OUT_OF_BUDGET, f"{over}; `--set budget.{setting}={more:g}` extends it")
 
 
 def _target_reached(spec: SweepSpec, record: TrialRecord | None) -> str:

@@ -112,6 +112,11 @@ class JudgeConfig(FrozenModel):
     )
     endpoint: Endpoint | None = Field(default=None, description="A language model behind an OpenAI-compatible API.")
 
+    @property
+    def only_checker(self) -> bool:
+        """Whether the checker of known answers is the only judge, so that the prompts need an `answer`."""
+        return self.checker and self.reward_model is None and self.endpoint is None
+
     @field_validator("prompts_from", mode="before")
     @classmethod
     def _expand_path(cls, value: Any) -> Any:

@@ -71,14 +71,26 @@ def check_not_used_up(old: SweepSpec, new: SweepSpec, trials: Sequence[TrialSnap
                 )
 
 
+def more_than_used(spec: SweepSpec, trials: Sequence[TrialSnapshot], used: float, limit: float) -> float:
+    """Return a limit to offer where `limit` is used up: above `used`, and enough for the trials left if known."""
+    return max(_remaining(spec, trials, used)[0], _round_up(used + limit))
+
+
 def _enough(spec: SweepSpec, trials: Sequence[TrialSnapshot], used: float) -> str:
     """Return a limit that suffices for the remaining trials at the mean time of the ended ones."""
+    enough, ended, left = _remaining(spec, trials, used)
+    if not left:
+        return f"set more than {enough:g}"
+    return f"its {ended} ended trials took {used / ended:.3g} each and {left} are left: set about {enough:g}"
+
+
+def _remaining(spec: SweepSpec, trials: Sequence[TrialSnapshot], used: float) -> tuple[float, int, int]:
+    """Return a limit above `used`, the ended trials, and the trials left (0 where unknown) for which it suffices."""
     total, ended = total_trials(spec), sum(trial.state.is_final for trial in trials)
     if total is None or not ended or total <= ended:
-        return f"set more than {_round_up(used):g}"
-    each, left = used / ended, total - ended
-    enough = _round_up(used + left * each)
-    return f"its {ended} ended trials took {each:.3g} each and {left} are left: set about {enough:g}"
+        return _round_up(used), ended, 0
+    left = total - ended
+    return _round_up(used + left * used / ended), ended, left
 
 
 def _round_up(value: float) -> float:

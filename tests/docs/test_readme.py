@@ -14,6 +14,9 @@ import yaml
 
 from orchestrator.cli import cli
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
+from orchestrator.spec.search.trial_params import config_paths
+from orchestrator.spec.sweep_spec import SECTION_ORDER
+from trainer.config.trial import TrialConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,6 +48,18 @@ def test_the_table_of_commands_has_every_command_once() -> None:
     rows = README.split("| command | what it does |")[1].split("\n\n")[0].splitlines()[2:]
     named = [name for row in rows for name in re.findall(r"`([a-z]+)`", row.split("|")[1])]
     assert sorted(named) == sorted(cli.commands)
+
+
+def test_the_table_of_keys_has_every_key_once_at_its_place() -> None:
+    rows = README.split("| place | keys |")[1].split("\n\n")[0].splitlines()[2:]
+    keys: dict[str, list[str]] = {"under `base:`": [], "under `search:`": [], "at the top:": []}
+    for row in rows:
+        _, place, listed, _ = row.split("|")
+        (found,) = [start for start in keys if place.strip().startswith(start)]
+        keys[found] += re.findall(r"`([\w.]+)`", listed)
+    assert sorted(keys["under `base:`"]) == sorted(TrialConfig.model_fields)
+    assert sorted(keys["at the top:"]) == sorted(SECTION_ORDER)
+    assert set(keys["under `search:`"]) <= set(config_paths())
 
 
 def run(words: list[str], where: Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -48,7 +48,7 @@ def test_a_disk_of_two_megabytes_that_fills_up(tmp_path: Path) -> None:
     calm = tmp_path / "calm"
     calm.mkdir()
     assert forked(lambda: drive(calm)) == 0
-    disk, code = tmp_path / "disk", tmp_path / "code.py"
+    disk, code = tmp_path / "disk", tmp_path / "small_disk.py"  # no name of the standard library
     disk.mkdir()
     code.write_text(SMALL_DISK)
     run = f'"{sys.executable}" "{code}" "{disk}"'

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from orchestrator import cli, folders
 from orchestrator.folders import RESERVED_NAMES, SweepFolder, runs_folder
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import TrialState
 from orchestrator.tracking.mlflow_client import connect, default_store, ensure_experiment
 from tests.support.processes import LIMIT_SECONDS, environment
 from tests.support.specs import make_spec
@@ -98,7 +100,9 @@ def test_artifacts_of_an_experiment_stay_in_the_runs_folder(name: str, tmp_path:
     assert client.download_artifacts(run.info.run_id, "a.txt", str(tmp_path))
 
 
-def test_a_user_id_without_a_name_or_a_home_plans_and_is_checked(tmp_path: Path) -> None:
+@pytest.fixture
+def nameless(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command as a user without an entry in /etc/passwd, with HOME unset."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("only root can be another user")
     user = ["setpriv", f"--reuid={UNKNOWN}", f"--regid={UNKNOWN}", "--clear-groups"]
@@ -107,11 +111,34 @@ def test_a_user_id_without_a_name_or_a_home_plans_and_is_checked(tmp_path: Path)
     env = environment(tmp_path / "runs", TMPDIR=str(tmp_path))
     for name in ("HOME", "USER", "LOGNAME", "HF_HOME"):
         env.pop(name, None)
-    for command in (["plan", QUICKSTART], ["doctor", QUICKSTART], ["status", "x"]):
-        done = subprocess.run(
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [*user, *reads, sys.executable, "-B", "-m", "orchestrator.cli", *command],
             env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS,
         )  # fmt: skip
+
+    return run
+
+
+def test_a_user_id_without_a_name_or_a_home_plans_and_is_checked(
+    nameless: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    for command in (["plan", QUICKSTART], ["doctor", QUICKSTART], ["status", "x"]):
+        done = nameless(*command)
         assert "internal error" not in done.stderr, done.stderr
         assert done.returncode == (2 if command[0] == "status" else done.returncode)
         assert command[0] == "status" or done.stdout
+
+
+def test_a_user_id_without_a_name_or_a_home_runs_a_sweep(
+    tmp_path: Path, nameless: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    small = ("budget.trials=1", "sft.training.max_steps=2", "training.max_steps=2", "training.pairs_per_update=8")
+    small += ("base.data.train=[{generated: instructions, rows: 64}]", "evaluation.prompts=0")
+    small += ("base.data.eval=[{generated: instructions, split: eval, rows: 16}]",)
+    done = nameless("sweep", QUICKSTART, "--name", "small", *(f"--set={one}" for one in small))
+    assert done.returncode == 0, done.stderr
+    with Study.open(SweepFolder(tmp_path / "runs", "small"), read_only=True) as study:
+        assert [trial.state for trial in study.trials()] == [TrialState.COMPLETE]
+    assert (tmp_path / "runs" / "small" / "study.db").stat().st_uid == UNKNOWN

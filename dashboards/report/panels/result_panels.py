@@ -69,7 +69,7 @@ def _against_trials_text(frame: SweepFrame, significance: Significance) -> str:
         if others:
             return (
                 f"The significance of the ranking is unknown: {frame.objective.metric} is not a mean over held-out "
-                "pairs, or the trials' pairs were deleted. Repeat the best trials with other values of training.seed."
+                "pairs, or the trials' pairs were deleted. Repeat the best trials with other seeds (repeats: 3)."
             )
         return "Only one trial completed: it can only be compared with the initial model."
     method = "paired bootstrap over the held-out pairs" if significance.paired else "unpaired, therefore wider"

@@ -26,6 +26,7 @@ from orchestrator.redaction import redact
 from orchestrator.spec.judge_config import JudgeConfig
 from trainer.config.position_limits import known_positions, refuse_long_answers
 from trainer.config.trial import TrialConfig
+from trainer.data.data_findings import UnreadableData
 from trainer.results import TrialError
 
 if TYPE_CHECKING:
@@ -97,9 +98,12 @@ class DataProcess:
         """Return notices about the adapters of a prepared configuration."""
         return list(json.loads(self._answers[_request(config)]).get("notices", []))
 
-    def check_judge(self, config: TrialConfig, judge: JudgeConfig) -> None:
-        """Check that a trial of this configuration can answer the judge's prompts; raises as `prepare` does."""
-        self._answer(_request(config, judge))
+    def check_judge(self, config: TrialConfig, judge: JudgeConfig, *, checked: bool = False) -> None:
+        """Check that a trial of this configuration can answer the judge's prompts; raises as `prepare` does.
+
+        `checked`: the checker of known answers is the only judge, so that a prompt needs one.
+        """
+        self._answer(_request(config, judge, checked=checked))
 
     def _answer(self, request: str) -> dict[str, Any]:
         """Return the reply to a request; sends it if it was not sent yet."""
@@ -156,10 +160,12 @@ def _serve(cache: Path, requests: IO[str], answers: IO[str], *, trust_remote_cod
         answers.flush()
 
 
-def _request(config: TrialConfig, judge: JudgeConfig | None = None) -> str:
+def _request(config: TrialConfig, judge: JudgeConfig | None = None, *, checked: bool = False) -> str:
     """Return the request for this configuration's data, or with `judge` for a check of the judge's prompts."""
-    requested = {"config": config.model_dump(mode="json")}
-    return json.dumps(requested if judge is None else requested | {"judge": judge.model_dump(mode="json")})
+    requested: dict[str, Any] = {"config": config.model_dump(mode="json")}
+    if judge is not None:
+        requested |= {"judge": judge.model_dump(mode="json"), "checked": checked}
+    return json.dumps(requested)
 
 
 def _prepare(cache: Path, request: str, trust_remote_code: bool) -> dict[str, Any]:
@@ -169,7 +175,8 @@ def _prepare(cache: Path, request: str, trust_remote_code: bool) -> dict[str, An
     trial = TrialConfig.model_validate(fields["config"])
     try:
         if "judge" in fields:
-            _check_judge(trial, JudgeConfig.model_validate(fields["judge"]), cache, trust_remote_code)
+            judge = JudgeConfig.model_validate(fields["judge"])
+            _check_judge(trial, judge, cache, trust_remote_code, checked=fields["checked"])
             return {}
         found = prepare(trial.data, trial.model, cache, trust_remote_code=trust_remote_code)
         _check_answers(trial, found.eval)
@@ -199,16 +206,23 @@ def _check_answers(trial: TrialConfig, held_out: PairDataset) -> None:
     refuse_long_answers(positions, max(lengths, default=0), new, "evaluation.max_new_tokens")
 
 
-def _check_judge(trial: TrialConfig, judge: JudgeConfig, cache: Path, trust_remote_code: bool) -> None:
-    """Raise UnreadableData or ModelError if a trained trial could not answer the judge's prompts."""
+def _check_judge(
+    trial: TrialConfig, judge: JudgeConfig, cache: Path, trust_remote_code: bool, *, checked: bool
+) -> None:
+    """Raise UnreadableData or ModelError if a trained trial could not answer the judge's prompts or be judged."""
     positions = known_positions(trial.model)
-    if judge.prompts_from is None and (positions is None or positions.table is None):
+    if judge.prompts_from is None and (positions is None or positions.table is None) and not checked:
         return  # held-out prompts were checked with the data, and the model has no limit of positions
     from trainer.evaluation.judge_prompts import fixed_prompts  # torch, which data alone does not need
 
     prompts = fixed_prompts(
         trial.data, trial.model, cache, judge.prompts, judge.prompts_from, trust_remote_code=trust_remote_code
     )[0]
+    if checked and all(prompt.expected is None for prompt in prompts):
+        raise UnreadableData(
+            f"judge: none of the {len(prompts)} prompts has an `answer` for the checker: give the rows an `answer` "
+            "column, set judge.reward_model or judge.endpoint, or remove judge"
+        )
     if positions is not None:
         longest = max((len(prompt.ids) for prompt in prompts), default=0)
         refuse_long_answers(positions, longest, judge.max_new_tokens, "judge.max_new_tokens")

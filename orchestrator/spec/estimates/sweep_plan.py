@@ -14,7 +14,7 @@ from orchestrator.spec.estimates.disk_space import DiskNeed, disk_need
 from orchestrator.spec.estimates.input_sizes import RowCounts, model_shape
 from orchestrator.spec.estimates.measured_update import ProbeResult, WallClock
 from orchestrator.spec.loading.serialization import sweep_identity
-from orchestrator.spec.samplers import GridSampler, StagedSampler, max_trials
+from orchestrator.spec.samplers import GridSampler, StagedSampler, max_trials, stage_paths
 from orchestrator.spec.search.corners import valid_corners
 from orchestrator.spec.search.dimensions import Params, values_equal
 from orchestrator.spec.search.manual_trials import short_value
@@ -281,6 +281,10 @@ def _limited_trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) 
         )
     if isinstance(spec.sampler, StagedSampler):
         most = (max_trials(spec.sampler, spec.search) + len(spec.enqueue)) * repeats
+        if len(stage_paths(spec.sampler, spec.search)) > 1:
+            notices_out.append(
+                f"{min(budget or most, most)} trials at most: a stage does not repeat a point that an earlier one tried"
+            )
         return min(budget or most, most), None
     size = spec.search.size()
     if size is None:

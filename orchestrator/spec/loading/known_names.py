@@ -270,7 +270,7 @@ SENTENCES: Mapping[str, str] = {
         ("time_budget_s timeout max_time", "write budget: {hours: H}"),
         ("stop", "write budget: {target: VALUE} to end the sweep at a value, training.max_steps for a trial's length"),
         ("failure_config max_failures max_retries catch", "lost workers are retried by themselves; remove it"),
-        ("seeds num_seeds n_seeds", "write search: {training.seed: [1, 2, 3]}"),
+        ("seeds num_seeds n_seeds", "write repeats: 3 for three seeds of each configuration"),
         (
             "reuse_actors sync_config gc_after_trial chdir_to_trial_dir storage_filesystem trial_name_creator "
             "trial_dirname_creator parallelism",

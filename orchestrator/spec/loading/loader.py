@@ -19,6 +19,7 @@ from orchestrator.spec.estimates.cost_estimate import cannot_share_base
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.loading.method_sections import (
+    check_judge,
     check_pruner,
     check_repeats,
     check_sampler,
@@ -93,6 +94,9 @@ def load_sections(problems: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
         check_repeats(problems, tree.get("repeats"), search)
     if sampler is not None:
         check_warm_start(problems, tree.get("warm_start"), sampler)
+    judge = _load_section(problems, JudgeConfig, tree, "judge") if tree.get("judge") is not None else None
+    if problems.is_new and judge is not None and base is not None:
+        check_judge(problems, judge, base)
     parts = {
         "name": _load_name(problems, tree),
         "base": base,
@@ -109,7 +113,7 @@ def load_sections(problems: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
         "resources": resources,
         "tracking": _load_section(problems, Tracking, tree, "tracking"),
         "notify": _load_section(problems, Notify, tree, "notify") if tree.get("notify") is not None else None,
-        "judge": _load_section(problems, JudgeConfig, tree, "judge") if tree.get("judge") is not None else None,
+        "judge": judge,
         "sft": _load_sft(problems, tree.get("sft")),
     } | {
         key: tree[key]

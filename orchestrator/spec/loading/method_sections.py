@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from orchestrator.errors import closest_match
 from orchestrator.folders import SWEEP_NAME_PATTERN
+from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.loading.right_forms import method_form
 from orchestrator.spec.loading.search_section import location_of
 from orchestrator.spec.loading.validation_errors import ErrorCollector, describe_value, models_in
@@ -194,6 +195,13 @@ def check_repeats(problems: ErrorCollector, given: Any, search: SearchSpace) -> 
     if isinstance(given, int) and given > 1 and SEED in search.paths:
         problem = f"each configuration gets {given} seeds, and search has {SEED} too"
         problems.add(("repeats",), problem, f"remove one: repeat k has base.{SEED} + k")
+
+
+def check_judge(problems: ErrorCollector, judge: JudgeConfig, base: TrialConfig) -> None:
+    """Report a judge whose only voter is the checker of known answers where no held-out row has one."""
+    if judge.only_checker and judge.prompts_from is None and not eval_rows_have_answers(base.data):
+        hint = "set judge.reward_model or judge.endpoint, or name the column: {path: FILE, columns: {answer: COLUMN}}"
+        problems.add(("judge",), "the held-out rows have no `answer` for the checker, the only judge", hint)
 
 
 def check_warm_start(problems: ErrorCollector, given: Any, sampler: Sampler) -> None:

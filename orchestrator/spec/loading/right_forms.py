@@ -124,12 +124,29 @@ def _special_form(name: str, parents: list[str], value: Any) -> str:
             return f"write pruner: {METHODS.get(kind, kind)}"
         case (("seeds" | "num_seeds" | "n_seeds"), _) if isinstance(value, tuple):
             return f"write search: {flow({'training.seed': value})}"
+        case (("seeds" | "num_seeds" | "n_seeds"), _) if isinstance(value, int) and value > 1:
+            return f"write repeats: {value}"
+        case (("kind" | "type" | "model" | "name" | "model_name" | "path"), ["judge"]):
+            return _judge_form(value if isinstance(value, str) else "MODEL")
+        case ("columns", ["base", "data"]):
+            return f"write it with its file: train: {flow({'path': 'FILE', 'columns': value})}"
+        case (("gpus" | "gpu"), ["resources"]):
+            return f"write gpus_per_trial: {flow(value)}"
+        case (("cpus" | "cpu"), ["resources"]):
+            return f"write cpus_per_trial: {flow(value)}"
         case (("time_budget_s" | "timeout"), _) if isinstance(value, int | float) and not isinstance(value, bool):
             return f"write budget: {flow({'hours': round(value / 3600, 4)})}"
         case (("kind" | "loss_type" | "type" | "name"), ["sampler" | "pruner" | "order" as section]):
             return f"write {section}: {METHODS.get(str(value).lower(), value)}"
         case _:
             return ""
+
+
+def _judge_form(given: str) -> str:
+    """Return how a judge is named: by the folder or hub name of a reward model, or by an endpoint."""
+    model = "MODEL" if given in ("reward_model", "reward", "rm", "llm", "endpoint", "api", "openai") else given
+    reward = f"write judge: {flow({'reward_model': model})}"
+    return f"{reward}, or judge: {flow({'endpoint': {'url': 'URL', 'model': model}})} for a language model"
 
 
 def _direction(given: Any) -> str:

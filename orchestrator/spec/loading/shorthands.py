@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -90,7 +91,7 @@ class _PathResolver:
         found = next((p for p in self._candidates(given, loc) if _path_exists(p.exists)), None)
         if found is not None:
             return str(found)
-        near = self._nearest_folder(given, loc)
+        near = _as_given(given, self._nearest_folder(given, loc))
         if given.startswith(("./", "../", "/", "~")) and not self._is_stored(loc):
             hint = f"did you mean {near}?" if near else self._first_existing(given, loc)
             self._findings.add(loc, f"there is no {given}", hint)
@@ -124,6 +125,8 @@ class _PathResolver:
             names = sorted({p.name for t in tried if _path_exists(t.parent.is_dir) for p in t.parent.iterdir()})
             near = closest_match(Path(given).name, names)
             hint = f"did you mean {near}?" if near else self._first_existing(given, loc)
+            if near is None and re.fullmatch(r"[\w.-]+/[\w.-]+", given) and not Path(given).suffix:
+                hint = f"a data set of the hub: write {loc[-3]}: {{dataset: {given}, split: train}}"
             self._findings.add(loc, f"there is no file {given}", hint)
         else:
             source["path"] = str(found)
@@ -173,3 +176,11 @@ def _group(tree: Any, key: str) -> dict[str, Any] | None:
 
 def _as_list(given: Any) -> tuple[Any, ...]:
     return cast(tuple[Any, ...], given) if isinstance(given, tuple) else ()
+
+
+def _as_given(given: str, near: Path | None) -> str | None:
+    """Return the path as the file writes the given one: relative where that is relative."""
+    if near is None or given.startswith(("/", "../", "~")):
+        return None if near is None else str(near)
+    own = Path(*near.parts[-len(Path(given).parts) :])
+    return f"./{own}" if given.startswith("./") else str(own)

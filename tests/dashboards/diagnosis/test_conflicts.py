@@ -177,7 +177,7 @@ def test_an_edge_needs_a_best_value_without_a_tie(second: float) -> None:
 def test_equal_trials_are_not_offered_for_use_where_none_is_to_be_used() -> None:
     found = rules(rates(*[Script(quality=-0.3)] * 3))
     assert "Do not use any of these trials." in found["worse_than_start"].next_step
-    assert "until then repeat them with other values of training.seed." in found["too_few_pairs"].next_step
+    assert "until then train them with several seeds (repeats: 3)." in found["too_few_pairs"].next_step
 
 
 def test_a_rehearsal_has_no_diagnosis_and_no_follow_up() -> None:

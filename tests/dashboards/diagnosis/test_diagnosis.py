@@ -13,6 +13,7 @@ from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.diagnose import analyze, diagnose
 from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
 from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.samplers import StagedSampler
 from orchestrator.spec.search.space import Choice, SearchSpace
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import Trial
@@ -241,6 +242,18 @@ def test_answers_that_repeat_and_grow(tmp_path: Path) -> None:
     found = rules(swept(tmp_path, lambda t: Script(quality=0.5, last=last)))["degenerate_text"]
     assert "from 0% to 60%" in found.evidence
     assert "from 20 to 64 tokens" in found.evidence
+
+
+def test_one_diverged_trial_of_several_blames_no_value(tmp_path: Path) -> None:
+    """Two others diverged with a smaller beta: the one at 10 says nothing about it."""
+
+    def ends(trial: Trial) -> Script:
+        return Script(outcome=DIVERGED if trial.params["loss.beta"] == 10 or rate(trial) < 1e-6 else COMPLETE)
+
+    search = {"training.learning_rate": {"choice": [1e-7, 3e-7, 1e-6]}, "loss.beta": {"choice": [2.0, 10.0]}}
+    base = {"loss": {"kind": "simpo", "beta": 2.0}}
+    found = rules(swept(tmp_path, ends, search, base=base, sampler=StagedSampler()))["diverging_region"]
+    assert found.title == "3 of 4 finished trials diverged"
 
 
 def test_where_everything_diverged(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from dashboards.terminal.command_output import without_state
+from dashboards.terminal.command_output import resume_command, without_state
 from orchestrator.cli import main
 from orchestrator.cli.sweep_summary import print_summary
 from orchestrator.commands.model_export import model_card
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import TrialRecord, TrialState
+from orchestrator.study.trial_records import Outcome, Trial, TrialRecord, TrialState
+from orchestrator.terminal_streams import wrapped
 from tests.support.scripted_sweep import Script, make_spec, run_sweep
 
 RATES: dict[str, Any] = {"training.learning_rate": {"choice": [3e-7, 1e-6]}}
@@ -101,6 +102,40 @@ def test_a_trial_without_a_value_and_one_that_was_interrupted_are_shown_so(
     assert [(trial["state"], trial["idle"]) for trial in trials] == [("COMPLETE", ""), ("RUNNING", "interrupted")]
 
 
+def test_status_says_how_to_go_on_and_calls_a_trial_as_the_table_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path))
+    folder = run_sweep(tmp_path, make_spec("new", RATES), lambda _: Script(), trials=0)
+    assert main(["status", "new"]) == 0
+    shown = capsys.readouterr().out
+    assert "resume it with: orchestrate resume new" in shown
+    assert "no trial has started yet" in shown
+    with Study.open(folder) as study:
+        trial = study.ask()
+        assert isinstance(trial, Trial)
+        study.tell(trial, Outcome(TrialState.PRUNED, "diverged: repetitions", diverged=True))
+    assert main(["status", "new"]) == 0
+    shown = capsys.readouterr().out
+    assert "DIVERGED" in shown
+    assert "PRUNED" not in shown
+    assert main(["status", "new", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["trials"][0]["state"] == "PRUNED"
+    out_of_budget = "out of budget: 0.2 of 0.1 hours spent; `--set budget.hours=0.4` extends it"
+    assert resume_command("new", out_of_budget) == "orchestrate resume new --set budget.hours=0.4"
+
+
+def test_messages_break_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"s.yaml:3: there is no ./my-bas (did you mean {'x' * 20} or {'y' * 30}?)\n  second line"
+    assert wrapped(text) == text
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = wrapped(text).split("\n")
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 60
+    assert " ".join(text.split()) == " ".join(" ".join(lines).split())
+
+
 def test_a_reason_is_not_said_twice() -> None:
     assert without_state("interrupted: by Ctrl-C", "interrupted") == "by Ctrl-C"
     assert without_state("interrupted", "interrupted") == ""
@@ -119,6 +154,7 @@ def test_a_model_card_names_no_folder_of_the_machine_and_no_none(tmp_path: Path)
     assert "None" not in card
     assert "base_model" not in card, "a folder is no hub name"
     assert "from tiny;" in card
+    assert "| columns ," not in card
     assert "| eval_accuracies/logp | 0.7 | 0.5 |" in card
     hub = make_spec("card", RATES, base={"model": {"name_or_path": "org/model", "generated": None}})
     assert "base_model: org/model" in model_card(hub, record, None, merged=False)

@@ -12,6 +12,7 @@ from orchestrator.commands.request_commands import RequestRefused, enqueue_clone
 from orchestrator.commands.status import status
 from orchestrator.driver.parent_run import open_sink
 from orchestrator.errors import SpecError, TooManySlots
+from orchestrator.execution.user_requests import StopConditions
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.spec.loading.serialization import dump_spec
@@ -98,6 +99,18 @@ def test_a_limit_that_is_used_up_is_refused_with_one_that_suffices(tmp_path: Pat
     with Study.open(folder) as study:
         assert study.spec.budget == Budget(hours=9.0)
         assert [r.state for r in study.trials()][-1] is TrialState.RUNNING
+
+
+def test_the_limit_offered_after_a_used_up_one_can_be_set(tmp_path: Path) -> None:
+    """Twice the old limit may be less than what is spent: loading and checkpointing run past a short one."""
+    folder = begun(tmp_path, make_spec(6, budget=Budget(hours=9.0)))
+    with Study.open(folder) as study:
+        study.amend(study.spec.model_copy(update={"budget": Budget(hours=1e-9)}))
+        reason = StopConditions(study).budget_reason()
+        assert reason is not None
+        option = reason.text.partition("--set ")[2].partition("`")[0]
+        assert float(option.partition("=")[2]) > study.usage().hours
+    assert set_budget("s", tmp_path, [option])
 
 
 def test_more_trials_at_a_time_than_the_order_allows_are_refused(tmp_path: Path) -> None:

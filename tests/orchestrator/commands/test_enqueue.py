@@ -11,6 +11,7 @@ from orchestrator.commands.request_commands import RequestRefused, enqueue_clone
 from orchestrator.errors import DataError, OrchestrateError, SpecError
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.serialization import dump_spec
+from orchestrator.spec.samplers import StagedSampler
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, Outcome, Trial, TrialState
@@ -67,6 +68,36 @@ def test_paths_lengths_rows_and_memory_are_checked_before_a_trial_is_queued(
     enqueue_trial("s", tmp_path, ["model.name_or_path=./large", "training.learning_rate=1e-5"])
     with Study.open(folder) as study:
         assert study.enqueued_trials()[0].settings["model.name_or_path"] == large
+
+
+def test_variables_of_enqueued_and_cloned_trials_are_expanded_and_secrets_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, other = model(tmp_path / "large", 2048), model(tmp_path / "${odd}", 2048)
+    base: dict[str, Any] = {"model": {"name_or_path": large}, "data": DATA, "loss": {"kind": "simpo"}}
+    spec = make_spec({"model.name_or_path": {"choice": [large, other]}}, base=base)
+    folder = begun(tmp_path, spec, Outcome(TrialState.COMPLETE), Outcome(TrialState.COMPLETE))
+    monkeypatch.setenv("LARGE", large)
+    enqueue_trial("s", tmp_path, ["model.name_or_path=${LARGE}", "training.learning_rate=1e-5"])
+    enqueue_clone("s", tmp_path, 0, [f"model.name_or_path={tmp_path}/$${{odd}}", "training.learning_rate=1e-4"])
+    for asked, said in (
+        ("model.name_or_path=${NOWHERE_SET}", "the environment variable NOWHERE_SET is not set"),
+        ("model.name_or_path=${API_KEY}", "looks like a secret"),
+        ("loss.loss_type=${LARGE}", "is text here"),
+    ):
+        for ask in (lambda s: enqueue_trial("s", tmp_path, [s]), lambda s: enqueue_clone("s", tmp_path, 0, [s])):
+            with pytest.raises(SpecError) as refused:
+                ask(asked)
+            assert said in str(refused.value)
+            assert f"--set {asked}" in str(refused.value)
+    with Study.open(folder) as study:
+        assert [e.settings["model.name_or_path"] for e in study.enqueued_trials()] == [large, other]
+
+
+def test_a_later_stage_may_start_from_an_enqueued_trial_and_the_notice_says_so(tmp_path: Path) -> None:
+    begun(tmp_path, make_spec(GRID, sampler=StagedSampler()))
+    notices = enqueue_trial("s", tmp_path, ["loss.beta=3", "loss.gamma=0.5"])
+    assert any("later stages start from the best trial" in notice for notice in notices)
 
 
 def test_what_does_not_fit_by_formula_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,24 @@ def test_a_file_of_pairs_with_odd_names(tmp_path: Path) -> None:
     assert spec.base.model.name_or_path == "me/my: model"
 
 
+def test_paths_with_a_dollar_sign_are_written_so_that_they_load(tmp_path: Path) -> None:
+    (tmp_path / "${ROWS}").mkdir()
+    rows = tmp_path / "${ROWS}" / "pairs.jsonl"
+    rows.write_text("".join(f'{{"prompt": "{prompt}", "chosen": "b", "rejected": "c"}}\n' for prompt in "xyz"))
+    (tmp_path / "${ROWS}" / "config.json").write_text("{}")
+    assert cli.main(["init", "--data", str(rows), "--model", "${ROWS}"]) == 0
+    assert "$${ROWS}" in Path("sweep.yaml").read_text()
+    spec = load_spec(Path("sweep.yaml"))
+    assert spec.base.data.train == (FileSource(path=str(rows)),)
+    assert spec.base.model.name_or_path == str(rows.parent)
+
+
+def test_a_mistyped_folder_that_becomes_a_hub_name_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my-base").mkdir()
+    assert cli.main(["init", "--model", "my-bas"]) == 0
+    assert "so it is a name on the hub; did you mean my-base?" in capsys.readouterr().err
+
+
 def test_nothing_is_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     Path("sweep.yaml").write_text("mine")
     assert cli.main(["init"]) == 2

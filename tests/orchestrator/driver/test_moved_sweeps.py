@@ -1,6 +1,7 @@
 """A sweep whose data or model is elsewhere: accepted where the content is equal, refused with a sentence where not."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.driver.data_stage import check_data
 from orchestrator.driver.moved_inputs import check_inputs_exist, check_moved_inputs, follow_folder
+from orchestrator.driver.sft_stage import sft_config
 from orchestrator.errors import DataError, SpecChanged, SpecError
+from orchestrator.execution.sft_cache_key import stage_key
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
@@ -22,6 +25,7 @@ from tests.support.recorders import SilentView
 from tests.support.small_trials import MODEL
 from tests.support.specs import METRIC, make_spec
 from trainer.config.trial import GeneratedModel, GeneratedSource
+from trainer.data import prepare
 from trainer.results import StepMetrics
 from trainer.storage.atomic_files import write_json
 from trainer.synthetic import generate_model
@@ -124,6 +128,46 @@ def test_another_content_is_refused_with_what_differs_and_nothing_changes(
     check_moved_inputs(folder, spec, spec)  # what did not move is for the data stage
     with pytest.raises(DataError, match="changed since the sweep started"):
         check_data(spec, folder, SilentView(), PreparedHere(folder.cache))  # type: ignore[arg-type]
+
+
+def test_equal_sft_data_and_a_judges_model_elsewhere_are_accepted(
+    begun: tuple[SweepFolder, SweepSpec], tmp_path: Path
+) -> None:
+    """The stage's data is compared with its earlier place, and once that is gone with that of the stage's model."""
+    folder, spec = begun
+    stage = {
+        "data": {"train": [{"path": str(rows_in(tmp_path / "sft", 24))}], "max_length": 96},
+        "training": {"max_steps": 4},
+    }
+    with_stage = {"sft": stage, "judge": {"reward_model": str(tmp_path / "reward")}, "name": "t"}
+    spec = SweepSpec.model_validate(spec.model_dump(exclude={"sft", "judge", "name"}) | with_stage)
+    folder = SweepFolder(folder.root, "t")
+    folder.path.mkdir()
+    folder.spec.write_text(dump_spec(spec))
+    with Study.create(folder, spec):
+        pass
+    moved = tmp_path / "there"
+    (moved / "reward").mkdir(parents=True)
+    shutil.copy(tmp_path / "sft" / "rows.jsonl", moved / "rows.jsonl")
+    reward = f"judge.reward_model={moved}/reward"
+    new = changed(folder, spec, f"sft.data.train={moved}/rows.jsonl", reward)
+    check_moved_inputs(folder, spec, new)
+    other = changed(folder, spec, f"sft.data.train={rows_in(tmp_path / 'other', 30)}", reward)
+    with pytest.raises(DataError, match=r"sft.data: the data at its new place is not that with which t began"):
+        check_moved_inputs(folder, spec, other)
+    (tmp_path / "sft" / "rows.jsonl").unlink()
+    with pytest.raises(SpecError, match="is not the data of the sft stage's model"):
+        check_moved_inputs(folder, spec, new)
+    config = sft_config(new)
+    assert config is not None
+    prepared = prepare(config.data, config.model, folder.cache)
+    (folder.cache / "sft" / stage_key(config, prepared.fingerprint, folder.cache)).mkdir(parents=True)
+    check_moved_inputs(folder, spec, new)
+    with pytest.raises(SpecError, match="is not the data of the sft stage's model"):
+        check_moved_inputs(folder, spec, other)
+    with Study.open(folder) as study:
+        assert {change.path for change in study.amend(new)} == {"sft.data.train", "judge.reward_model.name_or_path"}
+        assert study.spec.judge == new.judge
 
 
 def test_missing_inputs_are_named_with_what_to_type_and_found_in_a_moved_runs_folder(

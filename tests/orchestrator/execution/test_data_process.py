@@ -82,6 +82,8 @@ def test_prompts_without_positions_for_their_answers_are_refused_before_a_trial(
         judge = JudgeConfig.model_validate({"max_new_tokens": 16, "prompts_from": str(elsewhere)})
         with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 16 new ones exceeds the 48 positions"):
             data.check_judge(trial(16), judge)
+        with pytest.raises(DataError, match=r"none of the 2 prompts has an `answer` .* set judge.reward_model or"):
+            data.check_judge(trial(16), JudgeConfig(max_new_tokens=16), checked=True)
 
 
 def test_a_death_is_told_with_its_last_words(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A finished sweep is judged: by its rows' answers, by a reward model, by an endpoint; killed and gone on with."""
 
 import json
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -316,3 +317,33 @@ def test_what_was_not_kept_is_told_before_anything_is_generated(runs: Path, tmp_
     assert f"trial {others[0].number} not judged" in notice
     assert "`--top 1` asks for no more" in notice
     assert "keep_models" in notice
+
+
+def test_a_damaged_model_file_is_named_by_judge_and_export(
+    runs: Path, reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(runs))
+    monkeypatch.chdir(tmp_path)
+    folder = SweepFolder(runs, "judged")
+    with Study.open(folder) as study:
+        best = model_folder(folder, rank_trials(study.trials(), study.spec.first_objective)[0])
+    assert best is not None
+    rm = shutil.copytree(reward, tmp_path / "rm")
+
+    def refused(damaged: Path, *command: str) -> None:
+        whole = (damaged / WEIGHTS).read_bytes()
+        (damaged / WEIGHTS).write_bytes(whole[:60])
+        code, said = main(command), "".join(capsys.readouterr())
+        assert code == ExitCode.USER, said
+        assert WEIGHTS in said
+        assert str(damaged) in said
+        assert "internal error" not in said
+        (damaged / WEIGHTS).write_bytes(whole)
+
+    refused(best, "judge", "judged")
+    refused(best, "best", "judged", "--export", "out")
+    refused(rm, "judge", "judged", "--set", f"judge.reward_model={rm}")
+    assert not (tmp_path / "out").exists()
+
+
+WEIGHTS = "model.safetensors"

@@ -121,6 +121,12 @@ ANSWERS = {
     "lr: 1e-5": "(write base: {training: {learning_rate: 1e-05}})",
     "learning_rate: 1e-5": "(write base: {training: {learning_rate: 1e-05}})",
     "seeds: [1, 2]": "(write search: {training.seed: [1, 2]})",
+    "seeds: 3": "seeds: unknown key (write repeats: 3)",
+    "judge: {kind: reward_model}": "judge.kind: unknown key (write judge: {reward_model: MODEL}, or judge: {endpoint:",
+    "judge: {model: org/rm}": "(write judge: {reward_model: org/rm}, or judge: {endpoint: {url: URL, model: org/rm}}",
+    "base: {model: m/m, data: {train: rows.jsonl, columns: {prompt: q}}}": "train: {path: FILE, columns: {prompt: q}})",
+    "base: {model: m/m, data: {train: org/pairs}}": "of the hub: write train: {dataset: org/pairs, split: train})",
+    "resources: {gpus: 2}": "(write gpus_per_trial: 2)",
     f"{BASE}, loss: {{kind: ipo, beta: 0.2}}}}": "(write loss: {kind: dpo, loss_type: ipo, beta: 0.2})",
     f"{BASE}, loss: ipo}}": "(write loss: {kind: dpo, loss_type: ipo})",
     f"{BASE}, loss: dpo}}": "(write loss: {kind: dpo})",
@@ -249,7 +255,7 @@ def test_a_hub_name_that_is_nearly_a_folder_here_is_said(findings: Refused, fold
     (tmp_path / "models" / "tiny-llama").mkdir(parents=True)
     file = tmp_path / "s.yaml"
     file.write_text("name: a\nbase: {model: models/tiny-lama, data: {train: rows.jsonl}}\n")
-    near = tmp_path / "models" / "tiny-llama"
+    near = "models/tiny-llama"  # as the file writes it
     said = "there is no folder models/tiny-lama, so it is a name on the hub"
     assert f"base.model.name_or_path: {said}; did you mean {near}?" in load_with_notices(file).notices
     file.write_text("name: a\nbase: {model: modles/tiny-llama, data: {train: rows.jsonl}}\n")
@@ -257,7 +263,9 @@ def test_a_hub_name_that_is_nearly_a_folder_here_is_said(findings: Refused, fold
     file.write_text("name: a\nbase: {model: org/other, data: {train: rows.jsonl}}\n")
     assert load_with_notices(file).notices == ()
     (found,) = findings("base: {model: ./models/tiny-lama, data: {train: rows.jsonl}}")
-    assert f"did you mean {near}?" in found
+    assert f"did you mean ./{near}?" in found
+    (found,) = findings(f"base: {{model: {tmp_path}/models/tiny-lama, data: {{train: rows.jsonl}}}}")
+    assert f"did you mean {tmp_path}/{near}?" in found
 
 
 MANY = """\

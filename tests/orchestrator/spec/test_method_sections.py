@@ -56,6 +56,16 @@ WRONG = {
         "pruner: {kind: median, metric: eval_repetition}",
         "with evaluation.answer_steps 0, eval_repetition is measured at the start and the end only, too late to prune",
     ),
+    "no completions": (
+        "base: {model: org/model, data: {train: rows.jsonl}, evaluation: {prompts: 0}}\n"
+        "pruner: {kind: median, metric: eval_repetition}",
+        "pruner.metric: eval_repetition is measured on greedy completions, and there are none",
+    ),
+    "no answers": (
+        "pruner: {kind: median, metric: eval_exact_answers}",
+        "the held-out rows have no correct answer",
+    ),
+    "no answers to judge": ("judge: {top: 2}", "judge: the held-out rows have no `answer` for the checker, the only"),
     "no side": ("pruner: {kind: median, metric: eval_lengths/chosen}", "neither better when high nor when low"),
     "which goal": ("maximize: [eval_accuracies/logp, eval_margins/logp]\npruner: median", "name the metric to compare"),
     "endless": ("search: {loss.beta: {uniform: [1, 4]}}\nsampler: tpe", "sampler tpe never ends by itself"),
