@@ -75,6 +75,15 @@ def test_what_cannot_be_required(findings: Refused, section: str, said: str) -> 
     assert found.startswith("sweep.yaml:2")
 
 
+@pytest.mark.parametrize(
+    "section", [f"\n  {REPETITION}: >= initial - 0.2\n", f"\n  {{{REPETITION}: >= initial - 0.2}}\n"]
+)
+def test_a_bound_without_quotes_is_explained(findings: Refused, section: str) -> None:
+    (found,) = findings(f"require:{section}")
+    assert found.startswith("sweep.yaml:2")
+    assert found.endswith('write ">= initial - 0.2"')
+
+
 def test_a_metric_of_answers_needs_answers_to_be_generated(findings: Refused) -> None:
     base = "base: {model: org/model, data: {train: rows.jsonl}, evaluation: {prompts: 0}}\n"
     (found,) = findings(f'{base}require:\n  {REPETITION}: "<= 0.1"\n')
