@@ -60,7 +60,7 @@ class Requirement(FrozenModel):
         return f"{self.metric} {self.bound_text}"
 
     def violation(self, metrics: Mapping[str, float], initial: Mapping[str, float]) -> float:
-        """Return by how much the metrics miss the bound, in the metric's units; infinity if it cannot be told.
+        """Return by how much the metrics miss the bound, in the metric's units; infinity if either was not measured.
 
         Args:
             metrics: A trial's last value of each metric.
