@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: docs house simulate help install install-test quickstart test golden lint types imports pytest test-slow test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
+.PHONY: docs house simulate help install install-test quickstart test golden lint types imports pytest test-slow test-gpu test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -41,7 +41,7 @@ imports: install-test
 	$(BIN)/lint-imports --no-cache
 
 pytest: install-test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not faults"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not faults and not gpu"
 
 house: install-test ## Sizes, names, layers and words of the source, by the rules that tests hold
 	$(BIN)/python -m tests.docs.house
@@ -52,6 +52,9 @@ golden: install-test ## Write tests/golden anew, after an intended change of vis
 
 test-slow: install-test ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout=1800
+
+test-gpu: install-test ## The CUDA paths, on a machine with a GPU (three minutes)
+	$(BIN)/python -m pytest tests/gpu -rs
 
 test-faults: install-test ## The faults of docs/reliability.md, also those that take minutes
 	$(BIN)/python -m pytest tests/faults -m "not slow" --timeout=1800
@@ -81,8 +84,9 @@ bench-driver: install ## What an event costs the driver of 2,000 trials over 64 
 simulate: install ## What pruning saves and what the visibility rule costs, without training (a quarter of an hour)
 	$(BIN)/python -m benchmarks.pruning
 
-docs: install ## Write docs/configuration.md from the schema
+docs: install ## Write docs/configuration.md from the schema and docs/sweeps.md from the plans of sweeps/
 	$(BIN)/python -m docs.make_configuration
+	$(BIN)/python -m docs.make_sweeps
 
 pictures: install ## The README's pictures, from the quickstarts in runs/ (needs Chromium)
 	$(BIN)/python -m docs.make_pictures

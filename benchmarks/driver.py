@@ -218,7 +218,7 @@ def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dic
         sink.start_run(SWEEP_RUN, name=spec.name, params={}, tags={}, at=time.time())
         after = AfterTrial(study, sink, DashboardReporter())
         controller = TrialController(
-            study, sink, view, signals, finalize_config=lambda config: config, on_trial_end=after
+            study, sink, view, signals, finalize_config=lambda config, _: config, on_trial_end=after
         )
         tune = ScriptedTune(controller, slots)
 

@@ -117,12 +117,27 @@ def adapters(found: dict[str, Any]) -> str:
 
 
 def gpu(found: dict[str, Any]) -> str:
-    """Return figures of steps on one GPU."""
-    rows = ["| model | case | loss | | ms | peak GiB | tokens/s |", "|---|---|---|---|---|---|---|"]
+    """Return figures of updates on one GPU."""
+    rows = [
+        "| model | case | loss | | checkpointing | kernels | micro-batch | ms | pairs/s | GiB | of the peak | body |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for r in found["rows"]:
-        output = r.get("failed") or f"{1e3 * r['seconds']:.0f} | {r['peak_gib']:.1f} | {r['tokens_per_second']:.0f}"
-        rows.append(f"| {r['size']} | {r['case']} | {r['loss']} | {r['contestant']} | {output} |")
-    return "\n".join([f"{found['gpu']}, batch of {found['pairs']} pairs; {found['measured']}.", "", *rows])
+        what = [r["size"], r["case"], r["loss"], r["contestant"], r.get("checkpointing", ""), r["kernels"]]
+        if "failed" in r:
+            figures = [r["failed"], *[""] * 5]
+        else:
+            shares = ["" if r.get(name) is None else f"{100 * r[name]:.0f} %" for name in ("share", "body_share")]
+            memory = "" if r["peak_gib"] is None else f"{r['peak_gib']:.1f}"
+            figures = [
+                str(r["micro_batch"]),
+                f"{1e3 * r['seconds']:.0f}",
+                f"{r['pairs_per_second']:.1f}",
+                memory,
+                *shares,
+            ]
+        rows.append(f"| {' | '.join([*what, *figures])} |")
+    return "\n".join([f"{found['gpu']}, updates of {found['pairs']} pairs; {found['measured']}.", "", *rows])
 
 
 def draw_three_ways(file: Path, found: dict[str, Any]) -> None:

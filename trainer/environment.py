@@ -100,6 +100,13 @@ def computes_float32(device: torch.device) -> bool:
     return bool(((found - exact).abs() / exact).max() < _MAX_RELATIVE_ERROR)
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of sums over tokens and pairs: float64, but float32 on Apple's GPU, which has no other."""
+    import torch
+
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _names() -> list[str]:
     return [n for n in os.environ if n in _NARROWING_VARIABLES or (n.startswith(_PREFIX) and n not in HARMLESS)]
 

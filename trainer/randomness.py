@@ -186,7 +186,7 @@ def _pass(core: PreTrainedModel, run: Callable[[], Tensor], seed: int) -> _Pass:
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
         before = _states(core.device)
-        result = run().double()
+        result = run().cpu().double()
         used_random = before != _states(core.device)
     used_random = used_random or python != random.getstate()
     random.setstate(python)

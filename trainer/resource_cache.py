@@ -20,6 +20,7 @@ from trainer.evaluation.evaluator import Evaluator, longest_sequence
 from trainer.forward.architecture import UnsupportedHead
 from trainer.forward.pair_model import CannotPack, PairModel
 from trainer.forward.rotary_embeddings import RotarySwitch
+from trainer.models.layer_kernels import fuse_layers
 from trainer.models.model_files import model_fingerprint, resolve_model_path, weight_files
 from trainer.models.policy_model import PolicyModel, SharedBaseModel, load_model
 from trainer.randomness import StillRandom
@@ -88,6 +89,7 @@ class ResourceCache:
         model = load_model(
             config, path, None if will_shard else self._process_group.device, trust_remote_code=self._trust_remote_code
         )
+        fuse_layers(model, config, self._process_group.device)
         self.counters["model_loaded"] += 1
         return model, config, model_fingerprint(config, path), weight_files(config, path)
 

@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
@@ -34,7 +34,17 @@ from trainer.training.train_loop import HeldOutEvaluation, TrainLoop
 log = logging.getLogger(__name__)
 
 # Settings that change the speed or the samples file, not the result.
-_NOT_IN_DIGEST = frozenset({"training.tokens_per_micro_batch", "training.distributed", "evaluation.samples"})
+_CHECKPOINTING = "training.gradient_checkpointing"
+_NOT_IN_DIGEST = frozenset(
+    {
+        "model.kernels",
+        "model.compile",
+        "training.tokens_per_micro_batch",
+        "training.distributed",
+        _CHECKPOINTING,
+        "evaluation.samples",
+    }
+)
 
 
 def result_digest(config: TrialConfig) -> str:
@@ -42,7 +52,16 @@ def result_digest(config: TrialConfig) -> str:
 
     Unlike `config_fingerprint`, it leaves out settings of speed and of the samples file.
     """
-    return digest_of({k: v for k, v in config.canonical_params().items() if k not in _NOT_IN_DIGEST})
+    return digest_of(_digest_params(config))
+
+
+def digest_with_checkpointing(config: TrialConfig, *, on: bool) -> str:
+    """Return the digest of earlier versions, of which gradient checkpointing was a part."""
+    return digest_of(_digest_params(config) | ({_CHECKPOINTING: True} if on else {}))
+
+
+def _digest_params(config: TrialConfig) -> dict[str, Any]:
+    return {k: v for k, v in config.canonical_params().items() if k not in _NOT_IN_DIGEST}
 
 
 class _Interrupt:
@@ -182,7 +201,7 @@ class TrainingSession:
         check_vocabulary(policy, prepared)
         check_positions(policy, prepared)
         fingerprints = {"model": policy.fingerprint, "data": prepared.fingerprint}
-        if digest != result_digest(config) and state is not None and state.inputs and state.inputs != fingerprints:
+        if digest not in _digests(config) and state is not None and state.inputs and state.inputs != fingerprints:
             raise ResumeError(f"{folder} was trained from another model or on other data than at its new location")
         if sharded:  # shard before evaluating, so that no process has the whole model
             self._prepare_policy(policy, config, single_use=True)
@@ -303,15 +322,26 @@ def completions_due(config: TrialConfig, step: int, total: int) -> bool:
     return step == total or (period > 0 and step % period == 0)
 
 
+def _digests(config: TrialConfig) -> tuple[str, str]:
+    return result_digest(config), digest_with_checkpointing(config, on=True)
+
+
+def _as_fast(config: TrialConfig, other: TrialConfig) -> TrialConfig:
+    """Return the configuration with the other one's settings of speed."""
+    names = ("tokens_per_micro_batch", "distributed", "gradient_checkpointing")
+    update = {name: getattr(other.training, name) for name in names}
+    return config.model_copy(update={"training": config.training.model_copy(update=update)})
+
+
 def _accept_digest(stored: str, config: TrialConfig, folders: Sequence[Path], folder: Path) -> None:
     """Raise ResumeError if the digest is of another configuration than `config`, or than `config` before a move.
 
     A digest contains file names. A run whose model or data was moved since it began has the configuration of that
     time beside its checkpoints; the caller has checked that their contents are equal.
     """
-    if stored == result_digest(config):
+    if stored in _digests(config):
         return
     for earlier in filter(None, map(stored_config, folders)):
-        if result_digest(earlier) == stored and differ_in_locations_only(earlier, config):
+        if stored in _digests(earlier) and differ_in_locations_only(_as_fast(earlier, config), config):
             return
     raise ResumeError(f"{folder} belongs to another configuration; choose another folder or remove it")

@@ -23,6 +23,7 @@ from dashboards.formatting import (
     tie_text,
     wide_console,
 )
+from orchestrator.spec.estimates.published_sizes import NOT_COUNTED
 
 if TYPE_CHECKING:
     from orchestrator.commands.doctor import Check
@@ -47,8 +48,9 @@ def print_plan(plan: SweepPlan) -> None:
     for limit, value in plan.budget.items():
         table.add_row(f"budget.{limit}", f"{value:g}")
     table.add_row("concurrent trials", str(plan.concurrency or "none on this machine"))
-    table.add_row("training pairs", f"{plan.train_pairs:,}" if plan.train_pairs is not None else unknown)
-    table.add_row("held-out pairs", f"{plan.eval_pairs:,}" if plan.eval_pairs is not None else unknown)
+    whose = f" ({NOT_COUNTED})" if plan.published else ""
+    for name, pairs in (("training pairs", plan.train_pairs), ("held-out pairs", plan.eval_pairs)):
+        table.add_row(name, f"{pairs:,}{whose}" if pairs is not None else unknown)
     table.add_row("updates per trial", str(plan.updates_per_trial or unknown))
     table.add_row("pairs per trial", str(plan.pairs_per_trial or unknown))
     tokens = plan.tokens_per_trial_at_most
@@ -59,6 +61,8 @@ def print_plan(plan: SweepPlan) -> None:
         table.add_row("parameters", f"{plan.parameters:,}")
     table.add_row("disk space, at most", unknown if plan.disk is None else plan.disk)
     table.add_row("hash of the sweep file", plan.sweep_identity[:12])
+    if plan.arrangement is not None and plan.arrangement.gpus_per_trial:
+        table.add_row("arrangement", "\n".join(plan.arrangement.reasons))
     console.print(table)
     _print_estimate(console, plan)
     _print_probe(console, plan)

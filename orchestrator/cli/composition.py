@@ -38,21 +38,31 @@ def presentation() -> Presentation:
 
 
 def start(
-    spec: SweepSpec, root: Path, *, cluster_at: ClusterAddress | None = None, trust_remote_code: bool = False
+    spec: SweepSpec,
+    root: Path,
+    *,
+    cluster_at: ClusterAddress | None = None,
+    trust_remote_code: bool = False,
+    waits: bool = True,
 ) -> ExitCode:
     """Run a new sweep and print its summary; raises like `orchestrator.driver.run_sweep.start`."""
     stop_reason = run_sweep.start(
-        spec, root, presentation(), cluster_at=cluster_at, trust_remote_code=trust_remote_code
+        spec, root, presentation(), cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=waits
     )
     return print_summary(SweepFolder(root, spec.name), spec, stop_reason)
 
 
 def start_or_resume(
-    spec: SweepSpec, root: Path, *, cluster_at: ClusterAddress | None = None, trust_remote_code: bool = False
+    spec: SweepSpec,
+    root: Path,
+    *,
+    cluster_at: ClusterAddress | None = None,
+    trust_remote_code: bool = False,
+    waits: bool = True,
 ) -> ExitCode:
     """Start this sweep, or resume it if it exists, and print its summary."""
     stop_reason = run_sweep.start_or_resume(
-        spec, root, presentation(), cluster_at=cluster_at, trust_remote_code=trust_remote_code
+        spec, root, presentation(), cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=waits
     )
     return print_summary(SweepFolder(root, spec.name), spec, stop_reason)
 
@@ -66,6 +76,7 @@ def resume(
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
     retry_failed: bool = False,
+    waits: bool = True,
 ) -> ExitCode:
     """Resume a sweep and print its summary; raises like `orchestrator.driver.run_sweep.resume`."""
     stop_reason = run_sweep.resume(
@@ -77,6 +88,7 @@ def resume(
         cluster_at=cluster_at,
         trust_remote_code=trust_remote_code,
         retry_failed=retry_failed,
+        waits=waits,
     )
     folder = existing_sweep(root, name)
     return print_summary(folder, load_spec(folder.spec, is_new=False), stop_reason)

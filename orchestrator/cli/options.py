@@ -40,6 +40,9 @@ TRUST = click.option(
 DETACH = click.option("--detach", is_flag=True, help="Run in the background, also after the terminal closes.")
 
 
+NO_WAIT = click.option("--no-wait", is_flag=True, help="Refuse at once where other sweeps have the GPUs.")
+
+
 def run_detached(folder: SweepFolder) -> ExitCode:
     """Run the current command without `--detach` in the background; return its exit code if it ends at once."""
     from orchestrator.commands.detached_driver import start_detached
@@ -50,6 +53,14 @@ def run_detached(folder: SweepFolder) -> ExitCode:
     )
     if driver.code is not None:
         return ExitCode(driver.code)
+    if driver.waiting:
+        click.echo(
+            f"{driver.waiting}\n{name} waits in the background (process {driver.pid}, output in {driver.log})\n"
+            f"  orchestrate status {name}    says for whom\n"
+            f"  kill {driver.pid}    ends the waiting; `orchestrate resume {name}` takes it up again",
+            err=True,
+        )
+        return ExitCode.DONE
     click.echo(
         f"{name} runs in the background (process {driver.pid}, output in {driver.log})\n"
         f"  orchestrate attach {name}    its table; Ctrl-C there leaves it running\n"

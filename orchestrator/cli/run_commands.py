@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli.options import (
     DETACH,
     JSON,
+    NO_WAIT,
     SET,
     TRUST,
     cluster_address,
@@ -25,6 +27,9 @@ from orchestrator.errors import ExitCode
 from orchestrator.folders import SweepFolder, existing_sweep, runs_folder
 from orchestrator.terminal_streams import drop_failed_output
 
+if TYPE_CHECKING:
+    from orchestrator.spec.estimates.gpu_table import PlannedMachine
+
 POSITIVE = click.FloatRange(0, min_open=True)
 
 
@@ -33,16 +38,28 @@ POSITIVE = click.FloatRange(0, min_open=True)
 @JSON
 @click.option("--gpu-memory", type=POSITIVE, metavar="GB", help="Memory of one GPU; default: the visible GPU's.")
 @click.option(
-    "--price-per-gpu-hour", "price", type=click.FloatRange(0), help="Price for the cost estimate, in any currency."
+    "--price",
+    "--price-per-gpu-hour",
+    "price",
+    type=click.FloatRange(0),
+    help="Price of a GPU-hour for the cost estimate, in any currency.",
 )
 @click.option(
     "--efficiency", type=click.FloatRange(0, 1, min_open=True), help="Share of the peak FLOPS reached; default 0.3."
 )
 @click.option("--tflops", type=POSITIVE, help="Peak bfloat16 TFLOPS of one GPU; default 989 (H100, H200).")
 @click.option(
-    "--tokens-per-pair", type=click.IntRange(1), help="Average tokens of a pair; default: the maximum, 2 * max_length."
+    "--tokens-per-pair",
+    type=click.IntRange(1),
+    help="Average tokens of a pair; default: the published mean, else 2 * max_length.",
 )
 @click.option("--train-pairs", type=click.IntRange(1), help="Training pairs, if the data is not downloaded yet.")
+@click.option(
+    "--on",
+    multiple=True,
+    metavar="MACHINE",
+    help="Plan for another machine, such as 8xH100 or 1xRTX4090; several give a table.",
+)
 @click.option(
     "--probe", is_flag=True, help="Measure an update on this machine: loads model and data, trains a few updates."
 )
@@ -60,6 +77,7 @@ def plan(
     tflops: float | None,
     tokens_per_pair: int | None,
     train_pairs: int | None,
+    on: Sequence[str],
     probe: bool,
     trust_remote_code: bool,
     **job_settings: Any,
@@ -68,13 +86,19 @@ def plan(
 
     With --slurm or --kuberay: print the job exactly as `submit` would submit it.
     """
+    machines = _read_machines(on)
     from dashboards.terminal.command_output import print_plan
-    from orchestrator.commands.local_plan import plan_locally
+    from dashboards.terminal.machines_output import print_machines
+    from orchestrator.commands.local_plan import plan_locally, plan_machines
     from orchestrator.spec.estimates.cost_estimate import EFFICIENCY, PEAK_TFLOPS, GpuAssumptions
     from orchestrator.spec.estimates.gpu_memory import GB
 
     spec, notices = read_spec(file, overrides, name, rehearse)
     job = render(spec, job_settings, trust_remote_code=trust_remote_code)
+    if machines and (job is not None or probe or gpu_memory is not None or tflops is not None):
+        raise click.UsageError(
+            "--on has machine and GPU: leave out --gpu-memory, --tflops, --probe, --slurm, --kuberay"
+        )
     if job is not None:
         from orchestrator.cli.submit_command import submission_warnings
 
@@ -91,13 +115,47 @@ def plan(
         tokens_per_pair=tokens_per_pair,
         train_pairs=train_pairs,
     )
+    if machines:
+        found = plan_machines(spec, runs_folder(), machines, notices, assumptions)
+        if as_json:
+            print_json({"name": spec.name, "machines": [one.as_json() for one in found]})
+            return
+        only = found[0].plan if len(found) == 1 else None
+        if only is not None:
+            print_plan(only)
+        print_machines(spec.name, found, _command(file, overrides, name), notices=only is None)
+        return
     if probe:
         click.echo("measuring one update on this machine", err=True)
-    made = plan_locally(spec, runs_folder(), notices, assumptions, probe=probe, trust_remote_code=trust_remote_code)
+    made = plan_locally(
+        spec,
+        runs_folder(),
+        notices,
+        assumptions,
+        probe=probe,
+        trust_remote_code=trust_remote_code,
+        command=_command(file, overrides, name),
+    )
     if as_json:
         print_json(made.as_json())
     else:
         print_plan(made)
+
+
+def _read_machines(texts: Sequence[str]) -> list[PlannedMachine]:
+    """Return the machines of `--on`; a UsageError has all that are not understood."""
+    from orchestrator.spec.estimates.gpu_table import UnknownMachine, parse_machine
+
+    found: list[PlannedMachine] = []
+    problems: list[str] = []
+    for text in texts:
+        try:
+            found.append(parse_machine(text))
+        except UnknownMachine as error:
+            problems.append(f"--on: {error}")
+    if problems:
+        raise click.UsageError("\n".join(problems))
+    return found
 
 
 @click.command()
@@ -105,6 +163,7 @@ def plan(
 @cluster_options
 @click.option("--continue", "go_on", is_flag=True, help="Resume the sweep if it exists with this spec.")
 @DETACH
+@NO_WAIT
 @TRUST
 def sweep(
     file: Path,
@@ -115,6 +174,7 @@ def sweep(
     machines: int,
     go_on: bool,
     detach: bool,
+    no_wait: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
     """Run a sweep. Ctrl-C once: write checkpoints and stop; twice: stop at once."""
@@ -133,7 +193,22 @@ def sweep(
     drop_failed_output()
     for notice in notices:
         click.echo(notice, err=True)
-    return run(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+    from orchestrator.spec.estimates.arrangement import DoesNotFit
+
+    try:
+        return run(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=not no_wait)
+    except DoesNotFit as error:
+        from orchestrator.spec.loading.loader import load_with_notices
+
+        document = load_with_notices(file, overrides, name=name).document
+        where = document.location(tuple(error.found.path.split(".")))
+        raise DoesNotFit(error.found, where, error.found.hint(_command(file, overrides, name))) from None
+
+
+def _command(file: Path, overrides: Sequence[str], name: str | None) -> str:
+    """Return the command that starts this sweep, for a shell."""
+    options = [part for one in overrides for part in ("--set", one)] + (["--name", name] if name else [])
+    return shlex.join(["orchestrate", "sweep", str(file), *options])
 
 
 @click.command()
@@ -143,6 +218,7 @@ def sweep(
 @click.option("--mirror", metavar="URL", help="Download the sweep from its mirror if this disk does not have it.")
 @cluster_options
 @DETACH
+@NO_WAIT
 @TRUST
 def resume(
     name: str,
@@ -152,6 +228,7 @@ def resume(
     address: str | None,
     machines: int,
     detach: bool,
+    no_wait: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
     """Resume a sweep that was stopped or killed.
@@ -174,4 +251,5 @@ def resume(
         cluster_at=cluster_at,
         trust_remote_code=trust_remote_code,
         retry_failed=retry_failed,
+        waits=not no_wait,
     )

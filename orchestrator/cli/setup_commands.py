@@ -34,7 +34,7 @@ def init(
     if file.exists():
         raise click.UsageError(f"{file} exists already and is not overwritten; name another FILE")
     from orchestrator.commands import init_file
-    from orchestrator.nvidia_smi import visible_gpus
+    from orchestrator.gpus import visible_gpus
 
     questions = {
         "model": (model, "Initial model, hub name or folder", init_file.DEFAULT_MODEL),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from dashboards.terminal.command_output import resume_command, without_state
 from dashboards.terminal.progress_views import open_view
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from orchestrator import folders
+from orchestrator.commands.detached_driver import waiting_for
 from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.commands.status import sweep_state
 from orchestrator.driver.data_stage import updates_if_known
@@ -38,7 +40,11 @@ _REFRESHES_PER_READ = 4
 def watch_sweep(name: str, root: Path) -> None:
     """Show the progress of a sweep that another process runs, until its end or Ctrl-C; then print the summary."""
     folder = existing_sweep(root, name)
+    shown = ""
     while not Study.exists(folder) and folders.lock_holder(folder):
+        if (waiting := waiting_for(folder)) not in ("", shown):
+            shown = waiting
+            sys.stderr.write(f"{waiting}\n")
         time.sleep(_WATCH_SECONDS)
     with Study.open(folder, read_only=True) as study:
         spec, updates_of = study.spec, updates_if_known(folder, study.spec)

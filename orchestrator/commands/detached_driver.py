@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import ExitCode, StudyMissing
-from orchestrator.folders import SweepFolder
+from orchestrator.folders import WAITING_FILE, SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import DRIVER_EVENT
 
@@ -28,10 +28,12 @@ class DetachedDriver:
     pid: int
     log: Path
     code: int | None
+    waiting: str = ""
+    """For whose GPUs it waits before it drives the sweep."""
 
 
 def start_detached(folder: SweepFolder, arguments: Sequence[str], show: Callable[[str], None]) -> DetachedDriver:
-    """Run `orchestrate ARGUMENTS` in a session of its own and return once it drives the sweep, or has ended.
+    """Run `orchestrate ARGUMENTS` in a session of its own; return once it drives the sweep, waits for a GPU or ended.
 
     Args:
         folder: the sweep's folder, which need not exist yet.
@@ -51,13 +53,16 @@ def start_detached(folder: SweepFolder, arguments: Sequence[str], show: Callable
         )
     with log.open("rb") as reader:
         reader.seek(began)
+        waiting = ""
         while (code := process.poll()) is None and not _drives(folder, process.pid):
+            if waiting := waiting_for(folder, process.pid):
+                break
             show(reader.read().decode(errors="replace"))
             time.sleep(_POLL_SECONDS)
         show(reader.read().decode(errors="replace"))
     process.returncode = 0 if code is None else code  # it is not waited for: it continues after this process
     if code is None:
-        return DetachedDriver(process.pid, log, None)
+        return DetachedDriver(process.pid, log, None, waiting)
     log.unlink()  # it has been shown
     for path in (log.parent, folder.root):
         with suppress(OSError):  # not empty
@@ -66,6 +71,15 @@ def start_detached(folder: SweepFolder, arguments: Sequence[str], show: Callable
         show(f"the driver was ended by {signal.Signals(-code).name}\n")
         code = int(ExitCode.INTERNAL_ERROR)
     return DetachedDriver(process.pid, log, code)
+
+
+def waiting_for(folder: SweepFolder, pid: int | None = None) -> str:
+    """Return for whose GPUs the sweep's driver waits, if it waits; `pid`: only if this process is the driver."""
+    try:
+        waiter, _, sentence = (folder.path / WAITING_FILE).read_text(encoding="utf-8").partition("\n")
+    except FileNotFoundError:
+        return ""
+    return sentence.strip() if pid is None or waiter == str(pid) else ""
 
 
 def _drives(folder: SweepFolder, pid: int) -> bool:

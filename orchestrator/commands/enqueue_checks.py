@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SpecError
-from orchestrator.execution.slots import gpu_memory
+from orchestrator.execution.slots import gpu_memory, machine_gpus
+from orchestrator.spec.estimates.arrangement import arranged
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share
 from orchestrator.spec.estimates.input_sizes import count_rows
 from orchestrator.spec.estimates.sweep_plan import make_plan
@@ -49,7 +50,7 @@ def check_like_plan(
     one_trial = spec.model_copy(update={"base": apply_params(spec.base, params), **alone})
     document = parse_document(dump_spec(one_trial), f"{spec.name}/sweep.yaml")
     document.lines |= {("base", *path.split(".")): f"--set {option}" for path, option in options.items()}
-    loaded = load_document(document, Path.cwd())
+    loaded, _ = arranged(load_document(document, Path.cwd()), [machine_gpus()], is_new=False)
     warnings = [text for text in check_lengths(loaded, document) if text.startswith("--set ")]
     memory = gpu_memory()
     check_share(loaded, memory)

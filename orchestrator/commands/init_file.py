@@ -83,7 +83,6 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
     """Return the sweep file as YAML, with values sized for the model and the data."""
     text, line = json.dumps, _line  # a JSON string is a YAML string
     cpu, is_staged = answers.gpus == 0, answers.loss == "simpo"
-    checkpointing = not cpu and not facts.small
     lines = [
         "# Written by `orchestrate init`; other settings have their defaults (`orchestrate schema`).",
         "# Next: `orchestrate plan FILE`, then `orchestrate sweep FILE --rehearse`, then `orchestrate sweep FILE`.",
@@ -116,10 +115,7 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
             f"    bf16: {'false' if cpu else 'true'}",
             "no autocast on a CPU" if cpu else "autocast; the weights stay in model.dtype",
         ),
-        line(
-            f"    gradient_checkpointing: {'true' if checkpointing else 'false'}",
-            "recomputes activations to save GPU memory" if checkpointing else "saves GPU memory, not needed here",
-        ),
+        line("    gradient_checkpointing: auto", "recomputes activations where GPU memory does not hold them"),
         *_evaluation(facts),
         line("  lora: {}", "adapters instead of all weights: far less memory")
         if answers.lora
@@ -133,8 +129,7 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
         line("maximize: eval_accuracies/logp", "a held-out metric that no searched setting scales"),
         line("resources: {gpus_per_trial: 0}", "trials on this machine's CPU")
         if cpu
-        else "resources: {gpus_per_trial: 1}",
-        *(() if cpu else (line(f"budget: {{concurrency: {answers.gpus}}}", "one trial on each GPU"),)),
+        else line("resources: {gpus_per_trial: auto}", "the fewest that hold a trial, or a share of one"),
     ]
     return "\n".join(lines) + "\n"
 

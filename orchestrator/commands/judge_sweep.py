@@ -11,6 +11,7 @@ from orchestrator.driver.judge_stage import JudgeContext, JudgeResult, endpoint_
 from orchestrator.errors import NoTrialCompleted, SpecError, SpecProblem
 from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted
 from orchestrator.folders import SweepFolder, existing_sweep
+from orchestrator.gpu_locks import reserved_gpus
 from orchestrator.interfaces import SweepReporter
 from orchestrator.judge.endpoint_batch import UsageEstimate
 from orchestrator.judge.judgements import parse_judgements
@@ -63,8 +64,14 @@ def judge_sweep(
             SignalHandler(lambda: f"Continue with:\n  orchestrate judge {name}") as signals,
         ):
             context = JudgeContext(set_activity, log, signals, confirm_cost, reporter, trust_remote_code)
+
+            def wait(sentence: str) -> None:
+                context.check_cancelled()
+                set_activity(f"judge: {sentence}")
+
             try:
-                return judge_and_publish(study, config, context, state)
+                with reserved_gpus(f"{name} (judge)", 1, 1, waits=True, on_wait=wait):
+                    return judge_and_publish(study, config, context, state)
             except StageInterrupted:
                 log("interrupted; results so far are saved, the same command continues")
                 return JudgeResult(parse_judgements(study.judgements()), is_interrupted=True)

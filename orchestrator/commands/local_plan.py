@@ -11,18 +11,31 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.errors import DataError, SpecError
+from orchestrator.errors import DataError, SpecError, StorageRefused
 from orchestrator.execution.local_cluster import worker_environment
-from orchestrator.execution.slots import Slots, gpu_memory, plan_slots
+from orchestrator.execution.slots import Slots, gpu_memory, machine_gpus, plan_slots
 from orchestrator.folders import SweepFolder
-from orchestrator.nvidia_smi import hidden_gpus
+from orchestrator.gpu_locks import gpu_holders, holders_text, reserved_gpus
+from orchestrator.gpus import hidden_gpus, visible_devices
 from orchestrator.redaction import without_credentials
+from orchestrator.spec.estimates.arrangement import DoesNotFit, arranged
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
-from orchestrator.spec.estimates.input_sizes import check_models, count_rows, model_shape
+from orchestrator.spec.estimates.gpu_layouts import Arrangement
+from orchestrator.spec.estimates.gpu_table import PlannedMachine
+from orchestrator.spec.estimates.input_sizes import (
+    RowCounts,
+    check_models,
+    count_rows,
+    model_shape,
+    published_tokens,
+)
+from orchestrator.spec.estimates.machine_plans import MachinePlan, plan_on
 from orchestrator.spec.estimates.measured_update import MeasuredUpdate, compare_with_formula, wall_clock
+from orchestrator.spec.estimates.published_sizes import NOT_COUNTED
 from orchestrator.spec.estimates.sweep_plan import SweepPlan, make_plan
 from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -39,6 +52,7 @@ def plan_locally(
     *,
     probe: bool = False,
     trust_remote_code: bool = False,
+    command: str = "",
 ) -> SweepPlan:
     """Return the plan with this machine's slots.
 
@@ -51,6 +65,7 @@ def plan_locally(
         assumptions: assumptions about the GPU; unknown values are read from this machine.
         probe: measure an update of the most expensive trial in a subprocess.
         trust_remote_code: whether Python code of the model's repository may run in the probe.
+        command: the command that starts the sweep, to which changes that make it fit are added.
 
     Raises:
         ProbeFailed: the probe failed.
@@ -60,8 +75,14 @@ def plan_locally(
     check_tracking_store(tracking_uri(root, spec.tracking.uri), spec.tracking.uri)
     check_models(spec)
     all_notices = list(notices)
+    assumptions = assumptions or GpuAssumptions()
+    chosen, found = _arrange(spec, assumptions, command)
+    if isinstance(found, DoesNotFit):
+        if probe:
+            raise found
+        all_notices += [str(replace(problem, where="", path="")) for problem in found.problems]
     try:
-        slots: Slots | None = plan_slots(spec)
+        slots: Slots | None = plan_slots(chosen if machine_gpus().memory else spec)
     except SpecError as error:
         if probe:
             raise
@@ -69,24 +90,20 @@ def plan_locally(
         all_notices += [finding.problem for finding in error.problems]
     if spec.resources.gpus_per_trial is None and (message := hidden_gpus()):
         all_notices.append(message)
+    all_notices += [] if slots is None or not slots.gpus else _gpus_in_use()
     if spec.warm_start is not None:
         from orchestrator.study.sampling.warm_start import (
             warm_start,  # imports the study's libraries, which other plans do not need
         )
 
         all_notices += warm_start(spec, root).notices
-    assumptions = assumptions or GpuAssumptions()
     device = None if slots is None else "GPU" if slots.gpus else "CPU"
     about_gpus = device != "CPU" or assumptions.has_gpu
     if assumptions.gpu_memory is None:
         assumptions = replace(assumptions, gpu_memory=gpu_memory())
-    check_share(spec, assumptions.gpu_memory)
-    assumptions = replace(gpu_share(spec, assumptions.gpu_memory, assumptions), processes=spec.resources.processes)
-    rows = count_rows(spec.base.data)
-    if assumptions.train_pairs is not None:
-        rows = replace(rows, train=assumptions.train_pairs, exact=False)
-    elif rows.train is None:
-        all_notices.append("the number of training pairs is unknown until the data is downloaded")
+    check_share(chosen, assumptions.gpu_memory)
+    assumptions = replace(gpu_share(chosen, assumptions.gpu_memory, assumptions), processes=chosen.resources.processes)
+    rows, assumptions = _sizes_of_data(spec, assumptions, all_notices)
     if (root / spec.name).exists():
         all_notices.append(f"a sweep named {spec.name} exists already; use another --name to start this one")
     if device == "CPU" and not probe:
@@ -99,30 +116,113 @@ def plan_locally(
         tracking=without_credentials(tracking_uri(root, spec.tracking.uri)),
         notices=all_notices,
         assumptions=assumptions,
+        chosen=None if isinstance(found, DoesNotFit) else chosen,
+        arrangement=found if isinstance(found, Arrangement) else None,
         device=device,
         about_gpus=about_gpus,
     )
     if not probe or slots is None:
         return made
 
-    configs, shape = corner_configs(spec.search, spec.base), model_shape(spec.base.model)
+    configs, shape = corner_configs(chosen.search, chosen.base), model_shape(chosen.base.model)
     config = configs[0] if shape is None else largest_config(configs, shape, assumptions)
     from orchestrator.driver.sft_stage import sft_config  # imports the study's libraries
 
     cache = SweepFolder(root, spec.name).cache
-    measured = measure_update(config, cache, slots, trust_remote_code=trust_remote_code)
-    sft = sft_config(spec)
+    sft = sft_config(chosen)
+    with _gpus_of_probe(spec.name, slots):
+        measured = measure_update(config, cache, slots, trust_remote_code=trust_remote_code)
+        of_sft = None if sft is None else measure_update(sft, cache, slots, trust_remote_code=trust_remote_code)
     return replace(
         made,
         probe=compare_with_formula(measured, config, shape, assumptions, made.estimate),
         wall_clock=wall_clock(
             configs,
             measured,
-            None if sft is None else (sft, measure_update(sft, cache, slots, trust_remote_code=trust_remote_code)),
+            None if sft is None or of_sft is None else (sft, of_sft),
             trials=made.trials,
             slots=slots.count,
         ),
     )
+
+
+def _gpus_in_use() -> list[str]:
+    devices = visible_devices()
+    try:
+        holders = gpu_holders(devices)
+    except StorageRefused as error:
+        return [str(error)]
+    if not holders:
+        return []
+    effect = "takes the others" if len(holders) < len(devices) else "waits for them (--no-wait refuses)"
+    return [f"{holders_text(devices, holders)}; a sweep that starts now {effect}"]
+
+
+def _gpus_of_probe(name: str, slots: Slots) -> AbstractContextManager[object]:
+    """Reserve the GPUs of one trial; while it waits for them, say so once on stderr."""
+    least, _ = slots.gpus_needed
+    shown: set[str] = set()
+
+    def show(sentence: str) -> None:
+        if sentence not in shown:
+            shown.add(sentence)
+            sys.stderr.write(f"{sentence}\n")
+
+    return reserved_gpus(f"{name} (plan --probe)", least, least, waits=True, on_wait=show)
+
+
+def _sizes_of_data(
+    spec: SweepSpec, assumptions: GpuAssumptions, notices: list[str]
+) -> tuple[RowCounts, GpuAssumptions]:
+    """Return rows and tokens per pair: those given, else counted here, else published; adds notices about them."""
+    rows, tokens = count_rows(spec.base.data, use_published=True), published_tokens(spec.base.data)
+    published = set(rows.published)
+    if assumptions.train_pairs is not None:
+        rows = replace(rows, train=assumptions.train_pairs, exact=False, published=())
+    elif rows.train is None:
+        notices.append("the number of training pairs is unknown until the data is downloaded")
+    if assumptions.tokens_per_pair is None and tokens is not None:
+        assumptions = replace(assumptions, tokens_per_pair=tokens.per_pair)
+        published |= set(tokens.sources)
+    if published:
+        notices.append(f"{NOT_COUNTED}: {'; '.join(sorted(published))}")
+    return rows, assumptions
+
+
+def plan_machines(
+    spec: SweepSpec,
+    root: Path,
+    machines: Sequence[PlannedMachine],
+    notices: Sequence[str],
+    assumptions: GpuAssumptions,
+) -> list[MachinePlan]:
+    """Return the plan of the sweep on each of these machines; uses nothing of this one but its files.
+
+    Raises:
+        ModelError: a file of a model is damaged.
+        DataError: the data has fewer pairs than one update.
+    """
+    check_models(spec)
+    all_notices = list(notices)
+    rows, assumptions = _sizes_of_data(spec, assumptions, all_notices)
+    tracking = without_credentials(tracking_uri(root, spec.tracking.uri))
+    return [
+        plan_on(spec, machine, root, rows, tracking=tracking, notices=all_notices, assumptions=assumptions)
+        for machine in machines
+    ]
+
+
+def _arrange(
+    spec: SweepSpec, assumptions: GpuAssumptions, command: str
+) -> tuple[SweepSpec, Arrangement | DoesNotFit | None]:
+    """Return the sweep with the values chosen for this machine's GPUs, or for one of the assumed memory."""
+    machine = machine_gpus()
+    if assumptions.gpu_memory is not None:
+        machine = replace(machine, memory=(assumptions.gpu_memory,) * max(1, len(machine.memory)))
+    try:
+        return arranged(spec, [machine])
+    except DoesNotFit as error:
+        return spec, DoesNotFit(error.found, "", error.found.hint(command))
 
 
 _UNUSABLE, _OUT_OF_MEMORY = 2, 3

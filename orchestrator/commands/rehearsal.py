@@ -56,6 +56,7 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
         update={
             "name": _free_name(spec.name, root),
             "base": base,
+            "auto": (),
             "search": search,
             "enqueue": enqueued,
             "sampler": GridSampler(),
@@ -160,7 +161,9 @@ def _model(model: ModelConfig, notices: list[str]) -> ModelConfig:
     else:
         name = str(model.name_or_path)
         found = _architecture(name, model.revision)
-        guessed = found or next((k for k in known if k.rstrip("23") in name.lower().replace("-", "")), None)
+        plain = name.lower().replace("-", "")
+        alike = [kind for kind in known if kind.rstrip("23") in plain]
+        guessed = found or next((kind for kind in alike if kind in plain), alike[0] if alike else None)
         architecture = guessed if guessed in known else "llama"
         if found is None:
             notices.append(f"the configuration of {name} cannot be read; rehearsing with a tiny {architecture}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import folders
+from orchestrator.commands.detached_driver import waiting_for
 from orchestrator.commands.request_commands import open_study
 from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.crash_report import crashed_at, last_crash
@@ -42,7 +43,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
         spec = load_spec(folder.spec, is_new=False)
         state = "preparing" if driver else "interrupted"
         found = _status_object(spec, state, driver, [], [], {}, None, 0.0)
-        return found | {"initial": {}, "why": "" if driver else last_crash(folder)}
+        return found | {"initial": {}, "why": waiting_for(folder) if driver else last_crash(folder)}
     with Study.open(folder, read_only=True) as study:
         trials, front = study.trials(), study.pareto_front()
         state, usage = sweep_state(study), study.usage()
@@ -59,7 +60,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
             "initial": {metric: _json(value) for metric, value in study.initial_metrics().items()},
             "why": study.pause_reason()
             if state == "paused"
-            else ""
+            else waiting_for(folder)
             if driver
             else study.stop_reason() or study.no_more_trials_reason(),
             "never_trained": never_trained(trials),

@@ -6,6 +6,7 @@ Also restores a sweep from its mirror to a new disk.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,14 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database.study_database import hide_password, store_study_url, study_exists
 from orchestrator.tracking.mlflow_client import fixed_artifact_location
 from orchestrator.tracking.tracking_store import check_tracking_store, sweep_tracking_uri
-from trainer.config.trial import ZERO3_REMOVED, is_removed_distributed
+from trainer.config.hub_cache import model_type
+from trainer.config.trial import (
+    FUSED_ARCHITECTURES,
+    LIGER_MISSING,
+    ZERO3_REMOVED,
+    is_removed_distributed,
+    unknown_architecture,
+)
 from trainer.config.yaml_files import Location
 from trainer.storage.atomic_files import write_text
 
@@ -67,6 +75,35 @@ def check_disk_space(folder: SweepFolder, spec: SweepSpec, slots: Slots) -> None
 def _existing_bytes(path: Path) -> int:
     """Return the bytes of this sweep's existing trials, which are part of its need."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
+
+
+_COMPILERS = ("c++", "g++", "clang++", "cc", "gcc", "clang")
+
+
+def check_layers(spec: SweepSpec, slots: Slots) -> None:
+    """Check that this machine has what `model.kernels` and `model.compile` need.
+
+    Raises:
+        SpecError: with the command that installs it.
+    """
+    found: list[SpecProblem] = []
+    kernels = {spec.base.model.kernels, *spec.search.listed_values("model.kernels")}
+    if "liger" in kernels | {given.get("model.kernels") for given in spec.enqueue}:
+        path = "base.model.kernels"
+        if not _installed("liger_kernel"):
+            found.append(SpecProblem("", path, LIGER_MISSING.partition(": ")[2]))
+        if not slots.gpus:
+            found.append(SpecProblem("", path, "liger runs on a GPU, and trials here run on the CPU", "write auto"))
+        kind = model_type(spec.base.model.name_or_path, spec.base.model.revision)
+        if kind is not None and kind not in FUSED_ARCHITECTURES:
+            found.append(SpecProblem("", path, f"liger: {unknown_architecture(kind)}"))
+    compiles = {spec.base.model.compile, *spec.search.listed_values("model.compile")}
+    set_compilers = [os.environ[name] for name in ("CXX", "CC") if os.environ.get(name)]
+    if True in compiles and not any(map(shutil.which, (*set_compilers, *_COMPILERS))):
+        problem = "torch.compile needs a C++ compiler, and none of g++, clang++, gcc and clang is installed"
+        found.append(SpecProblem("", "base.model.compile", problem, "apt-get install g++, or write false"))
+    if found:
+        raise SpecError(found)
 
 
 _CLIENTS = {"s3": ("boto3", "s3"), "gs": ("google.cloud.storage", "gs")}

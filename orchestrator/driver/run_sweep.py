@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from orchestrator.driver.parent_run import attach_report, end_parent_run, open_s
 from orchestrator.driver.preflight import (
     DiskTooSmall,
     check_disk_space,
+    check_layers,
     check_mirror_free,
     check_no_removed_values,
     check_remote_storage,
@@ -26,13 +28,16 @@ from orchestrator.driver.preflight import (
 from orchestrator.errors import DataError, NameTaken, NoSuchSweep, SpecError
 from orchestrator.execution.local_cluster import RayDied, local_cluster, worker_environment
 from orchestrator.execution.remote_cluster import ClusterAddress, ClusterError, connect_cluster
-from orchestrator.execution.slots import Slots, gpu_memory, plan_slots, threads_per_process
+from orchestrator.execution.slots import Slots, gpu_memory, machine_gpus, plan_slots, threads_per_process
 from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted, StopKind, StopReason
 from orchestrator.execution.user_requests import end_unfinished_trials
-from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
+from orchestrator.folders import WAITING_FILE, SweepFolder, existing_sweep, known_sweeps
+from orchestrator.gpu_locks import GpusBusy, reserved_gpus
+from orchestrator.gpus import hidden_gpus
 from orchestrator.mirror import MirrorError
-from orchestrator.nvidia_smi import hidden_gpus
+from orchestrator.spec.estimates.arrangement import arranged
 from orchestrator.spec.estimates.cost_estimate import check_share
+from orchestrator.spec.estimates.gpu_layouts import Arrangement
 from orchestrator.spec.estimates.input_sizes import check_models
 from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
@@ -63,6 +68,7 @@ def start(
     *,
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
+    waits: bool = True,
 ) -> StopReason:
     """Run a new sweep on this machine or on an existing cluster.
 
@@ -72,13 +78,14 @@ def start(
         presentation: progress view and reporter.
         cluster_at: address of a Ray cluster; None for this machine.
         trust_remote_code: whether Python code of the model's repository may run.
+        waits: whether to wait for GPUs that other sweeps of this machine have.
 
     Returns:
         Why the sweep ended.
 
     Raises:
         NameTaken, SpecError, ModelError, MirrorError, DiskTooSmall: before anything is written.
-        ClusterError, DataError: before the first trial.
+        ClusterError, DataError, GpusBusy: before the first trial.
     """
     folder = free_folder(root, spec.name)
     warm_start(spec, root)  # raises before anything is written
@@ -86,13 +93,13 @@ def start(
     check_remote_storage(spec, root)
     check_mirror_free(spec)
     if cluster_at is None:
-        _check_machine(folder, spec)
+        _check_machine(folder, spec, is_new=True)
     if message := make_folder(folder, dump_spec(spec)):
         sys.stderr.write(f"{message}\n")
     with folders.sweep_lock(folder):
         try:
-            return _drive(folder, spec, presentation, cluster_at, trust_remote_code)
-        except (SpecError, DataError, ClusterError, DiskTooSmall, MirrorError, KeyboardInterrupt):
+            return _drive(folder, spec, presentation, cluster_at, trust_remote_code, waits)
+        except (SpecError, DataError, ClusterError, DiskTooSmall, MirrorError, GpusBusy, KeyboardInterrupt):
             if not Study.exists(folder):  # no study yet: the name stays free
                 shutil.rmtree(folder.path)
             raise
@@ -105,6 +112,7 @@ def start_or_resume(
     *,
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
+    waits: bool = True,
 ) -> StopReason:
     """Start this sweep, or resume it if it exists; for schedulers that restart a job.
 
@@ -118,14 +126,16 @@ def start_or_resume(
     except NoSuchSweep:
         folder = None if spec.mirror is None else restore_from_mirror(spec.name, root, spec.mirror)
     if folder is None:
-        return start(spec, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+        return start(spec, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=waits)
     original = load_spec(folder.spec, is_new=False)
     if Study.exists(folder):
         with Study.open(folder) as study:
             original = SweepSpec.from_stored(study.spec_history()[0].text)
     if sweep_identity(original) not in (sweep_identity(spec), sweep_identity(_in_file_order(spec))):
         raise NameTaken(spec.name, folder.path)
-    return resume(spec.name, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+    return resume(
+        spec.name, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=waits
+    )
 
 
 def _in_file_order(spec: SweepSpec) -> SweepSpec:
@@ -145,6 +155,7 @@ def resume(
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
     retry_failed: bool = False,
+    waits: bool = True,
 ) -> StopReason:
     """Resume a sweep. Trials for whose common bug it stopped are tried again.
 
@@ -158,6 +169,7 @@ def resume(
         cluster_at: address of a Ray cluster; None for this machine.
         trust_remote_code: whether Python code of the model's repository may run.
         retry_failed: whether all failed trials are tried again.
+        waits: whether to wait for GPUs that other sweeps of this machine have.
 
     Returns:
         Why the sweep ended.
@@ -165,7 +177,7 @@ def resume(
     Raises:
         MirrorError: `mirror` has no such sweep.
         SpecChanged, SearchNarrowed, BudgetUsedUp: a change is refused; nothing was changed.
-        NoSuchSweep, SpecError, DataError, ClusterError, DiskTooSmall: before the next trial.
+        NoSuchSweep, SpecError, DataError, ClusterError, DiskTooSmall, GpusBusy: before the next trial.
     """
     if mirror is not None and name not in known_sweeps(root) and restore_from_mirror(name, root, mirror) is None:
         raise MirrorError(f"there is no sweep named {name!r} in {mirror}")
@@ -180,10 +192,10 @@ def resume(
         check_models(spec)
         check_remote_storage(spec, root)
         if cluster_at is None:
-            _check_machine(folder, spec)
+            _check_machine(folder, spec, is_new=not has_study)
         if has_study:
             _apply_changes(folder, spec, retry_failed=retry_failed)
-        return _drive(folder, spec, presentation, cluster_at, trust_remote_code)
+        return _drive(folder, spec, presentation, cluster_at, trust_remote_code, waits)
 
 
 def _changed_spec(folder: SweepFolder, overrides: Sequence[str], root: Path, *, trust_remote_code: bool) -> SweepSpec:
@@ -265,11 +277,13 @@ def abandon(name: str, root: Path, reporter: SweepReporter, reason: str, log: Ca
         return len(ended)
 
 
-def _check_machine(folder: SweepFolder, spec: SweepSpec) -> None:
+def _check_machine(folder: SweepFolder, spec: SweepSpec, *, is_new: bool) -> None:
     """Check this machine's GPUs and disk space for the sweep."""
+    spec, _ = arranged(spec, [machine_gpus()], is_new=is_new)
     slots = plan_slots(spec)
     if not slots.gpus and spec.resources.gpus_per_trial is None and (message := hidden_gpus()):
         sys.stderr.write(f"{message}\n")
+    check_layers(spec, slots)
     check_share(spec, gpu_memory())
     check_disk_space(folder, spec, slots)
 
@@ -283,11 +297,14 @@ def _drive(
     presentation: Presentation,
     cluster_at: ClusterAddress | None,
     trust_remote_code: bool,
+    waits: bool,
 ) -> StopReason:
     try:
         if message := settle_tracking_uri(folder, spec.tracking.uri):
             sys.stderr.write(f"{message}\n")
-        return _run_driver(folder, spec, presentation, cluster_at, trust_remote_code)
+        return _run_driver(folder, spec, presentation, cluster_at, trust_remote_code, waits)
+    except StageInterrupted:  # while waiting for GPUs
+        return StopReason(StopKind.INTERRUPTED)
     except Exception as error:
         to_raise = record_crash(folder, error, presentation.reporter)
         if to_raise is error:
@@ -301,6 +318,7 @@ def _run_driver(
     presentation: Presentation,
     cluster_at: ClusterAddress | None,
     trust_remote_code: bool,
+    waits: bool,
 ) -> StopReason:
     from orchestrator.driver.judge_stage import endpoint_key, judge_after_sweep
     from orchestrator.driver.notifications import notify_events
@@ -316,6 +334,7 @@ def _run_driver(
         with (
             _open_view(spec, presentation) as base_view,
             notify_events(folder, spec, base_view) as (view, notify_end),
+            _own_gpus(folder, spec, cluster_at, signals, view, waits=waits),
             DataProcess(
                 folder.cache,
                 spec.base,
@@ -329,9 +348,9 @@ def _run_driver(
             ray_deaths = 0
             while stop_reason is None:
                 try:
-                    with _cluster(folder, spec, cluster_at, signals, view) as slots:
+                    with _cluster(folder, spec, cluster_at, signals, view) as (slots, arrangement):
                         stop_reason = drive(
-                            folder, spec, slots, view, signals, session_opener, data, presentation.reporter
+                            folder, spec, slots, view, signals, session_opener, data, presentation.reporter, arrangement
                         )
                 except StageInterrupted:
                     stop_reason = StopReason(StopKind.INTERRUPTED)
@@ -351,20 +370,65 @@ def _run_driver(
 
 
 @contextmanager
+def _own_gpus(
+    folder: SweepFolder,
+    spec: SweepSpec,
+    cluster_at: ClusterAddress | None,
+    signals: SignalHandler,
+    view: ProgressView,
+    *,
+    waits: bool,
+) -> Generator[None]:
+    """Hold the GPUs of this machine that the sweep uses, until it ends; a shared cluster gives its own by itself."""
+    if cluster_at is not None:
+        yield
+        return
+    file, shown = folder.path / WAITING_FILE, ""
+
+    def wait(sentence: str) -> None:
+        nonlocal shown
+        if signals.received or _is_stop_requested(folder):
+            raise StageInterrupted
+        if sentence != shown:
+            shown = sentence
+            view.set_activity(sentence)
+            write_text(file, f"{os.getpid()}\n{sentence}\n")
+        view.refresh()
+
+    chosen, _ = arranged(spec, [machine_gpus()], is_new=not Study.exists(folder))
+    least, most = plan_slots(chosen).gpus_needed
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(reserved_gpus(spec.name, least, most, waits=waits, on_wait=wait))
+        finally:
+            file.unlink(missing_ok=True)
+        yield
+
+
+def _is_stop_requested(folder: SweepFolder) -> bool:
+    if not Study.exists(folder):
+        return False
+    with Study.open(folder, read_only=True) as study:
+        return any(request.kind == RequestKind.STOP and request.trial is None for request in study.requests())
+
+
+@contextmanager
 def _cluster(
     folder: SweepFolder, spec: SweepSpec, cluster_at: ClusterAddress | None, signals: SignalHandler, view: ProgressView
-) -> Generator[Slots]:
-    """Start Ray on this machine or connect to the given cluster; yield its slots."""
+) -> Generator[tuple[Slots, Arrangement | None]]:
+    """Start Ray on this machine or connect to the given cluster; yield its slots and the arrangement of the trials."""
+    is_new = not Study.exists(folder)
     if cluster_at is None:
         view.set_activity("starting Ray")
-        slots = plan_slots(spec)
+        chosen, arrangement = arranged(spec, [machine_gpus()], is_new=is_new)
+        slots = plan_slots(chosen)
         with local_cluster(folder.path / "ray", slots, signals):
-            yield slots
+            yield slots, arrangement
         return
     view.set_activity("joining the Ray cluster")
-    with connect_cluster(folder.path / "ray", spec, cluster_at, signals, view) as slots:
+    with connect_cluster(folder.path / "ray", spec, cluster_at, signals, view, is_new=is_new) as (slots, arrangement):
         check_disk_space(folder, spec, slots)
-        yield slots
+        yield slots, arrangement
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from orchestrator.errors import SpecError, SpecProblem, StorageRefused
@@ -22,7 +24,8 @@ from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, 
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SFT_RUN, ProgressView, TrackingSink
 from orchestrator.mirror import Mirror, sft_mirror
-from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.spec.estimates.gpu_layouts import Arrangement, with_settings
+from orchestrator.spec.sweep_spec import AUTO_TRAINING, SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind
 from trainer.config.locations import differ_in_locations_only, relocated
@@ -35,21 +38,32 @@ from trainer.training.schedule import total_updates
 _SHOWN_METRICS = ("eval_nll_loss", "eval_exact_answers")
 _CONFIG = "trial.json"
 """File with the configuration with which a run of the stage was started."""
-_EXECUTION_KEYS = ("tokens_per_micro_batch", "distributed")
+_EXECUTION_KEYS = ("tokens_per_micro_batch", "distributed", "gradient_checkpointing")
 """Training settings without effect on the result, which may change when a run continues."""
 _MODEL_SOURCE_PATHS = ("model.name_or_path", "model.generated", "model.revision")
 
 
 @dataclass(frozen=True, slots=True)
 class TrialInputs:
-    """Start of all trials: the data report, and the folder of the SFT stage's model if there is one."""
+    """Start of all trials: the data report, the folder of the SFT stage's model if there is one, the arrangement."""
 
     data: DataReport
     initial_model: Path | None = None
+    arrangement: Arrangement | None = None
+    auto: tuple[str, ...] = ()
+    """Settings of the file that the arrangement has chosen."""
 
-    def apply(self, config: TrialConfig) -> TrialConfig:
-        """Return the configuration with the SFT stage's model as initial model."""
-        return config if self.initial_model is None else with_model(config, self.initial_model)
+    def apply(self, config: TrialConfig, params: Mapping[str, Any]) -> TrialConfig:
+        """Return the configuration with the SFT stage's model and the arrangement's values.
+
+        `params`: settings of the trial alone, which stay as they are.
+        """
+        if self.initial_model is not None:
+            config = with_model(config, self.initial_model)
+        if self.arrangement is None:
+            return config
+        chosen = [path for path in AUTO_TRAINING if f"base.{path}" in self.auto and path not in params]
+        return with_settings(config, self.arrangement.trials, chosen)
 
 
 def with_model(config: TrialConfig, folder: Path) -> TrialConfig:
@@ -108,19 +122,12 @@ def sft_model_folder(
 def _folder(cache: Path, key: str, config: TrialConfig) -> Path:
     """Return the folder of this configuration's run, the same in every call once the run has started.
 
-    Configurations with the same key have the same result and share one run. An unfinished run is shared only with the
-    same `gradient_checkpointing`, as the other value may not fit into memory or be slower.
+    Configurations with the same key have the same result and share one run. Earlier versions had a folder of its own
+    for another `gradient_checkpointing`.
     """
     key_folder, checkpointing = cache / "sft" / key, config.training.gradient_checkpointing
     own_folder = key_folder / ("run-checkpointing" if checkpointing else "run-plain")
-    shared_folder = key_folder / "run"
-    first_config = _stored_config(shared_folder)
-    can_share = (
-        first_config is None
-        or first_config.training.gradient_checkpointing is checkpointing
-        or (shared_folder / "model").is_dir()
-    )
-    return shared_folder if can_share and not own_folder.is_dir() else own_folder
+    return own_folder if own_folder.is_dir() else key_folder / "run"
 
 
 def _stored_config(path: Path) -> TrialConfig | None:
@@ -149,10 +156,11 @@ def _begin(path: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConfi
     assert begun is not None
     if mirror is not None:
         mirror.write(_CONFIG, (path / _CONFIG).read_bytes())
+    execution = {name: getattr(config.training, name) for name in _EXECUTION_KEYS}
+    begun = begun.model_copy(update={"training": begun.training.model_copy(update=execution)})
     if differ_in_locations_only(begun.model_copy(update={"evaluation": config.evaluation}), config):
         begun = relocated(begun, begun, config)
-    execution = {name: getattr(config.training, name) for name in _EXECUTION_KEYS}
-    return begun.model_copy(update={"training": begun.training.model_copy(update=execution)})
+    return begun
 
 
 def run_sft_stage(
@@ -163,6 +171,7 @@ def run_sft_stage(
     view: ProgressView,
     worker: StageWorker,
     stop_conditions: StopConditions,
+    arrangement: Arrangement | None = None,
 ) -> Path | None:
     """Run the SFT stage, or use its cached result; return its model folder, None where the sweep has no such stage.
 
@@ -173,6 +182,9 @@ def run_sft_stage(
     config = sft_config(study.spec)
     if config is None:
         return None
+    if arrangement is not None and arrangement.sft is not None:
+        chosen = [path for path in AUTO_TRAINING if f"sft.{path}" in study.spec.auto]
+        config = with_settings(config, arrangement.sft, chosen)
     if config.data != study.spec.base.data:
         report = DataReport.model_validate_json(data.prepare(config))
     stage = _Stage(study, sink, view, worker, stop_conditions, config, report)

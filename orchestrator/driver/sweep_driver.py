@@ -6,6 +6,7 @@ After each trial retention runs, and from time to time the parent run's descript
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from orchestrator.driver.checkpoint_retention import CheckpointRetention, remove_unused_forks
 from orchestrator.driver.data_stage import adapter_notices, check_data, updates_by_params
@@ -26,8 +27,9 @@ from orchestrator.execution.workers.attempt_runner import SessionFactory
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageWorker
 from orchestrator.folders import SweepFolder
-from orchestrator.interfaces import ProgressView, SweepReporter, TrackingSink
-from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.interfaces import SWEEP_RUN, ProgressView, SweepReporter, TrackingSink
+from orchestrator.spec.estimates.gpu_layouts import Arrangement
+from orchestrator.spec.sweep_spec import GPUS_PER_TRIAL, SweepSpec
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord
@@ -82,6 +84,7 @@ def drive(
     open_session: SessionFactory,
     data: DataProcess,
     reporter: SweepReporter,
+    arrangement: Arrangement | None = None,
 ) -> StopReason:
     """Run the remaining stages and trials of the sweep; return why it ended.
 
@@ -94,7 +97,8 @@ def drive(
             worker.start()
         report = check_data(spec, folder, view, data)
         with _open_or_create_study(folder, spec, slots, report, view) as study:
-            notices = paused_notices(study)
+            notices = [*paused_notices(study), *note_arrangement(study, arrangement)]
+            slots = slots_within_terms(study, slots)
             study.start_driving(slots.gpus)  # before tracking starts: raises SweepHeld where another driver is alive
             sink = open_sink(study, folder.root, reporter)
             stop_reason: StopReason | None = None  # None after an error
@@ -104,10 +108,12 @@ def drive(
                     view.log(notice)
                 claim_mirror(study)
                 start_parent_run(study, sink, reporter, report.fingerprint, adapter_notices(spec, data))
-                initial_model = run_sft_stage(study, data, report, sink, view, worker, stop_conditions)
+                if arrangement is not None and slots.gpus:
+                    sink.set_tags(SWEEP_RUN, arrangement_tags(arrangement, slots))
+                initial_model = run_sft_stage(study, data, report, sink, view, worker, stop_conditions, arrangement)
                 worker.shut_down()
                 data.shut_down()
-                trial_inputs = TrialInputs(report, initial_model)
+                trial_inputs = TrialInputs(report, initial_model, arrangement, study.spec.auto)
                 with maintain_mirror(study, view) as mirror:
                     stop_reason = _run_trials(
                         study, sink, view, signals, slots, trial_inputs, open_session, mirror, reporter
@@ -122,6 +128,45 @@ def drive(
                 _end_tracking(study, sink, view, reporter, stop_reason)
     assert stop_reason is not None
     return stop_reason
+
+
+ARRANGED = "arrangement"
+"""Kind of the event that records what was chosen for the settings left to `auto`."""
+
+
+def note_arrangement(study: Study, arrangement: Arrangement | None) -> list[str]:
+    """Record a new or changed arrangement in the history; return the notice of it. Nothing where it is as before.
+
+    A sweep that has only run on CPUs has no such record.
+    """
+    earlier = [event.text for event in study.events() if event.kind == ARRANGED]
+    if arrangement is None or not (arrangement.gpus_per_trial or earlier):
+        return []
+    text = str(arrangement)
+    if earlier and earlier[-1] == text:
+        return []
+    study.add_event(ARRANGED, text)
+    return [f"arrangement{' chosen anew for this machine' if earlier else ''}: {text}"]
+
+
+def arrangement_tags(arrangement: Arrangement, slots: Slots) -> dict[str, str]:
+    """Return the tags of the parent run in tracking."""
+    chosen = {
+        "gpus_per_trial": f"{slots.gpus:g}",
+        "trials_at_a_time": str(slots.count),
+        "trials_per_process": str(slots.trials_per_process),
+        "distributed": arrangement.trials.distributed,
+        "gradient_checkpointing": str(arrangement.trials.gradient_checkpointing),
+        "tokens_per_micro_batch": str(arrangement.trials.tokens_per_micro_batch),
+        "reasons": "\n".join(arrangement.reasons),
+    }
+    return {f"arrangement.{name}": value for name, value in chosen.items()}
+
+
+def slots_within_terms(study: Study, slots: Slots) -> Slots:
+    """Return no more slots than the sweep's visibility rule allows, where the machine's number was chosen by `auto`."""
+    most = study.terms.most_at_a_time(study.spec) if GPUS_PER_TRIAL in study.spec.auto else None
+    return slots if most is None else replace(slots, count=min(slots.count, most), fitting=min(slots.max_count, most))
 
 
 def _open_or_create_study(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Any
 
 from orchestrator.execution import trial_retries
 from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
@@ -36,7 +37,7 @@ class TrialController:
         view: ProgressView,
         signals: SignalHandler,
         *,
-        finalize_config: Callable[[TrialConfig], TrialConfig],
+        finalize_config: Callable[[TrialConfig, Mapping[str, Any]], TrialConfig],
         on_trial_end: Callable[[TrialRecord], None],
         longest_row: int = 1,
     ) -> None:

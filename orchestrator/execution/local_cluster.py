@@ -20,7 +20,7 @@ import trainer
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.execution.slots import PROCESS_RESOURCE, SLOT_RESOURCE, Slots
 from orchestrator.execution.stop_reasons import SignalHandler, termination_blocked
-from orchestrator.nvidia_smi import visible_gpus
+from orchestrator.gpus import only_visible_in, visible_devices
 
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _BIG = str(1 << 32)
@@ -42,12 +42,15 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
     import ray
 
     prepare_ray_environment(folder)
+    devices = visible_devices()
+    if devices and devices[0].vendor == "amd":
+        only_visible_in(_variable_of_ray())
     try:
         with starting_ray(signals):
             ray.init(
                 address="local",
                 num_cpus=0,  # slots are counted instead; Ray would start idle workers for CPUs
-                num_gpus=visible_gpus(),
+                num_gpus=len(devices),
                 resources={
                     SLOT_RESOURCE: float(slots.max_count),
                     PROCESS_RESOURCE: float(slots.max_count * slots.processes),
@@ -64,6 +67,14 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
     finally:
         ray.shutdown()
         _collect_logs(folder)
+
+
+def _variable_of_ray() -> str:
+    """Return the variable in which Ray gives each worker its AMD GPUs: HIP's where Ray finds AMD's library."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager: Any = get_accelerator_manager_for_resource("GPU")
+    return str(manager.get_visible_accelerator_ids_env_var())
 
 
 @contextmanager

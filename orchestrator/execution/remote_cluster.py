@@ -29,9 +29,12 @@ from orchestrator.execution.local_cluster import (
 )
 from orchestrator.execution.slots import Machine, Slots, slots_on, threads_per_process
 from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted
+from orchestrator.gpus import smallest_memory
 from orchestrator.interfaces import ProgressView
 from orchestrator.redaction import redact
+from orchestrator.spec.estimates.arrangement import Arrangement, arranged
 from orchestrator.spec.estimates.cost_estimate import trials_per_process
+from orchestrator.spec.estimates.gpu_layouts import MachineGpus
 from orchestrator.spec.sweep_spec import SweepSpec
 
 AUTO = "auto"
@@ -130,18 +133,27 @@ class NodeCheck:
     host: str
     shared: bool
     """Whether the machine sees the driver's sweep folder."""
+    gpu_memory: float | None = None
+    """Bytes of its smallest GPU; None without one, or where unknown."""
 
 
 @contextmanager
 def connect_cluster(
-    folder: Path, spec: SweepSpec, cluster_address: ClusterAddress, signals: SignalHandler, view: ProgressView
-) -> Generator[Slots]:
-    """Connect to the cluster within the context; yield the slots of its machines.
+    folder: Path,
+    spec: SweepSpec,
+    cluster_address: ClusterAddress,
+    signals: SignalHandler,
+    view: ProgressView,
+    *,
+    is_new: bool = True,
+) -> Generator[tuple[Slots, Arrangement | None]]:
+    """Connect to the cluster within the context; yield the slots of its machines and the arrangement of the trials.
 
     Workers run the driver's version of the code. The sweep's folder must be on a disk shared by all machines.
 
     Raises:
         ClusterError: the cluster cannot be reached or used.
+        SpecError: no trial fits its machines.
         Interrupted: after a stop signal while waiting.
     """
     address = resolve_address(cluster_address.address)
@@ -170,12 +182,15 @@ def connect_cluster(
         log_ray_to_file(folder / "driver.log")
         with signals.exit_when_lost(server_is_gone()):
             machines = _wait_for_nodes(cluster_address.machines, signals, view)
-            _check_nodes(folder.parent, machines, signals)
-            slots = slots_on(spec, list(machines.values()), is_shared_cluster=True)
+            checks = _check_nodes(folder.parent, machines, signals)
+            sizes = {node: check.gpu_memory for node, check in checks.items()}
+            gpus = [MachineGpus((sizes[node],) * int(has.gpus), has.cpus) for node, has in machines.items()]
+            chosen, arrangement = arranged(spec, gpus, is_new=is_new)
+            slots = slots_on(chosen, list(machines.values()), is_shared_cluster=True)
             os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.max_count)
             many = "" if len(machines) == 1 else "s"
             view.log(f"Ray cluster {address}: {len(machines)} machine{many}, {slots.count} concurrent trials")
-            yield slots
+            yield slots, arrangement
     finally:
         ray.shutdown()
 
@@ -217,8 +232,8 @@ def _wait_for_nodes(required: int, signals: SignalHandler, view: ProgressView) -
         time.sleep(_POLL_SECONDS)
 
 
-def _check_nodes(path: Path, machines: Mapping[str, Machine], signals: SignalHandler) -> None:
-    """Check that every machine can run a worker and sees the sweep's folder.
+def _check_nodes(path: Path, machines: Mapping[str, Machine], signals: SignalHandler) -> dict[str, NodeCheck]:
+    """Check that every machine can run a worker and sees the sweep's folder; return what each one answered.
 
     Raises:
         ClusterError: naming the machines that do not.
@@ -243,28 +258,34 @@ def _check_nodes(path: Path, machines: Mapping[str, Machine], signals: SignalHan
             if signals.received:
                 raise StageInterrupted
         problems = [f"{nodes[reference][:12]}: no worker answered" for reference in waiting]
-        problems += [
-            problem for reference in nodes if reference not in waiting if (problem := _node_problem(reference, path))
-        ]
+        answered = {node: _answer(reference) for reference, node in nodes.items() if reference not in waiting}
+        problems += [problem for answer in answered.values() if (problem := _node_problem(answer, path))]
     finally:
         marker.unlink()
     if problems:
         raise ClusterError("the cluster cannot run this sweep:\n" + "\n".join(f"  {line}" for line in problems))
+    return {node: answer for node, answer in answered.items() if isinstance(answer, NodeCheck)}
 
 
 def check_node(mark: Path) -> NodeCheck:
     """Check one machine; runs there as a Ray task. `mark`: a file that the driver wrote into the sweep's folder."""
-    return NodeCheck(socket.gethostname(), mark.is_file())
+    return NodeCheck(socket.gethostname(), mark.is_file(), smallest_memory())
 
 
-def _node_problem(reference: Any, path: Path) -> str:
+def _answer(reference: Any) -> NodeCheck | str:
+    """Return the machine's check, or why it did not run."""
     import ray
     from ray.exceptions import RayError
 
     try:
-        check: NodeCheck = ray.get(reference)
+        return ray.get(reference)
     except RayError as error:
         return f"a worker cannot start: {redact(str(error).strip().splitlines()[-1])}"
+
+
+def _node_problem(check: NodeCheck | str, path: Path) -> str:
+    if isinstance(check, str):
+        return check
     if check.shared:
         return ""
     return (

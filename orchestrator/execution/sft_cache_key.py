@@ -16,6 +16,8 @@ _REPLACED = ("model.name_or_path", "model.generated", "model.revision", "data.")
 _KEPT = ("data.chat_template",)
 """Settings kept although their prefix is replaced: the template is saved with the model and used by its trials."""
 _NO_EFFECT = (
+    "model.kernels",
+    "model.compile",
     "evaluation.",
     "training.tokens_per_micro_batch",
     "training.distributed",
@@ -35,12 +37,13 @@ def stage_key(config: TrialConfig, fingerprint: str, cache: Path) -> str:
     """
     from trainer.models.model_files import model_fingerprint, resolve_model_path
     from trainer.storage.atomic_files import digest_of
-    from trainer.training_session import result_digest
+    from trainer.training_session import digest_with_checkpointing
 
     start = model_fingerprint(config.model, resolve_model_path(config.model, cache))
-    earlier = digest_of([result_digest(config), fingerprint, start])[:32]
-    if (cache / "sft" / earlier).is_dir():
-        return earlier
+    for on in (config.training.gradient_checkpointing, not config.training.gradient_checkpointing):
+        earlier = digest_of([digest_with_checkpointing(config, on=on), fingerprint, start])[:32]
+        if (cache / "sft" / earlier).is_dir():
+            return earlier
     from trainer.data import prepare
 
     rows = _digest(prepare(config.data, config.model, cache).train)

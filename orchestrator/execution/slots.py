@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import SpecError, SpecProblem
-from orchestrator.nvidia_smi import smallest_memory, visible_gpus
+from orchestrator.gpus import smallest_memory, visible_devices, visible_gpus
 from orchestrator.spec.estimates.cost_estimate import trials_per_process
+from orchestrator.spec.estimates.gpu_layouts import MachineGpus
 from orchestrator.spec.sweep_spec import SweepSpec
 
 SLOT_RESOURCE = "slot"
@@ -90,6 +91,17 @@ class Slots:
         return resources | ({"GPU": self.gpu_fraction or 1.0} if self.gpus else {})
 
     @property
+    def gpus_needed(self) -> tuple[int, int]:
+        """GPUs that one trial needs at least, and that all concurrent trials use."""
+        share = self.gpus * self.trials_per_process
+        units = self.shared_processes if self.trials_per_process > 1 else self.count
+        if not share:
+            return 0, 0
+        if share <= 1:
+            return 1, math.ceil(units / int(1 / share + 1e-9))
+        return math.ceil(share), math.ceil(share) * units
+
+    @property
     def stage_resources(self) -> dict[str, float]:
         """Ray resources of the SFT stage's worker, which runs before the trials."""
         return self.process_resources if self.trials_per_process > 1 else self.bundles[0]
@@ -112,7 +124,7 @@ def plan_slots(spec: SweepSpec, *, cpus: int | None = None, gpus: int | None = N
     Raises:
         SpecError: not even one trial fits.
     """
-    here = Machine(_cpus() if cpus is None else cpus, visible_gpus() if gpus is None else gpus)
+    here = Machine(usable_cpus() if cpus is None else cpus, visible_gpus() if gpus is None else gpus)
     return slots_on(spec, [here], gpu_memory=gpu_memory() if here.gpus else None)
 
 
@@ -186,6 +198,11 @@ def _count_fitting(cpus: float, gpus: float, machine: Machine, is_shared_cluster
     return min(by_cpus, by_gpus) if is_shared_cluster else by_gpus
 
 
+def machine_gpus() -> MachineGpus:
+    """Return the GPUs of this machine that the process may use."""
+    return MachineGpus(tuple(gpu.memory for gpu in visible_devices()), usable_cpus())
+
+
 def gpu_memory() -> float | None:
     """Return the memory of the smallest visible GPU in bytes; None without GPUs."""
     return smallest_memory() if visible_gpus() else None
@@ -195,5 +212,6 @@ def _amounts(cpus: float, gpus: float) -> str:
     return " and ".join(f"{n:g} {what}{'' if n == 1 else 's'}" for n, what in ((cpus, "CPU"), (gpus, "GPU")))
 
 
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0))
+def usable_cpus() -> int:
+    """Return the CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS lacks it

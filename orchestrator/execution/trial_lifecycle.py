@@ -18,6 +18,7 @@ from orchestrator.folders import FAILURE_FILE
 from orchestrator.interfaces import ProgressView, TrackingSink
 from orchestrator.mirror import trial_mirror
 from orchestrator.spec.search.trial_params import SEED
+from orchestrator.spec.sweep_spec import AUTO_TRAINING
 from orchestrator.study.repeats import group_by_configuration
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialRecord, TrialState
@@ -58,7 +59,7 @@ class AttemptLauncher:
         study: Study,
         sink: TrackingSink,
         view: ProgressView,
-        finalize_config: Callable[[TrialConfig], TrialConfig],
+        finalize_config: Callable[[TrialConfig, Mapping[str, Any]], TrialConfig],
     ) -> None:
         self._study, self._sink, self._view, self._finalize_config = study, sink, view, finalize_config
 
@@ -66,7 +67,7 @@ class AttemptLauncher:
         """Write the attempt's folder, start its run in tracking and return its task for a worker."""
         sweep_folder = self._study.folder
         run_name, folder = str(trial.number), sweep_folder.attempt(trial.number, trial.attempt)
-        configured = self._finalize_config(trial.config)
+        configured = self._finalize_config(trial.config, trial.params)
         config = trial_retries.with_micro_batch_limit(configured, trial.micro_batch_limit)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "trial.yaml").write_text(
@@ -102,6 +103,10 @@ class AttemptLauncher:
         tags |= {"clone.from_update": str(record.fork.step)} if record.fork is not None else {}
         tags |= {FIRST_ATTEMPT: str(trial.first_attempt)} if trial.first_attempt > 1 else {}
         tags |= {f"failed.attempt_{failed.attempt}": failed.reason for failed in record.failed_attempts}
+        for path in AUTO_TRAINING:  # tags, as params of an attempt on another machine cannot change
+            name = path.partition(".")[2]
+            if (value := getattr(configured.training, name)) != getattr(trial.config.training, name):
+                tags[f"arrangement.{name}"] = str(value)
         if config is not configured:  # the logged params stay as configured
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
         self._sink.start_run(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ray.tune import PlacementGroupFactory, Trainable
@@ -194,7 +194,7 @@ def run_trials(
     signals: SignalHandler,
     slots: Slots,
     *,
-    finalize_config: Callable[[TrialConfig], TrialConfig] = lambda config: config,
+    finalize_config: Callable[[TrialConfig, Mapping[str, Any]], TrialConfig] = lambda config, _: config,
     on_trial_end: Callable[[TrialRecord], None] = lambda _: None,
     longest_row: int = 1,
     open_session: SessionFactory = open_session,
@@ -209,7 +209,8 @@ def run_trials(
         view: progress view.
         signals: handler of stop signals.
         slots: concurrent trials and their resources.
-        finalize_config: fills in a trial's configuration at run time, for example the SFT stage's model.
+        finalize_config: fills in a trial's configuration at run time, given its own settings: the SFT stage's model,
+            what was chosen for this machine.
         on_trial_end: called after each ended trial.
         longest_row: tokens of the data's longest row.
         open_session: opens a worker's training session.

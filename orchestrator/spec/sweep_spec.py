@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
@@ -136,7 +136,8 @@ class Resources(FrozenModel):
 
     gpus_per_trial: NonNegativeFloat | None = Field(
         default=None,
-        description="By default 1 if there are GPUs, else 0. Above 1: a whole number, with a process on each GPU.",
+        description="auto: the fewest that hold a trial, a share of one for small models, 0 without GPUs. null: 1 if "
+        "there are GPUs, else 0. Above 1: a whole number, with a process on each GPU.",
     )
     cpus_per_trial: PositiveFloat = Field(
         default=1.0, description="CPU cores that a trial takes, at least one for each of its processes."
@@ -195,10 +196,26 @@ class SftStage(FrozenModel):
     data: DataConfig | None = Field(default=None, description="By default base.data.")
 
 
+AUTO = "auto"
+"""The word for a setting that is chosen for the machines at hand."""
+GPUS_PER_TRIAL = "resources.gpus_per_trial"
+DISTRIBUTED, CHECKPOINTING, MICRO_BATCH = AUTO_TRAINING = (
+    "training.distributed",
+    "training.gradient_checkpointing",
+    "training.tokens_per_micro_batch",
+)
+"""Settings of `base` and `sft` that may be `auto`, as may `resources.gpus_per_trial`."""
+
+
 class SweepSpec(FrozenModel):
     """A sweep. `keep_models`: how many of the best trials' final weights stay on disk; see `models_kept`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    auto: tuple[str, ...] = Field(
+        default=(),
+        description="Paths of the file that are left to `auto`, such as base.training.distributed. They have their "
+        "defaults in this spec; spec/estimates/arrangement chooses their values for the machines at hand.",
+    )
     description: str = ""
     base: TrialConfig
     search: SearchSpace = SearchSpace()
@@ -233,10 +250,29 @@ class SweepSpec(FrozenModel):
         "s3://bucket/prefix, gs://bucket/prefix or file:///shared/folder. Credentials come from the environment.",
     )
 
+    @model_serializer(mode="wrap")
+    def _without_empty_auto(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `auto` out where it is empty: the stored text of a sweep of before there was `auto` stays the same."""
+        tree: dict[str, Any] = handler(self)
+        if not self.auto:
+            tree.pop("auto", None)
+        return tree
+
     @classmethod
     def from_stored(cls, text: str) -> Self:
         """Return the sweep that a study stores as JSON; values that were removed since are read as they are."""
         return cls.model_validate_json(text, context=STORED)
+
+    def written(self) -> dict[str, Any]:
+        """Return the spec as JSON values, in which settings that are left to `auto` have this word as their value."""
+        tree = self.model_dump(mode="json")
+        for path in tree.pop("auto", ()):
+            *groups, name = path.split(".")
+            section = tree
+            for group in groups:
+                section = section[group]
+            section[name] = AUTO
+        return tree
 
     @property
     def models_kept(self) -> int:

@@ -122,7 +122,7 @@ def full_spec_digest(spec: SweepSpec) -> str:
 
 def spec_differences(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
     """Return every setting that differs, sorted by path."""
-    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    before, after = flatten(old.written()), flatten(new.written())
     paths = sorted(path for path in before.keys() | after.keys() if before.get(path, ...) != after.get(path, ...))
     return [
         SettingChange(path.replace("search.dimensions.", "search."), before.get(path), after.get(path))

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from orchestrator.gpus import HANGS, driver_hangs, installed_gpus, output_of
 from orchestrator.interfaces import SFT_RUN, SWEEP_RUN
-from orchestrator.nvidia_smi import NvidiaSmiHangs, output_of, query_gpus
 from orchestrator.study.trial_records import Outcome
 
 SWEEP_ID = "prefsweep.sweep_id"
@@ -158,10 +158,9 @@ def _packages() -> dict[str, str]:
 
 
 def _gpus() -> list[str]:
-    try:
-        return query_gpus("name,memory.total,driver_version")
-    except NvidiaSmiHangs as error:
-        return [str(error)]
+    if driver_hangs():
+        return [HANGS]
+    return [", ".join(filter(None, (gpu.name, gpu.memory_text, gpu.driver))) for gpu in installed_gpus()]
 
 
 def _memory_gib() -> float | None:

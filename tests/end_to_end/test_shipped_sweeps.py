@@ -1,17 +1,18 @@
 """Every shipped sweep loads, plans, and resolves to the file beside this one. UPDATE_GOLDEN=1 writes them anew."""
 
 import os
+import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 import sweeps
-from orchestrator.commands.local_plan import plan_locally
+from docs.make_sweeps import MACHINES, PAGE, make_page, plans, sibling
+from orchestrator.commands.local_plan import plan_locally, plan_machines
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions
-from orchestrator.spec.estimates.input_sizes import RowCounts
-from orchestrator.spec.estimates.sweep_plan import make_plan
+from orchestrator.spec.estimates.gpu_table import parse_machine
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.samplers import GridSampler
@@ -49,6 +50,7 @@ def test_plan(file: Path, tmp_path: Path) -> None:
     if isinstance(spec.sampler, GridSampler):
         assert made.trials == made.grid
     assert made.trials
+    assert None not in (made.train_pairs, made.eval_pairs)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,18 +137,74 @@ def test_the_missions_grid() -> None:
     assert (data.max_length, data.prompt_budget, training.num_train_epochs) == (2048, 1800, 1.0)
 
 
-@pytest.mark.parametrize("file", [file for file in SHIPPED if file not in QUICK], ids=lambda file: file.stem)
-def test_the_table_in_the_docs_is_the_plans(file: Path) -> None:
-    machine = GpuAssumptions(tokens_per_pair=1000)
-    made = make_plan(
-        load_spec(file),
-        Path("runs"),
-        RowCounts(60_000, 2_000, exact=False),
-        concurrency=1,
-        tracking="",
-        assumptions=machine,
-    )
-    lines = (Path(sweeps.__file__).parents[1] / "docs" / "sweeps.md").read_text().splitlines()
-    row = next(line for line in lines if line.startswith(f"| `{file.name}` |"))
-    memory = made.estimate.memory.total / 1e9
-    assert row.endswith(f"| {made.trials} | {made.estimate.gpu_hours:.0f} | {memory:.0f} |")
+def test_the_page_is_current() -> None:
+    assert PAGE.read_text(encoding="utf-8") == make_page(), "docs/sweeps.md is out of date: `make docs`"
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_file_fits_or_names_one_that_does(file: Path, machine: str) -> None:
+    spec, found = plans(file)
+    assert found[machine].plan is not None or sibling(spec, machine) is not None
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_the_sizes_of_every_file_are_known(file: Path) -> None:
+    made = plans(file)[1]["8xH100"].plan
+    assert made is not None
+    assert made.estimate is not None
+    assert None not in (made.train_pairs, made.eval_pairs, made.updates_per_trial, made.estimate.gpu_hours)
+    if file not in QUICK:
+        assert made.published
+        assert "every pair at full length" not in made.estimate.assumed
+
+
+LORA = [file.stem for file in SHIPPED if file.stem.endswith("-lora")]
+SMALL = ["qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "llama3.2-1b", "llama3.2-3b", "gemma3-1b", "gemma3-4b", "smollm3-3b"]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_file_starts_as_shipped_on_8_gpus_of_80_gb(file: Path) -> None:
+    assert plans(file)[1]["8xH100"].arrangement is not None
+
+
+@pytest.mark.parametrize("name", [*LORA, *SMALL])
+def test_adapters_and_small_models_fit_one_gpu(name: str, tmp_path: Path) -> None:
+    spec = load_spec(Path(sweeps.__file__).parent / f"{name}.yaml")
+    machines = [parse_machine(f"1x{gpu}") for gpu in ("RTX4090", "L4", "RTX6000-Ada", "H100")]
+    for made in plan_machines(spec, tmp_path, machines, (), GpuAssumptions()):
+        assert made.arrangement is not None, f"{name} on {made.machine}"
+        assert made.arrangement.gpus_per_trial <= 1
+
+
+@pytest.mark.parametrize("name", [*LORA, *SMALL])
+def test_the_hours_in_the_head_of_a_file_are_the_plans(name: str) -> None:
+    file = Path(sweeps.__file__).parent / f"{name}.yaml"
+    head = file.read_text(encoding="utf-8").partition("\nname:")[0].replace("\n# ", " ")
+    said = {machine: float(hours) for hours, machine in re.findall(r"about ([\d.]+) hours on (\w+)", head)}
+    assert "1xRTX4090" in said
+    for machine, hours in said.items():
+        assert hours == pytest.approx(plans(file)[1][machine].hours, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("name", "simpo", "dpo"),
+    [
+        ("llama3-8b-lora", "llama3-8b", "llama3-8b-dpo"),
+        ("llama3-8b-instruct-lora", "llama3-8b-instruct-v0.2", "llama3-8b-instruct-v0.2-dpo"),
+        ("mistral-7b-base-lora", "mistral-7b-base", "mistral-7b-base-dpo"),
+        ("mistral-7b-instruct-lora", "mistral-7b-instruct", "mistral-7b-instruct-dpo"),
+        ("gemma2-9b-lora", "gemma2-9b", "gemma2-9b-dpo"),
+    ],
+)
+def test_adapters_start_at_the_published_points_with_ten_times_their_rates(name: str, simpo: str, dpo: str) -> None:
+    spec = load_spec(Path(sweeps.__file__).parent / f"{name}.yaml")
+    for given, full in zip(spec.enqueue, (first(simpo), first(dpo)), strict=True):
+        trial = apply_params(spec.base, given)
+        assert trial.lora is not None
+        if isinstance(trial.loss, SimpoLoss) and isinstance(full.loss, SimpoLoss):  # by gamma here, by the ratio there
+            assert (trial.loss.beta, trial.loss.gamma_value) == pytest.approx((full.loss.beta, full.loss.gamma_value))
+        else:
+            assert trial.loss == full.loss
+        assert trial.training.learning_rate == pytest.approx(10 * full.training.learning_rate)
+        assert (trial.data, trial.model.name_or_path) == (full.data, full.model.name_or_path)

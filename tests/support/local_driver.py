@@ -5,7 +5,7 @@ A start costs milliseconds instead of seconds, so that it can be killed at hundr
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def make_controller(study: Study, sink: Any, view: Any = None, signals: Any = No
 
 
 def _nothing(_: object) -> None: ...
-def _unchanged(config: TrialConfig) -> TrialConfig:
+def _unchanged(config: TrialConfig, _: Mapping[str, Any]) -> TrialConfig:
     return config
 
 

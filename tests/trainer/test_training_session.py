@@ -1,5 +1,6 @@
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.small_trials import MODEL, finish, model_bytes, take, trial, without_speed
-from trainer import metrics
+from trainer import metrics, training_session
 from trainer.forward.pair_model import PairModel
 from trainer.models.model_files import export_model
 from trainer.results import ModelError, ResumeError, RunStatus, TrialError
-from trainer.training_session import TrainingSession
+from trainer.training_session import TrainingSession, digest_with_checkpointing, result_digest
 
 LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
 
@@ -249,8 +250,21 @@ def test_a_folder_of_another_configuration_is_refused(session: TrainingSession, 
     take(session.train(trial(training={"save_steps": 1}), tmp_path), 4)
     with pytest.raises(ResumeError, match="another configuration"):
         next(session.train(trial("dpo"), tmp_path))
-    smaller = trial(training={"save_steps": 1, "tokens_per_micro_batch": 64})
+    smaller = trial(training={"save_steps": 1, "tokens_per_micro_batch": 64, "gradient_checkpointing": True})
     assert finish(session.train(smaller, tmp_path))[1].status is RunStatus.FINISHED
+
+
+def test_a_run_that_an_earlier_version_began_with_checkpointing_continues_without(
+    session: TrainingSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(training_session, "result_digest", partial(digest_with_checkpointing, on=True))
+        take(session.train(trial(training={"save_steps": 1, "gradient_checkpointing": True}), tmp_path), 4)
+    plain = trial(training={"save_steps": 1})
+    assert result_digest(plain) != digest_with_checkpointing(plain, on=True)
+    run = session.train(plain, tmp_path / "2", [tmp_path])
+    history, result = finish(run)
+    assert (result.status, [p.step for p in history]) == (RunStatus.FINISHED, list(range(7)))
 
 
 def test_too_little_data_is_a_sentence(session: TrainingSession, tmp_path: Path) -> None:

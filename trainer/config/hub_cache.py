@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 _TIMEOUT = 5.0
@@ -26,6 +27,15 @@ def model_file(name_or_path: str, filename: str, revision: str | None = None) ->
     if not folder.is_dir():
         return cached_file(name_or_path, filename, revision)
     return folder / filename if (folder / filename).is_file() else None
+
+
+def model_type(name_or_path: str | None, revision: str | None = None) -> str | None:
+    """Return `model_type` of a model's config.json, for a multimodal model that of its text; None if it is not here."""
+    file = None if name_or_path is None else model_file(name_or_path, "config.json", revision)
+    if file is None:
+        return None
+    config = json.loads(file.read_text(encoding="utf-8"))
+    return config.get("text_config", config).get("model_type")
 
 
 def is_offline() -> bool:

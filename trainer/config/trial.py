@@ -36,6 +36,18 @@ class GeneratedModel(FrozenModel):
     seed: int = Field(default=0, description="Of the random weights.")
 
 
+FUSED_ARCHITECTURES = frozenset(
+    {"llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "gemma", "gemma2", "gemma3_text"}
+)
+"""Model types whose layers `model.kernels: liger` replaces: tests compare them with transformers' own."""
+LIGER_MISSING = "model.kernels: liger needs liger-kernel, which is not installed: pip install 'prefsweep[liger]'"
+
+
+def unknown_architecture(kind: str) -> str:
+    """Return why `model.kernels: liger` is refused for a model type that is not in `FUSED_ARCHITECTURES`."""
+    return f"models of type {kind} are not among {', '.join(sorted(FUSED_ARCHITECTURES))}; write auto or none"
+
+
 class ModelConfig(FrozenModel):
     """The initial model: a hub name, a folder, or a generated one. Shorthand: `model: NAME`."""
 
@@ -57,6 +69,16 @@ class ModelConfig(FrozenModel):
     load_in_4bit: bool = Field(
         default=False, description="Load the base in 4 bits by bitsandbytes (NF4); with lora only."
     )
+    kernels: Literal["auto", "liger", "none"] = Field(
+        default="auto",
+        description="Norms, rotary embeddings and MLPs. liger: fused, by liger-kernel; none: transformers' own; auto: "
+        "fused on a GPU where liger-kernel is installed and knows the architecture. Equal to rounding.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the layers by torch.compile, for varying lengths: the first updates take minutes, which "
+        "only long trials win back. Equal to rounding.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -67,6 +89,12 @@ class ModelConfig(FrozenModel):
     def _check_one_source(self) -> Self:
         if (self.name_or_path is None) == (self.generated is None):
             raise ValueError("give exactly one of name_or_path and generated")
+        return self
+
+    @model_validator(mode="after")
+    def _check_kernels(self) -> Self:
+        if self.compile and self.kernels == "liger":
+            raise ValueError("compile fuses the layers itself: use either compile: true or kernels: liger")
         return self
 
 

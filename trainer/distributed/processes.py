@@ -20,7 +20,6 @@ from torch import distributed, nn
 
 from trainer.config.trial import TrainingConfig
 from trainer.environment import keep_deepspeed_off_stdout, remove_foreign_settings, report_ignored
-from trainer.objectives.pair_logps import MetricSums
 
 
 class RunInterrupted(Exception):
@@ -66,14 +65,6 @@ class ProcessGroup:
     def shards_model(self, training: TrainingConfig) -> bool:
         """Return whether each process holds only shards of the model."""
         return self.size > 1 and training.distributed != "ddp"
-
-    def all_reduce_metrics(self, sums: MetricSums) -> MetricSums:
-        """Return sums over all processes; all must have the same names."""
-        if self.size == 1:
-            return sums
-        flat = torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64, device=self.device)
-        distributed.all_reduce(flat)
-        return {name: (float(n), float(w)) for name, (n, w) in zip(sorted(sums), flat.tolist(), strict=True)}
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over all processes, in place."""
@@ -188,7 +179,8 @@ def join_rendezvous(
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": _LOOPBACK_INTERFACE,
         "NCCL_SOCKET_IFNAME": _LOOPBACK_INTERFACE,
-        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        # Under ROCm Ray gives this process its GPU by HIP's variable, which has precedence.
+        "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in os.environ else "CUDA_VISIBLE_DEVICES": ",".join(gpus),
     }
     if not gpus:
         os.environ["ACCELERATE_USE_CPU"] = "true"

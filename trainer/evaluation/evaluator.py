@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from trainer.forward.pair_model import PairModel
 from trainer.metrics import EVAL_PREFIX
 from trainer.models.model_files import end_token_ids
 from trainer.objectives.losses import pair_loss, required_stats
-from trainer.objectives.pair_logps import PairLogps, RequiredStats, UpdateTotals, metric_means, metric_sums
+from trainer.objectives.pair_logps import PairLogps, RequiredStats, UpdateTotals, metric_means, metric_sums, to_device
 from trainer.storage.atomic_files import write_file
 
 
@@ -70,7 +70,7 @@ def score_pairs(
     check_cancelled: Callable[[], None],
     indexes: Sequence[int] | None = None,
 ) -> PairLogps:
-    """Return the log-probs of these pairs (by default all) in this order, on the CPU, equal in every process.
+    """Return the log-probs of these pairs (by default all) in this order, equal in every process.
 
     Batches depend on the lengths and the budget only, so the result is bit-identical for any number of processes.
     """
@@ -82,7 +82,7 @@ def score_pairs(
     found: list[PairLogps] = []
     for batch in own_batches:
         check_cancelled()
-        found.append(model.logps([pairs.pair(selected[position]) for position in batch], required).to("cpu"))
+        found.append(model.logps([pairs.pair(selected[position]) for position in batch], required))
     if model.sharded and len(own_batches) < len(batches[:: process_group.size]):
         model.logps([pairs.pair(selected[position]) for position in batches[0]], required)
     order = [position for batch in own_batches for position in batch]
@@ -92,10 +92,12 @@ def score_pairs(
 def _gather_in_order(
     found: Sequence[PairLogps], order: Sequence[int], count: int, process_group: ProcessGroup
 ) -> PairLogps:
+    # On the model's device, for which only the caller has to wait.
     part = PairLogps.concatenate(found).columns() if found else {}
     if process_group.size == 1:
         positions = torch.empty(count, dtype=torch.long)
         positions[torch.tensor(order, dtype=torch.long)] = torch.arange(count)
+        positions = to_device(positions, process_group.device)
         return PairLogps.from_columns({name: column[positions] for name, column in part.items()})
     names = process_group.broadcast(sorted(part))
     columns: dict[str, torch.Tensor] = {}
@@ -103,7 +105,7 @@ def _gather_in_order(
         # Token counts are far below 2**53, so float64 is exact.
         full = torch.zeros(count, dtype=torch.float64)
         if part:
-            full[torch.tensor(order, dtype=torch.long)] = part[name].double()
+            full[torch.tensor(order, dtype=torch.long)] = part[name].double().cpu()
         process_group.all_reduce(full)
         columns[name] = full.long() if name.endswith("_tokens") else full
     return PairLogps.from_columns(columns)
@@ -146,7 +148,7 @@ class Evaluator:
                 self.process_group,
                 self.cancel_token.check,
                 indexes,
-            )
+            ).to("cpu")
 
     def completions(self) -> list[Completion]:
         """Return greedy completions of the first `evaluation.prompts` distinct held-out prompts, as computed by the
@@ -156,6 +158,8 @@ class Evaluator:
         with (
             _eval_mode(self.model),
             self.process_group.autocast(training.bf16, cache_weights=not self.pair_model.sharded),
+            # Each token would have another length. torch.compiler takes a second to load.
+            torch.compiler.set_stance("force_eager") if self.config.model.compile else nullcontext(),
         ):
             found = complete_greedily(
                 self.model,

@@ -26,6 +26,7 @@ from trainer.data import Prepared
 from trainer.distributed.processes import ProcessGroup
 from trainer.evaluation.completions import Completion
 from trainer.evaluation.evaluator import Evaluator
+from trainer.models.layer_kernels import has_fused_layers
 from trainer.objectives.losses import required_stats
 from trainer.objectives.pair_logps import PairLogps
 from trainer.storage.atomic_files import digest_of, write_file, write_json
@@ -181,9 +182,12 @@ class ReferenceCache:
         # No entry for packed pairs, so that caches of earlier versions stay valid.
         batches = {} if evaluator.pair_model.mode == "packed" else {"batches": "by padded size"}
         rotary = {} if evaluator.pair_model.rotary is None else {"rotary": "by sequence"}
+        layers = {"layers": "fused"} if has_fused_layers(evaluator.model) else {}
+        layers |= {"compiled": True} if model.compile else {}
         return (
             batches
             | rotary
+            | layers
             | {
                 "start": fingerprint,
                 "data": prepared.fingerprint,

@@ -148,7 +148,7 @@ def check_head(core: PreTrainedModel, head: Head) -> None:
         logits = core(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         token_logps = logits.flatten(0, 1)[batch.rows].float().log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
     reshard(core)
-    found, expected = logps.chosen.sum() + logps.rejected.sum(), token_logps.double().sum()
+    found, expected = logps.chosen.sum() + logps.rejected.sum(), token_logps.to(logps.chosen.dtype).sum()
     if not torch.allclose(found, expected, rtol=_tolerance(core)):
         raise UnsupportedHead(
             f"{type(core).__name__} does more than a linear output layer: log-probs {found:.4f} instead of "
@@ -247,4 +247,4 @@ def _training_autocast(core: PreTrainedModel, autocast: torch.dtype | None) -> A
 
 def _scored_hidden_states(core: PreTrainedModel, batch: Batch) -> Tensor:
     with use_attention(core, batch):
-        return hidden_states(core, core, batch)[batch.rows].double()
+        return hidden_states(core, core, batch)[batch.rows].cpu().double()

@@ -6,8 +6,10 @@ Peak memory beyond inputs and gradients: rows x vocabulary x 4 bytes, where rows
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -15,8 +17,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainer import memory_limits
+from trainer.environment import sum_dtype
 from trainer.forward.packing import TOKEN_KINDS, Batch
 from trainer.objectives.pair_logps import LossTerms, PairLogps
+
+_log = logging.getLogger(__name__)
 
 ObjectiveFn = Callable[[PairLogps, slice], LossTerms]
 """(log-probs of the pairs in a slice of the batch, the slice) -> their loss terms, differentiable in the log-probs."""
@@ -144,7 +149,7 @@ class _ChunkedLoss(torch.autograd.Function):
             _accumulator(bias) if bias is not None and ctx.needs_input_grad[2] else None,
         )
         with torch.autocast(selected.device.type, enabled=False):
-            total = torch.zeros((), dtype=torch.float64, device=selected.device)
+            total = torch.zeros((), dtype=sum_dtype(selected.device), device=selected.device)
             groups = chunked_pass.groups()
             buffer = _logits_buffer(
                 min(chunked_pass.chunk_size.max_rows, max(chunked_pass.tokens(pairs) for pairs in groups)),
@@ -234,10 +239,7 @@ def _logits_buffer(rows: int, head: Head) -> Tensor:
 def _chunk_logps(hidden: Tensor, targets: Tensor, head: Head, buffer: Tensor) -> _Chunk:
     """hidden [r, hidden size], targets [r] -> log-probs and the inputs of their gradient, with one exp per logit."""
     hidden, logits = hidden.to(head.weight.dtype), buffer[: len(hidden)]
-    if head.weight.dtype == buffer.dtype:
-        torch.mm(hidden, head.weight.t(), out=logits)
-    else:
-        logits.copy_(torch.mm(hidden, head.weight.t()))
+    _product_into(logits, hidden, head.weight.t())
     if head.bias is not None:
         logits.add_(head.bias)
     if head.scale != 1.0:
@@ -268,15 +270,78 @@ def _backward(chunk: _Chunk, targets: Tensor, per_row: Tensor, head: Head, grads
         grads.bias.addmv_(d_logits.t(), factor.squeeze(1))
     product = d_logits.to(head.weight.dtype)
     if grads.hidden is not None:
-        grads.hidden[rows] = torch.mm(product, head.weight).mul_(factor)
+        grads.hidden[rows] = _wide_product(product, head.weight).mul_(factor)
     if grads.weight is not None:
-        weighted = (chunk.hidden * factor).to(product.dtype)
-        if grads.weight.dtype == product.dtype:
-            grads.weight.addmm_(product.t(), weighted)
-        else:
-            columns = max(1, memory_limits.GRADIENT_CHUNK_ELEMENTS // weighted.shape[1])
-            for part, sums in zip(product.t().split(columns), grads.weight.split(columns), strict=True):
-                sums.add_(torch.mm(part, weighted))
+        _add_product(grads.weight, product.t(), (chunk.hidden * factor).to(product.dtype))
+
+
+# --- products of 16-bit matrices with results in float32 --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _WideProducts:
+    """What a device does with 16-bit matrices without rounding the result to 16 bits."""
+
+    product: bool
+    """`mm` with a float32 result."""
+    sum: bool
+    """`addmm` to a float32 matrix."""
+
+
+@lru_cache(maxsize=8)
+def _wide_products(device: torch.device, dtype: torch.dtype) -> _WideProducts:
+    """Try torch's `out_dtype` on a probe: CUDA has it for 16 bits, torch 2.11's `addmm` perhaps not; a CPU has none.
+
+    Raises whatever says more than that: out of memory, and CUDA errors after which the process cannot continue.
+    """
+    left = torch.arange(24 * 16, device=device).sin().view(24, 16).to(dtype)
+    exact = left.float() @ left.float().t()
+    into, added = torch.empty_like(exact), torch.ones_like(exact)
+
+    def works(attempt: Callable[[], Tensor], expected: Tensor) -> bool:
+        try:
+            return torch.allclose(attempt(), expected, rtol=1e-3, atol=1e-4)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except RuntimeError:
+            return False
+
+    found = _WideProducts(
+        works(lambda: torch.mm(left, left.t(), out_dtype=torch.float32, out=into), exact),
+        works(lambda: torch.addmm(added, left, left.t(), out_dtype=torch.float32, out=added), exact + 1),
+    )
+    if device.type != "cpu" and not found.product:
+        _log.warning("the output layer's logits are rounded to %s: torch has no product in float32 here", dtype)
+    return found
+
+
+def _product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """out = left @ right, `out` at least in float32."""
+    if left.dtype == out.dtype:
+        torch.mm(left, right, out=out)
+    elif _wide_products(left.device, left.dtype).product:
+        torch.mm(left, right, out_dtype=out.dtype, out=out)
+    else:
+        out.copy_(torch.mm(left, right))
+
+
+def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ right, of 16-bit matrices in float32 where the device can."""
+    if left.dtype in (torch.bfloat16, torch.float16) and _wide_products(left.device, left.dtype).product:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return torch.mm(left, right)
+
+
+def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """out += left @ right, `out` at least in float32. Transient memory: GRADIENT_CHUNK_ELEMENTS elements at most."""
+    if left.dtype == out.dtype:
+        out.addmm_(left, right)
+    elif _wide_products(left.device, left.dtype).sum:
+        torch.addmm(out, left, right, out_dtype=out.dtype, out=out)
+    else:
+        rows = max(1, memory_limits.GRADIENT_CHUNK_ELEMENTS // right.shape[1])
+        for part, sums in zip(left.split(rows), out.split(rows), strict=True):
+            sums.add_(_wide_product(part, right))
 
 
 # --- rows to sequences ------------------------------------------------------------------------------------------------
@@ -311,16 +376,14 @@ def _sums_by_kind(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, collisio
 
     def by_kind(values: list[Tensor]) -> Tensor:
         size = (pairs.stop - pairs.start) * len(TOKEN_KINDS)
-        zeros = torch.zeros(size, dtype=torch.float64, device=pair_kinds.device)
-        return zeros.index_add_(0, pair_kinds, torch.cat(values).double()).view(-1, len(TOKEN_KINDS))
+        zeros = torch.zeros(size, dtype=sum_dtype(pair_kinds.device), device=pair_kinds.device)
+        return zeros.index_add_(0, pair_kinds, torch.cat(values).to(zeros.dtype)).view(-1, len(TOKEN_KINDS))
 
     return _Sums(by_kind(logps), by_kind(collision_probs) if collision_prob else None)
 
 
 def _pair_logps(batch: Batch, pairs: slice, sums: _Sums) -> PairLogps:
-    def counts(values: tuple[int, ...]) -> Tensor:
-        return torch.tensor(values[pairs], device=batch.rows.device)
-
+    chosen_tokens, rejected_tokens, prompt_tokens = batch.token_counts[:, pairs].unbind()
     by = dict(zip(TOKEN_KINDS, sums.logps.unbind(1), strict=True))
     collisions = (
         None if sums.collision_prob is None else dict(zip(TOKEN_KINDS, sums.collision_prob.unbind(1), strict=True))
@@ -328,8 +391,8 @@ def _pair_logps(batch: Batch, pairs: slice, sums: _Sums) -> PairLogps:
     return PairLogps(
         chosen=by["chosen_shared"] + by["chosen_tail"],
         rejected=by["rejected_shared"] + by["rejected_tail"],
-        chosen_tokens=counts(batch.chosen_tokens),
-        rejected_tokens=counts(batch.rejected_tokens),
+        chosen_tokens=chosen_tokens,
+        rejected_tokens=rejected_tokens,
         chosen_shared=by["chosen_shared"],
         rejected_shared=by["rejected_shared"],
         chosen_collision_logp=None if collisions is None else collisions["chosen_shared"] + collisions["chosen_tail"],
@@ -337,5 +400,5 @@ def _pair_logps(batch: Batch, pairs: slice, sums: _Sums) -> PairLogps:
         if collisions is None
         else collisions["rejected_shared"] + collisions["rejected_tail"],
         prompt=by["prompt"] if batch.prompt_scored else None,
-        prompt_tokens=counts(batch.prompt_tokens) if batch.prompt_scored else None,
+        prompt_tokens=prompt_tokens if batch.prompt_scored else None,
     )

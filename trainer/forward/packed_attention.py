@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from trainer.forward.packing import CausalSegment, PackingPlan, PairSpan, causal_segments
+from trainer.objectives.pair_logps import to_device
 
 _log = logging.getLogger(__name__)
 
@@ -176,8 +178,10 @@ def _sequences(plan: PackingPlan, device: torch.device) -> _Sequences:
         ]
         queries_of.append(segment.end - segment.begin)
         keys_of.append(segment.shared + segment.end - segment.begin)
-    ends = [torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32) for lengths in (queries_of, keys_of)]
-    return _Sequences(torch.cat(keys).to(device), ends[0], ends[1], max(queries_of), max(keys_of))
+    ends = [
+        to_device(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), device) for lengths in (queries_of, keys_of)
+    ]
+    return _Sequences(to_device(torch.cat(keys), device), ends[0], ends[1], max(queries_of), max(keys_of))
 
 
 ATTENTION_NAME = "prefsweep_packed"
@@ -192,8 +196,17 @@ class CannotAttend(ValueError):
 
 
 def register() -> None:
-    """Register `ATTENTION_NAME` with transformers, without a mask function, so that models build no mask for it."""
-    AttentionInterface.register(ATTENTION_NAME, packed_attention)
+    """Register `ATTENTION_NAME` with transformers, without a mask function, so that models build no mask for it.
+
+    Compiled layers call it as it is: its plan is another in every batch, and each would be compiled anew.
+    """
+    compiles = "torch._dynamo" in sys.modules
+    AttentionInterface.register(ATTENTION_NAME, _outside_of_graphs() if compiles else packed_attention)
+
+
+@cache
+def _outside_of_graphs() -> Any:
+    return torch.compiler.disable(packed_attention)
 
 
 def packed_attention(

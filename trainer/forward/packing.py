@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.forward.rotary_embeddings import RotaryPlan
+from trainer.objectives.pair_logps import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,8 @@ class Batch:
     rejected_tokens: tuple[int, ...]
     prompt_tokens: tuple[int, ...]
     """Number of predicted tokens of each prompt: its length minus 1."""
+    token_counts: Tensor
+    """[3, N] the three numbers above, on the device."""
     prompt_scored: bool
     tokens: int
     """Number of positions computed, padding included."""
@@ -115,16 +118,17 @@ class Batch:
         return len(self.chosen_tokens)
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on another device."""
+        """Return the batch on another device; the host does not wait for a copy to a GPU."""
         return replace(
             self,
-            input_ids=self.input_ids.to(device),
-            position_ids=None if self.position_ids is None else self.position_ids.to(device),
-            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
-            rows=self.rows.to(device),
-            targets=self.targets.to(device),
-            pair_kinds=self.pair_kinds.to(device),
-            rotary=None if self.rotary is None else replace(self.rotary, which=self.rotary.which.to(device)),
+            input_ids=to_device(self.input_ids, device),
+            position_ids=None if self.position_ids is None else to_device(self.position_ids, device),
+            attention_mask=None if self.attention_mask is None else to_device(self.attention_mask, device),
+            rows=to_device(self.rows, device),
+            targets=to_device(self.targets, device),
+            pair_kinds=to_device(self.pair_kinds, device),
+            token_counts=to_device(self.token_counts, device),
+            rotary=None if self.rotary is None else replace(self.rotary, which=to_device(self.rotary.which, device)),
         )
 
 
@@ -332,6 +336,11 @@ def _make_batch(
             tail = 0 if kind == 4 else np.arange(len(tokens)) >= shared
             pair_kinds.append(np.full(len(tokens), first + kind) + tail)
         counts.append(sum(len(positions) for _, positions, _ in parts))
+    lengths = [
+        tuple(len(position.chosen) for position in scored),
+        tuple(len(position.rejected) for position in scored),
+        tuple(len(pair.prompt) - 1 for pair in pairs),
+    ]
     return Batch(
         input_ids=_tensor(input_ids),
         position_ids=None if position_ids is None else _tensor(position_ids),
@@ -341,9 +350,10 @@ def _make_batch(
         targets=_tensor(np.concatenate(targets)),
         pair_kinds=_tensor(np.concatenate(pair_kinds)),
         pair_rows=(0, *accumulate(counts)),
-        chosen_tokens=tuple(len(position.chosen) for position in scored),
-        rejected_tokens=tuple(len(position.rejected) for position in scored),
-        prompt_tokens=tuple(len(pair.prompt) - 1 for pair in pairs),
+        chosen_tokens=lengths[0],
+        rejected_tokens=lengths[1],
+        prompt_tokens=lengths[2],
+        token_counts=torch.tensor(lengths),
         prompt_scored=prompt,
         tokens=input_ids.size,
         rotary=rotary,

@@ -55,6 +55,14 @@ class UpdateLogps:
     """Indices of the micro-batch's pairs in the update."""
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedPairs:
+    """A micro-batch laid out for one objective, on the model's device or on its way there."""
+
+    batch: Batch
+    reference: PairLogps | None
+
+
 @dataclass(slots=True)
 class PassCounters:
     """Work done so far: passes through the model, and positions computed (padding included)."""
@@ -139,15 +147,31 @@ class PairModel:
         """Return the log-probs of one micro-batch, without gradient and without reference; on the model's device."""
         required = RequiredStats() if required is None else required
         batch = self._make_batch(pairs, required)
+        self._count(batch)
         with torch.no_grad(), use_attention(self._core, batch, self.rotary):
             hidden = hidden_states(self._core, self._core, batch)
         found = sequence_logps(hidden, batch, self._current_head(), self.chunk_size, required.collision_prob)
         reshard(self._core)
         return found
 
+    def prepare(self, pairs: Sequence[TokenPair], loss: LossConfig, reference: PairLogps | None) -> PreparedPairs:
+        """Lay out the pairs of a micro-batch and start their copy to the device; nothing is computed there.
+
+        `reference` is that of `backward`; on the CPU, so that checking it does not wait for a GPU.
+        Raises ValueError if it is missing, of other pairs, or given but not used.
+        """
+        required = required_stats(loss)
+        if required.reference != (reference is not None):
+            raise ValueError(f"{loss.kind} {'needs' if required.reference else 'takes no'} reference log-probs")
+        batch = self._make_batch(pairs, required)
+        if reference is not None:
+            _check_reference(reference, batch)
+            reference = reference.to(self.device)
+        return PreparedPairs(batch, reference)
+
     def backward(
         self,
-        pairs: Sequence[TokenPair],
+        pairs: Sequence[TokenPair] | PreparedPairs,
         loss: LossConfig,
         reference: PairLogps | None,
         totals: UpdateTotals,
@@ -159,10 +183,10 @@ class PairModel:
         The gradients of an update's micro-batches add up to that of its loss.
 
         Args:
-            pairs: Pairs of the micro-batch.
+            pairs: Pairs of the micro-batch, or what `prepare` made of them.
             loss: The objective.
             reference: Log-probs of these pairs, in this order, under the initial model; None for objectives without
-                reference.
+                reference, and for prepared pairs, which have it.
             totals: Sums of the whole update over all processes.
             backward: Called once with the scalar loss, as `Tensor.backward`. Under DistributedDataParallel, which
                 averages over processes, it must multiply the loss by their number.
@@ -173,17 +197,14 @@ class PairModel:
             ValueError: `reference` or `update` is missing, or `reference` is given but not used.
         """
         required = required_stats(loss)
-        if required.couples_pairs and update is None and len(pairs) != totals.pairs:
+        prepared = pairs if isinstance(pairs, PreparedPairs) else self.prepare(pairs, loss, reference)
+        batch, reference = prepared.batch, prepared.reference
+        if required.couples_pairs and update is None and len(batch) != totals.pairs:
             raise ValueError(
-                f"{loss.kind} with these terms couples the pairs of an update, but {len(pairs)} of {totals.pairs} are "
+                f"{loss.kind} with these terms couples the pairs of an update, but {len(batch)} of {totals.pairs} are "
                 "given; give the log-probs of the whole update too"
             )
-        if required.reference != (reference is not None):
-            raise ValueError(f"{loss.kind} {'needs' if required.reference else 'takes no'} reference log-probs")
-        batch = self._make_batch(pairs, required)
-        if reference is not None:
-            _check_reference(reference, batch)
-            reference = reference.to(self.device)
+        self._count(batch)
 
         def objective(logps: PairLogps, part: slice) -> LossTerms:
             if update is not None:
@@ -212,10 +233,11 @@ class PairModel:
     def _make_batch(self, pairs: Sequence[TokenPair], required: RequiredStats) -> Batch:
         layout = pack_pairs if self.mode == "packed" else pad_pairs
         key = None if self.rotary is None else self.rotary.key
-        batch = layout(pairs, prompt=required.prompt, rejected=required.rejected, key=key).to(self.device)
+        return layout(pairs, prompt=required.prompt, rejected=required.rejected, key=key).to(self.device)
+
+    def _count(self, batch: Batch) -> None:
         self.counters.forwards += 1
         self.counters.tokens += batch.tokens
-        return batch
 
 
 def _chunk_size(device: str, vocabulary: int) -> ChunkSize:

@@ -23,6 +23,7 @@ from trainer.config.trial import LoraConfig, ModelConfig, TrainingConfig
 from trainer.distributed.fsdp import CannotShard, gather_full, is_sharded, shard
 from trainer.models.adapters import adapt, not_causal_message
 from trainer.models.initial_weights import InitialWeights, named_tensors
+from trainer.models.layer_kernels import compile_layers, drop_compiled_layers
 from trainer.randomness import switch_off
 from trainer.results import ModelError
 
@@ -153,6 +154,8 @@ class PolicyModel:
         if self._is_modified and self._initial_weights is not None:
             self._initial_weights.restore(self.base)
         self._is_modified = False
+        if self.config.compile:
+            drop_compiled_layers(self.base)
         self.base.activation_checkpointing_disable()
         self.base.requires_grad_(False)
         self.base.zero_grad(set_to_none=True)
@@ -177,6 +180,8 @@ class PolicyModel:
                     f"training.gradient_checkpointing: {type(self.base).__name__} does not support it; set it to false"
                 )
             self.base.activation_checkpointing_enable({"use_reentrant": False})
+        if self.config.compile:
+            compile_layers(self.base)
         self.base.train()
         return self.base
 

@@ -25,6 +25,7 @@ from trainer.objectives.pair_logps import (
     per_token_logps,
     prompt_cross_entropy,
     smoothed_logistic,
+    to_device,
 )
 from trainer.objectives.rewards import Responses, compares_with_reference, rewards, shape_log_prob
 
@@ -86,10 +87,11 @@ def coupled_loss(
         Terms whose loss value is these pairs' share, but whose gradient (w.r.t. `part`) is that of the whole update's
         loss.
     """
-    terms = pair_loss(loss, update_logps.replace_pairs(index, part), totals)
+    positions = to_device(torch.tensor(index), part.chosen.device)
+    terms = pair_loss(loss, update_logps.replace_pairs(positions, part), totals)
     value = terms.loss.detach()
     shared = terms.loss - value + value * (len(index) / totals.pairs)
-    return replace(terms.select(index), loss=shared)
+    return replace(terms.select(positions), loss=shared)
 
 
 # --- simpo -----------------------------------------------------------------------------------------------------------

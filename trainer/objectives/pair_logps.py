@@ -14,17 +14,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from trainer.environment import sum_dtype
+
 _FILE_NAMES = {"chosen_collision_logp": "chosen_purity", "rejected_collision_logp": "rejected_purity"}
 """Field -> its name in the cache and in eval_pairs.safetensors, where the two differ."""
 _FIELD_NAMES = {column: field for field, column in _FILE_NAMES.items()}
 
 
+def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy to another device; from the host to a GPU through pinned memory, so that the host does not wait for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.to(dtype or tensor.dtype).pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class PairLogps:
-    """Per-pair statistics of N pairs. Every tensor has shape [N]; log-probs are natural, float64, summed over tokens.
+    """Per-pair statistics of N pairs. Every tensor has shape [N]; log-probs are natural, summed over tokens.
 
-    Optional ones are None if they were not computed (see `RequiredStats`); an objective that needs one raises
-    ValueError.
+    Log-probs have the dtype of `sum_dtype`: float64 except on Apple's GPU. Optional ones are None if they were not
+    computed (see `RequiredStats`); an objective that needs one raises ValueError.
     """
 
     chosen: Tensor
@@ -69,10 +78,10 @@ class PairLogps:
         selected = PairLogps.from_columns({name: tensor[index] for name, tensor in self.columns().items()})
         return replace(selected, reference=None if self.reference is None else self.reference.select(index))
 
-    def replace_pairs(self, index: Sequence[int], part: PairLogps) -> PairLogps:
+    def replace_pairs(self, index: Sequence[int] | Tensor, part: PairLogps) -> PairLogps:
         """Replace the statistics of some pairs by `part`'s, differentiable in them; the reference is unchanged."""
         new = part.columns()
-        positions = torch.tensor(index, device=self.chosen.device)
+        positions = to_device(torch.as_tensor(index), self.chosen.device)
         updated = {
             name: column.index_copy(0, positions, new[name]) for name, column in self.columns().items() if name in new
         }
@@ -93,7 +102,11 @@ class PairLogps:
 
     def to(self, device: torch.device | str) -> PairLogps:
         """Return the statistics on another device."""
-        moved = PairLogps.from_columns({name: tensor.to(device) for name, tensor in self.columns().items()})
+        target, columns = torch.device(device), self.columns()
+        floating = sum_dtype(target)
+        moved = PairLogps.from_columns(
+            {name: to_device(t, target, floating if t.is_floating_point() else t.dtype) for name, t in columns.items()}
+        )
         return replace(moved, reference=None if self.reference is None else self.reference.to(device))
 
     def detach(self) -> PairLogps:
@@ -163,7 +176,7 @@ class LossTerms:
     """The inputs of the objective, detached."""
     totals: UpdateTotals
 
-    def select(self, index: Sequence[int]) -> LossTerms:
+    def select(self, index: Sequence[int] | Tensor) -> LossTerms:
         """Return these pairs' rewards and log-probs; the loss is unchanged."""
         return replace(
             self,
@@ -204,8 +217,13 @@ def metric_sums(terms: LossTerms) -> MetricSums:
     others are means over pairs. Accuracies count strictly greater values, as in TRL. If rejected responses were not
     computed (SFT training), the metrics that need them are left out.
     """
-    sums = {
-        "loss": terms.loss.detach().double(),
+    pending = PendingSums.of(terms)
+    return pending.complete(pending.numbers.tolist())
+
+
+def _numerators(terms: LossTerms) -> dict[str, Tensor]:
+    return {
+        "loss": terms.loss.detach(),
         "rewards/chosen": terms.chosen_rewards.sum(),
         "rewards/rejected": terms.rejected_rewards.sum(),
         "rewards/margins": (terms.chosen_rewards - terms.rejected_rewards).sum(),
@@ -215,11 +233,39 @@ def metric_sums(terms: LossTerms) -> MetricSums:
         **_comparison_values(terms.logps),
         **{name: values.sum() for name, values in terms.extra.items()},
     }
-    all_sums = _to_sums(sums, len(terms.logps))
-    all_sums["loss"] = (all_sums["loss"][0], len(terms.logps) / terms.totals.pairs)
-    if all_sums["lengths/rejected"][0] == 0:
-        return {name: all_sums[name] for name in _WITHOUT_REJECTED}
-    return all_sums
+
+
+@dataclass(frozen=True, slots=True)
+class PendingSums:
+    """The `metric_sums` of parts of an update, not yet read from the device that computes them."""
+
+    names: tuple[str, ...]
+    numbers: Tensor
+    """[metrics + 2] in `sum_dtype`: numerators in the order of `names`, number of pairs, their share of the update."""
+
+    @classmethod
+    def of(cls, terms: LossTerms) -> PendingSums:
+        """Return the sums of one part."""
+        numerators, pairs = _numerators(terms), len(terms.logps)
+        dtype = sum_dtype(terms.loss.device)
+        counts = torch.tensor([float(pairs), pairs / terms.totals.pairs], dtype=dtype)
+        stacked = torch.stack([value.to(dtype) for value in numerators.values()])
+        return cls(tuple(numerators), torch.cat([stacked, to_device(counts, stacked.device)]))
+
+    def __add__(self, other: PendingSums) -> PendingSums:
+        """Add another part. Raises ValueError if their metrics differ."""
+        if self.names != other.names:
+            raise ValueError(f"the parts have other metrics: {self.names} and {other.names}")
+        return PendingSums(self.names, self.numbers + other.numbers)
+
+    def complete(self, numbers: Sequence[float]) -> MetricSums:
+        """Return the sums of `numbers` as read from the device, possibly added up over processes."""
+        *values, pairs, share = numbers
+        sums = {name: (value, pairs) for name, value in zip(self.names, values, strict=True)}
+        sums |= {"loss": (sums["loss"][0], share), "nll_loss": (sums["nll_loss"][0], sums["lengths/chosen"][0])}
+        if sums["lengths/rejected"][0] == 0:
+            return {name: sums[name] for name in _WITHOUT_REJECTED}
+        return sums
 
 
 def comparison_sums(logps: PairLogps) -> MetricSums:
@@ -241,7 +287,8 @@ def _comparison_values(logps: PairLogps) -> dict[str, Tensor]:
 
 
 def _to_sums(sums: Mapping[str, Tensor], pairs: int) -> MetricSums:
-    values: list[float] = torch.stack([value.double() for value in sums.values()]).tolist()
+    dtype = sum_dtype(next(iter(sums.values())).device)
+    values: list[float] = torch.stack([value.to(dtype) for value in sums.values()]).tolist()
     all_sums: MetricSums = {name: (value, float(pairs)) for name, value in zip(sums, values, strict=True)}
     all_sums["nll_loss"] = (all_sums["nll_loss"][0], all_sums["lengths/chosen"][0])
     return all_sums

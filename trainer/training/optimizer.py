@@ -125,13 +125,16 @@ class Optimizer:
         else:
             self._adam = torch.optim.AdamW(groups, lr=self._learning_rate, betas=betas, eps=eps, fused=True)
 
-    def clip_gradients(self) -> float:
-        """Clip gradients to max_grad_norm (0: never). Return the norm of all gradients before clipping."""
+    def clip_gradients(self) -> Tensor:
+        """Clip gradients to max_grad_norm (0: never). Return the norm [] of all gradients before clipping.
+
+        A norm that is not finite leaves gradients that are not: then take no step.
+        """
         self._shards.collect()
         norm = self._shards.total_norm()
-        if self._max_grad_norm > 0 and bool(torch.isfinite(norm)):
+        if self._max_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(list(self._trained.values()), self._max_grad_norm, norm)
-        return float(norm)
+        return norm
 
     def step(self, factor: float) -> float:
         """Take one step at `factor` times the learning rate and free the gradients. Return the learning rate used."""

@@ -41,6 +41,7 @@ class RoundingAdamW(torch.optim.Optimizer):
         """`groups`: dicts with `params` and `weight_decay`. `seed`: one number, and the rank if weights are sharded."""
         super().__init__(groups, {"lr": lr})
         self._betas, self._eps, self._seed = betas, eps, seed
+        self._counted: tuple[Tensor, int] | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # noqa: ARG002  # pyright: ignore
@@ -95,7 +96,10 @@ class RoundingAdamW(torch.optim.Optimizer):
         """Return the generator of a step: the same in every process with a copy of the weights, so that copies stay
         equal.
         """
-        sampled = np.random.SeedSequence([self._seed[0], int(done), _LOW_BITS, *self._seed[1:]]).generate_state(1)[0]
+        # Read once, not at every step: reading waits for a GPU. Loaded state is another tensor.
+        steps = self._counted[1] + 1 if self._counted is not None and self._counted[0] is done else int(done)
+        self._counted = (done, steps)
+        sampled = np.random.SeedSequence([self._seed[0], steps, _LOW_BITS, *self._seed[1:]]).generate_state(1)[0]
         return torch.Generator(parameter.device).manual_seed(int(sampled))
 
 

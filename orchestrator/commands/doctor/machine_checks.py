@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from orchestrator.errors import SpecError
-from orchestrator.execution.slots import plan_slots
+from orchestrator.execution.slots import plan_slots, usable_cpus
 from orchestrator.folders import NETWORK_FILESYSTEMS, filesystem_type
 from orchestrator.spec.estimates.input_sizes import models_read
 from orchestrator.spec.estimates.sweep_plan import sweep_disk_need
@@ -81,7 +81,7 @@ def package_version(name: str) -> str | None:
 
 def machine_checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
     """Yield the checks of cores, memory, shared memory, disk space, filesystem and files of models."""
-    yield Check("cores", CheckLevel.OK, f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
+    yield Check("cores", CheckLevel.OK, f"{usable_cpus()} usable of {os.cpu_count()}")
     yield _memory()
     yield shared_memory()
     yield _disk(root, spec)

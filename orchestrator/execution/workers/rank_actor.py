@@ -15,6 +15,7 @@ import ray
 from orchestrator.execution.messages import AttemptResult, result_of_exception
 from orchestrator.execution.trainer_warnings import captured_warnings
 from orchestrator.execution.workers.attempt_runner import RELEASE_POLL_SECONDS, Session, SessionFactory
+from orchestrator.gpu_locks import use_own_gpus
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 
@@ -68,6 +69,8 @@ class RankActor:
         """
         from trainer.distributed.processes import join_rendezvous
 
+        if gpus:
+            use_own_gpus()
         join_rendezvous(self._number, self._size, port, self._socket, gpus)
         self._session = self._open_session(self._cache)
         return os.getpid()

@@ -9,6 +9,7 @@ from pathlib import Path
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.workers.attempt_runner import Session, SessionFactory
 from orchestrator.execution.workers.multi_process_trial import MultiProcessSession
+from orchestrator.gpu_locks import use_own_gpus
 from trainer.results import TrialError
 
 
@@ -36,9 +37,10 @@ class GpuMissing(TrialError):
 
 
 def _open_on_gpu(cache: Path, *, open_session: SessionFactory, gpus: float) -> Session:
+    use_own_gpus()
     import torch
 
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         raise GpuMissing(

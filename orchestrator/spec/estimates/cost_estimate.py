@@ -55,6 +55,13 @@ class GpuAssumptions:
     """Number of training pairs if the data is not on this machine."""
 
     @property
+    def data(self) -> str:
+        """The assumptions about the data as text."""
+        tokens = self.tokens_per_pair
+        pair = f"{tokens:,} tokens per pair" if tokens else "every pair at full length"
+        return f"{pair}, {self.train_pairs:,} training pairs" if self.train_pairs else pair
+
+    @property
     def has_gpu(self) -> bool:
         """Whether anything is stated about a GPU."""
         stated = (self.tflops, self.efficiency) != (PEAK_TFLOPS, EFFICIENCY)
@@ -221,13 +228,7 @@ def _reference_flops(
 
 
 def _assumptions_text(assumptions: GpuAssumptions) -> str:
-    pair = (
-        f"{assumptions.tokens_per_pair:,} tokens per pair"
-        if assumptions.tokens_per_pair
-        else "every pair at full length"
-    )
-    rows = f", {assumptions.train_pairs:,} training pairs" if assumptions.train_pairs else ""
-    return f"{pair}{rows}, {assumptions.efficiency:.0%} of {assumptions.tflops:,.0f} TFLOP/s on a GPU"
+    return f"{assumptions.data}, {assumptions.efficiency:.0%} of {assumptions.tflops:,.0f} TFLOP/s on a GPU"
 
 
 _MODEL_PREFIX = "model."

@@ -168,6 +168,11 @@ def _rows(config: TrialConfig, shape: ModelShape) -> int:
     return max(gathered_bytes, min(most, 2 * config.data.max_length))
 
 
+def usable_bytes(gpu_bytes: float) -> float:
+    """Return the bytes that trials may use of a GPU's memory, or of their share of it."""
+    return gpu_bytes * (1 - _RESERVED_FRACTION)
+
+
 def max_micro_batch_tokens(
     config: TrialConfig, shape: ModelShape, gpu_bytes: float, processes: int = 1, trials: int = 1
 ) -> int | None:
@@ -175,7 +180,7 @@ def max_micro_batch_tokens(
 
     A pair is never split, so a micro-batch has at least two sequences of `max_length`.
     """
-    available, pair, found = gpu_bytes * (1 - _RESERVED_FRACTION), 2 * config.data.max_length, None
+    available, pair, found = usable_bytes(gpu_bytes), 2 * config.data.max_length, None
     tokens = 256
     while tokens <= _MAX_TOKENS:
         if memory(config, shape, max(tokens, pair), processes, trials).total <= available:
@@ -186,7 +191,7 @@ def max_micro_batch_tokens(
 
 def max_trials_per_gpu(config: TrialConfig, shape: ModelShape, gpu_bytes: float) -> tuple[int, int]:
     """Return how many trials fit a GPU, one pair at a time: with a copy of the model each, and over one base."""
-    available, pair = gpu_bytes * (1 - _RESERVED_FRACTION), 2 * config.data.max_length
+    available, pair = usable_bytes(gpu_bytes), 2 * config.data.max_length
     one, two = (memory(config, shape, pair, trials=n).total for n in (1, 2))
     over = int((available - one) // (two - one)) + 1 if config.lora is not None and one <= available else 0
     return int(available // one), over

@@ -1,6 +1,6 @@
 """Sizes of a sweep's inputs without loading, downloading or tokenizing them.
 
-A model's shape comes from its config.json, its description or the table of models used in sweeps/.
+A model's shape comes from its config.json, its description or `published_sizes`, rows from files, caches or that table.
 """
 
 from __future__ import annotations
@@ -9,88 +9,15 @@ import csv
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.spec.estimates.published_sizes import KNOWN_SHAPES, PUBLISHED_DATASETS, ModelShape, PublishedDataset
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.hub_cache import model_file
 from trainer.config.model_folder import check_model_files
 from trainer.config.trial import DataConfig, FileSource, GeneratedModel, GeneratedSource, HubSource, ModelConfig, Source
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """Shape of a decoder-only transformer with gated feed-forward layers, such as Llama."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
-    tied: bool = False
-    """Whether the output layer shares the embedding's weights."""
-    qkv_bias: bool = False
-    norms: int = 2
-    """Norms over the hidden size per layer."""
-    head_norms: bool = False
-    """Whether queries and keys are normalized per head (Qwen 3)."""
-    softcap: bool = False
-    fused: bool = False
-    """Whether queries, keys and values come from one layer, and gate and up from one (Phi 3)."""
-
-    @property
-    def linears(self) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of each linear layer of one decoder layer."""
-        wide, narrow, feed = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
-        hidden = self.hidden
-        if self.fused:
-            return (hidden, wide + 2 * narrow), (wide, hidden), (hidden, 2 * feed), (feed, hidden)
-        return (
-            (hidden, wide),
-            (hidden, narrow),
-            (hidden, narrow),
-            (wide, hidden),
-            (hidden, feed),
-            (hidden, feed),
-            (feed, hidden),
-        )
-
-    @property
-    def linear_parameters(self) -> int:
-        """Weights of the linear layers of all decoder layers, which are quantized and get adapters."""
-        return self.layers * sum(i * o for i, o in self.linears)
-
-    @property
-    def parameters(self) -> int:
-        """The exact number of weights."""
-        bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
-        norms = self.norms * self.hidden + (2 * self.head_dim if self.head_norms else 0)
-        ends = self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
-        return self.linear_parameters + self.layers * (bias + norms) + ends
-
-    def adapters(self, rank: int) -> int:
-        """Return the weights of low-rank adapters of this rank on all linear layers."""
-        return self.layers * rank * sum(i + o for i, o in self.linears)
-
-
-_LLAMA3_8B = ModelShape(4096, 32, 32, 8, 128, 14336, 128256)
-_MISTRAL_7B = ModelShape(4096, 32, 32, 8, 128, 14336, 32000)
-_LLAMA3_70B = ModelShape(8192, 80, 64, 8, 128, 28672, 128256)
-
-KNOWN_SHAPES = {
-    "princeton-nlp/Llama-3-Base-8B-SFT": _LLAMA3_8B,
-    "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA3_8B,
-    "alignment-handbook/zephyr-7b-sft-full": _MISTRAL_7B,
-    "mistralai/Mistral-7B-Instruct-v0.2": _MISTRAL_7B,
-    "google/gemma-2-9b-it": ModelShape(3584, 42, 16, 8, 256, 14336, 256000, tied=True, norms=4, softcap=True),
-    "meta-llama/Llama-3.2-1B-Instruct": ModelShape(2048, 16, 32, 8, 64, 8192, 128256, tied=True),
-    "Qwen/Qwen2.5-14B-Instruct": ModelShape(5120, 48, 40, 8, 128, 13824, 152064, qkv_bias=True),
-    "meta-llama/Llama-3.1-70B-Instruct": _LLAMA3_70B,
-}
-"""Initial models of sweeps/, from their config.json, so that a plan needs no hub."""
 
 
 def model_shape(model: ModelConfig) -> ModelShape | None:
@@ -129,11 +56,18 @@ def check_models(spec: SweepSpec) -> None:
 
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape | None:
     """Return the shape in a config.json; None for an architecture without a formula here."""
-    kind, heads = config.get("model_type"), config["num_attention_heads"]
-    if kind not in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3"):
+    kind = config.get("model_type")
+    if kind == "gemma3":  # beside a vision tower, which text does not pass through
+        inner = {"vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
+        shape = shape_from_config(inner | config["text_config"] | {"model_type": "gemma3_text"})
+        return None if shape is None else replace(shape, tower=_tower_parameters(config["vision_config"], shape.hidden))
+    if kind not in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3"):
         return None
-    if config.get("mlp_bias") or (kind in ("llama", "qwen3") and config.get("attention_bias")):
+    if config.get("mlp_bias") or (
+        kind in ("llama", "qwen3", "gemma3_text", "smollm3") and config.get("attention_bias")
+    ):
         return None
+    gemma, heads = kind in ("gemma2", "gemma3_text"), config["num_attention_heads"]
     return ModelShape(
         hidden=config["hidden_size"],
         layers=config["num_hidden_layers"],
@@ -142,13 +76,22 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape | None:
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
         intermediate=config["intermediate_size"],
         vocabulary=config["vocab_size"],
-        tied=config.get("tie_word_embeddings", kind == "gemma2"),
+        tied=config.get("tie_word_embeddings", gemma or kind == "smollm3"),
         qkv_bias=kind == "qwen2",
-        norms=4 if kind == "gemma2" else 2,
-        head_norms=kind == "qwen3",
+        norms=4 if gemma else 2,
+        head_norms=kind in ("qwen3", "gemma3_text"),
         fused=kind == "phi3",
         softcap=bool(config.get("final_logit_softcapping", kind == "gemma2")),
     )
+
+
+def _tower_parameters(vision: Mapping[str, Any], text_hidden: int) -> int:
+    """Weights of a SigLIP tower and of Gemma 3's projector."""
+    hidden, inner, layers = vision["hidden_size"], vision["intermediate_size"], vision["num_hidden_layers"]
+    patch = vision["patch_size"]
+    embedding = 3 * patch**2 * hidden + hidden + (vision["image_size"] // patch) ** 2 * hidden
+    layer = 4 * (hidden + 1) * hidden + 2 * hidden * inner + hidden + inner + 4 * hidden
+    return embedding + layers * layer + 2 * hidden + hidden * (text_hidden + 1)
 
 
 def _generated(model: GeneratedModel) -> ModelShape | None:
@@ -163,27 +106,63 @@ class RowCounts:
     train: int | None
     eval: int | None
     exact: bool
-    """False if the held-out part is split off by prompt, so that its size is approximate."""
+    """False if the held-out part is split off by prompt, so that its size is approximate, or if it is published."""
+    published: tuple[str, ...] = ()
+    """Data sets whose rows were not counted here, each with the source of its published number."""
 
 
-def count_rows(data: DataConfig) -> RowCounts:
-    """Count the rows of a data configuration; of hub data sets only if they are in the cache of this machine."""
-    train = _mixed_count(data.train)
+def count_rows(data: DataConfig, *, use_published: bool = False) -> RowCounts:
+    """Count the rows of a data configuration.
+
+    Of hub data sets only if they are in the cache of this machine or, with `use_published`, in PUBLISHED_DATASETS.
+    """
+    train = _mixed_count(data.train, use_published)
+    published: tuple[str, ...] = ()
+    if use_published:
+        sources = (*data.train, *(data.eval or ()))
+        found = {s.dataset: p for s in sources if isinstance(s, HubSource) and (p := _published(s)) is not None}
+        published = tuple(f"{name} ({dataset.source})" for name, dataset in found.items())
     if data.eval is not None:
-        return RowCounts(
-            _limited(train, data.max_train_rows), _limited(_mixed_count(data.eval), data.max_eval_rows), exact=True
-        )
-    if train is None:
+        held_out = _mixed_count(data.eval, use_published)
+        exact = not published
+    elif train is None:
         return RowCounts(None, None, exact=False)
-    # As `held_out_prompts` does: of two rows or more at least one, and never all.
-    held_out = min(max(1, round(train * data.eval_share)), train - 1) if train > 1 else 0
-    return RowCounts(
-        _limited(train - held_out, data.max_train_rows), _limited(held_out, data.max_eval_rows), exact=False
-    )
+    else:
+        # As `held_out_prompts` does: of two rows or more at least one, and never all.
+        held_out = min(max(1, round(train * data.eval_share)), train - 1) if train > 1 else 0
+        train, exact = train - held_out, False
+    return RowCounts(_limited(train, data.max_train_rows), _limited(held_out, data.max_eval_rows), exact, published)
 
 
-def _mixed_count(sources: tuple[Source, ...]) -> int | None:
-    counts = [_count_source(source) for source in sources]
+def _published(source: Source) -> PublishedDataset | None:
+    """Return the entry in PUBLISHED_DATASETS of a data set that is not in the cache of this machine."""
+    if not isinstance(source, HubSource) or source.subset is not None:
+        return None
+    found = PUBLISHED_DATASETS.get(source.dataset)
+    return found if found is not None and source.split in found.rows and _cached_rows(source) is None else None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedTokens:
+    """Mean tokens of a training pair, with the prompt twice, and the data sets that they are published for."""
+
+    per_pair: int
+    sources: tuple[str, ...]
+
+
+def published_tokens(data: DataConfig) -> PublishedTokens | None:
+    """Return the published tokens of a training pair, at most twice `max_length`; None if one data set has none."""
+    names = [source.dataset if isinstance(source, HubSource) else "" for source in data.train]
+    found = {name: PUBLISHED_DATASETS[name] for name in names if name in PUBLISHED_DATASETS}
+    if len(found) < len(set(names)):
+        return None
+    mean = sum(found[name].tokens_per_pair for name in names) / len(names)
+    sources = tuple(f"{name} ({dataset.source})" for name, dataset in found.items())
+    return PublishedTokens(min(2 * data.max_length, round(mean)), sources)
+
+
+def _mixed_count(sources: tuple[Source, ...], use_published: bool) -> int | None:
+    counts = [_count_source(source, use_published) for source in sources]
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
         return None
@@ -196,14 +175,15 @@ def _limited(count: int | None, limit: int | None) -> int | None:
     return count if count is None or limit is None else min(count, limit)
 
 
-def _count_source(source: Source) -> int | None:
+def _count_source(source: Source, use_published: bool) -> int | None:
     match source:
         case GeneratedSource(rows=rows):
             return rows
         case FileSource(path=path):
             return _rows_in_file(Path(path))
         case HubSource():
-            return _cached_rows(source)
+            published = _published(source) if use_published else None
+            return _cached_rows(source) if published is None else published.rows[source.split]
 
 
 def _rows_in_file(path: Path) -> int | None:

@@ -11,6 +11,7 @@ from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.estimates.cost_estimate import CostEstimate, GpuAssumptions, estimate_cost
 from orchestrator.spec.estimates.disk_space import DiskNeed, disk_need
+from orchestrator.spec.estimates.gpu_layouts import Arrangement
 from orchestrator.spec.estimates.input_sizes import RowCounts, model_shape
 from orchestrator.spec.estimates.measured_update import ProbeResult, WallClock
 from orchestrator.spec.loading.serialization import sweep_identity
@@ -105,9 +106,13 @@ class SweepPlan:
     tokens_per_trial_at_most: int | None
     tokens_at_most: int | None
     disk_bytes: int | None
+    arrangement: Arrangement | None
+    """What was chosen for the settings left to `auto`."""
     estimate: CostEstimate | None
     writes: list[WrittenPath]
     notices: list[str]
+    published: tuple[str, ...] = ()
+    """Data sets whose rows are published numbers and were not counted here, each with its source."""
     parameters: int | None = None
     disk: str | None = None
     """`disk_bytes` with its parts, in words."""
@@ -137,6 +142,8 @@ def make_plan(
     tracking: str,
     notices: Sequence[str] = (),
     assumptions: GpuAssumptions | None = None,
+    chosen: SweepSpec | None = None,
+    arrangement: Arrangement | None = None,
     device: str | None = None,
     about_gpus: bool = True,
 ) -> SweepPlan:
@@ -150,6 +157,8 @@ def make_plan(
         tracking: MLflow's tracking URI.
         notices: Notices to include, such as the loader's.
         assumptions: Assumptions about GPUs and data.
+        chosen: The sweep with the arrangement's values in place of `auto`; None where no arrangement fits.
+        arrangement: The arrangement; None if nothing is `auto`, or where none fits.
         device: What trials train on here.
         about_gpus: Whether to estimate memory, time and cost on GPUs.
 
@@ -167,7 +176,7 @@ def make_plan(
         notices_out.append(
             f"{len(grid.invalid)} of the grid's points are no valid trial and are left out, first {text}"
         )
-    valid = valid_corners(spec.search, spec.base)
+    valid = valid_corners(spec.search, (chosen or spec).base)
     corners, configs = [params for params, _ in valid], [config for _, config in valid]
     updates = list(_updates(configs, rows.train))
     pairs = [u * c.training.pairs_per_update for u, c in zip(updates, configs, strict=False)]
@@ -181,7 +190,7 @@ def make_plan(
         by_formula = estimate_cost(
             configs, updates, shape, assumptions or GpuAssumptions(), trials, eval_pairs=eval_pairs
         )
-        notices_out += by_formula.warnings
+        notices_out += by_formula.warnings if chosen is not None or not spec.auto else ()
     return SweepPlan(
         name=spec.name,
         sweep_identity=sweep_identity(spec),
@@ -202,10 +211,12 @@ def make_plan(
         tokens_per_trial_at_most=max(tokens, default=None),
         tokens_at_most=max(tokens) * trials if tokens and trials else None,
         disk_bytes=None if need is None else need.bytes,
+        arrangement=arrangement,
         disk=None if need is None else str(need),
         estimate=by_formula,
         writes=_writes(spec, root, tracking),
         notices=notices_out,
+        published=rows.published,
         parameters=None if shape is None else shape.parameters,
         device=device,
     )

@@ -176,8 +176,12 @@ SENTENCES: Mapping[str, str] = {
             "write base: {training: {gradient_checkpointing: true}}",
         ),
         (
-            "torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config",
-            "is not offered; remove it",
+            "torch_compile torch_compile_backend torch_compile_mode",
+            "write base: {model: {compile: true}}",
+        ),
+        (
+            "use_liger_kernel liger_kernel_config use_kernels",
+            "write base: {model: {kernels: liger}}; auto uses it on a GPU where it is installed",
         ),
         (
             "rope_scaling use_unsloth shift_attn resize_vocab upcast_layernorm use_galore use_badam "
@@ -337,7 +341,7 @@ VALUES: Mapping[str, Mapping[str, Any]] = {
     "model.attention": dict.fromkeys(
         ("flash_attention_2", "flash_attention_3", "flash_attention", "fa2", "sdpa", "eager", "flex_attention"), "auto"
     ),
-    "training.distributed": dict.fromkeys(("fsdp", "fsdp1", "deepspeed", "zero2", "full_shard", "auto"), "fsdp2"),
+    "training.distributed": dict.fromkeys(("fsdp", "fsdp1", "deepspeed", "zero2", "full_shard"), "fsdp2"),
     "training.lr_scheduler_type": {
         "cosine_with_restarts": "cosine",
         "cosine_with_min_lr": "cosine",

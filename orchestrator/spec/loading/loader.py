@@ -34,7 +34,7 @@ from orchestrator.spec.loading.method_sections import (
 from orchestrator.spec.loading.overrides import apply_overrides
 from orchestrator.spec.loading.right_forms import explain, flow, loss_form, option_form
 from orchestrator.spec.loading.search_section import check_values, load_enqueue, load_search, location_of
-from orchestrator.spec.loading.shorthands import expand_shorthands, resolve_paths
+from orchestrator.spec.loading.shorthands import expand_shorthands, resolve_paths, take_auto
 from orchestrator.spec.loading.validation_errors import (
     NONE_PROBLEM,
     SOURCE_MODELS,
@@ -66,6 +66,7 @@ def load_sections(problems: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
     for key in tree:
         if key not in SECTION_ORDER:
             problems.unknown_key((key,), list(SECTION_ORDER))
+    tree, auto = take_auto(problems, tree)
     base = _load_base(problems, tree)
     search = load_search(problems, tree.get("search"))
     if base is not None and search is not None:
@@ -99,6 +100,7 @@ def load_sections(problems: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
         check_judge(problems, judge, base)
     parts = {
         "name": _load_name(problems, tree),
+        "auto": auto,
         "base": base,
         "search": search,
         "sampler": sampler,

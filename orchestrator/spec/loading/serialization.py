@@ -22,7 +22,18 @@ from orchestrator.spec.requirements import BOUND_PATTERN
 from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Choice, Scalar
 from orchestrator.spec.search.trial_params import config_paths, list_settings, read_list
-from orchestrator.spec.sweep_spec import SECTION_ORDER, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
+from orchestrator.spec.sweep_spec import (
+    AUTO,
+    AUTO_TRAINING,
+    GPUS_PER_TRIAL,
+    SECTION_ORDER,
+    Budget,
+    Notify,
+    Resources,
+    SftStage,
+    SweepSpec,
+    Tracking,
+)
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import InvalidScalar, parse_scalar
 from trainer.metrics import COMPARISON_METRIC
@@ -33,7 +44,7 @@ _OMITTED_WHEN_UNSET = ("storage", "mirror", "notify", "judge")
 
 def dump_spec(spec: SweepSpec, *, brief: bool = False) -> str:
     """Return the resolved sweep as YAML, in the order of the file's keys; `brief`: without default values."""
-    tree = _changed_fields(spec) if brief else spec.model_dump(mode="json")
+    tree = _with_explicit(spec, _changed_fields(spec)) if brief else spec.written()
     for name in ("goal", "also", *(unset for unset in _OMITTED_WHEN_UNSET if getattr(spec, unset) is None)):
         tree.pop(name, None)
     if spec.tracking.artifacts is None and "tracking" in tree:
@@ -48,6 +59,24 @@ def dump_spec(spec: SweepSpec, *, brief: bool = False) -> str:
     tree["search"] = _search(spec)
     ordered = escape_names({key: tree[key] for key in SECTION_ORDER if key in tree})
     return yaml.dump(ordered, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _with_explicit(spec: SweepSpec, tree: dict[str, Any]) -> dict[str, Any]:
+    """Add the settings that are not left to `auto` although they have their default, as without them `auto` is meant.
+
+    A searched setting needs no value here.
+    """
+    tree.pop("auto", None)
+    paths = [*(f"base.{path}" for path in AUTO_TRAINING if path not in spec.search.paths)]
+    paths += [f"sft.{path}" for path in AUTO_TRAINING] if spec.sft is not None else []
+    for path in [*paths, GPUS_PER_TRIAL]:
+        if path not in spec.auto:
+            *groups, name = path.split(".")
+            value, section = spec.model_dump(mode="json"), tree
+            for group in groups:
+                value, section = value[group], section.setdefault(group, {})
+            section[name] = value[name]
+    return tree
 
 
 def _changed_fields(model: BaseModel) -> dict[str, Any]:
@@ -78,7 +107,7 @@ def sweep_identity(spec: SweepSpec) -> str:
     Notifications, judge, mirror and artifact location are not part of it; `full_spec_digest` covers every setting.
     """
     tree = spec.model_dump(
-        mode="json", exclude={"notify": True, "judge": True, "mirror": True, "tracking": {"artifacts"}}
+        mode="json", exclude={"notify": True, "judge": True, "mirror": True, "auto": True, "tracking": {"artifacts"}}
     )
     if isinstance(spec.sampler, GridSampler) and spec.sampler.order is None:  # a sweep of before there was an order
         tree["sampler"] = {"kind": spec.sampler.kind}
@@ -283,6 +312,12 @@ def _shorthands(definitions: Json) -> None:
     definitions["PatientPruner"]["properties"]["wrapped"] = _annotations(wrapped) | {
         "anyOf": [{"enum": names}, *wrapped["anyOf"]]
     }
+    training, resources = definitions["TrainingConfig"]["properties"], definitions["Resources"]["properties"]
+    for name in (path.partition(".")[2] for path in AUTO_TRAINING):
+        otherwise = json.dumps(training[name]["default"]).strip('"')
+        training[name] = _or_auto(training[name])
+        training[name]["description"] += f" auto: chosen for the GPUs at hand; without GPUs {otherwise}."
+    resources["gpus_per_trial"] = _or_auto(resources["gpus_per_trial"])
     judge = definitions["JudgeConfig"]["properties"]
     judge["reward_model"] = _or_text(judge["reward_model"], "A hub name or a folder; short for name_or_path.")
     # A loss without `kind` is the default one: for the others `kind` is required, else both would match.
@@ -294,6 +329,11 @@ def _shorthands(definitions: Json) -> None:
 
 def _or_text(own: Json, description: str) -> Json:
     return {"anyOf": [{"type": "string", "description": description}, own]}
+
+
+def _or_auto(own: Json) -> Json:
+    members = own.get("anyOf") or [{key: value for key, value in own.items() if key not in _annotations(own)}]
+    return _annotations(own) | {"anyOf": [{"const": AUTO}, *members], "default": AUTO}
 
 
 def _annotations(own: Json) -> Json:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from orchestrator.errors import closest_match
 from orchestrator.spec.loading.validation_errors import ErrorCollector
+from orchestrator.spec.sweep_spec import AUTO, AUTO_TRAINING, GPUS_PER_TRIAL, MICRO_BATCH
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import Location
 
@@ -49,6 +50,52 @@ def resolve_paths(problems: ErrorCollector, tree: Any, folder: Path) -> list[str
         if searched is not None:
             finder.searched_paths(searched, f"{section}.{path}")
     return finder.notices
+
+
+def take_auto(problems: ErrorCollector, tree: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the file without settings left to `auto`, and their paths: those that are absent or have this word.
+
+    In a stored sweep only the word counts, as earlier versions wrote every default. Engine trl keeps the default
+    micro-batch, which sets the batches of TRL's trainers. Searched settings are not left to auto.
+    """
+    searched = {*(_group(tree, "search") or {}), *(path for group in _zipped(tree) for path in group)}
+    engine = (_group(tree, "base") or {}).get("engine")
+    found: list[str] = []
+    for path in (GPUS_PER_TRIAL, *(f"{section}.{path}" for section in ("base", "sft") for path in AUTO_TRAINING)):
+        section, _, setting = path.partition(".")
+        if section == "sft" and _group(tree, "sft") is None:
+            continue
+        *groups, name = path.split(".")
+        tree, group = _copied(tree, groups, create=problems.is_new)
+        if group is None or not (group.get(name) == AUTO or (name not in group and problems.is_new)):
+            continue
+        group.pop(name, None)
+        uses_trl = engine == "trl" or "engine" in searched
+        if not (section == "base" and (setting in searched or (uses_trl and setting == MICRO_BATCH))):
+            found.append(path)
+    return tree, tuple(found)
+
+
+def _zipped(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    zipped = (_group(tree, "search") or {}).get("zip")
+    return [cast(dict[str, Any], group) for group in _as_list(zipped) if isinstance(group, dict)]
+
+
+def _copied(tree: dict[str, Any], groups: list[str], *, create: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the tree with copies of these nested groups, which anchors may share, and the innermost one.
+
+    None where it is something else than a mapping.
+    """
+    if not groups:
+        copied = dict(tree)
+        return copied, copied
+    inner = tree.get(groups[0])
+    if inner is None and create:
+        inner = dict[str, Any]()
+    if not isinstance(inner, dict):
+        return tree, None
+    below, group = _copied(cast(dict[str, Any], inner), groups[1:], create=create)
+    return (tree | {groups[0]: below} if group is not None else tree), group
 
 
 _SIMILAR = 0.75

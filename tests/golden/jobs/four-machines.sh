@@ -40,6 +40,8 @@ base:
     dtype: float32
     attention: auto
     load_in_4bit: false
+    kernels: auto
+    compile: false
   data:
     train:
     - weight: null
@@ -78,7 +80,7 @@ base:
   training:
     learning_rate: 1.0e-06
     pairs_per_update: 128
-    tokens_per_micro_batch: 8192
+    tokens_per_micro_batch: auto
     num_train_epochs: 1.0
     max_steps: null
     lr_scheduler_type: cosine
@@ -90,8 +92,8 @@ base:
     max_grad_norm: 1.0
     bf16: true
     stochastic_rounding: true
-    gradient_checkpointing: true
-    distributed: ddp
+    gradient_checkpointing: auto
+    distributed: auto
     seed: 42
     logging_steps: 5
     eval_steps: 400
@@ -150,7 +152,7 @@ budget:
   target: null
   concurrency: null
 resources:
-  gpus_per_trial: 1.0
+  gpus_per_trial: auto
   cpus_per_trial: 1.0
   processes_per_trial: null
   trials_per_process: auto

@@ -22,7 +22,9 @@ def test_what_is_written_loads(objective: str, gpus: str, capsys: pytest.Capture
     assert capsys.readouterr().out == "first.yaml\n"
     spec = load_spec(Path("first.yaml"))
     assert (spec.name, spec.base.loss.kind) == ("first", objective)
-    assert (spec.resources.gpus_per_trial, spec.budget.concurrency) == ((0, None) if gpus == "0" else (1, 2))
+    assert ("resources.gpus_per_trial" in spec.auto, spec.resources.gpus_per_trial) == (
+        (False, 0) if gpus == "0" else (True, None)
+    )
     assert Path("first.yaml").read_text().count("#") > 10
 
 

@@ -91,3 +91,14 @@ def test_a_rehearsal_leaves_nothing_in_the_mirror(tmp_path: Path) -> None:
     rehearsal = rehearse(load_spec(file, ["mirror=s3://bucket/prefix"]), tmp_path)
     assert rehearsal.spec.mirror is None
     assert any("copies to s3://bucket/prefix" in notice for notice in rehearsal.notices)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("qwen3-0.6b", "qwen3"), ("learning-rates-13b-30b", "qwen2"), ("gemma2-9b", "gemma2"), ("smollm3-3b", "llama")],
+)
+def test_the_tiny_model_is_of_the_architecture_in_the_name(name: str, architecture: str, tmp_path: Path) -> None:
+    file = next(file for file in SHIPPED if file.stem == name)
+    generated = rehearse(load_spec(file), tmp_path).spec.base.model.generated
+    assert generated is not None
+    assert generated.architecture == architecture

@@ -100,7 +100,7 @@ def driving(root: Path, trials: int, slots: int) -> Generator[tuple[Measured, St
             after, "_next_description", float("inf")
         )  # describing the sweep is bounded by its share of the time instead
         with study, SignalHandler(lambda: "") as signals:
-            controller = Measured(study, sink, view, signals, finalize_config=lambda config: config, on_trial_end=after)
+            controller = Measured(study, sink, view, signals, finalize_config=lambda c, _: c, on_trial_end=after)
             ScriptedTune(controller, slots, paced=False).run(lambda bucket: None)
             yield controller, study
 

@@ -30,7 +30,7 @@ BASE: dict[str, Any] = {
 }
 NOT_IN_THE_KEY = """
 # By the digests of weights and rows, below; of apply_template the tokens say what came of it.
-model: {name_or_path: other, generated: null, revision: v2}
+model: {name_or_path: other, generated: null, revision: v2, kernels: none, compile: true}
 data: {train: [u.jsonl], eval: [e.jsonl], eval_share: 0.2, max_train_rows: 5, max_eval_rows: 5, max_length: 512,
        max_prompt_length: 100, bad_rows: refuse, apply_template: true, score: last, max_bad_share: 0.5}
 training: {stochastic_rounding: false, tokens_per_micro_batch: 256, gradient_checkpointing: true, distributed: fsdp2,

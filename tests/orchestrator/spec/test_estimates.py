@@ -34,12 +34,19 @@ def test_published_numbers_of_parameters() -> None:
         "Mistral-7B-Instruct-v0.2": 7.24,
         "gemma-2-9b-it": 9.24,
         "Llama-3.2-1B-Instruct": 1.24,
+        "Llama-3.2-3B-Instruct": 3.21,
+        "Qwen3-0.6B": 0.60,
+        "Qwen3-1.7B": 1.72,
+        "Qwen3-4B": 4.02,
+        "gemma-3-1b-it": 1.00,
+        "gemma-3-4b-it": 4.30,
+        "SmolLM3-3B": 3.08,
         "Qwen2.5-14B-Instruct": 14.77,
         "Llama-3.1-70B-Instruct": 70.55,
     }
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3"])
 def test_parameters_are_exactly_those_of_transformers(kind: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -51,6 +58,24 @@ def test_parameters_are_exactly_those_of_transformers(kind: str) -> None:
     assert shape is not None
     model = AutoModelForCausalLM.from_config(config)
     assert shape.parameters == model.num_parameters()
+    adapted = adapt(model, LoraConfig(r=3))[0]
+    assert shape.adapters(3) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_a_vision_tower_counts_and_gets_no_adapters() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from trainer.models.adapters import adapt
+
+    small = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = small | {"num_key_value_heads": 2, "vocab_size": 70, "head_dim": 12, "pad_token_id": 0}
+    vision = small | {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14, "vision_use_head": False}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    shape = shape_from_config(config.to_dict())
+    assert shape is not None
+    model = AutoModelForCausalLM.from_config(config)
+    assert shape.parameters == model.num_parameters()
+    assert shape.tower == sum(p.numel() for n, p in model.named_parameters() if "language_model" not in n)
     adapted = adapt(model, LoraConfig(r=3))[0]
     assert shape.adapters(3) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 

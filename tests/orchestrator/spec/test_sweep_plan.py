@@ -140,7 +140,7 @@ def _data(path: Path) -> DataConfig:
 
 
 def test_fewer_kept_than_judged_models_are_told(load_text: Load) -> None:
-    grid = "search: {loss.beta: [2, 2.5]}\njudge: {top: 2}\n"
+    grid = "search: {loss.beta: [2, 2.5]}\njudge: {top: 2, reward_model: Org/Reward}\n"
     assert [n for n in planned(load_text(f"{grid}keep_models: 1")).notices if "judge.top 2 is above keep_models 1" in n]
     for text in (grid, f"{grid}keep_models: 2"):
         assert not [note for note in planned(load_text(text)).notices if "keep_models" in note]

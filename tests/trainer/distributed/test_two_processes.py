@@ -39,7 +39,7 @@ def one(cache: Path) -> TrainingSession:
 def config(
     strategy: str, loss: str | dict[str, Any] = "dpo", training: dict[str, Any] | None = None, **more: Any
 ) -> TrialConfig:
-    return trial(loss, training=UNEVEN | STEADY | (training or {}) | {"distributed": strategy}, **more)
+    return trial(loss, training=UNEVEN | STEADY | {"distributed": strategy} | (training or {}), **more)
 
 
 def assert_same(theirs: list[tuple[int, dict[str, float]]], ours: list[tuple[int, dict[str, float]]]) -> None:
@@ -82,6 +82,29 @@ def test_two_processes_train_as_one(case: str, two: Together, one: TrainingSessi
     found, known = (load_file(tmp_path / n / "eval_pairs.safetensors") for n in ("two", "one"))
     for name, column in known.items():
         torch.testing.assert_close(found[name], column, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("processes", "training"),
+    [
+        (1, {"gradient_checkpointing": True, "tokens_per_micro_batch": 80}),
+        (2, {"distributed": "fsdp2", "gradient_checkpointing": True, "tokens_per_micro_batch": 150}),
+        (2, {"distributed": "ddp", "tokens_per_micro_batch": 400}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else "-".join(map(str, value.values())),
+)
+def test_no_arrangement_changes_what_is_learned(
+    processes: int, training: dict[str, Any], two: Together, one: TrainingSession, tmp_path: Path
+) -> None:
+    """Whatever `auto` chooses, losses and final weights are those of one process with whole updates, to rounding."""
+    plain, other = config("ddp", training={"tokens_per_micro_batch": 10_000}), config("ddp", training=training)
+    expected, _ = finish(one.train(plain, tmp_path / "plain"))
+    if processes == 1:
+        found = without_speed(finish(one.train(other, tmp_path / "other"))[0])
+    else:
+        found = two.run(other, tmp_path / "other").points
+    assert_same(found, without_speed(expected))
+    assert_same_model(tmp_path / "other", tmp_path / "plain")
 
 
 def test_the_cases_ask_for_different_numbers_of_passes(one: TrainingSession, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The chunked output layer against the plain one: values, gradients, and what it never allocates."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.support.objectives import OBJECTIVES
 from tests.support.trl_oracle import make_pairs
 from trainer import memory_limits
 from trainer.config.loss_config import LossConfig, SimpoLoss
+from trainer.forward import chunked_logps
 from trainer.forward.chunked_logps import ChunkSize, Head, objective_loss, sequence_logps
 from trainer.forward.packing import TOKEN_KINDS, Batch, pack_pairs
 from trainer.objectives.losses import pair_loss, required_stats
@@ -183,6 +185,74 @@ def test_the_gradient_of_the_output_layer_in_parts_is_that_of_one_product(monkey
     for parts in found[1:]:
         for one, other in zip(found[0], parts, strict=True):
             torch.testing.assert_close(one, other, rtol=0.02, atol=1e-6)
+
+
+class NarrowProducts(TorchDispatchMode):
+    """Counts products whose result has the 16 bits of its factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in {torch.ops.aten.mm, torch.ops.aten.addmm} and out.dtype is torch.bfloat16:
+            self.count += 1
+        return out
+
+
+@pytest.fixture
+def wide_products() -> Iterator[None]:
+    """The operators that torch has for CUDA only, on this CPU: products of 16-bit matrices in float32."""
+    library = torch.library.Library("aten", "IMPL")
+
+    def mm(left: torch.Tensor, right: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+        return left.to(out_dtype) @ right.to(out_dtype)
+
+    library.impl("mm.dtype", mm, "CPU")
+    library.impl("mm.dtype_out", lambda left, right, dtype, *, out: out.copy_(mm(left, right, dtype)), "CPU")
+    library.impl(
+        "addmm.dtype_out", lambda to, left, right, dtype, *, out, **_: out.copy_(to + mm(left, right, dtype)), "CPU"
+    )
+    chunked_logps._wide_products.cache_clear()
+    yield
+    library._destroy()
+    chunked_logps._wide_products.cache_clear()
+
+
+def loss_and_gradients(dtype: torch.dtype) -> list[torch.Tensor]:
+    """Of bfloat16 values, computed in `dtype`: loss, gradient of the hidden states, gradient of the weight."""
+    hidden, batch, head = made("plain", torch.bfloat16)
+    states, weight = (tensor.detach().to(dtype).requires_grad_() for tensor in (hidden, head.weight))
+    total, _ = objective_loss(states, batch, Head(weight), simpo(batch), ChunkSize(20, 20))
+    total.backward()
+    return [total.detach(), *grads(states, Head(weight))]
+
+
+@pytest.mark.usefixtures("wide_products")
+def test_products_in_float32_where_the_device_has_them() -> None:
+    """No result in 16 bits is made on the way, which leaves the rounding of the factors alone."""
+    exact = loss_and_gradients(torch.float64)
+    with NarrowProducts() as narrow:
+        wide = loss_and_gradients(torch.bfloat16)
+    assert narrow.count == 0
+    chunked_logps._wide_products.cache_clear()
+    with pytest.MonkeyPatch.context() as patched, NarrowProducts() as narrow:
+        patched.setattr(chunked_logps, "_wide_products", lambda *_: chunked_logps._WideProducts(False, False))
+        rounded = loss_and_gradients(torch.bfloat16)
+    assert narrow.count > 0
+    assert abs(float(wide[0] - exact[0])) < 1e-5 < abs(float(rounded[0] - exact[0]))
+    off = [
+        [float((f.double() - e).norm() / e.norm()) for f, e in zip(g[1:], exact[1:], strict=True)]
+        for g in (wide, rounded)
+    ]
+    assert all(less < more for less, more in zip(*off, strict=True))
+
+
+def test_a_cpu_has_no_such_products() -> None:
+    chunked_logps._wide_products.cache_clear()
+    found = chunked_logps._wide_products(torch.device("cpu"), torch.bfloat16)
+    assert found == chunked_logps._WideProducts(product=False, sum=False)
 
 
 def simpo(batch: Batch) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -23,7 +25,7 @@ from trainer.forward.chunked_logps import ChunkSize
 from trainer.forward.packing import pack_pairs, pad_pairs
 from trainer.forward.pair_model import CannotPack, PairModel
 from trainer.objectives.losses import required_stats
-from trainer.objectives.pair_logps import LossTerms, PairLogps, RequiredStats
+from trainer.objectives.pair_logps import LossTerms, PairLogps, RequiredStats, metric_sums
 
 SIMPO = SimpoLoss(beta=2.0, gamma=1.0, sft_weight=0.1)
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -101,6 +103,38 @@ def test_gradients_do_not_depend_on_micro_batches(attention: str, loss: LossConf
             total += float(found.loss)
         assert total == pytest.approx(float(terms.loss), rel=1e-6)
         assert worst(gradients(model), right) < 1e-5
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device that has no float64, as Apple's GPU: any result of that type is an error."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(result):
+            assert not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float64, func
+        return result
+
+
+@pytest.mark.parametrize("attention", ["packed", "separate"])
+@pytest.mark.parametrize("loss", [SIMPO, DpoLoss(), SftLoss()], ids=lambda loss: loss.kind)
+def test_an_update_needs_no_float64_where_the_device_has_none(
+    attention: str, loss: LossConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, pairs = tiny_model(), make_pairs(6)
+    reference = PairModel(moved(model)).logps(pairs) if required_stats(loss).reference else None
+    terms, right = step(model, pairs, loss, reference, attention=attention)
+    sums = metric_sums(terms)
+    for module in ("forward.chunked_logps", "objectives.pair_logps"):
+        monkeypatch.setattr(f"trainer.{module}.sum_dtype", lambda _: torch.float32)
+    pair_model = PairModel(model, attention)  # pyright: ignore[reportArgumentType]
+    model.zero_grad(set_to_none=True)
+    with NoFloat64():
+        found = pair_model.backward(pairs, loss, reference, totals_of(pairs), torch.Tensor.backward)
+        narrow = metric_sums(found)
+        model_norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    assert bool(torch.isfinite(model_norm))
+    assert worst(gradients(model), right) < 1e-5
+    assert narrow == {name: pytest.approx(value, rel=1e-4, abs=1e-4) for name, value in sums.items()}
 
 
 def test_chunks_of_the_output_layer_do_not_matter() -> None:
