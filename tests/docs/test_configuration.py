@@ -42,9 +42,8 @@ def test_an_example_is_a_valid_sweep(section: str, text: str, tmp_path: Path) ->
     minimal = MINIMAL if section not in ("search", "top") else {key: MINIMAL[key] for key in ("name", "base")}
     if given.get("base", {}).get("model", {}) and isinstance(given["base"]["model"], dict):
         minimal = minimal | {"base": {**MINIMAL["base"], "model": None}}  # type: ignore[dict-item]
-    unquoted = re.sub(
-        r"'(?![<>])([^']*)'", r"\1", yaml.dump(merged(minimal, given))
-    )  # the bounds of `require` stay text
+    dumped = yaml.dump(merged(minimal, given))
+    unquoted = re.sub(r"('[<>][^']*')|'", r"\1", dumped)  # the bounds of `require` begin with > and need their quotes
     assert load_spec_text(unquoted, tmp_path).name
 
 
