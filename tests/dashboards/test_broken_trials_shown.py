@@ -19,12 +19,17 @@ from orchestrator.commands.model_export import export_best_model
 from orchestrator.driver.judge_candidates import make_judge_task
 from orchestrator.driver.parent_run import end_parent_run
 from orchestrator.errors import NoTrialCompleted
+from orchestrator.execution.trial_lifecycle import AttemptLauncher, finish_attempt
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.requirements import Requirement
 from orchestrator.study.study import Study
-from tests.support.recorders import ListSink
+from orchestrator.study.trial_records import Trial
+from tests.support.metrics import COMPLETE
+from tests.support.recorders import ListSink, SilentView
 from tests.support.scripted_sweep import Script, TrialCurves, frame_of, make_spec, run_sweep
+from tests.support.specs import METRIC
+from trainer.results import StepMetrics
 
 ANSWERS = "eval_exact_answers"
 REQUIRE = (Requirement.parse(ANSWERS, ">= initial"),)
@@ -146,3 +151,19 @@ def test_a_sweep_without_requirements_shows_nothing_of_them(fast_tmp_path: Path)
     assert "breaks" not in shown
     assert "requirements" not in ended(folder)
     assert "breaks" not in status_command.status("s", folder.path.parent)["trials"][0]
+
+
+def test_a_run_in_mlflow_is_tagged_with_what_its_trial_breaks(fast_tmp_path: Path) -> None:
+    sink = ListSink()
+    spec = make_spec(search=SEARCH, require=REQUIRE)
+    with Study.create(SweepFolder(fast_tmp_path, "s"), spec, slots=2) as study:
+        launcher = AttemptLauncher(study, sink, SilentView(), lambda config, _: config)
+        for answers in (0.25, 0.5):
+            trial = study.ask()
+            assert isinstance(trial, Trial)
+            active = launcher.start_attempt(trial)
+            metrics = [{METRIC: 0.5, ANSWERS: 0.5}, {METRIC: 0.7, ANSWERS: answers}]
+            study.report(trial, [StepMetrics(10 * k, each) for k, each in enumerate(metrics)])
+            finish_attempt(study, sink, active, COMPLETE)
+    assert sink.tags("0")["breaks"] == BREAKS
+    assert "breaks" not in sink.tags("1")
