@@ -51,13 +51,13 @@ golden: install-test ## Write tests/golden anew, after an intended change of vis
 		tests/orchestrator/commands/test_job_files.py tests/end_to_end/test_sweep.py::test_a_sweep_interrupted_resumed_and_exported
 
 test-slow: install-test ## The tests that take minutes
-	$(BIN)/python -m pytest -m slow --timeout=1800
+	$(BIN)/python -m pytest -m slow
 
 test-gpu: install-test ## The CUDA paths, on a machine with a GPU (three minutes)
 	$(BIN)/python -m pytest tests/gpu -rs
 
 test-faults: install-test ## The faults of docs/reliability.md, also those that take minutes
-	$(BIN)/python -m pytest tests/faults -m "not slow" --timeout=1800
+	$(BIN)/python -m pytest tests/faults -m "not slow"
 
 rehearse: install-test ## Every file in sweeps/ in small, by the command users type (ten minutes)
 	$(BIN)/python -m tests.end_to_end.rehearse_all --write

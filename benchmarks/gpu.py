@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+
+from orchestrator.spec.estimates.gpu_table import GPUS
 
 SIZES: dict[str, dict[str, int]] = {
     # Llama 3 8B, from its config.json.
@@ -44,10 +47,9 @@ CASES = ("lora", "full-bf16", "full")
 """Adapters over bfloat16; all weights in bfloat16 (ours with stochastic rounding); float32 weights under autocast."""
 
 
-PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362, "L4": 121}
-"""Dense bfloat16 TFLOP/s by NVIDIA's data sheets, by a part of the card's name; the first that matches."""
 PROMPT, RESPONSE = 185, 305
-"""Mean tokens of UltraFeedback's prompts and responses (Cui et al. 2024, table 1). Log-normal, which is assumed."""
+"""Mean tokens of UltraFeedback's prompts and responses (Cui et al. 2024), from memory and not looked up again.
+Their log-normal spread is assumed."""
 
 
 def main() -> None:
@@ -225,8 +227,19 @@ def peak_gib(options: argparse.Namespace) -> float | None:
 
 def share(flops: float, seconds: float, options: argparse.Namespace) -> float | None:
     """Return the share of the card's peak; None where that is not known."""
-    peak = options.peak or next((tflops for part, tflops in PEAKS.items() if part in gpu_name()), None)
+    peak = options.peak or peak_of(gpu_name())
     return None if peak is None else flops / seconds / (1e12 * peak)
+
+
+def peak_of(device: str) -> float | None:
+    """Return the dense bfloat16 TFLOP/s of the card that CUDA calls `device`; None if the table has none like it.
+
+    >>> peak_of("NVIDIA H100 80GB HBM3"), peak_of("NVIDIA A100-SXM4-80GB"), peak_of("Card")
+    (989, 312, None)
+    """
+    words = set(re.split(r"[\s_-]+", device.lower()))
+    names = {frozenset(gpu.name.lower().split("-")): gpu.tflops for gpu in GPUS}
+    return max(((len(name), tflops) for name, tflops in names.items() if name <= words), default=(0, None))[1]
 
 
 def needed_flops(model: Any, pairs: list[Any], options: argparse.Namespace) -> dict[str, float]:

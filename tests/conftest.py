@@ -1,6 +1,7 @@
 """What every test starts from: helpers that child processes find too, and long files first (`make pytest`)."""
 
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -17,17 +18,36 @@ hypothesis.settings.load_profile("tests")
 HERE = Path(__file__).parent
 # Processes that tests start, Ray's workers too, import this checkout and `tests.support`.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-_LONG = ("end_to_end", "orchestrator/execution", "orchestrator/driver", "docs", "faults")
+# As in a terminal: what tests start would ignore what was ignored here, as SIGHUP is under nohup and SIGINT behind `&`.
+for _signum, _handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        signal.signal(_signum, _handler)
+_LONG = ("docs", "end_to_end", "orchestrator/execution", "faults", "orchestrator/driver", "trainer")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files stay whole and in their order; only folders move, so that two processes end together."""
+    """Files stay whole and in their order; only folders move, those that take long first (`--no-loadscope-reorder`).
+
+    So two processes end together: what is left at the end are files of seconds.
+    """
 
     def place(item: pytest.Item) -> int:
-        folder = item.path.parent.relative_to(HERE).as_posix() if item.path.is_relative_to(HERE) else ""
-        return _LONG.index(folder) if folder in _LONG else len(_LONG)
+        path = item.path.relative_to(HERE).as_posix() if item.path.is_relative_to(HERE) else ""
+        return next((n for n, folder in enumerate(_LONG) if path.startswith(f"{folder}/")), len(_LONG))
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_mlflow_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """New MLflow databases of this process, and of its forks, are copies of one: their tables cost a second each."""
+    from orchestrator.tracking import mlflow_client
+    from tests.support.mlflow_server import copied_databases
+
+    with pytest.MonkeyPatch.context() as patch:
+        template = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+        patch.setattr(mlflow_client, "create_mlflow_database", copied_databases(template))
+        yield
 
 
 @pytest.fixture(autouse=True)

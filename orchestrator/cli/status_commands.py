@@ -122,7 +122,7 @@ def _log(text: str) -> None:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0: any free one.")
 @click.option("--open/--no-open", "open_browser", default=False, help="Open a browser.")
 def ui(name: str | None, port: int, open_browser: bool) -> ExitCode:
     """Serve the MLflow UI on this machine only; print the URL of sweep NAME if given."""

@@ -22,8 +22,11 @@ from orchestrator.tracking.artifact_locations import ARTIFACTS, adopt_artifacts
 from orchestrator.tracking.mlflow_client import connect, database_path, ensure_experiment, is_local, save_view
 from orchestrator.tracking.run_metadata import charts_page
 
-START_TIMEOUT = 180.0
+START_TIMEOUT = 600.0
 """Seconds a server may take to answer for the first time."""
+_STOP_TIMEOUT = 20.0
+"""Seconds a server may take to end after SIGTERM."""
+_FREE_PORTS_TRIED = 3
 
 
 class NotLoopback(OrchestrateError):
@@ -34,6 +37,13 @@ class NotLoopback(OrchestrateError):
             f"the MLflow page is served on this machine only, not on {host}; from another machine use a tunnel: "
             "ssh -L 5000:127.0.0.1:5000 THIS_MACHINE"
         )
+
+
+class PortInUse(OrchestrateError):
+    """Another program listens on the port; its pages would be taken for MLflow's of this runs folder."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(f"port {port} is used by another program: --port OTHER, or --port 0 for any free one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +59,18 @@ class UiServer:
     def stop(self) -> None:
         """Terminate the server if this program started it, and remove the copy of the store."""
         if self.process is not None:
+            import psutil
+
+            # A server that is killed leaves its worker processes behind.
+            below = [] if self.process.poll() is not None else psutil.Process(self.process.pid).children(recursive=True)
             self.process.terminate()
-            self.process.wait(timeout=20)
+            try:
+                self.process.wait(_STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                for process in (psutil.Process(self.process.pid), *below):
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                self.process.wait()
         if self.copy is not None:
             self.copy.cleanup()
 
@@ -69,20 +89,21 @@ def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui
 
     Raises:
         NotLoopback: `host` is no loopback address.
+        PortInUse: Another program listens on `port`.
         StorageRefused: The store cannot be opened, or the server did not start.
     """
     if uri.startswith(("http://", "https://")):
         return UiServer(without_credentials(uri).rstrip("/"), None, uri)
     if not is_loopback(host):
         raise NotLoopback(host)
+    if port and not _is_free(host, port):
+        raise PortInUse(port)
     copy = _copy_to_read(root, uri) if is_local(uri) and not _is_writable(database_path(uri)) else None
     uri = uri if copy is None else f"sqlite:///{copy.name}/mlflow.db"
     try:
         connect(root, uri)
     except (TrackingUnavailable, MessageRejected) as error:
         raise StorageRefused(f"the tracking store {redact(uri)} refused: {error}") from error
-    port = port or _free_port(host)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     # In the environment, as a store's URI may contain a password and all users can read a process's arguments.
     environment = {
         "MLFLOW_BACKEND_STORE_URI": uri,
@@ -91,11 +112,18 @@ def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     log = (root if copy is None else Path(copy.name)) / "mlflow-ui.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT)
-    ui = UiServer(f"http://{host}:{port}", process, uri, copy)
-    _wait(ui, log)
-    return ui
+    tries = 1 if port else _FREE_PORTS_TRIED
+    while True:
+        chosen, tries = port or _free_port(host), tries - 1
+        command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(chosen), "--workers", "1"]
+        with log.open("wb") as stream:
+            process = subprocess.Popen(command, env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT)
+        ui = UiServer(f"http://{host}:{chosen}", process, uri, copy)
+        if _answers(ui):
+            return ui
+        if not tries or process.poll() is None or _is_free(host, chosen):  # else another program took the port first
+            ui.stop()
+            raise StorageRefused(f"the MLflow server did not start; its output is in {log}")
 
 
 def _is_writable(database: Path) -> bool:
@@ -135,7 +163,8 @@ def sweep_page(
     return f"{base}/#{charts_page(number, sweep_id)}"
 
 
-def _wait(ui: UiServer, log: Path) -> None:
+def _answers(ui: UiServer) -> bool:
+    """Return whether the server answers, once it does or has ended."""
     import httpx2
 
     assert ui.process is not None
@@ -144,13 +173,26 @@ def _wait(ui: UiServer, log: Path) -> None:
         while time.monotonic() < deadline and ui.process.poll() is None:
             with suppress(httpx2.HTTPError):
                 if client.get(f"{ui.base}/health").is_success:
-                    return
+                    return True
             time.sleep(0.1)
-    ui.stop()
-    raise StorageRefused(f"the MLflow server did not start; its output is in {log}")
+    return False
+
+
+def _probe(host: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
 def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with _probe(host) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def _is_free(host: str, port: int) -> bool:
+    with _probe(host) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that ended a moment ago do not count
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True

@@ -17,6 +17,7 @@ from orchestrator.study.trial_records import Trial, TrialState
 from orchestrator.tracking.mlflow_client import connect, tracking_uri
 from orchestrator.tracking.mlflow_ui import UiServer, start_ui, sweep_page
 from orchestrator.tracking.run_metadata import end_tags, run_page, start_tags
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.scripted_sweep import COMPLETE, DIVERGED, FAILED, METRIC, PRUNED, Script, make_spec, run_sweep
 
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
@@ -58,7 +59,7 @@ def tell(root: Path, name: str) -> None:
             sink.end_run(run, status=STATUS[record.state], tags=end_tags(record.number, outcome), at=time.time())
         attach_report(study, sink, DashboardReporter(), print, "finished")
         end_parent_run(study, sink, "FINISHED", "FINISHED", "")
-        assert sink.close(120) == 0
+        assert sink.close(LIMIT_SECONDS) == 0
 
 
 @pytest.fixture(scope="module")

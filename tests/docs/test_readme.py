@@ -1,5 +1,6 @@
 """Every command of README.md and docs/ runs, the README's YAML is a shipped sweep, links and named files exist."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -16,6 +18,7 @@ from orchestrator.cli import cli
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.search.trial_params import config_paths
 from orchestrator.spec.sweep_spec import SECTION_ORDER
+from tests.support.processes import LIMIT_SECONDS, call
 from trainer.config.trial import TrialConfig
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +26,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 ORCHESTRATE = [sys.executable, "-m", "orchestrator.cli"]
 FEW_UPDATES = ["--set=training.max_steps=2", "--set=training.pairs_per_update=8", "--set=evaluation.prompts=2"]
+FEW_UPDATES += ["--set=budget.concurrency=1"]  # each worker costs seconds
 SMALL = [
     "--set=base.data.train=[{generated: instructions, rows: 64}]",
     "--set=base.data.eval=[{generated: instructions, split: eval, rows: 16}]",
@@ -34,20 +38,24 @@ SMALL = [
 
 
 def commands() -> list[tuple[str, str]]:
-    """Page and command of every `$ ...` line in console blocks, in order."""
-    return [
-        (page.name, line.removeprefix("$ "))
-        for page in PAGES
-        for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-        for line in block.splitlines()
-        if line.startswith("$ ")
-    ]
+    """Page and command of every `$ ...` line in console blocks, in order; one that is there again counts once."""
+    found: dict[str, str] = {}
+    for page in PAGES:
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+            for line in block.splitlines():
+                if line.startswith("$ "):
+                    found.setdefault(line.removeprefix("$ "), page.name)
+    return [(page, command) for command, page in found.items()]
 
 
 def test_the_table_of_commands_has_every_command_once() -> None:
     rows = README.split("| command | what it does |")[1].split("\n\n")[0].splitlines()[2:]
     named = [name for row in rows for name in re.findall(r"`([a-z]+)`", row.split("|")[1])]
     assert sorted(named) == sorted(cli.commands)
+
+
+HERE = ("best", "compare", "data", "doctor", "init", "report", "status", "suggest", "--help")
+"""Run in this process: a start costs seconds."""
 
 
 def test_the_table_of_keys_has_every_key_once_at_its_place() -> None:
@@ -64,10 +72,13 @@ def test_the_table_of_keys_has_every_key_once_at_its_place() -> None:
 
 def run(words: list[str], where: Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run in `where`, or in another folder, with the runs folder and the programs of `where`."""
+    if words[: len(ORCHESTRATE)] == ORCHESTRATE and words[len(ORCHESTRATE)] in HERE:
+        with contextlib.chdir(where), patch("huggingface_hub.constants.HF_HUB_OFFLINE", True):
+            return subprocess.CompletedProcess(words, *call(where / "runs", *words[len(ORCHESTRATE) :]))
     env = {**os.environ, "ORCHESTRATE_HOME": str(where / "runs"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     env |= {"PATH": f"{where / 'bin'}{os.pathsep}{env['PATH']}", "PYTHONPATH": str(ROOT)}
     env.pop("MLFLOW_TRACKING_URI", None)
-    return subprocess.run(words, cwd=folder or where, env=env, capture_output=True, text=True, timeout=500)
+    return subprocess.run(words, cwd=folder or where, env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +159,12 @@ def run_orchestrate(arguments: list[str], where: Path) -> subprocess.CompletedPr
 
 
 def run_until_the_url(name: str, where: Path) -> subprocess.CompletedProcess[str]:
-    words = [*ORCHESTRATE, "ui", name]
+    words = [*ORCHESTRATE, "ui", name, "--port", "0"]
     env = {**os.environ, "ORCHESTRATE_HOME": str(where / "runs")}
     process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     url = process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=LIMIT_SECONDS)
     assert re.match(r"http://127\.0\.0\.1:\d+/#/experiments/\d+/runs\?", url), f"{url}{out}{err}"
     return subprocess.CompletedProcess(words, process.returncode, url + out, err)
 

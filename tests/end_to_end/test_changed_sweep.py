@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.support.processes import finished, json_of, orchestrate, wait_until
+from tests.support.processes import LIMIT_SECONDS, finished, json_of, orchestrate, wait_until
 from tests.support.small_trials import trial
 from trainer.synthetic.tiny_models import generate_model
 
@@ -36,7 +36,6 @@ def model(tmp_path: Path) -> Path:
     return Path(shutil.copytree(generate_model(generated, tmp_path / "cache"), tmp_path / "model"))
 
 
-@pytest.mark.timeout(580)
 @pytest.mark.slow
 def test_trials_that_failed_alike_are_trained_once_their_model_is_mended(tmp_path: Path, model: Path) -> None:
     root, file = tmp_path / "runs", tmp_path / "week.yaml"
@@ -78,7 +77,6 @@ def test_trials_that_failed_alike_are_trained_once_their_model_is_mended(tmp_pat
     assert [(t["state"], t["params"]["loss.beta"]) for t in after[4:]] == [("COMPLETE", 6.0)]
 
 
-@pytest.mark.timeout(580)
 @pytest.mark.slow
 def test_a_running_sweep_takes_another_budget_and_is_abandoned(tmp_path: Path, model: Path) -> None:
     root, file = tmp_path / "runs", tmp_path / "week.yaml"
@@ -103,7 +101,7 @@ def test_a_running_sweep_takes_another_budget_and_is_abandoned(tmp_path: Path, m
         "budget.concurrency: 1 -> 2; budget.hours: null -> 50.0"
     ]
     finished(root, "stop", "week", "--abandon", "--why", "the wrong data")
-    _, err = driver.communicate(timeout=300)
+    _, err = driver.communicate(timeout=LIMIT_SECONDS)
     assert driver.returncode == 130, err
     assert "Resume it with" not in err
     found = json_of(root, "status", "week")

@@ -7,11 +7,9 @@ import signal
 import sqlite3
 from pathlib import Path
 
-import pytest
-
 from orchestrator.commands.status import history, status
 from orchestrator.errors import ExitCode
-from tests.support.processes import finished, orchestrate
+from tests.support.processes import LIMIT_SECONDS, called, finished, orchestrate
 from tests.support.specs import TINY_MODEL
 from trainer.config.trial import GeneratedSource
 from trainer.synthetic.instructions import generate_rows
@@ -41,7 +39,6 @@ def statuses(root: Path) -> dict[str, str]:
         return dict(store.execute(query).fetchall())
 
 
-@pytest.mark.timeout(900)
 def test_a_stopped_sweep_continues_in_a_renamed_runs_folder_with_its_data_elsewhere(tmp_path: Path) -> None:
     old, root = tmp_path / "old", tmp_path / "new"
     rows = generate_rows(GeneratedSource(generated="instructions", rows=120))
@@ -53,13 +50,13 @@ def test_a_stopped_sweep_continues_in_a_renamed_runs_folder_with_its_data_elsewh
         if line.startswith("trial 0 step 30/"):
             os.killpg(first.pid, signal.SIGINT)
             break
-    err = first.communicate(timeout=400)[1]
+    err = first.communicate(timeout=LIMIT_SECONDS)[1]
     assert first.returncode == ExitCode.INTERRUPTED, err
     assert set(statuses(old).values()) == {"FINISHED", "KILLED"}, "none is left running"
 
     old.rename(root)
     (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
-    err = finished(root, "resume", "tiny", code=2)[1]
+    err = called(root, "resume", "tiny", code=2)[1]
     assert f"there is no {tmp_path}/rows.jsonl" in err
     assert "orchestrate resume tiny --set base.data.train=NEW_PATH" in err
     err = finished(root, "resume", "tiny", "--set", f"base.data.train={tmp_path}/moved.jsonl")[1]
@@ -76,5 +73,5 @@ def test_a_stopped_sweep_continues_in_a_renamed_runs_folder_with_its_data_elsewh
     assert found["tracking"] == {"waiting": 0, "deferred": 0, "refused": 0, "reason": ""}
     assert list((root / "artifacts").rglob("report.html"))
     shutil.move(tmp_path / "moved.jsonl", tmp_path / "gone.jsonl")
-    finished(root, "best", "tiny", "--export", str(tmp_path / "model"), "--merge")
+    called(root, "best", "tiny", "--export", str(tmp_path / "model"), "--merge")
     assert list((tmp_path / "model").glob("*.safetensors"))

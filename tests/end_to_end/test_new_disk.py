@@ -17,7 +17,7 @@ from orchestrator.mirror import Mirror
 from orchestrator.study.study import Study
 from tests.faults.storm import sweep_file
 from tests.support.postgresql import postgresql_server
-from tests.support.processes import finished, orchestrate, wait_until
+from tests.support.processes import LIMIT_SECONDS, finished, orchestrate, wait_until
 from tests.support.sweep_record import best_model, differences, study_record
 
 
@@ -44,7 +44,7 @@ def _kill_all(driver: psutil.Process) -> None:
     family = [*driver.children(recursive=True), driver]
     for process in family:
         process.kill()
-    psutil.wait_procs(family, timeout=30)
+    psutil.wait_procs(family, timeout=LIMIT_SECONDS)
 
 
 def _running_with_a_copy(mirror: Mirror, root: Path, name: str) -> list[int]:
@@ -63,7 +63,6 @@ def _running_with_a_copy(mirror: Mirror, root: Path, name: str) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("storage", ["sqlite", "postgresql"], indirect=True)
 def test_a_sweep_goes_on_on_a_new_disk(storage: str, fast_tmp_path: Path, s3: Any) -> None:
     name = f"moved-{uuid.uuid4().hex[:8]}"
@@ -80,7 +79,7 @@ def test_a_sweep_goes_on_on_a_new_disk(storage: str, fast_tmp_path: Path, s3: An
     mirror, driver = Mirror(url).at(name), orchestrate(lost, "sweep", str(file))
     (number,) = wait_until(lambda: driver.poll() is not None or _running_with_a_copy(mirror, lost, name))
     _kill_all(psutil.Process(driver.pid))
-    driver.communicate(timeout=30)
+    driver.communicate(timeout=LIMIT_SECONDS)
     shutil.rmtree(lost)
 
     assert "mirror: downloaded results of" in finished(new, "resume", name, "--mirror", url)[1]

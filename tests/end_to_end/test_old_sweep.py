@@ -2,15 +2,14 @@
 
 import gzip
 import json
-import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.processes import called, finished
 
 OLD = Path(__file__).parents[1] / "golden" / "old_sweep"
 OLD_HOME = "/runs2"
@@ -36,15 +35,8 @@ def home(tmp_path: Path) -> Path:
 
 
 def orchestrate(home: Path, *arguments: str) -> str:
-    """The command's stdout; the test fails where the command does."""
-    environment = os.environ | {"ORCHESTRATE_HOME": str(home), "COLUMNS": "200"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", *arguments],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    """The command's stdout."""
+    return called(home, *arguments, COLUMNS="200")[0]
 
 
 def read(home: Path, *arguments: str) -> dict[str, Any]:
@@ -86,7 +78,6 @@ def mlflow_runs(home: Path) -> dict[str, tuple[str, str]]:
     return {name: (run_id, status) for name, run_id, status in rows}
 
 
-@pytest.mark.timeout(600)
 def test_an_interrupted_sweep_is_resumed_and_extended(home: Path) -> None:
     before = read(home, "status", "interrupted")
     assert before["state"] == "interrupted"
@@ -97,7 +88,7 @@ def test_an_interrupted_sweep_is_resumed_and_extended(home: Path) -> None:
     # As after a crash between a delivery and its note: every message of the old journal is delivered once more.
     (home / "interrupted" / "outbox" / "delivered.json").unlink()
 
-    orchestrate(home, "resume", "interrupted", "--set", "budget.trials=4")
+    finished(home, "resume", "interrupted", "--set", "budget.trials=4", "--set", "budget.concurrency=1")
 
     found = read(home, "status", "interrupted")
     assert (found["state"], [trial["state"] for trial in found["trials"]]) == ("finished", ["COMPLETE"] * 4)

@@ -22,6 +22,7 @@ search:
   loss.gamma: [0.5, 1.6]
   training.learning_rate: [1e-4, 1e-3]
 maximize: eval_accuracies/logp
+budget: {{concurrency: 1}}
 """
 
 

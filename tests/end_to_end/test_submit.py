@@ -13,7 +13,7 @@ import yaml
 from orchestrator import cli
 from orchestrator.commands.status import status
 from tests.faults.storm import NAME, sweep_file
-from tests.support.processes import wait_until
+from tests.support.processes import LIMIT_SECONDS, wait_until
 
 JOB = ["--cpus-per-machine", "1", "--gpus-per-machine", "0", "--time", "60"]
 SRUN = """#!/bin/bash
@@ -108,7 +108,6 @@ def _job(script: bytes, path: Path, restarts: int) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_job_out_of_time_requeues_itself_and_goes_on(
     sweep: Path, fast_tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -125,12 +124,12 @@ def test_a_job_out_of_time_requeues_itself_and_goes_on(
     assert token.stat().st_mode & 0o077 == 0
     secret = token.read_text()
     os.kill(first.pid, signal.SIGUSR1)
-    assert first.wait(timeout=400) == 130, log.read_text()
+    assert first.wait(timeout=LIMIT_SECONDS) == 130, log.read_text()
     assert (fast_tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
     assert not list(root.glob(".slurm-*"))
     assert status(NAME, root)["state"] == "interrupted"
 
-    assert _job(script, fast_tmp_path, 1).wait(timeout=400) == 0, log.read_text()
+    assert _job(script, fast_tmp_path, 1).wait(timeout=LIMIT_SECONDS) == 0, log.read_text()
     assert (fast_tmp_path / "scontrol.log").read_text() == "requeue 4711\n", "nothing to requeue"
     found = status(NAME, root)
     assert ([t["state"] for t in found["trials"]], found["trials"][0]["attempts"]) == (["COMPLETE"] * 2, 2)

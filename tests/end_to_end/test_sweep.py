@@ -17,7 +17,7 @@ from orchestrator.commands.status import best, status
 from orchestrator.errors import DataError, ExitCode, SpecError, SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_spec_text
-from tests.support.processes import finished, orchestrate
+from tests.support.processes import LIMIT_SECONDS, finished, orchestrate
 from tests.support.specs import TINY_MODEL
 from tests.support.surface import compare_sweep
 
@@ -41,7 +41,6 @@ budget: {concurrency: 1}  # trial 0 is interrupted, and one worker trains all th
 """.replace("TINY_MODEL", TINY_MODEL)
 
 
-@pytest.mark.timeout(600)
 def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     root, file = tmp_path / "runs", tmp_path / "tiny.yaml"
     file.write_text(TINY)
@@ -54,7 +53,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
             assert status("tiny", root)["state"] == "running"
             os.killpg(first.pid, signal.SIGTERM)
             break
-    out, err = first.communicate(timeout=400)
+    out, err = first.communicate(timeout=LIMIT_SECONDS)
     logged = "".join(progress) + err
     assert first.returncode == ExitCode.INTERRUPTED, logged
     assert "  orchestrate resume tiny\n" in logged

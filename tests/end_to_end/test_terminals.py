@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from orchestrator import folders
+from orchestrator.commands.status import status
 from orchestrator.folders import SweepFolder
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import RequestKind
 from tests.end_to_end.test_sweep import TINY
-from tests.support.processes import LIMIT_SECONDS, environment, finished, json_of, orchestrate, wait_until
+from tests.support.processes import LIMIT_SECONDS, called, environment, finished, json_of, orchestrate, wait_until
 
 SWEEP = TINY.replace("max_steps: 60", "max_steps: 40")
 
@@ -27,7 +28,6 @@ def shown(terminal: int) -> str:
             return b"".join(parts).decode()
 
 
-@pytest.mark.timeout(900)
 def test_a_detached_driver_outlives_its_terminal_and_no_reader_changes_a_sweeps_end(tmp_path: Path) -> None:
     root, file = tmp_path / "runs", tmp_path / "tiny.yaml"
     file.write_text(SWEEP)
@@ -42,6 +42,9 @@ def test_a_detached_driver_outlives_its_terminal_and_no_reader_changes_a_sweeps_
     os.close(terminal)
     folder = SweepFolder(root, "tiny")
     assert folders.lock_holder(folder) is not None, "the terminal is gone, the driver is not"
+    wait_until(lambda: status("tiny", root)["trials"])
+    with Study.open(folder) as study:
+        study.add_request(RequestKind.PAUSE, "it must not end before somebody looks")
 
     viewer = orchestrate(root, "attach", "tiny")
     assert viewer.stderr is not None
@@ -51,7 +54,7 @@ def test_a_detached_driver_outlives_its_terminal_and_no_reader_changes_a_sweeps_
     assert viewer.returncode == 0
     assert "tiny continues" in err
     assert folders.lock_holder(folder) is not None
-    finished(root, "stop", "tiny")
+    called(root, "stop", "tiny")
     wait_until(lambda: folders.lock_holder(folder) is None)
 
     reader, writer = os.pipe()

@@ -15,7 +15,7 @@ from orchestrator import execution  # noqa: F401  what Ray reads when it is impo
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from tests.faults.storm import NAME, sweep_file
-from tests.support.processes import finished, orchestrate, wait_until
+from tests.support.processes import LIMIT_SECONDS, finished, orchestrate, wait_until
 from tests.support.sweep_record import differences, sweep_record
 
 
@@ -74,7 +74,6 @@ def _working(root: Path, raylets: set[int]) -> tuple[int, int] | None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_node_is_killed_and_its_trial_goes_on_elsewhere(fast_tmp_path: Path, three_nodes: Any) -> None:
     file, alone, hit = _sweep(fast_tmp_path), fast_tmp_path / "alone", fast_tmp_path / "hit"
     driver = orchestrate(hit, "sweep", str(file), "--address", three_nodes.address, "--machines", "3")
@@ -82,7 +81,7 @@ def test_a_node_is_killed_and_its_trial_goes_on_elsewhere(fast_tmp_path: Path, t
     number, raylet = wait_until(lambda: _working(hit, set(raylets)))
     below = psutil.Process(raylet).children(recursive=True)
     os.kill(raylet, signal.SIGKILL)
-    _, err = driver.communicate(timeout=500)
+    _, err = driver.communicate(timeout=LIMIT_SECONDS)
     assert driver.returncode == 0, err
     assert "3 machines, 3 concurrent trials" in err
     assert not any(process.is_running() and process.status() != "zombie" for process in below), "the node is dead"

@@ -10,6 +10,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
 from tests.support.driver_process import STEPS, check_exact, drive, finish, records, wait_for
 from tests.support.fake_session import trained, write_script
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.specs import sweep_folder
 
 
@@ -34,7 +35,7 @@ def test_no_orphan_trains_on(tmp_path: Path) -> None:
     driver.wait()
     write_script(tmp_path, steps=STEPS)  # an orphan that lived could train on
     ended = {r.number: r.state for r in records(tmp_path) if r.state is not TrialState.RUNNING}
-    _, left = psutil.wait_procs([p for p in below if "ray::DedicatedWorker" in title(p)], timeout=300)
+    _, left = psutil.wait_procs([p for p in below if "ray::DedicatedWorker" in title(p)], timeout=LIMIT_SECONDS)
     assert alive(left) == [], "they outlive their driver"
     assert max(int(line.split()[1]) for line in trained(tmp_path)) < STEPS, "somebody trained on"
     folder = sweep_folder(tmp_path)
@@ -43,7 +44,7 @@ def test_no_orphan_trains_on(tmp_path: Path) -> None:
     finish(tmp_path)
     assert {p: p.stat().st_mtime_ns for path in first for p in path.rglob("*")} == before
     check_exact(tmp_path)
-    _, left = psutil.wait_procs(below, timeout=400)  # Ray's agents notice after a minute; they train nothing
+    _, left = psutil.wait_procs(below, timeout=LIMIT_SECONDS)  # Ray's agents notice after a minute; they train nothing
     assert alive(left) == []
     assert all(r.state is ended.get(r.number, r.state) for r in records(tmp_path))
 
@@ -64,5 +65,5 @@ def test_a_request_works_after_a_resume(tmp_path: Path) -> None:
     assert records(tmp_path)[0].reason == "by request: enough of trial 0"
     with Study.open(sweep_folder(tmp_path)) as study:
         study.add_request("stop", "enough")
-    out, err = again.communicate(timeout=300)
+    out, err = again.communicate(timeout=LIMIT_SECONDS)
     assert (again.returncode, out.strip()) == (0, "stopped"), err

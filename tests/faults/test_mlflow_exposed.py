@@ -12,6 +12,7 @@ from orchestrator.tracking.mlflow_ui import NotLoopback, UiServer, start_ui, swe
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import trials_filter
 from tests.support.mlflow_server import begin, receiver
+from tests.support.processes import LIMIT_SECONDS
 from trainer.results import StepMetrics
 
 
@@ -29,7 +30,7 @@ def test_the_page_answers_on_loopback_only_and_its_filter_finds_the_runs(runs: P
     begin(box)
     box.log_metrics("0", [StepMetrics(1, {"loss": float("nan"), "rewards/margins": float("inf")})], at=2.0)
     box.end_run("0", status="FAILED", tags={"reason": "diverged"}, at=3.0)
-    assert box.close(60.0) == 0
+    assert box.close(LIMIT_SECONDS) == 0
     with urllib.request.urlopen(ui.base) as page:
         assert b"<html" in page.read().lower()
     tree = [psutil.Process(ui.process.pid), *psutil.Process(ui.process.pid).children(recursive=True)]

@@ -54,6 +54,7 @@ sft:
 search:
   training.learning_rate: [1e-3, 0.1]
 maximize: eval_accuracies/logp
+budget: {concurrency: 1}
 """.replace("TINY_MODEL", TINY_MODEL)
 
 

@@ -22,7 +22,7 @@ from orchestrator.execution.stop_reasons import SignalHandler, termination_block
 from orchestrator.study.trial_records import TrialState
 from tests.support.driver_process import STEPS, check_exact, drive, finish, records, wait_for
 from tests.support.fake_session import trained, write_script
-from tests.support.processes import wait_until
+from tests.support.processes import LIMIT_SECONDS, wait_until
 from tests.support.real_trials import is_alive
 
 Sent = Callable[[subprocess.Popen[str]], None]
@@ -76,21 +76,28 @@ def started_by(before: list[str], root: Path) -> subprocess.Popen[str]:
     return drive(root, *before)
 
 
-@pytest.mark.parametrize("sender", [s if s in QUICK else pytest.param(s, marks=pytest.mark.faults) for s in SENDERS])
+CASES = [
+    pytest.param(QUICK, id="in turn"),
+    *(pytest.param((sender,), id=sender, marks=pytest.mark.faults) for sender in SENDERS),
+]
+
+
+@pytest.mark.parametrize("senders", CASES)
 def test_whoever_ends_it_trials_are_checkpointed_and_the_next_driver_finishes_exactly(
-    tmp_path: Path, sender: str
+    tmp_path: Path, senders: tuple[str, ...]
 ) -> None:
-    before, send = SENDERS[sender]
-    write_script(tmp_path, steps=STEPS, hold={"*": 4})
-    driver = started_by(before, tmp_path)
-    wait_for(lambda: len(trained(tmp_path)) >= 8, driver)
-    everybody = descendants(driver.pid)
-    assert len(everybody) > 3, "Ray's processes and two workers"
-    send(driver)
-    out, err = driver.communicate(timeout=300)
-    assert (out.strip(), err) == ("interrupted", "")
-    wait_until(lambda: not [pid for pid in everybody if is_alive(pid)])
-    assert any(r.state is TrialState.RUNNING for r in records(tmp_path))
+    """One driver after the other is ended, each after three more updates of both trials; the last one is left alone."""
+    for until, (before, send) in enumerate((SENDERS[sender] for sender in senders), 1):
+        write_script(tmp_path, steps=STEPS, hold={"*": 3 * until})
+        driver = started_by(before, tmp_path)
+        wait_for(lambda until=until: len(trained(tmp_path)) >= 6 * until, driver)
+        everybody = descendants(driver.pid)
+        assert len(everybody) > 3, "Ray's processes and two workers"
+        send(driver)
+        out, err = driver.communicate(timeout=LIMIT_SECONDS)
+        assert (out.strip(), err) == ("interrupted", "")
+        wait_until(lambda everybody=everybody: not [pid for pid in everybody if is_alive(pid)])
+        assert [r.state for r in records(tmp_path)] == [TrialState.RUNNING] * 2
     write_script(tmp_path, steps=STEPS)
     finish(tmp_path)
     check_exact(tmp_path)
@@ -107,7 +114,7 @@ def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
     wait_until(lambda: list(tmp_path.rglob(RELEASE_REQUEST_FILE)))
     time.sleep(SignalHandler.SAME_SIGNAL_SECONDS)  # from here on a signal is a second one
     driver.send_signal(signal.SIGTERM)
-    assert driver.wait(timeout=300) == 130
+    assert driver.wait(timeout=LIMIT_SECONDS) == 130
     assert "farewell" in driver.communicate()[1]
 
 
@@ -155,7 +162,7 @@ print("asked", interrupt.received, len(looks) > 0)
 @pytest.mark.parametrize(
     ("lost", "send", "wait", "out", "err"),
     [
-        ("True", SIGTERM_HERE, "threading.Event().wait(60)", "", "\nfarewell after 4\n"),
+        ("True", SIGTERM_HERE, "threading.Event().wait(900)", "", "\nfarewell after 4\n"),
         ("len(looks) == 2", SIGTERM_HERE, "while len(looks) < 6: time.sleep(0.01)", "asked True True\n", ""),
         ("True", "", "threading.Event().wait(0.5)", "asked False False\n", ""),
     ],

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.tracking.mlflow_ui import UiServer, start_ui
 from orchestrator.tracking.outbox import Outbox
 from tests.support.mlflow_server import begin, receiver, steps
-from tests.support.processes import wait_until
+from tests.support.processes import LIMIT_SECONDS, wait_until
 from trainer.results import StepMetrics
 
 
@@ -30,7 +30,7 @@ def test_a_server_killed_and_started_again_gets_every_point_once(runs: Path, ui:
     assert box.pending >= 15, "telling did not wait for the server"
     again = start_ui(runs, f"sqlite:///{runs / 'mlflow.db'}", port=port)
     try:
-        assert box.close(120.0) == 0
+        assert box.close(LIMIT_SECONDS) == 0
         assert steps(runs) == list(range(20))
     finally:
         again.stop()
@@ -53,5 +53,5 @@ def test_a_server_that_hangs_holds_nobody_and_gets_the_rest_later(
     assert box.close(1.0) >= 48, "neither telling nor closing waited for the server"
     for pid in tree:
         os.kill(pid, signal.SIGCONT)
-    assert Outbox(runs / "outbox", receiver(runs, ui.base)).close(120.0) == 0
+    assert Outbox(runs / "outbox", receiver(runs, ui.base)).close(LIMIT_SECONDS) == 0
     assert steps(runs) == list(range(50))

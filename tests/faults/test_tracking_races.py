@@ -9,6 +9,7 @@ from orchestrator.tracking.mlflow_client import connect, ensure_experiment
 from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from tests.support.local_driver import forked, forked_together
+from tests.support.processes import LIMIT_SECONDS
 from trainer.results import StepMetrics
 
 SWEEPS, STEPS = 8, 500
@@ -24,7 +25,7 @@ def tell(root: Path, number: int) -> None:
     for step in range(STEPS):
         box.log_metrics("0", [StepMetrics(step, {"loss": step / 7, "grad_norm": 1.0})], at=2.0 + step)
     box.end_run("0", status="FINISHED", tags={}, at=1000.0)
-    assert box.close(500.0) == 0
+    assert box.close(LIMIT_SECONDS) == 0
     assert not (root / f"outbox{number}" / "refused.jsonl").exists()
 
 

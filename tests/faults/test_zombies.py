@@ -14,6 +14,7 @@ from orchestrator.study.study import Study
 from tests.support.driver_process import STEPS, check_exact, drive, finish, records, wait_for
 from tests.support.fake_session import FakeSession, make_task, trained, write_script
 from tests.support.local_driver import pull_all
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.specs import sweep_folder
 
 WORKER = """
@@ -35,7 +36,7 @@ def test_a_sleeping_worker_of_an_older_attempt_is_put_down(tmp_path: Path) -> No
     zombie.send_signal(signal.SIGSTOP)
     attempt = AttemptRunner(make_task(tmp_path, attempt=2), lambda: FakeSession(tmp_path / "cache"), lock_timeout=0.3)
     assert pull_all(attempt)[-1].result.status is AttemptStatus.FINISHED
-    assert zombie.wait(timeout=60) == -signal.SIGKILL
+    assert zombie.wait(timeout=LIMIT_SECONDS) == -signal.SIGKILL
 
 
 def workers(pid: int) -> list[int]:
@@ -58,7 +59,7 @@ def test_a_worker_that_sleeps_is_not_robbed_and_a_killed_one_is_replaced(tmp_pat
     os.kill(first, signal.SIGCONT)
     os.kill(second, signal.SIGKILL)
     write_script(tmp_path, steps=STEPS)
-    out, err = driver.communicate(timeout=300)
+    out, err = driver.communicate(timeout=LIMIT_SECONDS)
     assert (driver.returncode, out.strip()) == (0, "finished"), err
     check_exact(tmp_path)
     assert sorted(r.attempts for r in records(tmp_path)) == [1, 1, 1, 2]

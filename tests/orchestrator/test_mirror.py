@@ -19,6 +19,7 @@ from orchestrator.mirror import (
     UploadCancelled,
     probe_mirror,
 )
+from tests.support.processes import LIMIT_SECONDS
 from trainer.storage.failpoints import FAILPOINT_VARIABLE
 
 PREFIX = "trials/0001/1/checkpoints/step-00000010"
@@ -98,11 +99,11 @@ def test_a_process_killed_inside_an_upload_leaves_nothing_that_counts(
         "Mirror(sys.argv[1]).put('a/one', {str(p.relative_to(f)): p for p in f.rglob('*') if p.is_file()})"
     )
     command = [sys.executable, "-c", program, mirror.url, str(folder)]
-    killed = subprocess.run(command, env=os.environ | {FAILPOINT_VARIABLE: point}, check=False, timeout=120)
+    killed = subprocess.run(command, env=os.environ | {FAILPOINT_VARIABLE: point}, check=False, timeout=LIMIT_SECONDS)
     assert killed.returncode == -signal.SIGKILL
     assert mirror.complete_paths() == []
     assert not mirror.get("a/one", tmp_path / "back")
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=LIMIT_SECONDS)
     assert mirror.get("a/one", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(folder)
 

@@ -12,7 +12,7 @@ from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
 from tests.support.fake_session import SLOTS, run_study
-from tests.support.processes import wait_until
+from tests.support.processes import LIMIT_SECONDS, wait_until
 from tests.support.recorders import ListSink
 from tests.support.specs import make_spec, sweep_folder
 
@@ -37,7 +37,7 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 def finish(root: Path) -> None:
     driver = drive(root)
-    out, err = driver.communicate(timeout=300)
+    out, err = driver.communicate(timeout=LIMIT_SECONDS)
     assert (driver.returncode, out.strip(), err) == (0, "finished", "")
 
 

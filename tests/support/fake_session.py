@@ -6,24 +6,26 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.execution.messages import AttemptTask
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopReason
-from orchestrator.execution.tune_adapter import run_trials
-from orchestrator.study.study import Study
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.recorders import ListSink, SilentView
 from tests.support.specs import METRIC, make_spec
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, RunStatus, StepMetrics
 
+if TYPE_CHECKING:
+    from orchestrator.study.study import Study
+
 SLOTS = Slots(count=2, gpus=0.0, threads=1)
-LIMIT_SECONDS = 500.0
-"""Nothing here takes so long; what does has gone wrong."""
 CUDA_ERROR = "CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_..."
 
 
@@ -31,10 +33,10 @@ def write_script(root: Path, **script: Any) -> None:
     """What the trials below `root` do from now on.
 
     `trials`: what one does, by number: ok, bug, memory, nan, die (once), deadly (always), nogoal, device (a GPU fails,
-    once), neighbour (repeats its first point until a GPU has failed). `warnings`: what the trainer warns of, by number.
-    `steps`: updates of each; `hold`: the update after which a trial waits for another script; both by number,
-    with `*` for all others. `deaf`: nobody interrupts it while it waits. `pause`: seconds an update. `gpu`: as if the
-    process used one.
+    once). `until`: what a trial waits for, repeating its first point: `began-N` or `failed-N` of trial N; by number.
+    `warnings`: what the trainer warns of, by number. `steps`: updates of each; `hold`: the update after which a trial
+    waits for another script; both by number, with `*` for all others. `deaf`: nobody interrupts it while it waits.
+    `pause`: seconds an update. `gpu`: as if the process used one.
     """
     root.mkdir(parents=True, exist_ok=True)
     (root / "script.tmp").write_text(json.dumps(script))
@@ -74,13 +76,12 @@ class FakeSession:
         what, steps = script.get("trials", {}).get(str(number), "ok"), _of(script.get("steps", 4), number)
         self.counters["trials"] += 1
         if script.get("gpu"):
-            import torch
-
-            torch.cuda.is_initialized = lambda: True
+            cuda = SimpleNamespace(is_initialized=lambda: True, empty_cache=lambda: None)
+            sys.modules.setdefault("torch", SimpleNamespace(cuda=cuda))  # pyright: ignore[reportArgumentType]
         for message in script.get("warnings", {}).get(str(number), ()):
             logging.getLogger("trainer.scripted").warning("%s", message)
-        failed = self._root / "device-failed"
-        while what == "neighbour" and not failed.exists():
+        (self._root / f"began-{number}").touch()
+        while (event := script.get("until", {}).get(str(number))) and not (self._root / event).exists():
             yield StepMetrics(0, {"loss": 1.0, METRIC: 0.5})
         files = [path / "checkpoint.json" for path in (*earlier_attempts, folder)]
         done = max((int(file.read_text()) for file in files if file.is_file()), default=0)
@@ -108,11 +109,12 @@ class FakeSession:
                 case ("die", 3) if not earlier_attempts:
                     os.kill(os.getpid(), signal.SIGKILL)
                 case ("bug", 1):
+                    (self._root / f"failed-{number}").touch()
                     raise ValueError(f"scripted bug in trial {number}")
                 case ("memory", 1):
                     raise MemoryError
                 case ("device", 3) if not earlier_attempts:
-                    failed.touch()
+                    (self._root / f"failed-{number}").touch()
                     raise RuntimeError(CUDA_ERROR)
                 case _:
                     continue
@@ -156,7 +158,7 @@ class CheckpointingSession:
 
     STEPS = 6
 
-    def __init__(self, save_steps: int = 2, each: Callable[[int], None] = lambda step: None) -> None:
+    def __init__(self, save_steps: int = 2, each: Callable[[int], object] = lambda step: None) -> None:
         self.counters = {"trials": 0}
         self.began = -1
         self.requested = False
@@ -217,6 +219,8 @@ def run_study(
     **more: Any,
 ) -> StopReason:
     """Drive a sweep on the Ray that is there."""
+    from orchestrator.execution.tune_adapter import run_trials  # workers import this module, and need neither
+
     signals = signals or SignalHandler(lambda: "")
     return run_trials(
         study, sink or ListSink(), view or SilentView(), signals, slots, open_session=open_session, **more

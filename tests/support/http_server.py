@@ -1,5 +1,6 @@
 """An HTTP server of a test, on a free port of this machine."""
 
+import socket
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -22,3 +23,11 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Generator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def refusing() -> Generator[int]:
+    """A port of this machine that refuses connections: it is taken, and nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.support.http_server import SilentHandler, serving
+from tests.support.processes import LIMIT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def serve(judge: FakeJudge) -> Generator[FakeJudge]:
 
         def _act(self, action: Action) -> None:
             if action == HANG:
-                judge.let_go.wait(300)
+                judge.let_go.wait(LIMIT_SECONDS)
                 return
             if action == DRIP:
                 self.send_response(200)

@@ -2,13 +2,15 @@
 
 import json
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.execution.messages import AttemptTask
 from orchestrator.execution.workers.attempt_runner import AttemptRunner
+from orchestrator.mirror import Mirror
 from tests.support.fake_session import CheckpointingSession
 from tests.support.local_driver import pull_all
+from tests.support.processes import wait_until
 from tests.support.specs import BASE
 from trainer.config.trial import TrialConfig
 from trainer.storage.atomic_files import sha256_of, write_folder
@@ -25,11 +27,16 @@ def write_checkpoint(folder: Path, step: int) -> None:
     write_folder(checkpoint_path(folder, step), fill)
 
 
+def copied(mirror: Mirror) -> Callable[[int], object]:
+    """Each update waits for its copy, so that a test knows what is there."""
+    return lambda step: wait_until(lambda: any(name.endswith(f"step-{step:08d}") for name in mirror.complete_paths()))
+
+
 def task(disk: Path, url: str, attempt: int = 1) -> AttemptTask:
     config = TrialConfig.model_validate(BASE).model_dump_json()
     return AttemptTask("3", attempt, config, disk / "trials" / "0003" / str(attempt), mirror=url)
 
 
 if __name__ == "__main__":  # a worker that a test kills inside a copy
-    session = CheckpointingSession(save_steps=1, each=lambda step: time.sleep(1.0))
+    session = CheckpointingSession(save_steps=1, each=copied(Mirror(sys.argv[2])))
     pull_all(AttemptRunner(task(Path(sys.argv[1]), sys.argv[2]), lambda: session))

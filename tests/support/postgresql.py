@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.processes import LIMIT_SECONDS
+
 VARIABLE = "PREFSWEEP_TEST_POSTGRESQL"
 """Names a database of another server to write into: postgresql+psycopg://user@host/db."""
 
@@ -54,7 +56,7 @@ def postgresql_server() -> Generator[str]:
             with log.open("ab") as output:
                 command = [str(programs / program), "-D", f"{folder}/data", *arguments]
                 done = subprocess.run(
-                    command, cwd=folder, stdout=output, stderr=output, timeout=120, check=False, **run_as
+                    command, cwd=folder, stdout=output, stderr=output, timeout=LIMIT_SECONDS, check=False, **run_as
                 )
             assert done.returncode == 0, log.read_text()
 

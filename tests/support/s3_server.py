@@ -11,6 +11,8 @@ from typing import Any
 
 import fsspec
 
+from tests.support.processes import LIMIT_SECONDS
+
 BUCKET = "prefsweep-test"
 _SETTINGS = {
     "AWS_ACCESS_KEY_ID": "not-a-real-key",
@@ -31,7 +33,7 @@ class Server:
 
     def around(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
         def answer(environ: Any, start_response: Any) -> Iterable[bytes]:
-            assert self.speaks.wait(300)
+            assert self.speaks.wait(LIMIT_SECONDS)
             if self.failing:
                 start_response("500 Internal Server Error", [("Content-Type", "application/xml")])
                 return [_ANSWER]
@@ -56,7 +58,8 @@ def serving() -> Generator[Server]:
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         os.environ.pop(name, None)
     try:
-        urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT"), timeout=20).close()
+        bucket = urllib.request.Request(f"{address}/{BUCKET}", method="PUT")
+        urllib.request.urlopen(bucket, timeout=LIMIT_SECONDS).close()
         yield server
     finally:
         http.shutdown()

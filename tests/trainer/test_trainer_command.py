@@ -9,6 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.small_trials import SPEED, finish, trial, without_speed
 from trainer.__main__ import main
 from trainer.config.yaml_files import InvalidTrialFile, load_trial
@@ -103,7 +104,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "trainer"]
     done = subprocess.run(
         [*launch, str(file), "--out", str(tmp_path / "two"), "--cache", str(tmp_path / "other")],
-        capture_output=True, text=True, env=environment, check=False, timeout=120,
+        capture_output=True, text=True, env=environment, check=False, timeout=LIMIT_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     history = [json.loads(line) for line in done.stdout.splitlines()]

@@ -91,6 +91,11 @@ class ModelConfig(FrozenModel):
             raise ValueError("give exactly one of name_or_path and generated")
         return self
 
+    @property
+    def can_be_sharded(self) -> bool:
+        """Whether several processes can hold the weights together (FSDP2)."""
+        return not self.load_in_4bit and not self.compile
+
     @model_validator(mode="after")
     def _check_kernels(self) -> Self:
         if self.compile and self.kernels == "liger":
@@ -351,9 +356,12 @@ class TrialConfig(FrozenModel):
 
     @model_validator(mode="after")
     def _check_sharding(self) -> Self:
-        if self.model.load_in_4bit and self.training.distributed != "ddp":
+        if not self.model.can_be_sharded and self.training.distributed != "ddp":
+            what, setting = (
+                ("weights in 4 bits", "load_in_4bit") if self.model.load_in_4bit else ("compiled layers", "compile")
+            )
             raise ValueError(
-                f"weights in 4 bits cannot be sharded: use training.distributed ddp with model.load_in_4bit, "
+                f"{what} cannot be sharded: use training.distributed ddp with model.{setting}, "
                 f"not {self.training.distributed}"
             )
         return self

@@ -61,8 +61,11 @@ class StageSettings:
 
 
 def with_settings(config: TrialConfig, settings: StageSettings, paths: Collection[str]) -> TrialConfig:
-    """Return the configuration with the values of these `paths`; 4 bits and TRL's trainers are never sharded."""
-    if config.model.load_in_4bit or config.engine == "trl":
+    """Return the configuration with the values of these `paths`.
+
+    4 bits, compiled layers and TRL's trainers are not sharded.
+    """
+    if not config.model.can_be_sharded or config.engine == "trl":
         paths = [path for path in paths if path != DISTRIBUTED]
     return config.model_copy(update={"training": settings.apply(config.training, paths)})
 
@@ -182,7 +185,7 @@ class LayoutChoice:
         yield from (Layout(n) for n in self.process_counts(max(len(machine.memory) for machine in self.machines)))
 
     def process_counts(self, most: int) -> Iterator[int]:
-        """Counts above 1 that can make a trial fit: weights are sharded by fsdp2 only, and not in 4 bits."""
+        """Counts above 1 that can make a trial fit, by sharding with fsdp2: not in 4 bits, not with compiled layers."""
         cases = [*self.configs, *([] if self.sft is None else [self.sft])]
         can_shard = any(self.can_shard(config, "sft" if config.loss.kind == "sft" else "base") for config, _ in cases)
         if can_shard and not any(config.engine == "trl" for config, _ in self.configs):
@@ -191,7 +194,7 @@ class LayoutChoice:
 
     def can_shard(self, config: TrialConfig, prefix: str) -> bool:
         """Return whether several processes can hold one model of this configuration together."""
-        if config.model.load_in_4bit or config.engine == "trl":
+        if not config.model.can_be_sharded or config.engine == "trl":
             return False
         return f"{prefix}.{DISTRIBUTED}" in self.auto or config.training.distributed != "ddp"
 

@@ -201,7 +201,7 @@ def suggest_change(
     config: TrialConfig, shape: ModelShape, gpu_bytes: float, processes: int = 1, trials: int = 1
 ) -> str | None:
     """Return the first combination of settings that makes one pair fit, as text; None if none does."""
-    can_cut = processes > 1 and not config.model.load_in_4bit
+    can_cut = processes > 1 and config.model.can_be_sharded
     steps: list[tuple[str, str, dict[str, object]]] = [
         ("base.training.gradient_checkpointing: true", "training", {"gradient_checkpointing": True}),
         *([("base.training.distributed: fsdp2", "training", {"distributed": "fsdp2"})] if can_cut else ()),

@@ -23,7 +23,7 @@ from orchestrator.study.budget_changes import BudgetUsedUp
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
 from tests.support.metrics import COMPLETE, bug, evaluated
-from tests.support.processes import finished, json_of
+from tests.support.processes import LIMIT_SECONDS, called, json_of
 from tests.support.specs import RANGES, SAMPLERS, make_spec, sweep_folder
 
 
@@ -94,7 +94,7 @@ def test_a_limit_that_is_used_up_is_refused_with_one_that_suffices(tmp_path: Pat
         BudgetUsedUp, match=r"trial 0 of s has reached it with eval_accuracies/logp 0.5; set a value above"
     ):
         set_budget("s", tmp_path, ["budget.target=0.4"])
-    out = finished(tmp_path, "resume", "s", "--set", "budget.hours=1e-12", code=2)[1]
+    out = called(tmp_path, "resume", "s", "--set", "budget.hours=1e-12", code=2)[1]
     assert "budget.hours=1e-12: s has used" in out
     with Study.open(folder) as study:
         assert study.spec.budget == Budget(hours=9.0)
@@ -158,10 +158,10 @@ def test_an_abandoned_sweep_ends_with_all_its_trials_and_runs(tmp_path: Path) ->
         for run in (SWEEP_RUN, "0", "1", "2"):
             sink.start_run(run, name=run, params={}, tags={"state": "RUNNING"}, at=1.0)
         sink.end_run("0", status="FINISHED", tags={"state": "COMPLETE"}, at=2.0)
-        assert sink.close(60.0) == 0
+        assert sink.close(LIMIT_SECONDS) == 0
     assert json_of(root, "status", "s")["state"] == "interrupted"
-    assert "without it one TRIAL" in finished(root, "stop", "s", "1", "--abandon", code=2)[1]
-    told = finished(root, "stop", "s", "--abandon", "--why", "lost interest")[1]
+    assert "without it one TRIAL" in called(root, "stop", "s", "1", "--abandon", code=2)[1]
+    told = called(root, "stop", "s", "--abandon", "--why", "lost interest")[1]
     assert "s is abandoned: 2 unfinished trials ended as PRUNED" in told
 
     found = json_of(root, "status", "s")
@@ -179,5 +179,5 @@ def test_an_abandoned_sweep_ends_with_all_its_trials_and_runs(tmp_path: Path) ->
         "1": ("KILLED", "PRUNED"),
         "2": ("KILLED", "PRUNED"),
     }
-    assert "0 unfinished trials ended" in finished(root, "stop", "s", "--abandon")[1], "once more, nothing is left"
-    assert "is not running" in finished(root, "stop", "s", code=2)[1]
+    assert "0 unfinished trials ended" in called(root, "stop", "s", "--abandon")[1], "once more, nothing is left"
+    assert "is not running" in called(root, "stop", "s", code=2)[1]

@@ -16,7 +16,8 @@ from orchestrator.commands import doctor
 from orchestrator.commands.doctor import Check, CheckLevel, gpu_checks, machine_checks, network_checks
 from orchestrator.folders import filesystem_type
 from orchestrator.spec.loading.loader import load_spec
-from tests.support.http_server import SilentHandler, serving
+from tests.support.http_server import SilentHandler, refusing, serving
+from tests.support.processes import LIMIT_SECONDS
 
 SHIPPED = Path(sweeps.__file__).parent
 
@@ -53,6 +54,7 @@ class Hub(SilentHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(network_checks, "_TIMEOUT", LIMIT_SECONDS)
     with serving(Hub) as address:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -103,11 +105,10 @@ def test_access_to_models_and_data_sets(kind: str, name: str, level: CheckLevel,
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
-    check = network_checks.check_hub_access("model", "org/open")
+    with refusing() as port:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+        check = network_checks.check_hub_access("model", "org/open")
     assert check.level is CheckLevel.WARN, check
     assert "HF_HOME" in check.fix
 
@@ -143,10 +144,9 @@ def test_a_sweep_file_is_looked_at_too(
 
 
 def test_a_database_that_does_not_answer() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    spec = load_spec(SHIPPED / "quickstart.yaml", [f"storage=postgresql+psycopg://me@127.0.0.1:{port}/db"])
-    check = found(list(network_checks.network_checks(Path("runs"), spec)), "study")
+    with refusing() as port:
+        spec = load_spec(SHIPPED / "quickstart.yaml", [f"storage=postgresql+psycopg://me@127.0.0.1:{port}/db"])
+        check = found(list(network_checks.network_checks(Path("runs"), spec)), "study")
     assert check.level is CheckLevel.FAIL
     assert ".pgpass" in check.fix
 

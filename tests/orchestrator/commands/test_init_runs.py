@@ -80,11 +80,12 @@ def init(case: tuple[str, bool, int, bool], made: Path) -> SweepSpec:
 @pytest.mark.parametrize("case", MATRIX, ids=named)
 def test_it_loads_and_can_be_planned(case: tuple[str, bool, int, bool], made: Path, tmp_path: Path) -> None:
     spec = init(case, made)
-    objective, lora, gpus, local = case
+    objective, lora, gpus, _ = case
     assert (spec.base.loss.kind, spec.base.lora is not None) == (objective, lora)
     training = spec.base.training
     assert training.bf16 is (gpus > 0)
-    assert training.gradient_checkpointing is (gpus > 0 and not local)
+    assert "base.training.gradient_checkpointing" in spec.auto
+    assert not training.gradient_checkpointing
     plan = plan_locally(spec, tmp_path / "runs", ())
     assert plan.trials is not None
     assert plan.trials > 0

@@ -21,6 +21,7 @@ from orchestrator.study.sampling.sampling_policy import NoValidTrial, SampledTri
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot
+from tests.support.processes import LIMIT_SECONDS
 from trainer.results import StepMetrics
 
 TEXT = """
@@ -43,6 +44,8 @@ def file(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep's file; Ray is left out, its trials are run by what the test gives."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(sweep_module, "local_cluster", lambda *_: nullcontext())
+    for module in (crash_report, sweep_driver, sweep_module):
+        monkeypatch.setattr(module, "_DELIVERY_SECONDS", LIMIT_SECONDS)
     (tmp_path / "s.yaml").write_text(TEXT)
     return tmp_path / "s.yaml"
 

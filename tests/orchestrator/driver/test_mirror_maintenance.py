@@ -20,6 +20,7 @@ from orchestrator.study.trial_records import Outcome, TrialState
 from tests.support.local_driver import make_controller
 from tests.support.metrics import COMPLETE
 from tests.support.mirrored_trial import write_checkpoint
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.recorders import ListSink, SilentView
 from tests.support.specs import METRIC, make_spec, sweep_folder
 from trainer.results import StepMetrics
@@ -146,7 +147,7 @@ def test_trouble_is_tried_again_told_and_in_nobodys_way(
 def test_an_end_that_cannot_wait_says_so(study: Study, far: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     held_trial = threading.Event()
     monkeypatch.setattr(mirror_maintenance, "_FINISH_TIMEOUT", 0.05)
-    monkeypatch.setattr(Mirror, "files", lambda *_: held_trial.wait(300) and [])
+    monkeypatch.setattr(Mirror, "files", lambda *_: held_trial.wait(LIMIT_SECONDS) and [])
     MirrorMaintenance(study, SilentView(), waits=()).shut_down()
     held_trial.set()
     assert any("the next resume continues it" in event.text for event in study.events() if event.kind == "mirror")

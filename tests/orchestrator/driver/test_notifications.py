@@ -19,7 +19,7 @@ from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
 from orchestrator.spec.sweep_spec import Notify
 from orchestrator.study.trial_records import TrialRecord, TrialState
 from tests.support.http_server import SilentHandler, serving
-from tests.support.processes import wait_until
+from tests.support.processes import LIMIT_SECONDS, wait_until
 from tests.support.recorders import SilentView
 from tests.support.scripted_sweep import make_spec
 from trainer.results import StepMetrics
@@ -46,7 +46,7 @@ def hook() -> Iterator[Hook]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             hook.got.append({"type": self.headers["Content-Type"], **json.loads(body)})
             if hook.hang is not None:
-                hook.hang.wait(300)
+                hook.hang.wait(LIMIT_SECONDS)
             self.send_response(hook.answers.pop(0) if hook.answers else 200)
             self.end_headers()
 

@@ -6,6 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.cli import main
+from orchestrator.driver import orphaned_runs
 from orchestrator.folders import SweepFolder, sweep_lock
 from orchestrator.interfaces import TrackingUnavailable
 from orchestrator.study.study import Study
@@ -14,6 +15,7 @@ from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import RUN
 from tests.support.local_driver import KILLED, drive, killed_at
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.recorders import ListSink
 from tests.support.specs import make_spec
 
@@ -25,11 +27,12 @@ def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The runs folder of a sweep whose driver was killed in its second trial."""
     monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(orphaned_runs, "_DELIVERY_SECONDS", LIMIT_SECONDS)
     assert killed_at(lambda: drive(tmp_path, SPEC), "trial.told:2") == KILLED
     folder = SweepFolder(tmp_path, "s")
     with Study.open(folder, read_only=True) as study:
         sink = MlflowReceiver(tmp_path, uri=tracking_uri(tmp_path, None), experiment="e", sweep_id=study.id, sweep="s")
-    assert Outbox(folder.outbox, sink).close(120.0) == 0  # MLflow got what the driver had said
+    assert Outbox(folder.outbox, sink).close(LIMIT_SECONDS) == 0  # MLflow got what the driver had said
     return tmp_path
 
 

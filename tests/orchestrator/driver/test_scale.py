@@ -17,7 +17,7 @@ from orchestrator.execution.messages import AttemptReport, AttemptTask
 from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.folders import SweepFolder, create_sweep_folder
 from orchestrator.spec.loading.serialization import dump_spec
-from orchestrator.study.database import study_database
+from orchestrator.study.database import driver_lease, study_database
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
 from tests.support.recorders import ListSink, SilentView
@@ -89,6 +89,7 @@ class Measured(TrialController):
 def driving(root: Path, trials: int, slots: int) -> Generator[tuple[Measured, Study]]:
     """A whole sweep, every event counted."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver_lease, "HEARTBEAT_SECONDS", 1e6)  # no thread's statements between those that are counted
         patch.setattr(study_database.sqlite3, "connect", functools.partial(sqlite3.connect, factory=CountingConnection))
         spec = spec_of(trials, slots)
         folder = SweepFolder(root, spec.name)

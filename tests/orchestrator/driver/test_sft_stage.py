@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,12 @@ import pytest
 
 from orchestrator.driver.data_stage import check_data
 from orchestrator.driver.sft_stage import run_sft_stage
-from orchestrator.execution.local_cluster import local_cluster
 from orchestrator.execution.messages import AttemptReport, AttemptResult, AttemptTask
 from orchestrator.execution.messages import AttemptStatus as EndOfAttempt
 from orchestrator.execution.sft_cache_key import stage_key
 from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted
 from orchestrator.execution.user_requests import StopConditions
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, open_session
-from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, StageWorker
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SFT_RUN
@@ -71,12 +69,6 @@ class Faulty:
         return RunResult(RunStatus.FINISHED, "", 4, folder / "model")
 
 
-@pytest.fixture(scope="module")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), SLOTS, signals):
-        yield
-
-
 class Staged:
     def __init__(self, root: Path, **script: Any) -> None:
         (root / "script.json").write_text(json.dumps(script))
@@ -84,10 +76,8 @@ class Staged:
         folder.path.mkdir(parents=True, exist_ok=True)
         signals = SignalHandler(lambda: "")
         self.error: StageFailed | None = None
-        with (
-            StageWorker(SLOTS, folder.cache, signals, self.view.refresh, Faulty) as worker,
-            DataProcess(folder.cache, SPEC.base, {}, signals, self.view.refresh) as data,
-        ):
+        data: Any = PreparedHere(folder.cache)
+        with StageWorker(SLOTS, folder.cache, signals, self.view.refresh, Faulty) as worker:
             worker.start()
             report = check_data(SPEC, folder, self.view, data)
             self.longest = int(report.lengths["row"]["p100"])

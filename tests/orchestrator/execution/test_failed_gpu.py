@@ -1,5 +1,6 @@
 """A GPU that fails under a process takes that process with it: no trial fails for it, and no other trial gets it."""
 
+import math
 import os
 import select
 from pathlib import Path
@@ -27,6 +28,7 @@ from orchestrator.execution.workers.trial_worker import with_retire_flag
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
 from tests.support.fake_session import FakeSession, make_task, run_study, trained, write_script
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.recorders import ListSink
 from tests.support.specs import make_spec, sweep_folder
 
@@ -137,6 +139,7 @@ def test_of_several_processes_the_one_whose_gpu_failed_is_the_cause(tmp_path: Pa
 def test_in_a_shared_process_no_neighbour_computes_after_a_gpu_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("orchestrator.execution.workers.attempt_runner.REPORT_SECONDS", math.inf)
     write_script(tmp_path, trials={"0": "device"})
     jobs = [make_task(tmp_path, n) for n in range(2)]
     host = SharedWorker(tmp_path / "cache", FakeSession)
@@ -178,7 +181,7 @@ def ended(pid: str) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([process], [], [], 60)[0])
+        return bool(select.select([process], [], [], LIMIT_SECONDS)[0])
     finally:
         os.close(process)
 
@@ -186,7 +189,7 @@ def ended(pid: str) -> bool:
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("slots", [ONE, SHARED])
 def test_a_failed_gpu_costs_one_process_and_no_trial(tmp_path: Path, slots: Slots) -> None:
-    write_script(tmp_path, trials={"0": "device", "1": "neighbour"}, gpu=True)
+    write_script(tmp_path, trials={"0": "device"}, until={"1": "failed-0"}, gpu=True)
     kind, study, paths = run(tmp_path, slots)
     assert kind is StopKind.FINISHED
     assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 3
@@ -206,12 +209,13 @@ def test_a_failed_gpu_costs_one_process_and_no_trial(tmp_path: Path, slots: Slot
 @pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("slots", [ONE, SHARED])
 def test_after_a_bug_only_a_process_without_a_gpu_gets_the_next_trial(tmp_path: Path, slots: Slots, gpu: bool) -> None:
-    write_script(tmp_path, trials={"0": "bug"}, gpu=gpu, pause=0.05)
+    neighbour = slots.trials_per_process > 1  # trial 1 was in that process already, and ends in it
+    both = {"0": "began-1", "1": "failed-0"} if neighbour else {}
+    write_script(tmp_path, trials={"0": "bug"}, until=both, gpu=gpu)
     ended, study, paths = run(tmp_path, slots, trials=4)
     assert ended is StopKind.FINISHED
     assert [r.state for r in study.trials()] == [TrialState.FAILED] + [TrialState.COMPLETE] * 3
     assert not any(e.kind == "worker lost" for e in study.events()), "nobody's trial suffers from it"
     where = dict(paths)
-    neighbour = slots.trials_per_process > 1  # trial 1 was in that process already, and ends in it
     assert (where["1"] == where["0"]) is (neighbour or not gpu)
     assert (where["2"] == where["0"]) is not gpu

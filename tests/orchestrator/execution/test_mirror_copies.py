@@ -20,8 +20,8 @@ from orchestrator.mirror import Mirror, MirrorRefused
 from orchestrator.study.trial_records import FailureKind
 from tests.support.fake_session import CheckpointingSession
 from tests.support.local_driver import pull_all
-from tests.support.mirrored_trial import task, write_checkpoint
-from tests.support.processes import wait_until
+from tests.support.mirrored_trial import copied, task, write_checkpoint
+from tests.support.processes import LIMIT_SECONDS, wait_until
 from tests.support.s3_server import Server
 from trainer.storage.checkpoint_manifest import checkpoint_step, list_checkpoints, verify_checkpoint
 from trainer.storage.failpoints import FAILPOINT_VARIABLE
@@ -49,17 +49,12 @@ def _attempt(
     return session, received
 
 
-def _slow(mirror: Mirror) -> Callable[[int], None]:
-    """Each update waits for its copy, so that a test knows what is there."""
-    return lambda step: wait_until(lambda: any(name.endswith(f"step-{step:08d}") for name in mirror.complete_paths()))
-
-
 def _stopped_after(mirror: Mirror, disk: Path, step: int, attempt: int = 1) -> CheckpointingSession:
     """An attempt that is asked to stop after this update, and ends."""
     requested = task(disk, mirror.url, attempt)
 
     def each(now: int) -> None:
-        _slow(mirror)(now)
+        copied(mirror)(now)
         if now == step:
             requested.request_release()
             wait_until(lambda: session.requested)
@@ -200,7 +195,7 @@ def test_training_does_not_wait_for_copies(file: Mirror, tmp_path: Path, monkeyp
     def waiting(self: Mirror, path: str, *more: object) -> None:
         if not path.endswith(("end", "model")):
             sent.append(path)
-            held_trial.wait(300)
+            held_trial.wait(LIMIT_SECONDS)
         put(self, path, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Mirror, "put", waiting)
@@ -268,7 +263,7 @@ def test_a_worker_killed_inside_a_copy(point: str, s3: Server, tmp_path: Path) -
     """Four files a copy: whichever it was killed in, the newest whole one is what another disk goes on from."""
     mirror = Mirror(f"{s3.url}/{tmp_path.name}/trials/0003")
     command = [sys.executable, "-m", "tests.support.mirrored_trial", str(tmp_path / "one"), mirror.url]
-    killed = subprocess.run(command, env=os.environ | {FAILPOINT_VARIABLE: point}, check=False, timeout=120)
+    killed = subprocess.run(command, env=os.environ | {FAILPOINT_VARIABLE: point}, check=False, timeout=LIMIT_SECONDS)
     assert killed.returncode == -signal.SIGKILL
     complete = [int(name[-8:]) for name in mirror.complete_paths()]
     assert _attempt(tmp_path / "two", mirror, attempt=2)[0].began == max(complete, default=0)
@@ -304,7 +299,7 @@ def test_a_trial_that_the_driver_ended_sends_nothing_more(file: Mirror, tmp_path
     folder.mkdir(parents=True)
     at_work.start()
     at_work.cancel(finish_current=False)
-    at_work._thread.join(300)
+    at_work._thread.join(LIMIT_SECONDS)
     write_checkpoint(folder, 1)
     assert not at_work._thread.is_alive()
     with pytest.raises(mirror_store.UploadCancelled):
@@ -316,7 +311,7 @@ def test_a_server_that_fails_and_falls_silent(s3: Server, tmp_path: Path, monkey
     import s3fs
 
     monkeypatch.setattr(s3fs.core.S3FileSystem, "retries", 1)
-    short = {"connect_timeout": 5, "read_timeout": 5, "retries": {"max_attempts": 0}}
+    short = {"connect_timeout": 2, "read_timeout": 2, "retries": {"max_attempts": 0}}
     monkeypatch.setitem(mirror_store._OPTIONS, "s3", {"config_kwargs": short})
     monkeypatch.setattr(mirror_upload, "_MAX_WAIT", 0.01)
     mirror = Mirror(f"{s3.url}/{tmp_path.name}/trials/0003")
@@ -331,7 +326,7 @@ def test_a_server_that_fails_and_falls_silent(s3: Server, tmp_path: Path, monkey
             s3.speaks.clear()
             wait_until(lambda: attempt._uploader.counters["mirror_failures"] > before)  # type: ignore[union-attr]
             s3.speaks.set()
-        _slow(mirror)(step)
+        copied(mirror)(step)
 
     session = CheckpointingSession(save_steps=1, each=each)
     attempt = AttemptRunner(task(tmp_path / "one", mirror.url), lambda: session)
@@ -339,5 +334,5 @@ def test_a_server_that_fails_and_falls_silent(s3: Server, tmp_path: Path, monkey
     logged = [words for report in received for words in report.notices]
     assert received[-1].result.status is AttemptStatus.FINISHED
     assert mirror.complete_paths() == ["1/end", "1/model"]
-    assert sum("; retrying" in words for words in logged) == 2
-    assert sum("work again" in words for words in logged) == 2
+    failed, mended = (sum(words in line for line in logged) for words in ("; retrying", "work again"))
+    assert failed == mended >= 2, "each series once; a busy machine may be silent for as long by itself"

@@ -64,7 +64,7 @@ def test_each_ends_in_its_own_way_and_no_neighbour_notices(tmp_path: Path) -> No
 
 
 class Once(SilentView):
-    """Does something once, as soon as both trials have trained."""
+    """Does something once, as soon as both trials have trained to their first checkpoints."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Once(SilentView):
 
     def add_metrics(self, number: int, metrics: Any) -> None:
         before = len(self._seen)
-        if metrics[-1].step > 0:
+        if metrics[-1].step >= 2:
             self._seen.add(number)
         if before < len(self._seen) == 2:
             self._act()

@@ -1,6 +1,7 @@
 """What needs no Ray: slots, failures, attempts."""
 
 import errno
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -102,7 +103,8 @@ def _attempt(tmp_path: Path, **script: object) -> tuple[AttemptRunner, AttemptTa
     return AttemptRunner(task, lambda: session, lock_timeout=0.2), task
 
 
-def test_points_come_back_at_once_after_an_evaluation(tmp_path: Path) -> None:
+def test_points_come_back_at_once_after_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.execution.workers.attempt_runner.REPORT_SECONDS", math.inf)
     attempt, _ = _attempt(tmp_path, steps=4)
     reports = [attempt.next_report() for _ in range(4)]
     assert [[p.step for p in r.metrics] for r in reports] == [[0], [1, 2], [3, 4], []]

@@ -11,7 +11,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
 from tests.support.driver_process import drive, finish, records, wait_for
 from tests.support.fake_session import trained, write_script
-from tests.support.processes import finished, json_of
+from tests.support.processes import LIMIT_SECONDS, called, json_of
 from tests.support.specs import make_spec, sweep_folder
 
 STEPS = {"1": 100_000, "*": 30}
@@ -19,11 +19,11 @@ STEPS = {"1": 100_000, "*": 30}
 
 
 def command_output(root: Path, *arguments: str) -> str:
-    return finished(root, *arguments)[1]
+    return called(root, *arguments)[1]
 
 
 def refused(root: Path, *arguments: str) -> str:
-    out, err = finished(root, *arguments, code=2)
+    out, err = called(root, *arguments, code=2)
     assert out == ""
     assert "Traceback" not in err
     return err
@@ -33,7 +33,6 @@ def of(root: Path, number: int) -> TrialRecord:
     return next(r for r in records(root) if r.number == number)
 
 
-@pytest.mark.timeout(580)
 def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     write_script(root, steps=STEPS, hold={"*": 2})
@@ -79,7 +78,7 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     write_script(root, steps=STEPS)
     command_output(root, "unpause", "s")
     command_output(root, "unpause", "s", "0")
-    out, err = driver.communicate(timeout=300)
+    out, err = driver.communicate(timeout=LIMIT_SECONDS)
     assert (driver.returncode, out.strip(), err) == (0, "finished", "")
 
     ended = records(root)
@@ -96,7 +95,7 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     happened = [(e["kind"], e["trial"]) for e in json_of(root, "history", "s")["events"]]
     for event in (("paused", 0), ("paused", None), ("unpaused", 0), ("unpaused", None), ("pruned", 1), ("cloned", 0)):
         assert event in happened, event
-    assert "margins are flat" in finished(root, "history", "s")[0]
+    assert "margins are flat" in called(root, "history", "s")[0]
     _after_the_end(root)
 
 
@@ -113,7 +112,6 @@ def _after_the_end(root: Path) -> None:
         assert study.no_more_trials_reason() == ""
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.slow
 def test_requests_wait_for_the_next_driver_and_paused_trials_end_a_sweep_resumably(tmp_path: Path) -> None:
     root = tmp_path
@@ -126,7 +124,7 @@ def test_requests_wait_for_the_next_driver_and_paused_trials_end_a_sweep_resumab
     assert "takes effect at `orchestrate resume s`" in command_output(root, "prune", "s", "0", "--why", "not worth it")
     assert "takes effect at" in command_output(root, "pause", "s", "1")
     first = drive(root)
-    out, err = first.communicate(timeout=300)
+    out, err = first.communicate(timeout=LIMIT_SECONDS)
     assert (first.returncode, out.strip(), err) == (0, "paused trials are left", "")
     assert [r.state.value for r in records(root)] == ["PRUNED", "PAUSED", "COMPLETE", "COMPLETE"]
     assert json_of(root, "status", "s")["state"] == "interrupted"

@@ -12,6 +12,7 @@ from orchestrator.judge import win_rates
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, TrialState
 from tests.support.preparation import prepared_sweep
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.small_trials import DATA, MODEL
 from tests.support.specs import make_spec
 from trainer.results import StepMetrics
@@ -53,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             study.tell(trial, Outcome(TrialState.COMPLETE))
             sink.end_run(run, status="FINISHED", tags={"state": "COMPLETE"}, at=time.time())
         sink.end_run("sweep", status="FINISHED", tags={"state": "FINISHED"}, at=time.time())
-        assert sink.close(60.0) == 0
+        assert sink.close(LIMIT_SECONDS) == 0
     return root
 
 

@@ -25,7 +25,7 @@ from orchestrator.judge.endpoint_client import (
 from orchestrator.judge.win_rates import first_position, win_rate
 from orchestrator.spec.judge_config import Endpoint
 from tests.support.judge_endpoint import DRIP, HANG, Action, FakeJudge, Raw, Shown, longer, serve
-from tests.support.processes import wait_until
+from tests.support.processes import LIMIT_SECONDS, wait_until
 from trainer.storage.jsonl_store import JsonlStore, read_jsonl_store
 
 KEY = "sk-very-secret-0123456789"
@@ -112,15 +112,19 @@ def test_what_is_sent(server: FakeJudge) -> None:
     assert "temperature" not in server.bodies[1]
 
 
-@pytest.mark.parametrize(
-    ("first", "kind"),
-    [(429, "rate_limited"), (500, "server_error"), (503, "server_error"), (HANG, "timed_out"), (DRIP, "timed_out")],
-)
+@pytest.mark.parametrize(("first", "kind"), [(429, "rate_limited"), (500, "server_error"), (503, "server_error")])
 def test_no_answer_is_tried_again_and_counted(server: FakeJudge, first: Action, kind: str) -> None:
-    patience = 0.3 if kind == "timed_out" else 60.0
-    reply = one(server, lambda _, before: first if before < 2 else "[[A]]", timeout=patience)
+    reply = one(server, lambda _, before: first if before < 2 else "[[A]]")
     assert (reply.vote, reply.calls) == ("first", 3)
     assert reply.tries == Counter({kind: 2})
+
+
+@pytest.mark.parametrize("silence", [HANG, DRIP])
+def test_an_answer_that_takes_too_long_is_tried_again_and_counted(server: FakeJudge, silence: Action) -> None:
+    reply = one(server, lambda _, before: silence if before < 2 else "[[A]]", timeout=0.3, retries=20)
+    assert reply.vote == "first"
+    assert reply.calls >= 3, "more where this machine is too busy to answer in so short a time"
+    assert reply.tries == Counter(timed_out=reply.calls - 1)
 
 
 def test_it_waits_as_long_as_the_endpoint_asks(server: FakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +193,7 @@ def test_both_orders_are_asked_once_each_and_equal_answers_not_at_all(server: Fa
 
     def decide(shown: Shown, _: int) -> str:
         if next(first, False):
-            two.wait(60)  # the first answer waits until a second question is there
+            two.wait(LIMIT_SECONDS)  # the first answer waits until a second question is there
         return longer(shown)
 
     server.decide = decide

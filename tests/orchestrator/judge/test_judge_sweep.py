@@ -28,7 +28,7 @@ from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import rank_trials
 from tests.support.judge_endpoint import HANG, FakeJudge, longer, serve
-from tests.support.processes import orchestrate, wait_until
+from tests.support.processes import LIMIT_SECONDS, orchestrate, wait_until
 from tests.support.recorders import SilentView
 from trainer.config.trial import GeneratedModel
 from trainer.storage.failpoints import FAILPOINT_VARIABLE
@@ -181,7 +181,7 @@ def test_killed_in_the_middle_and_gone_on_with(trained: Path, runs: Path, server
     judge = ("judge", "judged", "--yes", *flags(overrides))
     # In the middle of the answers: each is a batch of its own here, and the third is not yet on the disk.
     child = orchestrate(runs, *judge, **{FAILPOINT_VARIABLE: "kept.append:3"})
-    child.communicate(timeout=400)
+    child.communicate(timeout=LIMIT_SECONDS)
     assert child.returncode == -signal.SIGKILL
     stored = _contents(runs / "cache" / "answers")
     assert sum(text.count(b"\n") for text in stored.values()) == 2

@@ -16,6 +16,7 @@ from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, Trial, TrialState
 from tests.support.metrics import COMPLETE, DIVERGED, bug, evaluated
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.specs import GRID, METRIC, RANGES, make_spec
 from trainer.results import StepMetrics
 
@@ -399,7 +400,7 @@ def test_no_heartbeat_outlives_its_study(folder: SweepFolder, disposed: bool, mo
     else:
         del study  # dropped, as by a driver whose error nobody handled
         gc.collect()
-        thread.join(60)
+        thread.join(LIMIT_SECONDS)
     assert not thread.is_alive()
 
 

@@ -18,7 +18,7 @@ from orchestrator.tracking import outbox as outbox_module
 from orchestrator.tracking.deferred_messages import outbox_state
 from orchestrator.tracking.message_journal import Journal, LogArtifact, LogMetrics, SetTags, decode
 from orchestrator.tracking.outbox import Outbox, OutboxLocked
-from tests.support.processes import wait_until
+from tests.support.processes import LIMIT_SECONDS, wait_until
 from tests.support.real_trials import is_alive
 from trainer.results import StepMetrics
 
@@ -75,7 +75,7 @@ def test_all_messages_arrive_in_order_and_as_they_were_told(tmp_path: Path) -> N
     box.set_tags("0", {"x": "y"})
     box.log_artifact("0", tmp_path / "f", "g")
     box.end_run("0", status="FINISHED", tags={}, at=3.5)
-    assert box.close(10.0) == 0
+    assert box.close(LIMIT_SECONDS) == 0
     assert seen.calls == [
         ("start", "0", ("n", {"a": [1, None], "b": 6e-7}, {"t": "ü"}, 1.5)),
         ("points", "0", ([StepMetrics(1, {"loss": math.inf, "rewards/margins": 0.1})], 2.5)),
@@ -89,7 +89,7 @@ def test_what_is_no_number_arrives_as_nan(tmp_path: Path) -> None:
     seen = Recorder()
     box = Outbox(tmp_path / "o", seen)
     box.log_metrics("0", [StepMetrics(1, {"loss": None, "text": "abc", "nan": math.nan})], at=1.0)  # type: ignore[dict-item]
-    assert box.close(10.0) == 0
+    assert box.close(LIMIT_SECONDS) == 0
     assert all(math.isnan(v) for v in seen.calls[0][2][0][0].metrics.values())
 
 
@@ -99,11 +99,11 @@ def test_steps_told_before_are_skipped_also_by_a_later_process(tmp_path: Path) -
     box.log_metrics("0", [step_metrics_at(0), step_metrics_at(1)], at=1.0)
     box.log_metrics("0", [step_metrics_at(1, 9.0), step_metrics_at(2), step_metrics_at(2, 9.0)], at=2.0)
     box.log_metrics("1", [step_metrics_at(0)], at=2.0)
-    box.close(10.0)
+    box.close(LIMIT_SECONDS)
     box = Outbox(tmp_path / "o", seen)
     box.log_metrics("0", [step_metrics_at(0), step_metrics_at(1), step_metrics_at(2), step_metrics_at(3)], at=3.0)
     box.log_metrics("0", [step_metrics_at(3)], at=4.0)
-    assert box.close(10.0) == 0
+    assert box.close(LIMIT_SECONDS) == 0
     assert [v[0] for _, _, v in seen.calls] == [
         [step_metrics_at(0), step_metrics_at(1)],
         [step_metrics_at(2)],
@@ -123,19 +123,19 @@ def test_a_receiver_that_fails_costs_time_and_nothing_else(tmp_path: Path) -> No
     box = Outbox(tmp_path / "o", seen)
     for step in range(40):
         box.log_metrics("0", [step_metrics_at(step)], at=float(step))
-    assert box.close(30.0) == 0
+    assert box.close(LIMIT_SECONDS) == 0
     assert seen.steps == list(range(40))
     assert box.delivery_error == ""
 
 
 def test_a_receiver_that_hangs_never_holds_the_caller(tmp_path: Path) -> None:
     go = threading.Event()
-    box = Outbox(tmp_path / "o", Recorder(lambda: go.wait(60) and None))
+    box = Outbox(tmp_path / "o", Recorder(lambda: go.wait(LIMIT_SECONDS) and None))
     for step in range(100):
         box.log_metrics("0", [step_metrics_at(step)], at=float(step))
     assert box.close(0.3) == 100, "neither telling nor closing waited for the receiver"
     later = Recorder()
-    assert Outbox(tmp_path / "o", later).close(10.0) == 0
+    assert Outbox(tmp_path / "o", later).close(LIMIT_SECONDS) == 0
     assert later.steps == list(range(100))
     go.set()  # the old thread wakes up and must not move the new position
     box._thread.join()  # pyright: ignore[reportPrivateUsage]
@@ -151,7 +151,7 @@ def test_an_unreachable_receiver_is_named_and_all_is_kept(tmp_path: Path) -> Non
     wait_until(lambda: box.delivery_error)
     assert (box.delivery_error, box.pending) == ("connection refused", 1)
     assert box.close(0.1) == 1
-    assert Outbox(tmp_path / "o", Recorder()).close(10.0) == 0
+    assert Outbox(tmp_path / "o", Recorder()).close(LIMIT_SECONDS) == 0
 
 
 def test_a_receiver_that_dies_midway_gets_that_message_again(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_receiver_that_dies_midway_gets_that_message_again(tmp_path: Path) -> 
     box = Outbox(tmp_path / "o", DiesAfterTaking())
     for step in range(5):
         box.log_metrics("0", [step_metrics_at(step)], at=1.0)
-    assert box.close(10.0) == 0
+    assert box.close(LIMIT_SECONDS) == 0
     assert taken == [0, 1, 2, 2, 3, 4]
 
 
@@ -204,7 +204,7 @@ def send_messages(box: Outbox) -> None:
 def test_points_of_a_run_that_wait_go_in_one_call_each_with_its_time(tmp_path: Path) -> None:
     outbox_filled_offline(tmp_path / "o", send_messages)
     seen = BatchRecorder()
-    assert Outbox(tmp_path / "o", seen).close(10.0) == 0
+    assert Outbox(tmp_path / "o", seen).close(LIMIT_SECONDS) == 0
     assert [(what, run) for what, run, _ in seen.calls] == [
         ("start", "0"),
         ("start", "1"),
@@ -218,7 +218,7 @@ def test_points_of_a_run_that_wait_go_in_one_call_each_with_its_time(tmp_path: P
     ]
     complete = Recorder()  # one that takes them one by one only
     outbox_filled_offline(tmp_path / "p", send_messages)
-    assert Outbox(tmp_path / "p", complete).close(10.0) == 0
+    assert Outbox(tmp_path / "p", complete).close(LIMIT_SECONDS) == 0
     assert [what for what, *_ in complete.calls].count("points") == 10
 
 
@@ -230,7 +230,7 @@ def test_calls_grow_with_runs_and_not_with_reports(tmp_path: Path) -> None:
 
     outbox_filled_offline(tmp_path / "o", many)
     seen = BatchRecorder()
-    assert Outbox(tmp_path / "o", seen).close(10.0) == 0
+    assert Outbox(tmp_path / "o", seen).close(LIMIT_SECONDS) == 0
     assert (len(seen.calls), sum(len(value) for _, _, value in seen.calls)) == (4, 800)
 
 
@@ -249,7 +249,7 @@ def test_refused_together_only_the_guilty_one_is_defer(tmp_path: Path) -> None:
         lambda box: [box.log_metrics("0", [step_metrics_at(step)], at=1.0) for step in range(3)] and None,
     )
     seen = Picky()
-    assert Outbox(tmp_path / "o", seen).close(10.0) == 0
+    assert Outbox(tmp_path / "o", seen).close(LIMIT_SECONDS) == 0
     assert seen.steps == [0, 2]
     temporary = (tmp_path / "o" / "refused.jsonl").read_bytes().splitlines()
     assert [decode(line) for line in temporary] == [(2, LogMetrics("0", [step_metrics_at(1)], 1.0))]
@@ -263,9 +263,11 @@ def test_closed_between_two_groups_the_later_opening_goes_on_there(tmp_path: Pat
         def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
             raise TrackingUnavailable("down")
 
-    assert Outbox(tmp_path / "o", DownAfter()).close(0.3) == 5
+    box = Outbox(tmp_path / "o", DownAfter())
+    wait_until(lambda: box.delivery_error)
+    assert box.close(0.0) == 5
     later = BatchRecorder()
-    assert Outbox(tmp_path / "o", later).close(10.0) == 0
+    assert Outbox(tmp_path / "o", later).close(LIMIT_SECONDS) == 0
     assert [(what, run) for what, run, _ in later.calls] == [("tag", "0"), ("course", "0"), ("course", "1")]
 
 
@@ -278,7 +280,7 @@ def test_what_is_refused_for_ever_is_defer_and_the_rest_arrives(tmp_path: Path) 
     box = Outbox(tmp_path / "o", seen)
     box.set_tags("9", {"a": "b"})
     box.log_metrics("0", [step_metrics_at(1)], at=1.0)
-    assert box.close(10.0) == 0
+    assert box.close(LIMIT_SECONDS) == 0
     assert seen.steps == [1]
     temporary = (tmp_path / "o" / "refused.jsonl").read_bytes().splitlines()
     assert [decode(line) for line in temporary] == [(1, SetTags("9", {"a": "b"}))]
@@ -315,7 +317,7 @@ def test_one_message_that_cannot_be_delivered_blocks_no_other_and_is_counted(tmp
     box.end_run("0", status="FINISHED", tags={}, at=2.0)
     wait_until(lambda: box.pending == 0)
     assert [what for what, *_ in seen.calls] == ["points", "end"]
-    assert box.close(10.0) == 1, "the file waits for the next opening"
+    assert box.close(LIMIT_SECONDS) == 1, "the file waits for the next opening"
     assert box.refused == "1 (500 internal error)"
     state = outbox_state(folder)
     assert state is not None
@@ -323,7 +325,7 @@ def test_one_message_that_cannot_be_delivered_blocks_no_other_and_is_counted(tmp
     assert decode((folder / "refused.jsonl").read_bytes().splitlines()[0]) == (2, SetTags("0", {"long": "x"}))
     mended = PartlyBroken()
     mended.broken = False
-    assert Outbox(folder, mended).close(10.0) == 0
+    assert Outbox(folder, mended).close(LIMIT_SECONDS) == 0
     assert mended.calls == [("artifact", "0", (tmp_path / "s" / "report.html", ""))]
     state = outbox_state(folder)
     assert state is not None
@@ -340,7 +342,7 @@ def test_while_nothing_can_be_written_every_message_waits(tmp_path: Path) -> Non
     assert box.close(0.3) == 4
     assert not (tmp_path / "o" / "refused.jsonl").exists()
     down.broken = False
-    assert Outbox(tmp_path / "o", down).close(10.0) == 0
+    assert Outbox(tmp_path / "o", down).close(LIMIT_SECONDS) == 0
     assert [what for what, *_ in down.calls] == ["artifact", "tag", "tag", "tag"]
 
 
@@ -360,7 +362,7 @@ def test_files_of_a_moved_sweep_are_attached_from_where_they_are_now(tmp_path: P
     else:
         old.rename(new)
     seen = Recorder()
-    assert Outbox(new / "outbox", seen).close(10.0) == 0
+    assert Outbox(new / "outbox", seen).close(LIMIT_SECONDS) == 0
     assert [value[0] for _, _, value in seen.calls] == [new / "trials" / "a.txt"] * 2
 
 
@@ -371,11 +373,11 @@ def test_a_fault_of_ours_is_loud_and_loses_nothing(tmp_path: Path) -> None:
 
     box = Outbox(tmp_path / "o", Recorder(bug))
     box.log_metrics("0", [step_metrics_at(1)], at=1.0)
-    assert box.close(10.0) == 1
+    assert box.close(LIMIT_SECONDS) == 1
     assert "internal error" in box.delivery_error
     box.close(0.0)
     later = Recorder()
-    assert Outbox(tmp_path / "o", later).close(10.0) == 0
+    assert Outbox(tmp_path / "o", later).close(LIMIT_SECONDS) == 0
     assert later.steps == [1]
 
 
@@ -399,7 +401,7 @@ def write(folder: Path, count: int) -> bytes:
     box = Outbox(folder, Recorder())
     for step in range(count):
         box.log_metrics("0", [step_metrics_at(step)], at=1.0)
-    box.close(10.0)
+    box.close(LIMIT_SECONDS)
     (folder / "delivered.json").unlink()
     return (folder / "messages.jsonl").read_bytes()
 
@@ -410,7 +412,7 @@ def test_a_lost_note_of_the_position_delivers_everything_again(tmp_path: Path) -
     for note in ("", "{}", '{"seq": 1', "[]"):
         (tmp_path / "o" / "delivered.json").write_text(note)
         seen = Recorder()
-        assert Outbox(tmp_path / "o", seen).close(10.0) == 0
+        assert Outbox(tmp_path / "o", seen).close(LIMIT_SECONDS) == 0
         assert seen.steps == [0, 1, 2]
 
 
@@ -421,7 +423,7 @@ def test_a_journal_that_was_moved_away_takes_no_new_message_with_it(tmp_path: Pa
     folder = tmp_path / "o"
     write(folder, 4)
     seen = Recorder()
-    assert Outbox(folder, seen).close(10.0) == 0
+    assert Outbox(folder, seen).close(LIMIT_SECONDS) == 0
     assert seen.steps == [0, 1, 2, 3]
     if old_note:
         note = json.loads((folder / "delivered.json").read_text())
@@ -432,21 +434,21 @@ def test_a_journal_that_was_moved_away_takes_no_new_message_with_it(tmp_path: Pa
         box.log_metrics("0", [step_metrics_at(step, value=0.125)], at=2.0)
     assert box.close(0.05) == first
     seen = Recorder()
-    assert Outbox(folder, seen).close(10.0) == 0
+    assert Outbox(folder, seen).close(LIMIT_SECONDS) == 0
     assert seen.steps == list(range(10, 10 + first))
-    assert Outbox(folder, seen).close(10.0) == 0
+    assert Outbox(folder, seen).close(LIMIT_SECONDS) == 0
     assert len(seen.steps) == first, "delivered once: the position is of this journal now"
 
 
 def test_an_older_versions_position_still_counts(tmp_path: Path) -> None:
     folder = tmp_path / "o"
     write(folder, 3)
-    Outbox(folder, Recorder()).close(10.0)
+    Outbox(folder, Recorder()).close(LIMIT_SECONDS)
     note = json.loads((folder / "delivered.json").read_text())
     assert note.pop("journal")
     (folder / "delivered.json").write_text(json.dumps(note))
     seen = Recorder()
-    assert Outbox(folder, seen).close(10.0) == 0
+    assert Outbox(folder, seen).close(LIMIT_SECONDS) == 0
     assert seen.steps == []
 
 
@@ -464,7 +466,7 @@ def test_a_full_disk_refuses_and_leaves_whole_messages(tmp_path: Path, monkeypat
         box.log_metrics("0", [step_metrics_at(1)], at=1.0)
     monkeypatch.setattr(os, "pwrite", real)
     box.log_metrics("0", [step_metrics_at(1)], at=1.0)
-    assert box.close(10.0) == 0
+    assert box.close(LIMIT_SECONDS) == 0
     assert seen.steps == [0, 1]
 
 
@@ -475,7 +477,7 @@ def test_secrets_of_the_environment_never_reach_the_disk(tmp_path: Path, monkeyp
     box.start_run("0", name="n", params=params, tags={"t": "hf_canary_12345"}, at=1.0)
     box.set_tags("0", {"t": "hf_canary_12345"})
     box.end_run("0", status="FAILED", tags={"reason": "401 with hf_canary_12345"}, at=1.0)
-    box.close(10.0)
+    box.close(LIMIT_SECONDS)
     on_disk = (tmp_path / "o" / "messages.jsonl").read_text()
     assert "canary" not in on_disk
     assert "me:pass" not in on_disk
@@ -483,13 +485,16 @@ def test_secrets_of_the_environment_never_reach_the_disk(tmp_path: Path, monkeyp
 
 
 class FileReceiver(Recorder):
-    """Counts by (run, step, time), as MLflow does: told twice it is there once."""
+    """Counts by (run, step, time), as MLflow does: told twice it is there once. After `most` calls it hangs."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int | None = None) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.left = path, most
 
     def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
+        if self.left == 0:
+            threading.Event().wait(LIMIT_SECONDS)
+        self.left = None if self.left is None else self.left - 1
         with self.path.open("a") as stream:
             stream.write("".join(f"{run} {p.step} {at}\n" for p in metrics))
 
@@ -503,18 +508,18 @@ def test_delivered_once_wherever_the_writer_is_killed(tmp_path: Path) -> None:
 
     for _ in range(15):
         enough, child = delivered() + chance.randrange(40), os.fork()
-        if child == 0:
-            box = Outbox(folder, FileReceiver(target))
+        if child == 0:  # it gets no further than 40 lines, however late it is killed
+            box = Outbox(folder, FileReceiver(target, most=40))
             for step in range(300):  # re-emitted from the start each time, as after a lost checkpoint
                 box.log_metrics("0", [step_metrics_at(step)], at=time.time())
-            os._exit(0 if box.close(30.0) == 0 else 1)
+            os._exit(0 if box.close(LIMIT_SECONDS) == 0 else 1)
         wait_until(lambda enough=enough, child=child: delivered() >= enough or not is_alive(child))
         os.kill(child, signal.SIGKILL)
         kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     box = Outbox(folder, FileReceiver(target))
     for step in range(300):
         box.log_metrics("0", [step_metrics_at(step)], at=time.time())
-    assert box.close(60.0) == 0
+    assert box.close(LIMIT_SECONDS) == 0
     assert kills > 3
     lines = target.read_text().splitlines()
     assert sorted({int(line.split()[1]) for line in lines}) == list(range(300))

@@ -8,6 +8,7 @@ from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import FIRST_ATTEMPT
 from tests.support.metrics import evaluated
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.specs import METRIC
 
 
@@ -26,12 +27,12 @@ def test_a_retried_trials_values_do_not_mix_with_the_failed_attempts(tmp_path: P
     retried = {"attempt": "2", FIRST_ATTEMPT: "2"}
     sink.start_run("3", name="trial 3", params={"seed": 1}, tags=retried, at=4.0)
     sink.log_metrics("3", [evaluated(0, 0.6)], at=5.0)
-    assert sink.close(60.0) == 0
+    assert sink.close(LIMIT_SECONDS) == 0
     sink = opened()  # the driver was killed: the same run goes on, its points once
     sink.start_run("3", name="trial 3", params={"seed": 1}, tags=retried | {"attempt": "3"}, at=6.0)
     sink.log_metrics("3", [evaluated(0, 0.6), evaluated(5, 0.7)], at=7.0)
     sink.end_run("3", status="FINISHED", tags={"state": "COMPLETE"}, at=8.0)
-    assert sink.close(60.0) == 0
+    assert sink.close(LIMIT_SECONDS) == 0
 
     from mlflow import MlflowClient
 

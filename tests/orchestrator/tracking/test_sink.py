@@ -12,6 +12,7 @@ import pytest
 from orchestrator.interfaces import MessageRejected, TrackingReceiver
 from orchestrator.tracking.mlflow_receiver import RUN, SWEEP_ID, MlflowReceiver, param_text
 from orchestrator.tracking.outbox import Outbox
+from tests.support.processes import LIMIT_SECONDS
 from trainer.results import StepMetrics
 
 
@@ -135,7 +136,7 @@ class ReceiverContract(ABC):
         for _ in range(2):
             box = Outbox(tmp_path / "outbox", self.open(tmp_path))
             self.tell(box, artifact)
-            assert box.close(60.0) == 0
+            assert box.close(LIMIT_SECONDS) == 0
         self.expect(tmp_path)
 
 

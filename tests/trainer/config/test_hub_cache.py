@@ -1,15 +1,14 @@
 """What is in the Hugging Face cache is found by its revision, and nothing else is."""
 
 import json
-import socket
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from orchestrator.spec.estimates.input_sizes import model_shape
+from tests.support.http_server import SilentHandler, refusing, serving
+from tests.support.processes import LIMIT_SECONDS
 from trainer.config.hub_cache import cached_file, hub_reachable, model_file
 from trainer.config.position_limits import known_positions
 from trainer.config.trial import ModelConfig
@@ -70,35 +69,28 @@ def test_shape_and_positions_are_those_of_the_revision() -> None:
     assert model_shape(ModelConfig(name_or_path="org/model", revision="v3")) is None
 
 
-class _Refusing(BaseHTTPRequestHandler):
+class _Refusing(SilentHandler):
     def do_HEAD(self) -> None:
         self.send_response(503)
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None: ...
-
 
 def test_a_hub_that_answers_anything_is_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = HTTPServer(("127.0.0.1", 0), _Refusing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("trainer.config.hub_cache._TIMEOUT", LIMIT_SECONDS)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    try:
+    with serving(_Refusing) as address:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         assert hub_reachable()
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         assert not hub_reachable()
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_a_hub_that_is_silent_or_no_address_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    for endpoint in (f"http://127.0.0.1:{port}", "http://[", "no address"):
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        assert not hub_reachable()
+    with refusing() as port:
+        for endpoint in (f"http://127.0.0.1:{port}", "http://[", "no address"):
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+            assert not hub_reachable()
 
 
 def test_no_hub_is_reachable_by_a_proxy_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

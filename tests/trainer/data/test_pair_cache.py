@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.data_cases import CHATML, LLAMA, REAL, chat, data, good_rows, saved, tokenizer, write_rows
+from tests.support.processes import LIMIT_SECONDS
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data import prepare
 from trainer.data.pair_dataset import MANIFEST, DamagedCache, get_or_create
@@ -122,7 +123,7 @@ def test_simultaneous_processes_make_it_once(tmp_path: Path) -> None:
     for process in started:
         process.stdin.write("go\n")
         process.stdin.flush()
-    messages = sorted(p.communicate(timeout=300)[0].strip() for p in started)
+    messages = sorted(p.communicate(timeout=LIMIT_SECONDS)[0].strip() for p in started)
     assert messages == ["False content"] * 3 + ["True content"]
 
 

@@ -7,15 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support import sharded_generation
 from tests.support.small_trials import MODEL, trial
 from trainer.config.trial import ModelConfig
 from trainer.data import prepare
 
 
-@pytest.mark.timeout(240)
 def test_processes_whose_answers_end_apart_wait_for_each_other(tmp_path: Path) -> None:
     prepare(trial().data, ModelConfig.model_validate(MODEL), tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.processes import LIMIT_SECONDS
 from trainer.distributed.processes import ProcessGroup
 from trainer.evaluation.completions import Completion
 from trainer.evaluation.reference_cache import cached_completions, cached_logps
@@ -46,7 +47,7 @@ def test_simultaneous_trials_compute_it_once(tmp_path: Path) -> None:
     together = threading.Barrier(4)
 
     def trial() -> None:
-        together.wait(60)
+        together.wait(LIMIT_SECONDS)
         computed.append(cached_logps(tmp_path, {"start": "a"}, ProcessGroup(), logps)[1])
 
     threads = [threading.Thread(target=trial) for _ in range(4)]

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.small_trials import MODEL, SPEED, finish, model_bytes, take, trial, without_speed
 from trainer.config.trial import TrialConfig
 from trainer.forward.pair_model import PairModel
@@ -139,18 +141,25 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True)))
     full, _ = finish(TrainingSession(cache).train(settings, tmp_path / "whole"))
     call = command(file, "--out", tmp_path / "run", "--cache", cache)
-    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        begun = [process.stdout.readline() for _ in range(6)]
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)  # some ten lines: it waits for its reader before its last update
+    with (
+        subprocess.Popen(call, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment) as process,
+        os.fdopen(reader, "rb", buffering=0) as output,
+    ):
+        os.close(writer)
+        begun = [output.readline() for _ in range(6)]
         process.send_signal(signal.SIGTERM)
-        rest, progress = process.communicate(timeout=120)
+        rest = output.readall()
+        _, progress = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 143, progress
-    messages = lines("".join(begun) + rest)
+    messages = lines((b"".join(begun) + rest).decode())
     assert (
         messages
         == [{"step": p.step, **m} for p, (_, m) in zip(full, without_speed(full), strict=True)][: len(messages)]
     )
     assert 5 <= checkpoints.load_newest([tmp_path / "run"]).step < 24
-    again = subprocess.run(call, capture_output=True, text=True, env=environment, check=False, timeout=120)
+    again = subprocess.run(call, capture_output=True, text=True, env=environment, check=False, timeout=LIMIT_SECONDS)
     assert again.returncode == 0, again.stderr
     assert lines(again.stdout) == [{"step": step, **m} for step, m in without_speed(full)]
     assert model_bytes(tmp_path / "run") == model_bytes(tmp_path / "whole")

@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from tests.support.processes import LIMIT_SECONDS
 from tests.support.small_trials import MODEL, finish, model_bytes, take, trial, without_speed
 from trainer import metrics
 from trainer.config.trial import TrialConfig
@@ -202,7 +203,7 @@ def test_a_signal_reaches_a_run_in_the_middle_of_an_update(
         if calls == 6:
             # Handlers run in the main thread, which waits for this one.
             os.kill(os.getpid(), signal.SIGUSR1)
-            assert requested.wait(30)
+            assert requested.wait(LIMIT_SECONDS)
         return plain(self, model, batch)
 
     monkeypatch.setattr(instrumented_trainers.InstrumentedCpoTrainer, "concatenated_forward", signalled)
