@@ -183,7 +183,7 @@ def requirements_broken(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
                 tuple(trial.label for trial in better),
             )
         return
-    rate = min((trial.config.training.learning_rate for trial in broken), default=None)
+    rate = min(trial.config.training.learning_rate for trial in broken)
     yield DiagnosisFinding(
         "requirements",
         FindingLevel.SERIOUS,
