@@ -28,7 +28,7 @@ from dashboards.formatting import (
 from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.repeats import rank_configurations
-from orchestrator.study.trial_records import TrialRecord, TrialState
+from orchestrator.study.trial_records import TrialRecord, TrialState, best_of, requirements_text
 from orchestrator.tracking.run_metadata import trials_filter, view_key
 from trainer.metrics import CHOSEN, MARGIN, REJECTED
 
@@ -95,7 +95,10 @@ def _urgency(record: TrialRecord) -> tuple[int, int]:
 
 def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
     head = f"**{state.capitalize()}**: {len(records)} trials ({format_counts(state_counts(records)) or 'none yet'})."
-    best = next(iter(rank_configurations(records, spec)), None)
+    ranked = rank_configurations(records, spec)
+    best = best_of(ranked)
+    if best is None and ranked:
+        return f"{head} **{requirements_text(ranked)}.**"
     if best is None:
         return f"{head} No trial has completed{' yet' if state == 'running' else ''}."
     chosen = format_params(best.params, compared_paths(spec)) or "the only configuration"
@@ -111,8 +114,9 @@ def _links(spec: SweepSpec, records: Sequence[TrialRecord], findings: Sequence[D
     if report:
         links.append("[Report](mlflow:sweep/artifacts/report.html)")
     links.append(f"`orchestrate report {spec.name}`")
-    best = next(iter(rank_configurations(records, spec)), None)
-    if not is_rehearsal(spec) and (best is None or not reasons_not_to_use(findings, best.label)):
+    ranked = rank_configurations(records, spec)
+    best = best_of(ranked)
+    if not is_rehearsal(spec) and (not ranked if best is None else not reasons_not_to_use(findings, best.label)):
         links.append(f"`orchestrate best {spec.name} --export DIR`")
     return " · ".join(links)
 
@@ -126,8 +130,10 @@ def _table(spec: SweepSpec, records: Sequence[TrialRecord], *last: str) -> str:
     """Return a table of trials. `last`: the last columns, the objectives' metrics or "reason"."""
     paths = compared_paths(spec) if any(record.seeds for record in records) else spec.search.paths
     short = short_names(paths)
-    head = ["trial", "state", *(short[p] for p in paths), *last]
-    rule = ["---:", "---", *("---:" for _ in paths), *("---" if name == "reason" else "---:" for name in last)]
+    breaks = ["breaks"] if any(record.breaks for record in records) else []
+    head = ["trial", "state", *(short[p] for p in paths), *last, *breaks]
+    words = ("reason", "breaks")
+    rule = ["---:", "---", *("---:" for _ in paths), *("---" if n in words else "---:" for n in (*last, *breaks))]
     columns = [format_settings([record.params.get(path) for record in records]) for path in paths]
     if last == ("reason",):
         columns.append([_one_line(record.reason) for record in records])
@@ -136,6 +142,8 @@ def _table(spec: SweepSpec, records: Sequence[TrialRecord], *last: str) -> str:
         columns += [format_measured([each[k] if k < len(each) else None for each in values]) for k in range(len(last))]
         widths = format_half_widths([record.interval for record in records])
         columns[len(paths)] = [v + width for v, width in zip(columns[len(paths)], widths, strict=True)]
+    if breaks:
+        columns.append([_one_line("; ".join(record.breaks)) for record in records])
     rows = [head]
     for k, record in enumerate(records):
         rows.append([f"[{record.label}](mlflow:{record.number})", state_label(record), *(c[k] for c in columns)])

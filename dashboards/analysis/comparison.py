@@ -229,7 +229,7 @@ class ComparedSweep:
     @property
     def own_best(self) -> TrialFrame | None:
         """Best trial by the sweep's own objective."""
-        return next(iter(self.frame.ranked), None)
+        return next(iter(self.frame.eligible), None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -274,7 +274,7 @@ def _findings(frame: SweepFrame) -> list[DiagnosisFinding]:
 
 
 def _compared_sweep(frame: SweepFrame) -> ComparedSweep:
-    known = [(value, trial) for trial in frame.ranked if (value := trial.last(COMPARISON_METRIC)) is not None]
+    known = [(value, trial) for trial in frame.eligible if (value := trial.last(COMPARISON_METRIC)) is not None]
     if not known:
         return ComparedSweep(frame, None, None)
     value, trial = max(known, key=lambda row: row[0])

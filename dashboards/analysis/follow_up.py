@@ -58,12 +58,15 @@ def follow_up(analysis: SweepAnalysis, taken: Container[str] = ()) -> FollowUpSw
         taken: names of existing sweeps, which the new name must avoid.
 
     Raises:
-        NothingLearned: no trial completed and none diverged, or the sweep is a rehearsal.
+        NothingLearned: no trial completed and none diverged, no complete trial keeps the requirements, or the sweep is
+            a rehearsal.
     """
     frame = analysis.frame
     if analysis.is_rehearsal:
         raise NothingLearned(f"{frame.name} is a rehearsal: its figures say nothing about the settings")
     name = next_name(frame.name, taken)
+    if analysis.significance is None and frame.ranked:
+        raise NothingLearned(f"{frame.name}: {frame.requirements_text}")
     if analysis.significance is None:
         return _after_failures(frame, name)
     base = apply_params(frame.spec.base, analysis.significance.winner.record.params)

@@ -65,8 +65,8 @@ class Significance:
 
 
 def analyze_significance(frame: SweepFrame) -> Significance | None:
-    """Return the significance of the best trial; None before a trial is complete."""
-    ranked = frame.ranked
+    """Return the significance of the best trial; None before a complete trial keeps the sweep's requirements."""
+    ranked = frame.eligible
     if not ranked:
         return None
     winner = ranked[0]

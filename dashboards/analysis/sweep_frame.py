@@ -17,7 +17,14 @@ from orchestrator.judge.judgements import Judgement
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.trial_records import Event, TrialRecord, TrialState, pareto_front, rank_trials
+from orchestrator.study.trial_records import (
+    Event,
+    TrialRecord,
+    TrialState,
+    pareto_front,
+    rank_trials,
+    requirements_text,
+)
 from trainer.config.trial import TrialConfig
 from trainer.data.data_report import DataReport
 from trainer.results import StepMetrics
@@ -195,12 +202,26 @@ class SweepFrame:
 
     @cached_property
     def ranked(self) -> list[TrialFrame]:
-        """Complete trials, best first; configurations with all their seeds before others."""
+        """Complete trials, best first; configurations with all their seeds before others.
+
+        Those that break a requirement come last.
+        """
         by_number = {trial.number: trial for trial in self.trials}
         ranked = rank_trials([trial.record for trial in self.trials], self.objective, *self.further_objectives)
         if self.seed_trials:
-            ranked.sort(key=lambda record: max(0, self.spec.seeds_per_configuration - record.complete_seeds))
+            seeds = self.spec.seeds_per_configuration
+            ranked.sort(key=lambda r: (not r.keeps_requirements, max(0, seeds - r.complete_seeds)))
         return [by_number[r.number] for r in ranked]
+
+    @cached_property
+    def eligible(self) -> list[TrialFrame]:
+        """Complete trials that keep every requirement, best first: the first is the sweep's best."""
+        return [trial for trial in self.ranked if trial.record.keeps_requirements]
+
+    @property
+    def requirements_text(self) -> str:
+        """Which complete trials break which requirement; "" if all keep every one."""
+        return requirements_text([trial.record for trial in self.ranked])
 
     @cached_property
     def comparable_trials(self) -> list[TrialFrame]:

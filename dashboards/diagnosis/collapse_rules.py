@@ -164,6 +164,39 @@ EXACT_DROP = 0.05
 """Drop of the share of right answers that is reported."""
 
 
+def requirements_broken(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
+    """Report requirements that every complete trial breaks, or that trials with a better objective break."""
+    broken = [trial for trial in frame.ranked if not trial.record.keeps_requirements]
+    if not broken:
+        return
+    if frame.eligible:
+        best = frame.value(frame.eligible[0])
+        better = [t for t in broken if best is not None and frame.sign * ((frame.value(t) or best) - best) > 0]
+        if better:
+            yield DiagnosisFinding(
+                "requirements",
+                FindingLevel.NOTE,
+                "Trials with a better objective break a requirement",
+                f"{frame.requirements_text}. With a better {frame.objective.metric} than the best trial's "
+                f"{format_value(best)}: trials {', '.join(trial.label for trial in better[:_LISTED])}.",
+                "Trust the requirement: the objective improved at its cost.",
+                tuple(trial.label for trial in better),
+            )
+        return
+    rate = min(trial.config.training.learning_rate for trial in broken)
+    yield DiagnosisFinding(
+        "requirements",
+        FindingLevel.SERIOUS,
+        "No complete trial keeps every requirement",
+        f"{frame.requirements_text}.",
+        setting=LEARNING_RATE,
+        steps=present(lower_rate(rate, *LOWER_SHARES), Advice("search values nearer to the initial model")),
+    )
+
+
+_LISTED = 10
+
+
 def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a drop of right answers while the objective improves."""
     drop, gain, start = winner.change(EXACT_ANSWERS), winner.change(frame.objective.metric), winner.first(EXACT_ANSWERS)

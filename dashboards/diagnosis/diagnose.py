@@ -13,6 +13,7 @@ from dashboards.diagnosis.collapse_rules import (
     impossible_logps,
     length_bias,
     margin_below_gamma,
+    requirements_broken,
     unlikely_text,
 )
 from dashboards.diagnosis.conflicts import resolve_conflicts
@@ -46,7 +47,7 @@ def diagnose(frame: SweepFrame, significance: Significance | None = None) -> lis
     if is_rehearsal(frame.spec):
         return []
     significance = significance or analyze_significance(frame)
-    found = [*failures(frame), *diverging_region(frame), *impossible_logps(frame)]
+    found = [*requirements_broken(frame), *failures(frame), *diverging_region(frame), *impossible_logps(frame)]
     if significance is not None:
         winner = significance.winner
         found += [

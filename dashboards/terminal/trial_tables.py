@@ -29,7 +29,7 @@ from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.repeats import front_of_configurations, rank_configurations
-from orchestrator.study.trial_records import TrialRecord, TrialState, pareto_front, rank_trials
+from orchestrator.study.trial_records import TrialRecord, TrialState, pareto_front, rank_trials, requirements_text
 from trainer.metrics import COMPARISON_METRIC, MARGIN
 
 _STYLE = {
@@ -203,8 +203,8 @@ def _marked(all_curves: Sequence[TrialCurves], objectives: Sequence[Objective], 
 
 
 def best_record(records: Sequence[TrialRecord], objective: Objective, seeds: int) -> TrialRecord | None:
-    """Return the best of these records; one with all `seeds` before one with fewer."""
-    ranked = rank_trials(records, objective)
+    """Return the best of these records that keep the requirements; one with all `seeds` before one with fewer."""
+    ranked = [record for record in rank_trials(records, objective) if record.keeps_requirements]
     return min(ranked, key=lambda record: max(0, seeds - record.complete_seeds), default=None)
 
 
@@ -240,6 +240,8 @@ def _remark(curves: TrialCurves, best: bool, *, is_front: bool = False) -> str:
     if best:
         word = "Pareto front" if is_front else "best"
         return f"{word}, {curves.record.seeds_text}" if curves.record.seeds else word
+    if curves.record.breaks and not curves.record.reason:
+        return f"breaks: {'; '.join(curves.record.breaks)}"
     if curves.record.seeds and not curves.record.reason:
         return curves.record.seeds_text
     if curves.record.reason:
@@ -277,6 +279,11 @@ def print_final_summary(
             else Text("No trial has completed yet.", style="yellow")
         )
         return
+    if text := requirements_text(ranked):
+        console.print(Text(f"{text}.", style="yellow"))
+    if not ranked[0].keeps_requirements:
+        _print_initial(spec, ordered, console)
+        return
     if len(spec.objectives) > 1:
         _print_front(spec, front_of_configurations([curves.record for curves in ordered], spec), console)
         _print_initial(spec, ordered, console)
@@ -289,7 +296,7 @@ def print_final_summary(
         + Text(f"  {format_params(best.params, paths)}  {metric}={format_value(best.value)}")
         + Text(f" ({best.seeds_text})" if best.seeds else "")
     )
-    if tied := [str(record.number) for record in ranked[1:] if record.value == best.value]:
+    if tied := [str(record.number) for record in ranked[1:] if record.value == best.value and not record.breaks]:
         console.print(Text(tie_text(str(best.number), tied)))
     _print_initial(spec, ordered, console)
 

@@ -112,6 +112,9 @@ def as_json(analysis: SweepAnalysis) -> dict[str, Any]:
         "judge": judgements_as_json([judgement for trial in frame.trials for judgement in trial.judgements]),
         "notices": list(frame.notices),
     }
+    if frame.spec.require:
+        found["requirements"] = frame.requirements_text
+        found["breaks"] = {trial.label: list(trial.record.breaks) for trial in frame.ranked if trial.record.breaks}
     if significance is not None:
         against = significance.against_initial
         found["best"] = {

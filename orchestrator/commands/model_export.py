@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.data_stage import load_data_report
-from orchestrator.errors import ExitCode, NoTrialCompleted, OrchestrateError
+from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.folders import DATA_FILE, SweepFolder, existing_sweep
 from orchestrator.spec.search.trial_params import SEED, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -68,8 +68,8 @@ def export_best_model(
         raise CannotExport(f"{to} exists already and is not overwritten; name another folder")
     with Study.open(folder, read_only=True) as study:
         spec, record, initial = study.spec, study.best(), study.initial_metrics()
-    if record is None:
-        raise NoTrialCompleted(f"no trial of {name} has completed yet")
+        if record is None:
+            raise study.no_best()
     model = model_folder(folder, record)
     if model is None:
         raise CannotExport(f"the weights of trial {record.number} are no longer in {folder.trial(record.number)}")

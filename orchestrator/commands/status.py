@@ -43,7 +43,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
         spec = load_spec(folder.spec, is_new=False)
         state = "preparing" if driver else "interrupted"
         found = _status_object(spec, state, driver, [], [], {}, None, 0.0)
-        return found | {"why": waiting_for(folder) if driver else last_crash(folder)}
+        return found | {"initial": {}, "why": waiting_for(folder) if driver else last_crash(folder)}
     with Study.open(folder, read_only=True) as study:
         trials, front = study.trials(), study.pareto_front()
         state, usage = sweep_state(study), study.usage()
@@ -57,6 +57,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
             is_idle = trial["state"] == TrialState.RUNNING.value and not numbers & at_work
             trial["idle"] = ("waiting" if driver else "interrupted") if is_idle else ""
         return found | {
+            "initial": {metric: _json(value) for metric, value in study.initial_metrics().items()},
             "why": study.pause_reason()
             if state == "paused"
             else waiting_for(folder)
@@ -164,7 +165,7 @@ def _trial(record: TrialRecord, run_ids: dict[str, str], updates_of: UpdatesOf |
         "step": record.step,
         "steps": None if updates_of is None else updates_of(record.params),
         "run_id": run_ids.get(str(record.number)),
-    }
+    } | ({"breaks": list(record.breaks)} if record.violations else {})
 
 
 def _json(value: float | None) -> float | str | None:
@@ -189,7 +190,7 @@ def best(name: str, root: Path) -> dict[str, Any]:
     with Study.open(folder, read_only=True) as study:
         front = study.pareto_front()
         if not front:
-            raise NoTrialCompleted(f"no trial of {name} has completed yet")
+            raise study.no_best()
         record, objectives = front[0], study.spec.objectives
         objective, model = study.spec.first_objective, model_folder(folder, record)
         initial = study.initial_metrics()

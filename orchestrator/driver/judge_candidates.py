@@ -15,7 +15,6 @@ from orchestrator.judge.answer_pairs import AnswerPair
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.study.reader import StudyReader
-from orchestrator.study.repeats import rank_configurations
 from trainer.config.position_limits import known_positions, refuse_long_answers
 from trainer.config.trial import TrialConfig
 from trainer.storage.atomic_files import digest_of
@@ -114,8 +113,10 @@ def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_cod
     from trainer.models.model_files import model_fingerprint, resolve_model_path
 
     folder, spec = study.folder, study.spec
-    ranked = rank_configurations(study.trials(), spec)[: config.top]
+    ranked = [record for record in study.ranked() if record.keeps_requirements][: config.top]
     report = load_data_report(folder)
+    if not ranked and study.ranked():
+        raise study.no_best()
     if not ranked or report is None:
         raise NoTrialCompleted(f"no trial of {spec.name} has completed yet: there is nothing to judge")
     weights = {record.number: found for record in ranked if (found := model_folder(folder, record)) is not None}

@@ -43,7 +43,6 @@ from orchestrator.redaction import redact
 from orchestrator.spec.judge_config import Endpoint, JudgeConfig
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import rank_trials
 from trainer.data.sources import source_name
 from trainer.results import TrialError, clause
 from trainer.storage.atomic_files import write_json
@@ -310,7 +309,7 @@ def judge_after_sweep(
         return
     with Study.open(folder) as study:
         config = study.spec.judge
-        if config is None or not rank_trials(study.trials(), *study.spec.objectives):
+        if config is None or study.best() is None:
             return
         # Without a user to confirm, a paid endpoint is called only with a configured limit of the cost.
         context = JudgeContext(

@@ -25,7 +25,7 @@ from orchestrator.loopback import client_options
 from orchestrator.redaction import redact
 from orchestrator.spec.sweep_spec import NotificationKind, Notify, SweepSpec
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import TrialRecord, TrialState
+from orchestrator.study.trial_records import TrialRecord, TrialState, requirements_text
 from trainer.results import StepMetrics
 
 RETRY_WAITS = (1.0, 5.0, 20.0)
@@ -225,15 +225,20 @@ class NotifyingView:
 
     # --- the end -------------------------------------------------------------------------------------------------
 
-    def notify_end(self, stop_reason: StopReason | None, best: TrialRecord | None) -> None:
-        """Notify of the sweep's end (None: by an error) unless a user stopped it; deliver queued notices."""
+    def notify_end(
+        self, stop_reason: StopReason | None, best: TrialRecord | None, no_best: str = "no trial completed"
+    ) -> None:
+        """Notify of the sweep's end (None: by an error) unless a user stopped it; deliver queued notices.
+
+        `no_best`: why there is no best trial, if there is none.
+        """
         if stop_reason is None or stop_reason.kind not in _STOPPED_BY_USER:
             ending = "ended by an error" if stop_reason is None else stop_reason.kind.value
             parts = [f"{self._spec.name}: {ending}"]
             if stop_reason is not None and stop_reason.kind is not StopKind.FINISHED and stop_reason.text:
                 parts.append(stop_reason.text)
             parts.append(
-                "no trial completed"
+                no_best
                 if best is None
                 else f"best is trial {best.number} with {self._spec.first_objective.metric} = {best.value:.4g}"
                 + (f" ({best.seeds_text})" if best.seeds else "")
@@ -276,11 +281,12 @@ def notify_events(
     try:
         yield notifier, reasons.append
     finally:
-        notifier.notify_end(reasons[0] if reasons else None, _best(folder))
+        notifier.notify_end(reasons[0] if reasons else None, *_best(folder))
 
 
-def _best(folder: SweepFolder) -> TrialRecord | None:
+def _best(folder: SweepFolder) -> tuple[TrialRecord | None, str]:
+    """Return the best trial, and why there is none."""
     if not Study.exists(folder):
-        return None
+        return None, "no trial completed"
     with Study.open(folder, read_only=True) as study:
-        return study.best()
+        return study.best(), requirements_text(study.ranked()) or "no trial completed"

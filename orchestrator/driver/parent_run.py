@@ -24,6 +24,7 @@ from orchestrator.spec.loading.serialization import sweep_identity
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.retried_trials import never_trained, numbers_text
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import requirements_text
 from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import NOTE, environment, environment_tags
@@ -100,6 +101,8 @@ def end_parent_run(
     best = study.best()
     failed = never_trained(study.trials())
     tags = {"state": state, "reason": reason, "failed.trials": numbers_text(failed) or "none"}
+    if study.spec.require and (ranked := study.ranked()):
+        tags["requirements"] = requirements_text(ranked) or "kept by every complete trial"
     if best is not None:
         tags |= {"best.trial": str(best.number), "best.value": f"{best.value}"}
         tags |= {"best.seeds": str(best.complete_seeds)} if best.seeds else {}

@@ -136,6 +136,8 @@ def finish_attempt(study: Study, sink: TrackingSink, active: ActiveAttempt, outc
     """End the trial in tracking and in the study; return its final record."""
     run = str(active.trial.number)
     tags = end_tags(active.trial.number, outcome)
+    if outcome.state is TrialState.COMPLETE and (broken := study.breaks(active.trial.number)):
+        tags["breaks"] = "; ".join(broken)
     for name in _ARTIFACT_FILES:
         # The files may be in the folder of an earlier attempt that finished the trial.
         paths = [folder / name for folder in (active.task.folder, *reversed(active.task.earlier_attempts))]

@@ -263,7 +263,7 @@ class StopConditions:
 
 def _target_reached(spec: SweepSpec, record: TrialRecord | None) -> str:
     objective, target = spec.first_objective, spec.budget.target
-    if record is None or not target_reached(spec.budget, objective, record.value):
+    if record is None or not record.keeps_requirements or not target_reached(spec.budget, objective, record.value):
         return ""
     if record.complete_seeds < spec.repeats:
         return ""

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from orchestrator.study.repeats import rank_configurations
 from orchestrator.study.study import Study
 from trainer.config.base import FrozenModel
 
@@ -167,7 +166,7 @@ def as_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
 def best_judged_trial(study: Study, judgements: Sequence[Judgement]) -> tuple[int, str] | None:
     """Return the best trial with a judgement, and the judgement's summary; None if no trial was judged."""
     judged = {judgement.trial for judgement in judgements}
-    best = next((r.number for r in rank_configurations(study.trials(), study.spec) if r.number in judged), None)
+    best = next((r.number for r in study.ranked() if r.number in judged and r.keeps_requirements), None)
     if best is None:
         return None
     first = most_important(judgement for judgement in judgements if judgement.trial == best)

@@ -17,6 +17,7 @@ from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import NoPruner, Pruner
+from orchestrator.spec.requirements import Requirement
 from orchestrator.spec.samplers import GridSampler, Order, Reproducible, Sampler
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
@@ -89,6 +90,7 @@ SECTION_ORDER = (
     "order",
     "maximize",
     "minimize",
+    "require",
     "pruner",
     "guard",
     "budget",
@@ -229,6 +231,7 @@ class SweepSpec(FrozenModel):
     goal: Objective
     guard: GuardConfig = GuardConfig()
     also: tuple[Objective, ...] = ()
+    require: tuple[Requirement, ...] = ()
     pruner: Pruner = NoPruner()
     budget: Budget = Budget()
     resources: Resources = Resources()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Self
 
 from optuna.trial import FrozenTrial
 from sqlalchemy import Connection
 
-from orchestrator.errors import StorageRefused, StudyMissing
+from orchestrator.errors import NoTrialCompleted, StorageRefused, StudyMissing
 from orchestrator.folders import SweepFolder
+from orchestrator.spec.requirements import find_violations
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import retried_trials
 from orchestrator.study.database import optuna_trials
@@ -35,6 +37,8 @@ from orchestrator.study.trial_records import (
     SpecVersion,
     TrialRecord,
     TrialState,
+    best_of,
+    requirements_text,
 )
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.results import StepMetrics
@@ -153,9 +157,35 @@ class StudyReader:
                 return dict(history[0].metrics)
         return {}
 
+    def violations(self, number: int, spec: SweepSpec) -> dict[str, float]:
+        """Return by how much a trial's last metrics miss each requirement of `spec`, which may be another sweep's."""
+        with self._database.snapshot() as connection:
+            return self._violations(connection, number, spec)
+
     def best(self) -> TrialRecord | None:
-        """Return the configuration with the best objective; with several objectives, the first of the Pareto front."""
-        return next(iter(rank_configurations(self.trials(), self.spec)), None)
+        """Return the configuration with the best objective; with several objectives, the first of the Pareto front.
+
+        None if none is complete, or if each breaks a requirement.
+        """
+        return best_of(self.ranked())
+
+    def ranked(self) -> list[TrialRecord]:
+        """Return the complete configurations, best first; those that break a requirement last."""
+        return rank_configurations(self.trials(), self.spec)
+
+    def no_best(self) -> NoTrialCompleted:
+        """Return the error of a command that needs the best trial where there is none, with the reason."""
+        name = self.folder.name
+        if text := requirements_text(self.ranked()):
+            return NoTrialCompleted(f"{name}: {text[:1].lower()}{text[1:]}")
+        return NoTrialCompleted(f"no trial of {name} has completed yet")
+
+    def breaks(self, number: int) -> tuple[str, ...]:
+        """Return the requirements that a trial's last metrics break, also before its end, as value and bound."""
+        record = self.trial(number)
+        if record is None or not self.spec.require:
+            return ()
+        return replace(record, violations=self.violations(number, self.spec)).breaks
 
     def pareto_front(self) -> list[TrialRecord]:
         """Return the configurations on the Pareto front; with one objective, the best."""
@@ -281,6 +311,10 @@ class StudyReader:
     def _frozen(self) -> list[FrozenTrial]:
         return self._optuna_trials.trials()
 
+    def _find(self, number: int) -> FrozenTrial | None:
+        frozen = self._frozen()
+        return frozen[number] if number < len(frozen) else None
+
     def _micro_batch_limit(self) -> int | None:
         by_sft = self._optuna_trials.study_attrs().get(MICRO_BATCH)
         by_trials = optuna_trials.micro_batch_limit(self._frozen())
@@ -290,6 +324,19 @@ class StudyReader:
         progress = self._repository.progress_of(connection, frozen.number)
         seconds = self._repository.seconds_of_trial(connection, frozen.number)
         return optuna_trials.to_record(frozen, *progress, self.spec.search.paths, seconds)
+
+    def _violations(self, connection: Connection, number: int, spec: SweepSpec) -> dict[str, float]:
+        """Return by how much a trial's last metrics miss each requirement of `spec`, with the metrics at its step 0.
+
+        A fork, which has no step 0, is compared with the initial model of the first trial that has one.
+        """
+        if not spec.require:
+            return {}
+        _, metrics = self._repository.progress_of(connection, number)
+        numbers = [number, *(trial.number for trial in self._frozen())]
+        histories = (self._repository.metric_history(connection, each)[:1] for each in numbers)
+        initial = next((history[0].metrics for history in histories if history and history[0].step == 0), {})
+        return find_violations(spec.require, metrics, initial)
 
     def _usage(self, connection: Connection) -> Usage:
         return Usage(

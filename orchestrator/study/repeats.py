@@ -18,7 +18,7 @@ from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import SEED
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import SeedResult, TrialRecord, TrialState, pareto_front, rank_trials
-from orchestrator.study.trial_snapshots import TrialSnapshot
+from orchestrator.study.trial_snapshots import TrialSnapshot, as_running
 
 CONFIDENCE = 0.95
 """Of the t interval of a mean over seeds."""
@@ -125,7 +125,7 @@ def _merge(group: Sequence[TrialSnapshot], repeats: int) -> TrialSnapshot:
     stopped = any(trial.diverged or trial.state is TrialState.PRUNED for trial in group)
     waits = len(group) < repeats and not stopped and not first.is_fork
     if waits or any(not trial.state.is_final for trial in group):
-        return replace(first, state=TrialState.RUNNING, values=None, curve={}, diverged=False)
+        return as_running(first)
     diverged = next((trial for trial in group if trial.diverged), None)
     pruned = [trial for trial in group if trial.state is TrialState.PRUNED]
     complete = [trial for trial in group if trial.state is TrialState.COMPLETE]
@@ -136,7 +136,20 @@ def _merge(group: Sequence[TrialSnapshot], repeats: int) -> TrialSnapshot:
         return replace(first, state=TrialState.FAILED, values=None)
     values = [trial.values for trial in members if trial.values is not None]
     means = tuple(fmean(column) for column in zip(*values, strict=True)) if values else None
-    return replace(first, state=members[0].state, values=means, curve=members[0].curve, diverged=False)
+    return replace(
+        first,
+        state=members[0].state,
+        values=means,
+        curve=members[0].curve,
+        diverged=False,
+        violations=mean_violations(members),
+    )
+
+
+def mean_violations(trials: Sequence[TrialSnapshot] | Sequence[TrialRecord]) -> dict[str, float]:
+    """Return each requirement's mean violation over the trials: that of the mean of its metric."""
+    known = [trial.violations for trial in trials if trial.violations]
+    return {name: fmean(violations[name] for violations in known) for name in (known[0] if known else ())}
 
 
 def merge_records(records: Sequence[TrialRecord], spec: SweepSpec) -> list[TrialRecord]:
@@ -182,6 +195,7 @@ def merge_record(group: Sequence[TrialRecord], spec: SweepSpec) -> TrialRecord:
         values=values,
         interval=mean_interval([row[0] for row in rows]),
         metrics={name: fmean(record.metrics[name] for record in complete) for name in names},
+        violations=mean_violations(complete),
     )
 
 
@@ -212,9 +226,11 @@ def rank_configurations(
 ) -> list[TrialRecord]:
     """Return the configurations with a value, best mean first; those with all their seeds come before the others.
 
-    Else a configuration with one lucky seed would win. `objectives`: by default the sweep's.
+    Else a configuration with one lucky seed would win. `objectives`: by default the sweep's. Configurations whose mean
+    breaks a requirement come last.
     """
-    return [record for tier in _tiers(records, spec) for record in rank_trials(tier, *(objectives or spec.objectives))]
+    ranked = [r for tier in _tiers(records, spec) for r in rank_trials(tier, *(objectives or spec.objectives))]
+    return sorted(ranked, key=lambda record: not record.keeps_requirements)
 
 
 def front_of_configurations(records: Sequence[TrialRecord], spec: SweepSpec) -> list[TrialRecord]:

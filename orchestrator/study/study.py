@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Self
 
-from optuna.trial import FrozenTrial
 from sqlalchemy import Connection
 
 from orchestrator.errors import StorageRefused
@@ -369,12 +368,9 @@ class Study(StudyReader):
         self._set(trial_id, OUTCOME, outcome_to_json(final) | {"order": order, "finished_at": finished})
         if values is not None:
             self._set(trial_id, optuna_trials.VALUES, [str(value) for value in values])  # JSON has no infinity
-        self._optuna_trials.finish(trial_id, TO_OPTUNA[final.state], values)
+        violations = self._violations(connection, frozen.number, self.spec) if values and not final.diverged else {}
+        self._optuna_trials.finish(trial_id, TO_OPTUNA[final.state], values, violations)
         return self._record(connection, self._optuna_trials.trial(trial_id))
-
-    def _find(self, number: int) -> FrozenTrial | None:
-        frozen = self._frozen()
-        return frozen[number] if number < len(frozen) else None
 
     def _set(self, trial_id: int, key: str, value: object) -> None:
         self._optuna_trials.set(trial_id, key, value)

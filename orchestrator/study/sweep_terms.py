@@ -76,6 +76,7 @@ class SweepTerms:
                 "step": max(trial.curve, default=0),
                 "diverged": trial.diverged,
             }
+            | ({"violations": {k: str(v) for k, v in trial.violations.items()}} if trial.violations else {})
             for trial in self.warm_start_trials
         ]
         return {"lag": self.lag, "train_pairs": self.train_pairs, "earlier": stored_trials, "distinct": self.distinct}
@@ -91,6 +92,7 @@ class SweepTerms:
                 values=None if trial["values"] is None else tuple(float(v) for v in trial["values"]),
                 curve={} if trial["values"] is None else {trial["step"]: float(trial["values"][0])},
                 diverged=trial["diverged"],
+                violations={name: float(v) for name, v in trial.get("violations", {}).items()},
             )
             for trial in stored["earlier"]
         ]

@@ -33,7 +33,15 @@ from orchestrator.study.pruning.pruner import TrialPruner
 from orchestrator.study.repeats import NextRepeat, configuration_key, merge_snapshots, next_repeat
 from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPolicy
 from orchestrator.study.sweep_terms import SweepTerms, Usage, budget_exceeded, target_reached
-from orchestrator.study.trial_records import DUPLICATE_EVENT, ISSUED, REPEAT_EVENT, SKIPPED_EVENT, Trial, TrialState
+from orchestrator.study.trial_records import (
+    DUPLICATE_EVENT,
+    ISSUED,
+    REPEAT_EVENT,
+    SKIPPED_EVENT,
+    Trial,
+    TrialState,
+    miss_of,
+)
 from orchestrator.study.trial_snapshots import TrialSnapshot, first_unfinished, visible_trials
 from trainer.config.locations import relocated
 from trainer.config.trial import TrialConfig, config_fingerprint
@@ -98,7 +106,7 @@ class TrialIssuer:
             return over
         for trial in merge_snapshots(trials, self._spec) if budget.target is not None else ():
             value = trial.values[0] if trial.values and trial.state is TrialState.COMPLETE else None
-            if target_reached(budget, objective, value):
+            if miss_of(trial.violations)[0] == 0 and target_reached(budget, objective, value):
                 return f"trial {trial.number} reached the target {budget.target:g}: {objective.metric} is {value:g}"
         return ""
 

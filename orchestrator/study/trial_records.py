@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from orchestrator.spec.objectives import Objective
+from orchestrator.spec.requirements import describe_break
 from orchestrator.spec.search.trial_params import SEED
 from trainer.config.trial import TrialConfig
 
@@ -153,6 +154,24 @@ class TrialRecord:
     """Of a configuration: each of its trials, by number; empty for a trial."""
     interval: tuple[float, float] | None = None
     """Of a configuration: 95% t interval of `value` over its seeds; None with fewer than two complete ones."""
+    violations: Mapping[str, float] = field(default_factory=dict[str, float])
+    """By how much it misses each requirement of the sweep, by name, in the metric's units; at most 0: kept."""
+
+    @property
+    def keeps_requirements(self) -> bool:
+        """Whether it keeps every requirement, as a best trial must."""
+        return all(violation <= 0 for violation in self.violations.values())
+
+    @property
+    def breaks(self) -> tuple[str, ...]:
+        """The broken requirements as value and bound, such as "eval_exact_answers 0.25 < 0.39"."""
+        broken = {name: violation for name, violation in self.violations.items() if violation > 0}
+        return tuple(describe_break(name, violation, self.metrics) for name, violation in broken.items())
+
+    @property
+    def miss(self) -> tuple[int, float]:
+        """How many requirements it breaks, and the sum of the amounts; what breaks less is nearer to be the best."""
+        return miss_of(self.violations)
 
     @property
     def first_attempt(self) -> int:
@@ -261,27 +280,68 @@ class SpecVersion:
     text: str
 
 
+def miss_of(violations: Mapping[str, float]) -> tuple[int, float]:
+    """Return how many requirements are broken, and the sum of the amounts."""
+    broken = [violation for violation in violations.values() if violation > 0]
+    return len(broken), sum(broken)
+
+
 def rank_trials(records: Iterable[TrialRecord], *objectives: Objective) -> list[TrialRecord]:
     """Return the complete trials with finite objectives, best first; equal ones in order of number.
 
     With several objectives, trials are ordered by the number of fronts before their own (non-dominated sorting), then
-    by the first objective.
+    by the first objective. Trials that break a requirement follow those that keep all, the nearest to keep them first.
     """
-    remaining = [record for record in records if _has_finite_values(record)]
+    complete = [record for record in records if _has_finite_values(record)]
+    remaining = [record for record in complete if record.keeps_requirements]
+    broken = [record for record in complete if not record.keeps_requirements]
     out: list[TrialRecord] = []
     while remaining:
         front = remaining if len(objectives) == 1 else _undominated(remaining, objectives)
         out += sorted(front, key=lambda record: (_costs(record, objectives)[0], record.number))
         remaining = [record for record in remaining if record not in front]
-    return out
+    return out + sorted(broken, key=lambda record: (record.miss, _costs(record, objectives)[0], record.number))
+
+
+def best_of(ranked: Iterable[TrialRecord]) -> TrialRecord | None:
+    """Return the first of ranked trials; None if there is none or if it breaks a requirement, as then all do."""
+    first = next(iter(ranked), None)
+    return first if first is not None and first.keeps_requirements else None
+
+
+def requirements_text(ranked: Sequence[TrialRecord]) -> str:
+    """Return which ranked trials break which requirement; "" if all keep every one.
+
+    Where none keeps all, no trial is the best: the text also names the one that is nearest to it.
+    """
+    broken = sorted((record for record in ranked if not record.keeps_requirements), key=lambda record: record.number)
+    if not broken:
+        return ""
+    by_name: dict[str, list[str]] = {}
+    for record in broken:
+        for name, violation in record.violations.items():
+            if violation > 0:
+                by_name.setdefault(name, []).append(record.label)
+    listed = "; ".join(f"{name}: {_trials_text(labels)}" for name, labels in by_name.items())
+    if len(broken) < len(ranked):
+        return f"{len(broken)} of {len(ranked)} complete trials break a requirement and cannot be the best: {listed}"
+    none = f"None of the {len(ranked)} complete trials keeps" if len(ranked) > 1 else "The complete trial does not keep"
+    nearest = f"nearest is trial {ranked[0].label} ({'; '.join(ranked[0].breaks)})"
+    return f"{none} every requirement, so none is the best; {nearest}; broken: {listed}"
+
+
+def _trials_text(labels: Sequence[str], most: int = 10) -> str:
+    shown = f"trial{'s' if len(labels) > 1 else ''} {', '.join(labels[:most])}"
+    return shown if len(labels) <= most else f"{shown} and {len(labels) - most} more"
 
 
 def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
     """Return the Pareto front, best in the first objective first.
 
-    The front holds the trials that no other one equals or beats in every objective.
+    The front holds the trials that no other one equals or beats in every objective, of those that keep the
+    requirements.
     """
-    ranked = [record for record in records if _has_finite_values(record)]
+    ranked = [record for record in records if _has_finite_values(record) and record.keeps_requirements]
     return sorted(_undominated(ranked, objectives), key=lambda record: (_costs(record, objectives), record.number))
 
 

@@ -42,11 +42,13 @@ class TrialSnapshot:
     """Continues another trial's checkpoint: its result is not that of its params alone, so samplers ignore it."""
     failures: tuple[PastFailure, ...] = ()
     """Failures after which it was retried, oldest first."""
+    violations: Mapping[str, float] = field(default_factory=dict[str, float])
+    """By how much it misses each requirement, by name; empty without requirements, and where none was measured."""
 
 
 def as_running(trial: TrialSnapshot) -> TrialSnapshot:
     """Return the trial without its results, as if it still ran."""
-    return replace(trial, state=TrialState.RUNNING, values=None, curve={}, diverged=False)
+    return replace(trial, state=TrialState.RUNNING, values=None, curve={}, diverged=False, violations={})
 
 
 def as_seen_by(trial: TrialSnapshot, number: int) -> TrialSnapshot:
@@ -54,7 +56,7 @@ def as_seen_by(trial: TrialSnapshot, number: int) -> TrialSnapshot:
     failure = next((past for past in trial.failures if number < past.trials), None)
     if failure is None:
         return trial
-    return replace(trial, state=TrialState.FAILED, values=None, curve=failure.curve, diverged=False)
+    return replace(trial, state=TrialState.FAILED, values=None, curve=failure.curve, diverged=False, violations={})
 
 
 def visible_trials(trials: Sequence[TrialSnapshot], number: int, lag: int | None) -> list[TrialSnapshot]:

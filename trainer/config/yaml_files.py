@@ -241,6 +241,12 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, mark: yaml.Mark | None
     line = text.split("\n")[mark.line] if mark and mark.line < text.count("\n") + 1 else ""
     if "\t" in line[: len(line) - len(line.lstrip())] or (mark and line[mark.column : mark.column + 1] == "\t"):
         return "a tab; YAML indents with spaces"
+    if (
+        (bound := re.match(r">=[^,}\]#]*", line[line.find(">=") :]))
+        and mark
+        and 0 <= mark.column - line.find(">=") <= 1
+    ):
+        return f'{bound[0].strip()} needs quotes, as > begins a text of several lines: write "{bound[0].strip()}"'
     found = " ".join(part for part in (error.context, error.problem) if part) or "not YAML"
     indented = (error.context or "").startswith("while parsing a block")
     return f"{found}; check the indentation: keys of one mapping begin at the same column" if indented else found

@@ -132,7 +132,7 @@ def _cell_text(
         return "<br>".join(marks), STATE_MARKERS[ends[0]][0] if ends else GREY
     low, high = span
     share = (best.record.value - low) / (high - low) if high > low else 0.5
-    star = "★ " if frame.ranked[0] is best else ""
+    star = "★ " if best in frame.eligible[:1] else ""
     others = " " + "".join(mark[0] for mark in marks) if marks else ""
     return f"{star}{format_value(best.record.value)}{others}", text_color_on(
         scale_color(share if frame.sign > 0 else 1 - share)
@@ -152,7 +152,7 @@ def hover_text(frame: SweepFrame, trials: list[TrialFrame]) -> str:
 def scatter_points(frame: SweepFrame, x: str, y: str, span: tuple[float, float]) -> Chart:
     """Draw every trial as a point; color: objective value, shape: state."""
     shown = [trial for trial in frame.trials if x in trial.record.params and y in trial.record.params]
-    best = frame.ranked[0] if frame.ranked else None
+    best = frame.eligible[0] if frame.eligible else None
     known = [trial for trial in shown if frame.value(trial) is not None]
     traces: list[Any] = []
     for trials, colored in ((known, True), ([trial for trial in shown if trial not in known], False)):

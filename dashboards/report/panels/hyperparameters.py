@@ -72,7 +72,7 @@ def _bars(analysis: SweepAnalysis) -> Chart:
 
 
 def _slice(frame: SweepFrame, path: str) -> Chart:
-    best = frame.ranked[0] if frame.ranked else None
+    best = frame.eligible[0] if frame.eligible else None
     trials = [trial for trial in frame.trials if path in trial.record.params and frame.value(trial) is not None]
     trials.sort(key=lambda trial: trial is best)  # drawn last, on top
     numeric, log = is_numeric_setting(frame, path), is_log(frame, path)
@@ -159,8 +159,8 @@ def parallel_panel(analysis: SweepAnalysis) -> Panel | None:
         level = round((share if frame.sign > 0 else 1 - share) * (_SHADE_COUNT - 1))
         lines.setdefault(level, []).append((trial, [*(axis.position(trial) for axis in axes), share]))
     traces: list[Any] = [_lines(frame, level, lines[level]) for level in sorted(lines)]
-    if frame.ranked:
-        best = next(row for rows in lines.values() for row in rows if row[0] is frame.ranked[0])
+    if frame.eligible:
+        best = next(row for rows in lines.values() for row in rows if row[0] is frame.eligible[0])
         traces.append(_lines(frame, _SHADE_COUNT - 1, [best], width=4.5))
     annotations = [annotation for k, axis in enumerate(axes) for annotation in axis.annotations(k)]
     annotations += _objective_annotations(frame, len(axes), low, high)

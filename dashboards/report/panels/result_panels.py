@@ -36,7 +36,9 @@ MAX_LISTED = 10
 
 
 def no_result_text(frame: SweepFrame) -> str:
-    """Return one sentence on the state of a sweep without a complete trial."""
+    """Return one sentence on the state of a sweep without a best trial."""
+    if frame.ranked:
+        return f"{frame.requirements_text}."
     ends = state_counts(trial.record for trial in frame.all_trials)
     if not frame.trials:
         return "No trial has started yet."
@@ -63,7 +65,7 @@ def _against_initial_text(frame: SweepFrame, significance: Significance) -> str:
 
 def _against_trials_text(frame: SweepFrame, significance: Significance) -> str:
     if not significance.runners_up:
-        others = len(frame.ranked) - 1
+        others = len(frame.eligible) - 1
         if others:
             return (
                 f"The significance of the ranking is unknown: {frame.objective.metric} is not a mean over held-out "
@@ -78,7 +80,7 @@ def _against_trials_text(frame: SweepFrame, significance: Significance) -> str:
             f"behind by {format_brief(abs(difference.mean))} ({interval_text(difference)}; {method})."
         )
     count = len(significance.not_distinguishable)
-    every = "The" if count == len(frame.ranked) else "These"
+    every = "The" if count == len(frame.eligible) else "These"
     listed = ", ".join(trial.label for trial in significance.not_distinguishable[:MAX_LISTED]) + (
         " and more" if count > MAX_LISTED else ""
     )
@@ -105,7 +107,8 @@ def winner_panel(analysis: SweepAnalysis) -> Panel | None:
     """Return the winner, its significance, its health and the ranking."""
     frame, significance = analysis.frame, analysis.significance
     if significance is None:
-        return Panel("answer", "Result", "", (Paragraph(no_result_text(frame), strong=True), *_no_winner_blocks(frame)))
+        without = [Paragraph(no_result_text(frame), strong=True), *_no_winner_blocks(frame), *_broken_blocks(frame)]
+        return Panel("answer", "Result", "", without)
     winner = significance.winner
     blocks: list[Block] = [
         KeyFigures(tuple(_key_figures(frame, significance))),
@@ -115,6 +118,8 @@ def winner_panel(analysis: SweepAnalysis) -> Panel | None:
     if frame.state != "finished" and not frame.sweeps:
         blocks.append(Paragraph(f"The sweep is {frame.state}: these are preliminary results."))
     blocks.append(_table(frame, significance))
+    if frame.requirements_text:
+        blocks += [Paragraph(f"{frame.requirements_text}."), *_broken_blocks(frame)]
     groups = seed_groups(frame)
     if groups:
         listed = groups[:MAX_LISTED]
@@ -260,10 +265,10 @@ def _table(frame: SweepFrame, significance: Significance) -> Table:
     further = [
         m
         for m in _FURTHER_METRICS
-        if m != frame.objective.metric and any(trial.last(m) is not None for trial in frame.ranked)
+        if m != frame.objective.metric and any(trial.last(m) is not None for trial in frame.eligible)
     ]
     further = [m for m in further if all(m != objective.metric for objective in frame.further_objectives)]
-    shown = frame.ranked[:MAX_LISTED]
+    shown = frame.eligible[:MAX_LISTED]
     head = ["trial", *(objective.metric.removeprefix(EVAL_PREFIX) for objective in frame.objectives)]
     head += [frame.short_names.get(p, p) for p in frame.paths]
     values = [format_measured([frame.objective_value(trial, each) for trial in shown], 3) for each in frame.objectives]
@@ -288,6 +293,22 @@ def _table(frame: SweepFrame, significance: Significance) -> Table:
         row += [column[k] for column in changes]
         rows.append(tuple(row))
     return Table(tuple(head), tuple(rows), numeric=frozenset(range(1, len(head))), marked=frozenset({0}))
+
+
+def _broken_blocks(frame: SweepFrame) -> list[Block]:
+    """Return the table of the complete trials that break a requirement, the nearest to keep all first."""
+    broken = [trial for trial in frame.ranked if not trial.record.keeps_requirements][:MAX_LISTED]
+    if not broken:
+        return []
+    head = ["trial", *(objective.metric.removeprefix(EVAL_PREFIX) for objective in frame.objectives)]
+    head += [*(frame.short_names.get(p, p) for p in frame.paths), "breaks"]
+    values = [format_measured([frame.objective_value(trial, each) for trial in broken], 3) for each in frame.objectives]
+    settings = [format_settings([trial.record.params.get(p) for trial in broken]) for p in frame.paths]
+    rows = [
+        (trial.label, *(column[k] for column in (*values, *settings)), "; ".join(trial.record.breaks))
+        for k, trial in enumerate(broken)
+    ]
+    return [Table(tuple(head), tuple(rows), numeric=frozenset(range(1, len(head) - 1)))]
 
 
 def _behind(frame: SweepFrame, difference: Difference | None) -> tuple[float, float, float] | None:

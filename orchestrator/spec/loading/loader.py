@@ -27,6 +27,7 @@ from orchestrator.spec.loading.method_sections import (
     load_objectives,
     load_order,
     load_pruner,
+    load_requirements,
     load_sampler,
     settle_grid_order,
 )
@@ -107,6 +108,7 @@ def load_sections(problems: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
         "order": load_order(problems, tree.get("order")),
         "goal": objectives[0] if objectives else None,
         "also": objectives[1:] if objectives else None,
+        "require": load_requirements(problems, tree, search, base),
         "pruner": pruner,
         "guard": _load_section(problems, GuardConfig, tree, "guard"),
         "budget": budget,

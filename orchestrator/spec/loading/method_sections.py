@@ -1,4 +1,4 @@
-"""Loads `sampler`, `order`, `pruner`, `warm_start`, `maximize` and `minimize`.
+"""Loads `sampler`, `order`, `pruner`, `warm_start`, `maximize`, `minimize` and `require`.
 
 A method is a name alone, or a mapping with its `kind`. Objectives are one metric, or several for a Pareto front.
 """
@@ -27,6 +27,7 @@ from orchestrator.spec.objectives import (
     unmeasured_reason,
 )
 from orchestrator.spec.pruners import NoPruner, PatientPruner, Pruner, WilcoxonPruner, pruning_metric
+from orchestrator.spec.requirements import RIGHT_FORM, Requirement, check_required_metric
 from orchestrator.spec.samplers import (
     AdaptiveSampler,
     CmaEsSampler,
@@ -43,7 +44,7 @@ from orchestrator.spec.search.trial_params import LOSS_KIND, SEED, apply_params
 from orchestrator.spec.sweep_spec import Budget
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import Location
-from trainer.metrics import COMPARISON_METRIC
+from trainer.metrics import COMPARISON_METRIC, EXACT_ANSWERS, lookup
 
 
 def _kinds(union: Any) -> dict[str, type[BaseModel]]:
@@ -259,11 +260,69 @@ def load_objectives(
     return (Objective(metric=COMPARISON_METRIC, direction="maximize"),)
 
 
+def load_requirements(
+    problems: ErrorCollector, tree: dict[str, Any], search: SearchSpace | None, base: TrialConfig | None
+) -> tuple[Requirement, ...] | None:
+    """Load `require`, a mapping of metrics to a bound or to a list of bounds; None if it is invalid."""
+    given = tree.get("require")
+    if given is None:
+        return ()
+    if not isinstance(given, dict):
+        problem = f"must be a mapping of metrics to bounds, not {describe_value(given)}"
+        problems.add(("require",), problem, f'write require: {{{EXACT_ANSWERS}: ">= initial"}}')
+        return None
+    searched = search.paths if search is not None else _searched_paths(tree)
+    before = len(problems.items)
+    found: list[Requirement] = []
+    for metric, value in cast(dict[str, Any], given).items():
+        problem = check_required_metric(metric, searched)
+        problem = problem or _unmeasured(metric, base) or _unreported_by_kinds(metric, search, base)
+        if problem is not None:
+            problems.add(("require", metric), *problem)
+            continue
+        listed = cast(tuple[Any, ...], value) if isinstance(value, tuple) else (value,)
+        if not listed:
+            problems.add(("require", metric), "the list is empty", f"write {RIGHT_FORM}")
+        for index, bound in enumerate(listed):
+            loc: Location = ("require", metric, index) if isinstance(value, tuple) else ("require", metric)
+            try:
+                requirement = Requirement.parse(metric, bound if isinstance(bound, str) else "")
+            except ValueError:
+                problem = f"must be >= or <= and a number or initial, not {describe_value(bound)}"
+                problems.add(loc, problem, f"write {_bound_form(metric, bound)}")
+                continue
+            if requirement in found:
+                problems.add(loc, f"{requirement.name} is required twice")
+            else:
+                found.append(requirement)
+    return tuple(found) if len(problems.items) == before else None
+
+
+def _bound_form(metric: str, given: Any) -> str:
+    """Return the bound that is meant: one without a comparison is the least of a metric that is better when high."""
+    known = lookup(metric)
+    comparison = "<=" if known is not None and known.better == "minimize" else ">="
+    text = str(given).strip()
+    if text[:1] in ("<", ">", "="):
+        comparison = {"<": "<=", ">": ">="}.get(text[0], comparison)
+        text = text.lstrip("<>= ")
+    meant = f"{comparison} {text}"
+    try:
+        Requirement.parse(metric, meant)
+    except ValueError:
+        return RIGHT_FORM
+    return f'"{meant}"'
+
+
 def _objective_problem(
     metric: str, direction: str, searched: Sequence[str], base: TrialConfig | None
 ) -> tuple[str, str] | None:
-    problem = check_metric(metric, direction, searched)
-    if problem is None and base is not None:
+    return check_metric(metric, direction, searched) or _unmeasured(metric, base)
+
+
+def _unmeasured(metric: str, base: TrialConfig | None) -> tuple[str, str] | None:
+    problem = None
+    if base is not None:
         problem = check_completion_metric(metric, base.evaluation)
         if problem is None and requires_answers(metric) and not eval_rows_have_answers(base.data):
             problem = ("the held-out rows have no correct answer", "give their column as columns: {answer: COLUMN}")

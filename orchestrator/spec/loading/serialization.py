@@ -18,6 +18,7 @@ from orchestrator.spec.loading.method_sections import ORDERS, PRUNERS, SAMPLERS
 from orchestrator.spec.loading.validation_errors import models_in
 from orchestrator.spec.loading.variables import escape_names
 from orchestrator.spec.objectives import objective_metrics
+from orchestrator.spec.requirements import BOUND_PATTERN
 from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Choice, Scalar
 from orchestrator.spec.search.trial_params import config_paths, list_settings, read_list
@@ -52,6 +53,9 @@ def dump_spec(spec: SweepSpec, *, brief: bool = False) -> str:
         metrics = [objective.metric for objective in spec.objectives if objective.direction == direction]
         if metrics:
             tree[direction] = metrics if len(metrics) > 1 else metrics[0]
+    tree.pop("require", None)
+    if spec.require:
+        tree["require"] = _require(spec)
     tree["search"] = _search(spec)
     ordered = escape_names({key: tree[key] for key in SECTION_ORDER if key in tree})
     return yaml.dump(ordered, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
@@ -109,7 +113,17 @@ def sweep_identity(spec: SweepSpec) -> str:
         tree["sampler"] = {"kind": spec.sampler.kind}
     if spec.repeats == 1:  # as before there were repeats
         del tree["repeats"]
+    if not spec.require:  # as before there were requirements
+        del tree["require"]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _require(spec: SweepSpec) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for metric in dict.fromkeys(requirement.metric for requirement in spec.require):
+        bounds = [requirement.bound_text for requirement in spec.require if requirement.metric == metric]
+        out[metric] = bounds if len(bounds) > 1 else bounds[0]
+    return out
 
 
 def _search(spec: SweepSpec) -> dict[str, Any]:
@@ -190,6 +204,8 @@ def schema() -> Json:
             {"type": "null"},
         ]
     }
+    bound: Json = {"type": "string", "pattern": BOUND_PATTERN}
+    bounds: Json = {"anyOf": [bound, {"type": "array", "minItems": 1, "items": bound}]}
     given: Json = {"type": "object", "minProperties": 1, "propertyNames": {"enum": list(config_paths())}}
     given["additionalProperties"] = TypeAdapter(Scalar).json_schema()
     properties: Json = {
@@ -222,6 +238,14 @@ def schema() -> Json:
         | {"description": "Which results a proposal or a pruning decision may depend on; reproducible by default."},
         "maximize": several | {"description": f"The objective, or several. By default {COMPARISON_METRIC}."},
         "minimize": several | {"description": "A metric to minimize, or several; with maximize: a Pareto front."},
+        "require": {
+            "description": "Metric -> a bound that a trial must keep at its end to be the best: >= or <= and a number, "
+            "or initial (the initial model's value), also with + or - a number; or a list of bounds.",
+            "anyOf": [
+                {"type": "null"},
+                {"type": "object", "propertyNames": objective, "additionalProperties": bounds},
+            ],
+        },
         "pruner": _by_kind(PRUNERS, definitions) | {"description": "Which trials are stopped early; none by default."},
         "guard": {
             "description": "Stops trials that have diverged; on by default.",

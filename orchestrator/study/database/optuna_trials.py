@@ -12,6 +12,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import TrialIntermediateValueModel, TrialModel  # tables without a public name
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY  # pyright: ignore[reportPrivateUsage]
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy import Connection, delete, update
@@ -86,6 +87,7 @@ def to_record(
         fork=trial_fork(trial),
         by_command=bool(attrs.get(ENQUEUED_ATTR, {}).get("by_hand")),
         failed_attempts=tuple(FailedAttempt(f["attempt"], f["reason"], f["step"]) for f in attrs.get(FAILURES, ())),
+        violations=trial.constraints,
     )
 
 
@@ -144,6 +146,7 @@ def to_snapshot(trial: FrozenTrial) -> TrialSnapshot:
             PastFailure(f["trials"], {int(step): value for step, value in f["curve"].items()})
             for f in attrs.get(FAILURES, ())
         ),
+        violations=trial.constraints,
     )
 
 
@@ -269,8 +272,12 @@ class OptunaTrials:
         if (trial := self._cached(trial_id)) is not None:
             trial.intermediate_values[step] = value
 
-    def finish(self, trial_id: int, state: OptunaState, values: Sequence[float] | None) -> None:
-        """Set a trial's final state and values."""
+    def finish(
+        self, trial_id: int, state: OptunaState, values: Sequence[float] | None, violations: Mapping[str, float]
+    ) -> None:
+        """Set a trial's final state and values, and its constraints as Optuna's `Trial.set_constraint` does."""
+        for name, violation in violations.items():
+            self._storage.set_trial_system_attr(trial_id, f"{_CONSTRAINTS_KEY}:{name}", violation)
         self._storage.set_trial_state_values(trial_id, state, values)
         self._stale.add(trial_id)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
@@ -24,7 +24,7 @@ from orchestrator.spec.samplers import CmaEsSampler, GpSampler, NsgaIISampler, T
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.study.sampling.distributions import OutOfSpace, SearchColumn, search_columns
 from orchestrator.study.sampling.random_samplers import in_memory_study, sample_uniform
-from orchestrator.study.trial_records import TrialState
+from orchestrator.study.trial_records import TrialState, miss_of
 from orchestrator.study.trial_snapshots import TrialSnapshot
 
 if TYPE_CHECKING:
@@ -36,8 +36,15 @@ OptunaSamplerConfig = TpeSampler | GpSampler | NsgaIISampler
 class OptunaSampler:
     """Proposes trials with one of Optuna's samplers."""
 
-    def __init__(self, config: OptunaSamplerConfig, space: SearchSpace, objectives: Sequence[Objective]) -> None:
-        self._config, self._objectives = config, objectives
+    def __init__(
+        self,
+        config: OptunaSamplerConfig,
+        space: SearchSpace,
+        objectives: Sequence[Objective],
+        required: Sequence[str] = (),
+    ) -> None:
+        """`required`: names of the requirements, which the sampler gets as constraints."""
+        self._config, self._objectives, self._required = config, objectives, required
         self._space = space
         self._columns = search_columns(space, ordinal=isinstance(config, GpSampler))
 
@@ -82,10 +89,11 @@ class OptunaSampler:
     def _to_optuna_trials(self, snapshots: Sequence[TrialSnapshot]) -> list[FrozenTrial]:
         worst = worst_values(snapshots, self._objectives)
         ranked_by_step = isinstance(self._config, TpeSampler) and len(self._objectives) == 1
-        return [self._to_optuna_trial(trial, worst, ranked_by_step) for trial in snapshots]
+        missed = worst_violations(snapshots, self._required)
+        return [self._to_optuna_trial(trial, worst, ranked_by_step, missed) for trial in snapshots]
 
     def _to_optuna_trial(
-        self, trial: TrialSnapshot, worst: Sequence[float] | None, ranked_by_step: bool
+        self, trial: TrialSnapshot, worst: Sequence[float] | None, ranked_by_step: bool, missed: Mapping[str, float]
     ) -> FrozenTrial:
         """Return the trial for Optuna; one that it cannot learn from is FAIL, which its samplers ignore."""
         encoded = encode(self._columns, trial)
@@ -95,6 +103,7 @@ class OptunaSampler:
             "params": {column.name: value for column, value in encoded},
             "distributions": {column.name: column.distribution for column, _ in encoded},
             "system_attrs": dict(trial.sampler_note),
+            "constraints": finite_violations(trial, missed) or None,
         }
         match trial.state:
             case TrialState.RUNNING | TrialState.PAUSED:
@@ -151,6 +160,22 @@ def worst_values(snapshots: Iterable[TrialSnapshot], objectives: Sequence[Object
     return tuple(worst_of(values[index] for values in reported) for index, worst_of in enumerate(worst))
 
 
+def worst_violations(snapshots: Iterable[TrialSnapshot], required: Iterable[str]) -> dict[str, float]:
+    """Return the violation of each requirement that a diverged or unmeasured trial counts as, which is above 0.
+
+    It is the largest amount by which a trial has missed or kept the bound.
+    """
+    snapshots = list(snapshots)
+    found = {name: [abs(trial.violations.get(name, math.inf)) for trial in snapshots] for name in required}
+    return {name: max(filter(math.isfinite, each), default=0.0) or 1.0 for name, each in found.items()}
+
+
+def finite_violations(trial: TrialSnapshot, worst: Mapping[str, float]) -> dict[str, float]:
+    """Return the trial's violation of each requirement; the worst one where it diverged or was not measured."""
+    known = {} if trial.diverged else trial.violations
+    return {name: v if math.isfinite(v := known.get(name, math.inf)) else worst[name] for name in worst}
+
+
 def _last_step(trial: TrialSnapshot) -> int:
     return max(trial.curve, default=0)
 
@@ -165,9 +190,12 @@ class CmaEsReplay:
         self._config, self._space, self._objective = config, space, objective
         self._columns = cma_columns(space)
         self._size = config.population_size or 4 + math.floor(3 * math.log(len(self._columns)))
+        self._worst_cost = 0.0
 
     def propose(self, snapshots: Sequence[TrialSnapshot], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the params of the next trial, and its generation and position in the unit cube as a note."""
+        ended = [self._cost(trial) for trial in snapshots if has_finite_values(trial.values) and not trial.diverged]
+        self._worst_cost = max(ended, default=0.0)
         optimizer = self._start(snapshots, seed)
         generation = 0
         while len(solutions := self._solutions(snapshots, generation)) >= self._size:
@@ -197,7 +225,10 @@ class CmaEsReplay:
         return [pair for trial in own if (pair := self._solution(trial)) is not None]
 
     def _solution(self, trial: TrialSnapshot) -> tuple[np.ndarray, float] | None:
-        """Return the trial's position and value, lower being better; None without a value."""
+        """Return the trial's position and value, lower being better; None without a value.
+
+        A trial that breaks a requirement is worse than `_worst_cost` by the amount, as CMA-ES uses ranks only.
+        """
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             return None
         position = trial.sampler_note.get(POSITION)
@@ -206,8 +237,13 @@ class CmaEsReplay:
         if position is None:
             return None
         bad = trial.diverged or trial.values is None or not has_finite_values(trial.values)
-        value = math.inf if bad or trial.values is None else trial.values[0]
-        return np.array(position), -value if self._objective.direction == "maximize" and not bad else value
+        cost = math.inf if bad else self._cost(trial)
+        missed = miss_of(trial.violations)[1]
+        return np.array(position), self._worst_cost + missed if missed and not bad else cost
+
+    def _cost(self, trial: TrialSnapshot) -> float:
+        value = math.nan if trial.values is None else trial.values[0]
+        return -value if self._objective.direction == "maximize" else value
 
     def _is_at(self, trial: TrialSnapshot, position: Sequence[float]) -> bool:
         """Return whether the trial's settings are at this position: after a range was widened they may not be."""

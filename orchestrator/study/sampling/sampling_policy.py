@@ -329,7 +329,8 @@ def _grid_of(spec: SweepSpec) -> Grid:
 def _adaptive_sampler(spec: SweepSpec) -> OptunaSampler | CmaEsReplay | None:
     match spec.sampler:
         case TpeSampler() | GpSampler() | NsgaIISampler():
-            return OptunaSampler(spec.sampler, spec.search, spec.objectives)
+            required = [requirement.name for requirement in spec.require]
+            return OptunaSampler(spec.sampler, spec.search, spec.objectives, required)
         case CmaEsSampler():
             return CmaEsReplay(spec.sampler, spec.search, spec.first_objective)
         case GridSampler() | RandomSampler() | QmcSampler() | StagedSampler():

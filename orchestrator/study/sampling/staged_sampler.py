@@ -16,7 +16,7 @@ from orchestrator.spec.samplers import StagedSampler, stage_paths, stage_values
 from orchestrator.spec.search.manual_trials import resolve_params
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import apply_params
-from orchestrator.study.trial_records import TrialState
+from orchestrator.study.trial_records import TrialState, miss_of
 from orchestrator.study.trial_snapshots import TrialSnapshot, as_seen_by
 from trainer.config.trial import TrialConfig, config_fingerprint
 
@@ -139,8 +139,8 @@ class StagedReplay:
     def _best(self, trials: Sequence[TrialSnapshot]) -> TrialSnapshot | None:
         sign = -1.0 if self._objective.direction == "maximize" else 1.0
         ranked = [
-            (sign * trial.values[0], trial.number, trial)
+            (miss_of(trial.violations), sign * trial.values[0], trial.number, trial)
             for trial in trials
             if trial.state is TrialState.COMPLETE and trial.values is not None and math.isfinite(trial.values[0])
         ]
-        return min(ranked, key=lambda row: row[:2])[2] if ranked else None
+        return min(ranked, key=lambda row: row[:3])[3] if ranked else None

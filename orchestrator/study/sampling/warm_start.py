@@ -45,7 +45,8 @@ def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
         raise WarmStartRefused(name, "has not begun its trials")
     with StudyReader.open(folder, read_only=True) as other:
         other_spec = other.spec
-        snapshots = merge_snapshots(other.snapshots(), other_spec)  # of several seeds the mean
+        each = [replace(trial, violations=other.violations(trial.number, spec)) for trial in other.snapshots()]
+        snapshots = merge_snapshots(each, other_spec)  # of several seeds the mean
     if other_spec.objectives != spec.objectives:
         objectives_text = [
             ", ".join(f"{objective.direction} {objective.metric}" for objective in sweep_spec.objectives)
