@@ -26,6 +26,7 @@ from uuid import uuid4
 
 from orchestrator.errors import ExitCode, OrchestrateError, StorageRefused
 from orchestrator.gpus import Gpu, visibility_variable, visible_devices
+from trainer.results import clause
 
 _VARIABLE = "ORCHESTRATE_GPU_LOCKS"
 """Names another folder than the default, as for containers that share a machine's GPUs."""
@@ -364,8 +365,8 @@ def _locked_folder() -> Generator[int]:
 
 def _unusable(path: Path, reason: str) -> StorageRefused:
     return StorageRefused(
-        f"the folder {path}, by which sweeps share this machine's GPUs, cannot be used: {reason}; remove it, or set "
-        f"{_VARIABLE} to a folder that all users may write"
+        f"the folder {path}, by which sweeps share this machine's GPUs, cannot be used: {clause(reason)}; remove it, "
+        f"or set {_VARIABLE} to a folder that all users may write"
     )
 
 

@@ -117,7 +117,7 @@ def test_a_training_is_tagged_with_its_group_and_repeat(tmp_path: Path) -> None:
     for name, spec in SWEEPS.items():
         sink = ListSink()
         with Study.create(SweepFolder(tmp_path / name, "s"), spec, slots=4) as study:
-            launcher = AttemptLauncher(study, sink, SilentView(), lambda config: config)
+            launcher = AttemptLauncher(study, sink, SilentView(), lambda config, _: config)
             for _ in range(4):
                 trial = study.ask()
                 assert isinstance(trial, Trial)

@@ -162,7 +162,7 @@ def test_sweep_starts_what_the_file_says(fake_commands: dict[str, Any], home: Pa
     assert cli.main(arguments) == 3
     ((_, (spec, where), named),) = fake_commands["calls"]
     assert (spec.name, spec.base.loss.beta, where) == ("other", 3.14159, home)
-    assert named == {"cluster_at": None, "trust_remote_code": True}
+    assert named == {"cluster_at": None, "trust_remote_code": True, "waits": True}
     assert "loss.beta" not in spec.search.paths
 
 
@@ -182,7 +182,7 @@ def test_the_other_commands_pass_on(
         (
             "resume",
             ("known", home, ("budget.trials=9",)),
-            {"mirror": None, "cluster_at": None, "trust_remote_code": False, "retry_failed": False},
+            {"mirror": None, "cluster_at": None, "trust_remote_code": False, "retry_failed": False, "waits": True},
         ),
         ("watch", ("known", home), {}),
         ("best", ("known", home), {}),

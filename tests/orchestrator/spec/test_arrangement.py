@@ -303,7 +303,7 @@ def test_the_word_and_nothing_mean_the_same_and_survive_the_written_file(load_te
     assert load_text(EIGHT_B.replace("training: {bf16: true,", words) + "resources: {gpus_per_trial: auto}\n") == spec
     assert spec.auto == (GPUS_PER_TRIAL, *(f"base.{path}" for path in AUTO_TRAINING))
     text = dump_spec(spec)
-    assert text.count(": auto\n") == 6, "model.attention and trials_per_process have the word too"
+    assert text.count(": auto\n") == 7, "model.attention, model.kernels and trials_per_process have the word too"
     assert load_spec_text(text, Path("/")) == load_spec_text(text, Path("/"), is_new=False) == spec
     assert SweepSpec.from_stored(spec.model_dump_json()) == spec
     assert load_spec_text(dump_spec(spec, brief=True), Path("/")) == spec
