@@ -18,7 +18,7 @@ from orchestrator.spec.sweep_spec import Budget, Resources, SftStage, SweepSpec
 from trainer.config.hub_cache import hub_reachable, model_file
 from trainer.config.trial import DataConfig, GeneratedModel, GeneratedSource, HubSource, ModelConfig, TrainingConfig
 
-ROWS, EVAL_ROWS, STEPS, PAIRS, LENGTH, MAX_TRIALS = 64, 16, 4, 4, 256, 16
+ROWS, EVAL_ROWS, STEPS, PAIRS, LENGTH, MAX_TRIALS = 64, 16, 4, 4, 256, 20
 _FIXED = ("model.", "data.", "evaluation.", "training.max_steps", "training.num_train_epochs")
 _ALSO_FIXED = ("training.pairs_per_update", "training.tokens_per_micro_batch", "training.eval_steps")
 _SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_key_value_heads": 2}

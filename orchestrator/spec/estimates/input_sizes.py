@@ -30,7 +30,7 @@ def model_shape(model: ModelConfig) -> ModelShape | None:
         return KNOWN_SHAPES.get(name)
     try:
         return shape_from_config(json.loads(file.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # loading the model reports what is wrong with its file
 
 

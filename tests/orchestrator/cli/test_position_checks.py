@@ -59,7 +59,7 @@ def test_every_finding_is_told_at_once_where_the_file_says_it(
 sft:
   training: {{max_steps: 1}}
   data: {{train: rows.jsonl, max_length: 3000}}
-judge: {{max_new_tokens: 900}}
+judge: {{max_new_tokens: 900, reward_model: Org/Reward}}
 """
     code, messages = told(capsys, "plan", path, 800, more)
     assert code == 2
