@@ -335,6 +335,7 @@ def trl(model: Any, pairs: list[Any], trained: dict[str, Any], options: argparse
         return oracle.dpo_inputs(batch) | {"ref_chosen_logps": reference, "ref_rejected_logps": reference}
 
     def update(k: int) -> float:
+        """Return the loss of one update in micro-batches of `k` pairs."""
         model.zero_grad(set_to_none=True)
         total = torch.zeros((), device=options.device)
         for first in range(0, len(pairs), k):
@@ -378,6 +379,7 @@ def ours(model: Any, pairs: list[Any], trained: dict[str, Any], options: argpars
             reference = PairLogps.concatenate([pair_model.logps([pair]).to("cpu") for pair in pairs])
 
     def update(k: int) -> float:
+        """Return the loss of one update in micro-batches of `k` pairs."""
         model.zero_grad(set_to_none=True)
         losses: list[torch.Tensor] = []
         for first in range(0, len(pairs), k):

@@ -386,6 +386,7 @@ def _own_gpus(
     file, shown = folder.path / WAITING_FILE, ""
 
     def wait(sentence: str) -> None:
+        """Show for whom the sweep waits; raises StageInterrupted on a signal or a request to stop."""
         nonlocal shown
         if signals.received or _is_stop_requested(folder):
             raise StageInterrupted

@@ -284,6 +284,7 @@ def _with(choice: LayoutChoice, options: Sequence[str]) -> LayoutChoice | None:
         resources = resources.model_copy(update={"gpus_per_trial": None})
 
     def changed(case: Case, prefix: str) -> Case:
+        """Return the case of this section, `base` or `sft`, with the options."""
         config, shape = case
         model: dict[str, object] = {}
         if "base.model.dtype=bfloat16" in options:
