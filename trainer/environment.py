@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from trainer.results import TrialError
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,12 @@ _IGNORABLE = frozenset({"", "0", "no", "none", "false", "default", "strict"})
 """Values without effect, as `accelerate launch` sets them without options."""
 _MAX_RELATIVE_ERROR = 1e-5
 """Largest accepted relative error of a float32 product; TF32 and bfloat16 exceed 1e-4."""
+
+
+def has_adapters(model: object) -> TypeGuard[PeftModel]:
+    """Return whether this is a model with peft's adapters; peft takes a second to load, and is not loaded for that."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def foreign_settings() -> list[str]:
