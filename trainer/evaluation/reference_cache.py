@@ -265,6 +265,7 @@ class ReferenceCache:
         rotary = {} if evaluator.pair_model.rotary is None else {"rotary": "by sequence"}
         layers = {"layers": "fused"} if has_fused_layers(evaluator.model) else {}
         layers |= {"compiled": True} if model.compile else {}
+        layers |= {"products": "oneDNN"} if self._process_group.onednn_products else {}
         return (
             batches
             | rotary
