@@ -3,7 +3,7 @@
 The log-probs of the training pairs are DPO's reference; those of the held-out pairs, with the greedy completions, are
 every trial's evaluation at step 0. A value is taken from memory, else from `cache/reference/<digest>.safetensors` or
 `.json`, else computed. Processes that need the same log-probs at the same time share the work: each part of the pairs
-is computed by one of them, and kept in `<digest>.parts` until all are there, for whoever continues after a kill.
+is computed by one of them, and kept in `<digest>.parts` until all are there; a kill loses only those under way.
 """
 
 from __future__ import annotations
