@@ -1,6 +1,8 @@
 """Scripted trials on a real Ray: what ends how, and that nothing is lost or doubled."""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,3 +234,23 @@ def test_no_process_is_started_early_without_memory_for_it(
     monkeypatch.setattr(trial_worker, "available_memory", lambda: 2.5 * trial_worker.WORKER_BYTES)
     with PrestartedWorkers(SLOTS, tmp_path, Opening) as prestarted:
         assert prestarted.start(2) == 1
+
+
+@pytest.mark.parametrize(
+    ("imported", "unused"),
+    [
+        (
+            "orchestrator.execution.workers.trial_worker, trainer.training_session",
+            "peft datasets trl optuna mlflow sklearn",
+        ),
+        (
+            "orchestrator.cli.composition, orchestrator.execution.workers.data_process",
+            "ray torch sklearn plotly mlflow",
+        ),
+        ("orchestrator.driver.sweep_driver", "torch sklearn plotly mlflow"),
+    ],
+)
+def test_a_worker_and_the_driver_load_nothing_that_their_beginning_does_not_use(imported: str, unused: str) -> None:
+    code = f"import sys, {imported}\nprint(*(name for name in {unused.split()} if name in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""

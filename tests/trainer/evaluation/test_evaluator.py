@@ -65,7 +65,7 @@ def test_parts_of_a_set_have_the_log_probs_of_all_bit_for_bit(
     cancel = CancelToken(group, lambda: False)
     evaluator = Evaluator(config, model, PairModel(model, attention), tokenizer, pairs, group, cancel)  # pyright: ignore
     whole, parts = evaluator.logps(pairs), evaluator.parts(pairs, 2)
-    assert (len(parts), sorted(sum(parts, []))) == (2, list(range(len(pairs))))
+    assert (len(parts), sorted(pair for part in parts for pair in part)) == (2, list(range(len(pairs))))
     for part in parts:
         found, expected = evaluator.logps(pairs, part).columns(), whole.select(part).columns()
         assert all(torch.equal(column, expected[name]) for name, column in found.items())
