@@ -58,10 +58,10 @@ class Interaction:
 def interacting_paths(frame: SweepFrame, importances: Sequence[str]) -> tuple[str, ...]:
     """Return at most three settings to look at: beta, gamma and learning rate, then by importance, largest first."""
     varied = [path for path in frame.paths if path != SEED and len(levels(frame, path)) > 1]
-    gamma = next((path for path in GAMMAS if path in varied), None)
-    first = [path for path in ("loss.beta", gamma, _LEARNING_RATE) if path in varied]
+    gammas = [path for path in GAMMAS if path in varied]
+    first = [path for path in ("loss.beta", *gammas[:1], _LEARNING_RATE) if path in varied]
     rest = sorted(varied, key=lambda path: importances.index(path) if path in importances else len(importances))
-    return tuple(dict.fromkeys([*(path for path in first if path is not None), *rest]))[:3]
+    return tuple(dict.fromkeys([*first, *rest]))[:3]
 
 
 def interactions(frame: SweepFrame, paths: Sequence[str]) -> list[Interaction]:

@@ -129,7 +129,9 @@ def _matched_differences(frame: SweepFrame) -> dict[tuple[str, str, str], Matche
     keys: list[tuple[str, str, str]] = []
     counts: list[int] = []
     weights: list[NDArray[np.float64]] = []
-    for path in () if compared is None else (p for p in frame.paths if p != SEED):
+    if compared is None:
+        return {}
+    for path in (p for p in frame.paths if p != SEED):
         groups = matched_groups(frame, [path])
         values = list(dict.fromkeys(value for group in groups for value in group))
         for (a,), (b,) in combinations(values, 2):
@@ -142,7 +144,7 @@ def _matched_differences(frame: SweepFrame) -> dict[tuple[str, str, str], Matche
                 keys.append((path, a, b))
                 counts.append(len(both))
                 weights.append(weight)
-    if compared is None or not keys:
+    if not keys:
         return {}
     found = compared.columns.contrasts(np.stack(weights, axis=1))
     out = {key: (difference, count) for key, difference, count in zip(keys, found, counts, strict=True)}

@@ -17,7 +17,7 @@ from dashboards.analysis.held_out_pairs import Column, HeldOutPairs, metric_by_p
 from dashboards.analysis.simultaneous_intervals import Difference, PairedColumns, SeedVariance
 from dashboards.analysis.small_samples import ROUNDING_TOLERANCE, bonferroni, share_difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.formatting import format_brief, format_count, format_hours
+from dashboards.formatting import format_brief, format_count, format_duration
 from orchestrator.study.trial_records import TrialState
 from trainer.metrics import base_name
 
@@ -28,6 +28,7 @@ _NOTABLY_LESS = 1.1
 """Ratio of distances or of training tokens from which one of two trials counts as closer or cheaper."""
 _NOTABLY_FASTER = 1.25
 """The same of hours, which also vary with the machine's load."""
+_NOTABLE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -249,20 +250,20 @@ def recommend(
     tied = [trial for trial in significance.not_distinguishable if trial.label not in avoid]
     if len(significance.not_distinguishable) < 2 or not tied or frame.further_objectives:
         return None
-    measures: tuple[tuple[Callable[[TrialFrame], float | None], float, str, Callable[[float], str]], ...] = (
-        (_distance, _NOTABLY_LESS, "closest to the initial model: log-ratio per token ± {} against {}", format_brief),
-        (lambda t: t.tokens, _NOTABLY_LESS, "cheapest: {} training tokens against {}", format_count),
-        (lambda t: t.record.seconds or None, _NOTABLY_FASTER, "cheapest: {} slot-hours against {}", format_hours),
+    measures: tuple[tuple[Callable[[TrialFrame], float | None], float, float, str, Callable[[float], str]], ...] = (
+        (_distance, _NOTABLY_LESS, 0.0, "the closest to the initial model (log-ratio per token {}", format_brief),
+        (lambda trial: trial.tokens, _NOTABLY_LESS, 0.0, "the cheapest ({} training tokens", format_count),
+        (lambda trial: trial.record.seconds, _NOTABLY_FASTER, _NOTABLE_SECONDS, "the cheapest ({}", format_duration),
     )
-    for measure, ratio, text, show in measures:
+    for measure, ratio, gap, text, show in measures:
         known = [(value, trial) for trial in tied if (value := measure(trial)) is not None]
         if len(known) < len(tied):
             continue
         least, trial = min(known, key=lambda row: row[0])
         first = known[0][0]
-        if first > ratio * least:
-            return trial, text.format(show(least), show(first)) + f" of trial {tied[0].label}"
-    return tied[0], "it ranks first, and no tied trial is clearly closer to the initial model or cheaper"
+        if first > ratio * least and first - least > gap:
+            return trial, f"{text.format(show(least))} against {show(first)} of trial {tied[0].label})"
+    return tied[0], "the first of them (none is clearly closer to the initial model or cheaper)"
 
 
 def _distance(trial: TrialFrame) -> float | None:

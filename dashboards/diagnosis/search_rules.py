@@ -122,7 +122,7 @@ def too_few_pairs(
     recommended = recommend(frame, significance, avoid)
     use = "weigh the objectives yourself" if frame.further_objectives else "use the cheapest or the most stable one"
     if recommended is not None:
-        use = f"use trial {recommended[0].label} ({recommended[1]})"
+        use = f"use trial {recommended[0].label}, {recommended[1]}"
     wins_text = ""
     if significance.first_place_shares:
         share = significance.first_place_shares[significance.winner.number]

@@ -72,7 +72,7 @@ def importance_panel(analysis: SweepAnalysis) -> Panel | None:
 
 
 def _bars(frame: SweepFrame, importances: Mapping[str, float], name: str, color: str) -> Chart:
-    shares = list(reversed(importances.items()))
+    shares = list(reversed(list(importances.items())))
     trace = go.Bar(
         x=[share for _, share in shares],
         y=[escape_text(frame.short_names.get(path, path)) for path, _ in shares],

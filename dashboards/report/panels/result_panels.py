@@ -222,11 +222,13 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
         *_further_figures(frame, winner),
     ]
     if significance.against_initial is not None:
+        count = significance.against_initial.comparisons
         found.append(
             KeyFigure(
                 "gain over the initial model",
                 format_signed(significance.against_initial.mean),
-                "; ".join(part for part in (interval_text(significance.against_initial), _choice_text(frame)) if part),
+                interval_text(significance.against_initial)
+                + (f", for the best of {count} trials" if count > 1 else ""),
             )
         )
     if significance.first_place_shares:

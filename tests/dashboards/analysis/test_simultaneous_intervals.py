@@ -14,7 +14,13 @@ from scipy.stats import binom
 from dashboards.analysis.comparison import as_json, compare_sweeps
 from dashboards.analysis.held_out_pairs import HeldOutPairs
 from dashboards.analysis.param_effects import has_clear_effect
-from dashboards.analysis.significance import DISTANCE, analyze_significance, paired_difference, recommend
+from dashboards.analysis.significance import (
+    DISTANCE,
+    Significance,
+    analyze_significance,
+    paired_difference,
+    recommend,
+)
 from dashboards.analysis.simultaneous_intervals import MAX_DRAWN_TRIALS, PairedColumns, SeedVariance
 from dashboards.analysis.small_samples import bonferroni
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
@@ -24,6 +30,7 @@ from dashboards.report.panels.result_panels import significance_text
 from orchestrator.study.trial_records import Trial
 from tests.support.metrics import COMPLETE
 from tests.support.scripted_sweep import METRIC, PRUNED, Script, frame_of, make_spec, run_sweep
+from trainer.metrics import EXACT_ANSWERS
 
 RATES = [1e-7, 2e-7, 4e-7, 8e-7, 1.6e-6, 3.2e-6, 6.4e-6, 1.28e-5]
 RATE = "training.learning_rate"
@@ -186,12 +193,30 @@ def test_the_seeds_noise_has_the_pooled_variance() -> None:
 
 
 def test_without_records_of_pairs_nothing_stronger_is_said_than_two_shares_allow(tmp_path: Path) -> None:
-    frame = frame_of(run_sweep(tmp_path, make_spec(search={RATE: {"choice": RATES}}), lambda _: Script(quality=0.3)))
-    frame = replace(frame, trials=tuple(replace(trial, held_out_pairs=None) for trial in frame.trials))
-    assert analyze_significance(frame) is not None, "no data report: the number of pairs is unknown"
-    assert analyze_significance(frame).against_initial is None  # pyright: ignore[reportOptionalMemberAccess]
-    assert "significance of the ranking is unknown" in significance_text(frame, analyze_significance(frame))  # pyright: ignore[reportArgumentType]
+    def without(goal: str, right: Callable[[Trial], float]) -> tuple[SweepFrame, Significance]:
+        spec = make_spec(
+            search={RATE: {"choice": RATES}},
+            goal={"metric": goal, "direction": "maximize"},
+            base={"evaluation": {"prompts": 100}},
+        )
+        folder = run_sweep(tmp_path / goal.replace("/", "-"), spec, lambda t: Script(last={EXACT_ANSWERS: right(t)}))
+        frame = frame_of(folder)
+        frame = replace(frame, trials=tuple(replace(trial, held_out_pairs=None) for trial in frame.trials))
+        significance = analyze_significance(frame)
+        assert significance is not None
+        return frame, significance
+
+    frame, significance = without(EXACT_ANSWERS, lambda t: 0.66 if t.number == 3 else 0.5)
+    against = significance.against_initial
+    assert against is not None
+    assert (against.paired, against.comparisons, significance.runners_up[0][1].comparisons) == (False, 8, 28)
+    assert against.low > 0, "16 points of 100 prompts: enough for one trial"
+    assert not against.is_clear, "and not for the best of eight"
+    assert "unpaired, therefore wider, for all 28 pairs of trials together" in significance_text(frame, significance)
     assert has_clear_effect(frame, RATE) is None
+    frame, significance = without(METRIC, lambda _: 0.5)  # no data report: the number of pairs is unknown
+    assert significance.against_initial is None
+    assert "significance of the ranking is unknown" in significance_text(frame, significance)
 
 
 # --- a tie, and which trial to use then ------------------------------------------------------------------------------
@@ -223,13 +248,17 @@ def test_of_tied_trials_the_closest_then_the_cheapest_is_recommended() -> None:
     label, reason = recommended(tied(**{DISTANCE: distances, "tokens_per_second": tokens})) or ("", "")
     assert (label, reason) == (
         str(near),
-        f"closest to the initial model: log-ratio per token ± 0.1 against 0.9 of trial {winner}",
+        f"the closest to the initial model (log-ratio per token 0.1 against 0.9 of trial {winner})",
     )
     cheap = tuple(100.0 if number == near else 900.0 for number in range(3))
     rates = {"tokens_per_second": cheap, "pairs_per_second": (10.0,) * 3}
     label, reason = recommended(tied(**rates)) or ("", "")
     assert label == str(near)
-    assert reason.startswith("cheapest: 3.2 k training tokens against 28.8 k")
+    assert reason == f"the cheapest (3.2 k training tokens against 28.8 k of trial {winner})"
+    assert recommended(tied()) == (
+        str(winner),
+        "the first of them (none is clearly closer to the initial model or cheaper)",
+    )
 
 
 def test_a_tie_is_called_one_and_the_diagnosis_names_the_trial_to_use() -> None:
