@@ -1,6 +1,6 @@
 """Significance of a ranking by a paired bootstrap over the held-out pairs, which all trials share.
 
-Every verdict rests on intervals that hold together (`simultaneous_intervals`): gains over the initial model over all
+Every conclusion rests on intervals that hold together (`simultaneous_intervals`): gains over the initial model over all
 trials that could have won, differences between trials over all pairs of trials, as the winner was chosen among them.
 """
 
@@ -19,16 +19,11 @@ from dashboards.analysis.small_samples import ROUNDING_TOLERANCE, bonferroni, sh
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.formatting import format_brief, format_count, format_duration
 from orchestrator.study.trial_records import TrialState
-from trainer.metrics import base_name
+from trainer.metrics import CHOSEN, base_name
 
 _FRACTION_METRICS = ("accuracies/logp", "rewards/accuracies", "exact_answers")
-DISTANCE = "eval_logratio_per_token/chosen"
-"""Mean log-ratio per token of the chosen responses to the initial model; a trial near 0 is close to it."""
-_NOTABLY_LESS = 1.1
-"""Ratio of distances or of training tokens from which one of two trials counts as closer or cheaper."""
-_NOTABLY_FASTER = 1.25
-"""The same of hours, which also vary with the machine's load."""
-_NOTABLE_SECONDS = 60.0
+KL = "eval_kl_per_token"
+LOG_RATIO = "eval_log_ratio_per_token/chosen"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,10 +227,21 @@ def _unpaired_difference(frame: SweepFrame, a: float | None, b: float | None, co
 # --- which of several tied trials to use -----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """One thing of which a trial should have little. `ratio`, `gap`: what counts as notably more than the least."""
+
+    of: Callable[[TrialFrame], float | None]
+    text: str
+    show: Callable[[float], str]
+    ratio: float = 1.1
+    gap: float = 0.0
+
+
 def recommend(
     frame: SweepFrame, significance: Significance, avoid: Container[str] = ()
 ) -> tuple[TrialFrame, str] | None:
-    """Return which of the tied trials to use, and why: the closest to the initial model, else the cheapest.
+    """Return which of the tied trials to use, and why: of the closest to the initial model the cheapest, then the best.
 
     Far from the initial model a held-out accuracy says less about the answers (Chen et al., arXiv 2405.19534).
 
@@ -250,22 +256,40 @@ def recommend(
     tied = [trial for trial in significance.not_distinguishable if trial.label not in avoid]
     if len(significance.not_distinguishable) < 2 or not tied or frame.further_objectives:
         return None
-    measures: tuple[tuple[Callable[[TrialFrame], float | None], float, float, str, Callable[[float], str]], ...] = (
-        (_distance, _NOTABLY_LESS, 0.0, "the closest to the initial model (log-ratio per token {}", format_brief),
-        (lambda trial: trial.tokens, _NOTABLY_LESS, 0.0, "the cheapest ({} training tokens", format_count),
-        (lambda trial: trial.record.seconds, _NOTABLY_FASTER, _NOTABLE_SECONDS, "the cheapest ({}", format_duration),
-    )
-    for measure, ratio, gap, text, show in measures:
-        known = [(value, trial) for trial in tied if (value := measure(trial)) is not None]
-        if len(known) < len(tied):
+    left, decisive = tied, None
+    distance = _DISTANCES[0 if all(_kl(trial) is not None for trial in tied) else 1]
+    for measure in (distance, *_COSTS):
+        known = [(value, trial) for trial in left if (value := measure.of(trial)) is not None]
+        if len(known) < len(left):
             continue
-        least, trial = min(known, key=lambda row: row[0])
-        first = known[0][0]
-        if first > ratio * least and first - least > gap:
-            return trial, f"{text.format(show(least))} against {show(first)} of trial {tied[0].label})"
-    return tied[0], "the first of them (none is clearly closer to the initial model or cheaper)"
+        least = min(value for value, _ in known)
+        left = [t for value, t in known if value <= measure.ratio * least or value - least <= measure.gap]
+        if decisive is None and tied[0] not in left:
+            decisive = measure
+    if decisive is None:
+        return tied[0], "the first of them (none is notably closer to the initial model or cheaper)"
+    values = [decisive.show(decisive.of(trial) or 0.0) for trial in (left[0], tied[0])]
+    return left[0], f"{decisive.text.format(values[0])} against {values[1]} of trial {tied[0].label})"
 
 
-def _distance(trial: TrialFrame) -> float | None:
-    value = trial.last(DISTANCE)
+def _kl(trial: TrialFrame) -> float | None:
+    return trial.last(KL)
+
+
+def _log_ratio(trial: TrialFrame) -> float | None:
+    """Return the size of the mean log-ratio per token of the chosen responses: the change of their log-prob."""
+    value = trial.last(LOG_RATIO)
+    value = trial.change(CHOSEN) if value is None else value
     return None if value is None else abs(value)
+
+
+_DISTANCES = (
+    _Measure(_kl, "closer to the initial model (KL per token {}", format_brief, gap=0.001),
+    _Measure(_log_ratio, "closer to the initial model (log-ratio per token {}", format_brief, gap=0.01),
+)
+"""In nats per token."""
+_COSTS = (
+    _Measure(lambda trial: trial.tokens, "cheaper ({} training tokens", format_count),
+    _Measure(lambda trial: trial.record.seconds, "cheaper ({}", format_duration, ratio=1.25, gap=60.0),
+)
+"""Hours also vary with the machine's load."""

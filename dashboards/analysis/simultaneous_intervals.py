@@ -72,12 +72,12 @@ class Difference:
 
     @property
     def joint_low(self) -> float:
-        """Lower end of the interval that verdicts use."""
+        """Lower end of the interval that conclusions use."""
         return self.low if self.joint is None else self.joint[0]
 
     @property
     def joint_high(self) -> float:
-        """Upper end of the interval that verdicts use."""
+        """Upper end of the interval that conclusions use."""
         return self.high if self.joint is None else self.joint[1]
 
     @property

@@ -105,7 +105,7 @@ def format_rate(found: Rate | None) -> str:
     return "–" if found is None else f"{found.value:.0%} ({found.low:.0%} … {found.high:.0%})"
 
 
-def joint_verdict(judgements: Sequence[Judgement]) -> str:
+def joint_conclusion(judgements: Sequence[Judgement]) -> str:
     """Return which trials' answers are clearly better or worse, counting that several were judged; "" for one each."""
     parts: list[str] = []
     for judgement in judgements:
@@ -162,5 +162,5 @@ def print_judgements(judgements: Sequence[Judgement], console: Console) -> None:
     if fitting is tables[0]:
         in_brackets += "; after characters and score, the initial model's"
     console.print(Text(f"Against the initial model; ties count half. In brackets: {in_brackets}.", style="dim"))
-    if verdict := joint_verdict(judgements):
-        console.print(Text(verdict, style="dim"))
+    if conclusion := joint_conclusion(judgements):
+        console.print(Text(conclusion, style="dim"))

@@ -8,7 +8,7 @@ from dashboards.analysis.sweep_frame import TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.report.blocks import Block, Chart, Charts, ModelReply, Panel, Paragraph, Replies, Table
 from dashboards.report.figures import BLUE, GREEN, GREY, PINK, VERMILION, escape_text, figure
-from dashboards.terminal.judge_output import EXTRA_HEAD, HEAD, extra_rows, joint_verdict, table_row
+from dashboards.terminal.judge_output import EXTRA_HEAD, HEAD, extra_rows, joint_conclusion, table_row
 from orchestrator.judge.judgements import Judgement, most_important
 
 _EXAMPLES = 4
@@ -99,7 +99,7 @@ def _table(judgements: list[tuple[TrialFrame, Judgement]]) -> Table:
 
 def _remarks(judgements: list[Judgement]) -> list[str]:
     """Return notes on position bias, failed calls, unanswered questions and the length-controlled win rate."""
-    found: list[str] = [verdict] if (verdict := joint_verdict(judgements)) else []
+    found: list[str] = [conclusion] if (conclusion := joint_conclusion(judgements)) else []
     biased = [
         judgement
         for judgement in judgements

@@ -112,7 +112,7 @@ def _against_trials_text(frame: SweepFrame, significance: Significance) -> str:
 
 
 def interval_text(difference: Difference) -> str:
-    """Format as `95 % interval -0.01 … +0.03`: the joint one, on which verdicts rest."""
+    """Format as `95 % interval -0.01 … +0.03`: the joint one, on which conclusions rest."""
     return f"95 % interval {format_signed(difference.joint_low)} … {format_signed(difference.joint_high)}"
 
 

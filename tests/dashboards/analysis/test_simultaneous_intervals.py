@@ -15,7 +15,8 @@ from dashboards.analysis.comparison import as_json, compare_sweeps
 from dashboards.analysis.held_out_pairs import HeldOutPairs
 from dashboards.analysis.param_effects import has_clear_effect
 from dashboards.analysis.significance import (
-    DISTANCE,
+    KL,
+    LOG_RATIO,
     Significance,
     analyze_significance,
     paired_difference,
@@ -245,24 +246,29 @@ def test_of_tied_trials_the_closest_then_the_cheapest_is_recommended() -> None:
     near = next(number for number in range(3) if number != winner)
     distances = tuple(-0.1 if number == near else -0.9 for number in range(3))
     tokens = tuple(100.0 if number == winner else 900.0 for number in range(3))
-    label, reason = recommended(tied(**{DISTANCE: distances, "tokens_per_second": tokens})) or ("", "")
+    label, reason = recommended(tied(**{LOG_RATIO: distances, "tokens_per_second": tokens})) or ("", "")
     assert (label, reason) == (
         str(near),
-        f"the closest to the initial model (log-ratio per token 0.1 against 0.9 of trial {winner})",
+        f"closer to the initial model (log-ratio per token 0.1 against 0.9 of trial {winner})",
     )
+    kl = tuple(0.5 if number == winner else 0.9 for number in range(3))
+    label, _ = recommended(tied(**{KL: kl, LOG_RATIO: distances})) or ("", "")
+    assert label == str(winner), "the KL is the better measure"
+    kl = tuple(0.1 if number == near else 0.9 for number in range(3))
+    assert "KL per token 0.1 against 0.9" in (recommended(tied(**{KL: kl})) or ("", ""))[1]
     cheap = tuple(100.0 if number == near else 900.0 for number in range(3))
     rates = {"tokens_per_second": cheap, "pairs_per_second": (10.0,) * 3}
     label, reason = recommended(tied(**rates)) or ("", "")
     assert label == str(near)
-    assert reason == f"the cheapest (3.2 k training tokens against 28.8 k of trial {winner})"
+    assert reason == f"cheaper (3.2 k training tokens against 28.8 k of trial {winner})"
     assert recommended(tied()) == (
         str(winner),
-        "the first of them (none is clearly closer to the initial model or cheaper)",
+        "the first of them (none is notably closer to the initial model or cheaper)",
     )
 
 
 def test_a_tie_is_called_one_and_the_diagnosis_names_the_trial_to_use() -> None:
-    frame = tied(**{DISTANCE: (0.9, 0.9, 0.1)})
+    frame = tied(**{LOG_RATIO: (0.9, 0.9, 0.1)})
     significance = analyze_significance(frame)
     assert significance is not None
     text = significance_text(frame, significance)
@@ -274,7 +280,7 @@ def test_a_tie_is_called_one_and_the_diagnosis_names_the_trial_to_use() -> None:
 
 
 def test_no_trial_to_avoid_and_none_of_several_objectives_is_recommended(tmp_path: Path) -> None:
-    frame = tied(**{DISTANCE: (0.9, 0.5, 0.1)})
+    frame = tied(**{LOG_RATIO: (0.9, 0.5, 0.1)})
     assert (recommended(frame) or ("",))[0] == "2"
     assert (recommended(frame, {"2"}) or ("",))[0] == "1"
     assert recommended(frame, {"0", "1", "2"}) is None

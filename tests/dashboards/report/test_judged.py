@@ -1,4 +1,4 @@
-"""A judge's verdicts in the report and on the terminal."""
+"""A judge's conclusions in the report and on the terminal."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ from dashboards.diagnosis.diagnose import analyze
 from dashboards.report.html_page import report_page
 from dashboards.report.panels import judgements_panel, result_panels
 from dashboards.sweep_reporter import DashboardReporter
-from dashboards.terminal.judge_output import joint_verdict, print_judgements
+from dashboards.terminal.judge_output import joint_conclusion, print_judgements
 from orchestrator.driver.parent_run import update_description
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SWEEP_RUN
@@ -83,9 +83,9 @@ def test_several_judged_trials_need_more_votes_for_the_same_verdict(tmp_path: Pa
     assert (rate.is_clear, candidates) == (False, 4)
     assert alone[0].win_rate is not None
     assert rate.low < alone[0].win_rate.low < 0.6 < alone[0].win_rate.high < rate.high
-    assert joint_verdict(alone) == ""
-    assert joint_verdict(among) == "For all judged trials together (95 %): none differs from the initial model."
-    better = joint_verdict([judgement(0, 0.8), judgement(1, 0.4)])
+    assert joint_conclusion(alone) == ""
+    assert joint_conclusion(among) == "For all judged trials together (95 %): none differs from the initial model."
+    better = joint_conclusion([judgement(0, 0.8), judgement(1, 0.4)])
     assert better == "For all judged trials together (95 %): trial 0 is better (reward, greedy)."
     text = words(judged(tmp_path, judgement(0, 0.4), judgement(1, 0.61)))
     assert "For all 2 judged trials together the interval is 50% … 71%." in text
