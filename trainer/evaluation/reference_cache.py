@@ -37,6 +37,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+def logps_path(cache: Path, key: dict[str, Any]) -> Path:
+    """Return the file of the log-probs with this key."""
+    return cache / "reference" / f"{digest_of(key)[:32]}.safetensors"
+
+
 def cached_logps(
     cache: Path, key: dict[str, Any], process_group: ProcessGroup, compute: Callable[[], PairLogps]
 ) -> tuple[PairLogps, bool]:
@@ -44,7 +49,7 @@ def cached_logps(
 
     `key` has everything they depend on as JSON values. `compute` is called in every process or in none.
     """
-    path = cache / "reference" / f"{digest_of(key)[:32]}.safetensors"
+    path = logps_path(cache, key)
 
     def write(found: PairLogps) -> None:
         columns = found.columns()
@@ -141,13 +146,22 @@ class ReferenceCache:
         fingerprint: str,
         prepared: Prepared,
         evaluator: Evaluator,
+        sample: int | None = None,
     ) -> PairLogps:
-        """Return the log-probs of all pairs of a split. `evaluator`: of the initial model with this `fingerprint`."""
+        """Return the log-probs of all pairs of a split. `evaluator`: of the initial model with this `fingerprint`.
+
+        `sample`: only of this many pairs, evenly spread over the split, unless the cache has those of all.
+        """
         key = self._key(config, fingerprint, prepared, evaluator) | {"split": split}
-        name, pairs = digest_of(key), prepared.train if split == "train" else prepared.eval
+        pairs = prepared.train if split == "train" else prepared.eval
+        indexes: list[int] | None = None
+        if sample is not None and sample < len(pairs) and not logps_path(self._cache, key).exists():
+            indexes = [k * len(pairs) // sample for k in range(sample)]
+            key |= {"sample": sample}
+        name = digest_of(key)
         if name not in self._logps:
             self._logps[name], was_computed = cached_logps(
-                self._cache, key, self._process_group, lambda: evaluator.logps(pairs)
+                self._cache, key, self._process_group, lambda: evaluator.logps(pairs, indexes)
             )
             self._count_use("reference" if split == "train" else "start", was_computed)
         return self._logps[name]
