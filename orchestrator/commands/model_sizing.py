@@ -192,8 +192,8 @@ def base_rate(loss: LossName, facts: Facts, *, lora: bool) -> str:
 def per_update(facts: Facts, *, lora: bool = False) -> ValueWithReason:
     """Return the pairs per update."""
     pairs = most = LARGEST_BATCH[facts.small or lora]
-    reason = "adapters tolerate large batches less: LoRA Without Regret" if lora else "as in the papers"
-    reason = "as sweeps/quickstart.yaml" if facts.small else f"{reason}; independent of the micro-batch"
+    source = "adapters tolerate large batches less: LoRA Without Regret" if lora else "as in the papers"
+    reason = "as sweeps/quickstart.yaml" if facts.small else f"{source}; independent of the micro-batch"
     trained = _trained(facts)
     if trained is not None:
         while pairs > 2 and trained / pairs < (FEWEST_UPDATES if pairs > 8 else 4):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from orchestrator.commands.advice.initial_scores import OUT_OF_MEMORY, UNUSABLE, ScoringJob
@@ -255,7 +255,7 @@ def _score(
 
 def _follow(process: subprocess.Popen[str], on_progress: Callable[[str], None]) -> dict[str, Any] | None:
     """Pass the progress on until the process has ended; return its last line, None without one."""
-    lines: queue.Queue[str | None] = queue.Queue()
+    lines: SimpleQueue[str | None] = SimpleQueue()
 
     def read() -> None:
         assert process.stdout is not None
@@ -268,7 +268,7 @@ def _follow(process: subprocess.Popen[str], on_progress: Callable[[str], None]) 
     while True:
         try:
             line = lines.get(timeout=_POLL_SECONDS)
-        except queue.Empty:
+        except Empty:
             on_progress(text)
             continue
         if line is None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DONE, UNUSABLE, OUT_OF_MEMORY = 0, 2, 3
 Split = Literal["train", "eval"]
-_Say = Callable[[dict[str, Any]], None]
+_Send = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class ScoringJob:
     trust_remote_code: bool = False
 
 
-def main(file: Path, say: _Say) -> int:
+def main(file: Path, send: _Send) -> int:
     """Do the job of this file and return the exit code."""
     job = ScoringJob(**json.loads(file.read_text(encoding="utf-8")))
     try:
-        say(score(job, say))
+        send(score(job, send))
     except TrialError as error:
         sys.stderr.write(f"{error}\n")
         return UNUSABLE
@@ -59,7 +59,7 @@ def main(file: Path, say: _Say) -> int:
     return DONE
 
 
-def score(job: ScoringJob, say: _Say) -> dict[str, Any]:
+def score(job: ScoringJob, send: _Send) -> dict[str, Any]:
     """Return the scores as JSON values, with counters of what was computed and loaded. Raises TrialError."""
     from transformers.utils.logging import disable_progress_bar
 
@@ -74,14 +74,14 @@ def score(job: ScoringJob, say: _Say) -> dict[str, Any]:
     config, counters = TrialConfig.model_validate(job.trial), dict[str, int]()
     label = config.model.name_or_path or "the generated model"
     if job.sft is not None:
-        config, counters = _after_sft(config, TrialConfig.model_validate(job.sft), job, say)
+        config, counters = _after_sft(config, TrialConfig.model_validate(job.sft), job, send)
         label = "the sft stage's model"
     group = ProcessGroup()
     resources = ResourceCache(cache, group, trust_remote_code=job.trust_remote_code)
-    say({"progress": "reading the data"})
+    send({"progress": "reading the data"})
     prepared, tokenizer = resources.load_data(config.data, config.model)
     sharded = group.shards_model(config.training)
-    say({"progress": "loading the model"})
+    send({"progress": "loading the model"})
     policy = resources.load_model(config.model, will_shard=sharded)
     check_vocabulary(policy, prepared)
     check_positions(policy, prepared)
@@ -89,12 +89,12 @@ def score(job: ScoringJob, say: _Say) -> dict[str, Any]:
         policy.prepare_for_trial(config.lora, config.training, single_use=True)
         policy.shard(group.device)
     pairs = prepared.train if job.split == "train" else prepared.eval
-    progress = _Progress(say, f"scoring {'training' if job.split == 'train' else 'held-out'} pairs")
+    progress = _Progress(send, f"scoring {'training' if job.split == 'train' else 'held-out'} pairs")
     evaluator = make_evaluator(config, policy, prepared, tokenizer, group, CancelToken(group, progress.advance))
     progress.total = _count_batches(evaluator, pairs, job.rows)
     reference = ReferenceCache(cache, group)
     found = reference.logps(job.split, config, policy.fingerprint, prepared, evaluator, job.rows)
-    say({"progress": "comparing prompts and responses"})
+    send({"progress": "comparing prompts and responses"})
     scores = PairScores(
         split=job.split,
         pairs_in_split=len(pairs),
@@ -114,13 +114,13 @@ def score(job: ScoringJob, say: _Say) -> dict[str, Any]:
 class _Progress:
     """Counts micro-batches; the evaluator asks before each whether it is cancelled."""
 
-    def __init__(self, say: _Say, what: str) -> None:
-        self._say, self._what, self._done = say, what, 0
+    def __init__(self, send: _Send, what: str) -> None:
+        self._send, self._what, self._done = send, what, 0
         self.total = 0
 
     def advance(self) -> bool:
         """Report one more micro-batch; never cancels."""
-        self._say({"progress": f"{self._what}: batch {self._done + 1} of {self.total}"})
+        self._send({"progress": f"{self._what}: batch {self._done + 1} of {self.total}"})
         self._done += 1
         return False
 
@@ -137,7 +137,7 @@ def _count_batches(evaluator: Evaluator, pairs: PairDataset, rows: int | None) -
 
 
 def _after_sft(
-    config: TrialConfig, sft: TrialConfig, job: ScoringJob, say: _Say
+    config: TrialConfig, sft: TrialConfig, job: ScoringJob, send: _Send
 ) -> tuple[TrialConfig, Mapping[str, int]]:
     """Return the trial that begins from the SFT stage's model, which is trained unless the cache has it."""
     from orchestrator.driver.sft_stage import train_here, with_model
@@ -145,13 +145,13 @@ def _after_sft(
     from trainer.data import prepare
 
     cache = Path(job.cache)
-    say({"progress": "reading the data of the sft stage"})
+    send({"progress": "reading the data of the sft stage"})
     found = prepare(sft.data, sft.model, cache, trust_remote_code=job.trust_remote_code)
     session = open_session(cache, trust_remote_code=job.trust_remote_code)
 
     def on_report(report: AttemptReport) -> None:
         if report.metrics:
-            say({"progress": f"training the sft stage: update {report.metrics[-1].step}"})
+            send({"progress": f"training the sft stage: update {report.metrics[-1].step}"})
 
     model = train_here(sft, found.fingerprint, cache, session, on_report)
     return with_model(config, model), dict(session.counters)

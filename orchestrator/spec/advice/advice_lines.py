@@ -30,7 +30,7 @@ SMALLEST_BATCH = 8
 LONGER_SHARE, LENGTH_CORRELATION = 0.6, 0.1
 REPEATED_SHARE, EASY_SHARE = 0.05, 0.9
 
-Level = Literal["keep", "change", "warning", "note"]
+AdviceLevel = Literal["keep", "change", "warning", "note"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class AdviceLine:
     """
 
     topic: str
-    level: Level
+    level: AdviceLevel
     text: str
     reason: str
     sources: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class Setting:
         if same:
             return AdviceLine(topic, "keep", text, reason, sources, self.place, self.text)
         if self.kind == "zip" or (is_range and values[0] == values[-1]):
-            reason = f"{reason}; to be set by hand: {new}"
+            reason += f"; to be set by hand: {new}"
             return AdviceLine(topic, "change", text, reason, sources, self.place, self.text)
         return AdviceLine(topic, "change", text, reason, sources, self.place, self.text, new)
 
@@ -214,31 +214,40 @@ def _duration_advice(spec: SweepSpec, train_pairs: int | None) -> Iterator[Advic
     except TrialError:
         return  # the plan refuses it with its own message
     epochs = updates * training.pairs_per_update / train_pairs
-    facts = f"{updates:,} updates of {training.pairs_per_update} pairs = {epochs:.2g} passes over {train_pairs:,} pairs"
+    facts = f"{updates:,} updates of {training.pairs_per_update} pairs = {_epochs(epochs)} of {train_pairs:,} pairs"
     if epochs > published.MOST_EPOCHS:
         yield _fewer_epochs(training, train_pairs, facts)
-    if updates >= published.FEWEST_UPDATES:
-        if epochs <= published.MOST_EPOCHS:
-            yield AdviceLine("duration", "keep", facts, "SimPO's setups train one epoch", (published.SIMPO,))
-        return
+    elif updates < published.FEWEST_UPDATES:
+        yield _more_updates(training, train_pairs, updates, facts)
+    else:
+        yield AdviceLine("duration", "keep", facts, "SimPO's setups train one epoch", (published.SIMPO,))
+
+
+def _epochs(epochs: float) -> str:
+    text = f"{epochs:.2g}"
+    return f"{text} epoch" if text == "1" else f"{text} epochs"
+
+
+def _more_updates(training: TrainingConfig, train_pairs: int, updates: int, facts: str) -> AdviceLine:
+    """Advise more steps where these are given, else smaller updates, as far as pairs are seen a few times only."""
+    few = published.FEWEST_UPDATES
     reason = (
-        f"below {published.FEWEST_UPDATES} updates the warm-up of a tenth has less than three, and the learning rate "
-        "is hardly ever at its peak"
+        f"below {few} updates the warm-up of a tenth has less than three, and the learning rate is hardly ever at its "
+        "peak"
     )
     batch = training.pairs_per_update
-    while batch > SMALLEST_BATCH and updates * training.pairs_per_update / batch < published.FEWEST_UPDATES:
+    if training.max_steps is not None:
+        if few * batch <= published.MOST_EPOCHS * train_pairs:
+            place, current = f"base.{STEPS}", str(training.max_steps)
+            return AdviceLine("duration", "warning", facts, reason, (), place, current, str(few))
+        return AdviceLine("duration", "warning", facts, reason + "; more would need more pairs")
+    while batch > SMALLEST_BATCH and updates * training.pairs_per_update / batch < few:
         batch = max(SMALLEST_BATCH, batch // 2)
-    if batch < training.pairs_per_update and training.max_steps is None:
-        yield AdviceLine(
-            "duration", "warning", facts, f"{reason}; smaller updates make more of them", (), f"base.{BATCH}",
-            str(training.pairs_per_update), str(batch),
-        )  # fmt: skip
-    else:
-        more = None if training.max_steps is None else str(published.FEWEST_UPDATES)
-        place = f"base.{STEPS}" if more else None
-        yield AdviceLine(
-            "duration", "warning", facts, reason, (), place, str(training.max_steps) if more else None, more
-        )
+    if batch == training.pairs_per_update:
+        return AdviceLine("duration", "warning", facts, reason + "; more would need more pairs")
+    reason += "; smaller updates make more of them"
+    current = str(training.pairs_per_update)
+    return AdviceLine("duration", "warning", facts, reason, (), f"base.{BATCH}", current, str(batch))
 
 
 def _fewer_epochs(training: TrainingConfig, train_pairs: int, facts: str) -> AdviceLine:
@@ -296,7 +305,7 @@ def _lengths(scores: PairScores, losses: Sequence[LossConfig]) -> AdviceLine:
     if any(isinstance(loss, DpoLoss) for loss in summed):
         reason += "; to try: loss.loss_type: sigmoid_norm (averages), or loss.length_alpha above 0 (R-DPO)"
         return AdviceLine("length", "warning", text, reason, (published.R_DPO, published.TULU))
-    return AdviceLine("length", "warning", text, f"{reason}; loss.kind: simpo averages", (published.SIMPO,))
+    return AdviceLine("length", "warning", text, reason + "; loss.kind: simpo averages", (published.SIMPO,))
 
 
 def sums_tokens(loss: LossConfig) -> bool:

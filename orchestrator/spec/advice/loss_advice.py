@@ -106,7 +106,7 @@ def _simpo(spec: SweepSpec, loss: SimpoLoss, scores: PairScores) -> Iterator[Adv
     yield _margin_line(advised, margin, scores, gaps)
 
 
-def leaves_gradient(effect: MarginEffect, gaps: Distribution) -> bool:
+def has_gradient(effect: MarginEffect, gaps: Distribution) -> bool:
     """Return whether pairs keep weight at this margin, and the median pair can be expected to reach it."""
     return effect.weight >= LEAST_WEIGHT and effect.ratio - gaps.median <= FURTHEST_MARGIN
 
@@ -115,7 +115,7 @@ def _margin_line(beta: Setting, margin: Setting, scores: PairScores, gaps: Distr
     def effects(value: float) -> list[MarginEffect]:
         return [margin_effect(b, _ratio(margin, value, b), scores.gaps) for b in beta.values]
 
-    kept = [value for value in margin.values if any(leaves_gradient(e, gaps) for e in effects(value))]
+    kept = [value for value in margin.values if any(has_gradient(e, gaps) for e in effects(value))]
     lost = [value for value in margin.values if value not in kept]
     betas = " / ".join(f"{b:g}" for b in beta.values)
     texts: list[str] = []
@@ -140,17 +140,13 @@ def _advised_margins(
     above = max(0.0, gaps.median)
     usual = sorted(beta.values)[(len(beta.values) - 1) // 2]
     scale = 1.0 if margin.path == _RATIO else usual
-    ratios = [above + ratio for ratio in _RATIOS]
+    values = list(dict.fromkeys(float(f"{(above + ratio) * scale:.2g}") for ratio in _RATIOS))
     fresh = [
         value
-        for ratio in ratios
-        for value in rounded([ratio * scale])
-        if any(leaves_gradient(margin_effect(b, _ratio(margin, value, b), scores.gaps), gaps) for b in beta.values)
+        for value in values
+        if any(has_gradient(margin_effect(b, _ratio(margin, value, b), scores.gaps), gaps) for b in beta.values)
     ]
-    if len(kept) >= 2:
-        return tuple(kept)
-    listed = sorted({*kept, *(fresh or rounded([(above + _RATIOS[0]) * scale]))})
-    return tuple(listed)
+    return tuple(kept) if len(kept) >= 2 else tuple(sorted({*kept, *(fresh or values[:1])}))
 
 
 def _sharpness(beta: Setting, values: Distribution, of: str, unit: str, *sources: str) -> tuple[AdviceLine, Setting]:
