@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -138,7 +138,7 @@ def _count_batches(evaluator: Evaluator, pairs: PairDataset, rows: int | None) -
 
 def _after_sft(
     config: TrialConfig, sft: TrialConfig, job: ScoringJob, send: _Send
-) -> tuple[TrialConfig, Mapping[str, int]]:
+) -> tuple[TrialConfig, dict[str, int]]:
     """Return the trial that begins from the SFT stage's model, which is trained unless the cache has it."""
     from orchestrator.driver.sft_stage import train_here, with_model
     from orchestrator.execution.workers.attempt_runner import open_session
