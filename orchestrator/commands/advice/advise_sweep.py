@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -57,8 +57,17 @@ class SweepAdvice:
 
     @property
     def to_write(self) -> tuple[AdviceLine, ...]:
-        """The lines that change a setting of the file."""
-        return tuple(line for line in self.lines if line.yaml is not None and line.level != "keep")
+        """The lines that change a setting of the file; not those of a setting on which losses differ."""
+        return tuple(line for line in self.lines if line.yaml is not None and line.setting not in self.disputed)
+
+    @property
+    def disputed(self) -> frozenset[str]:
+        """Settings that several losses of the search share, with different advice."""
+        found: dict[str, set[str | None]] = {}
+        for line in self.lines:
+            if line.setting is not None:
+                found.setdefault(line.setting, set()).add(line.value)
+        return frozenset(setting for setting, values in found.items() if len(values) > 1)
 
     def as_json(self) -> dict[str, Any]:
         """Return the advice as JSON values."""
@@ -113,12 +122,13 @@ def advise_sweep(
         SpecError: no trial fits this machine.
     """
     check_models(spec)
-    notices = _notices(spec, rows)
     scores, counters = kept_scores(spec, root, rows), dict[str, int]()
     if scores is None:
         scores, counters = _score(spec, root, rows, trust_remote_code, on_progress)
         write_json(_kept_file(spec, root, rows if scores.is_sample else None), scores.as_json())
-    return _advice(spec, scores, scores.train_pairs, notices, counters)
+    made = _advice(spec, scores, scores.train_pairs, _notices(spec, scores), counters)
+    shared = [f"{setting}: the losses of the search get different advice; not written" for setting in made.disputed]
+    return replace(made, notices=(*made.notices, *sorted(shared)))
 
 
 def _advice(
@@ -144,14 +154,15 @@ def _parameters(spec: SweepSpec) -> float | None:
     return None if model.name_or_path is None else parameters_of(model.name_or_path)
 
 
-def _notices(spec: SweepSpec, rows: int | None) -> list[str]:
+def _notices(spec: SweepSpec, scores: PairScores) -> list[str]:
     found: list[str] = []
     searched = [path for path in spec.search.paths if path.startswith(("data.", "model."))]
     if searched:
         found.append(f"the search varies {', '.join(searched)}: the advice is about the first point of the search")
-    if rows is not None:
+    if scores.is_sample:
         found.append(
-            f"--rows {rows}: shares and percentiles are of a sample, evenly spread; the sweep computes all pairs"
+            f"{len(scores.chosen):,} of {scores.pairs_in_split:,} pairs were scored: shares and percentiles are of a "
+            "sample, evenly spread; the sweep computes all"
         )
     return found
 

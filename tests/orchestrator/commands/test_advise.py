@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.commands.advice.advise_sweep import SweepAdvice
 from orchestrator.commands.advice.advised_file import write_advice
 from orchestrator.commands.advice.near_duplicates import jaccard, repetition_of, shingles, similarity
 from orchestrator.spec.advice.advice_lines import AdviceLine
@@ -129,6 +130,19 @@ def test_what_is_written_is_advised_no_more_and_nothing_else_changes(
     again = json_of(runs, "advise", str(file), "--write")
     assert again["written"] == {"settings": [], "refused": {}}
     assert target.read_text().splitlines() == lines
+
+
+def test_losses_that_differ_on_a_shared_setting_write_nothing_there() -> None:
+    def line(value: str | None) -> AdviceLine:
+        return AdviceLine("beta", "change", "", "", (), "search.loss.beta", "[1]", value)
+
+    rate = AdviceLine("learning rate", "change", "", "", (), "search.training.learning_rate", "[1]", "[2]")
+    differing, agreeing = (
+        SweepAdvice("s", (line("[2]"), line(other), rate), None, (), (), {}) for other in (None, "[2]")
+    )
+    assert differing.disputed == {"search.loss.beta"}
+    assert differing.to_write == (rate,)
+    assert agreeing.to_write == (line("[2]"), line("[2]"), rate)
 
 
 def test_shared_values_are_refused_with_the_line_and_the_file_stays(tmp_path: Path) -> None:
