@@ -23,6 +23,7 @@ from dashboards.formatting import (
     tie_text,
     wide_console,
 )
+from dashboards.terminal.advice_output import print_advice_of_plan
 from orchestrator.spec.estimates.published_sizes import NOT_COUNTED
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def print_plan(plan: SweepPlan) -> None:
     for file in plan.writes:
         writes.add_row(escape(file.path), file.what)
     console.print(writes)
+    print_advice_of_plan(console, plan.advice)
     for notice in plan.notices:
         console.print(f"note: {notice}", markup=False)
 
