@@ -82,9 +82,10 @@ def plan(
     trust_remote_code: bool,
     **job_settings: Any,
 ) -> None:
-    """Show what a sweep would do: trials, corners, steps, tokens, memory, GPU-hours, files. Runs no trial.
+    """Show what a sweep would do, without running a trial.
 
-    With --slurm or --kuberay: print the job exactly as `submit` would submit it.
+    Trials, corners, steps, tokens, memory, GPU-hours, files. With --slurm or --kuberay: print the job exactly as
+    `submit` would submit it.
     """
     machines = _read_machines(on)
     from dashboards.terminal.command_output import print_plan

@@ -159,7 +159,9 @@ def open_study(folder: SweepFolder, *, read_only: bool = False) -> StudyReader:
         RequestRefused: the sweep has no study before its data is prepared.
     """
     if not StudyReader.exists(folder):
-        raise RequestRefused(f"{folder.name} is still preparing its data: it has no trials yet")
+        name, is_preparing = folder.name, folders.lock_holder(folder) is not None
+        why = "is still preparing its data" if is_preparing else f"is not running (`orchestrate resume {name}` runs it)"
+        raise RequestRefused(f"{name} {why}: it has no trials yet")
     return StudyReader.open(folder, read_only=read_only)
 
 

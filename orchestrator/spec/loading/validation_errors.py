@@ -101,7 +101,8 @@ class ErrorCollector:
 
     def add(self, loc: Location, problem: str, hint: str = "") -> None:
         """Add a finding at this location of the file."""
-        self.items.append(SpecProblem(self.document.location(loc), ".".join(map(str, loc)), problem, hint))
+        path = ".".join(map(str, self.document.as_written(loc)))
+        self.items.append(SpecProblem(self.document.location(loc), path, problem, hint))
 
     def unknown_key(self, loc: Location, known: list[str]) -> None:
         """Add a finding for an unknown key: the form to write, else the most similar known key or all of them."""
