@@ -117,9 +117,9 @@ def clone(name: str, trial: int, overrides: Sequence[str], why: str, from_checkp
 @SET
 @click.option("--again", is_flag=True, help="Train a trial with these settings once more, with another training.seed.")
 def enqueue(name: str, overrides: Sequence[str], again: bool) -> None:
-    """Enqueue a trial with settings other than those of base; it runs next.
+    """Enqueue a trial with these settings; it runs next.
 
-    It comes in addition to budget.trials.
+    Others are as in base. It comes in addition to budget.trials.
     """
     existing_sweep(runs_folder(), name)
     from orchestrator.commands.request_commands import enqueue_trial

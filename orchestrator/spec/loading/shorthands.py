@@ -243,7 +243,9 @@ def _as_list(given: Any) -> tuple[Any, ...]:
 
 def _as_given(given: str, near: Path | None) -> str | None:
     """Return the path as the file writes the given one: relative where that is relative."""
-    if near is None or given.startswith(("/", "../", "~")):
+    if near is None or given.startswith(("/", "~")):
         return None if near is None else str(near)
-    own = Path(*near.parts[-len(Path(given).parts) :])
+    parts = Path(given).parts
+    above = [part for part in parts if part == ".."]
+    own = Path(*above, *near.parts[len(near.parts) - len(parts) + len(above) :])
     return f"./{own}" if given.startswith("./") else str(own)

@@ -193,8 +193,8 @@ def _error_messages(model: type[BaseModel], value: Any, error: ValidationError) 
     """One message per location: several errors of a union's members are joined with `or`."""
     at: dict[Location, list[tuple[str, str]]] = {}
     for item in error.errors(include_url=False):
-        if _other_member(value, item["loc"]):
-            continue
+        if _other_member(value, item["loc"]) or (item["type"] == "too_short" and item["input"]):
+            continue  # a list is too short only without its invalid items, which have errors of their own
         clean = _clean_location(value, item)
         messages = _error_message(model, item)
         if messages not in at.setdefault(clean, []):

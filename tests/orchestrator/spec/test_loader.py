@@ -53,7 +53,7 @@ trials: 4
 """
 SAID = """\
 f:1: name: the text '../x' must be 1 to 64
-f:6: base.data.train.0: there is no file b.jsonl
+f:6: base.data.train.0.path: there is no file b.jsonl
 f:7: base.data.train.1.split: is required
 f:7: base.data.train.1.splt: unknown key (did you mean split?)
 f:8: base.data.train.2: needs exactly one of path, dataset, generated; it has datset (did you mean dataset?)
