@@ -158,6 +158,8 @@ def length_controlled(
     groups, count = np.array([positions[prompt] for prompt in prompts], dtype=np.int64), len(positions)
     if count < FOLDS:
         return None
+    if np.ptp(preferences) == 0:  # length explains nothing, and resamples of equal values would claim certainty
+        return wilson(min(1.0, max(0.0, float(preferences[0]))), count)
     prompt_weights = (1 / np.bincount(groups))[groups]  # total weight of a prompt's samples: 1
     margins = initial_lengths - trial_lengths
     middle = float(np.average(margins, weights=prompt_weights))

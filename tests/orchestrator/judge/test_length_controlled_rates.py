@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.model_selection import GroupKFold
 
-from orchestrator.judge.win_rates import length_controlled, prompt_difficulty
+from orchestrator.judge.win_rates import length_controlled, prompt_difficulty, wilson
 
 Column = NDArray[np.float64]
 
@@ -92,10 +92,9 @@ def test_the_edges() -> None:
     assert length_controlled(ones[:4], same[:4], same[:4], five[:4]) is None, "fewer prompts than folds"
     assert length_controlled(ones, same, same, five).value > 0.95
     assert length_controlled(0 * ones, same, same + np.arange(5), five).value < 0.05
-    indistinguishable = length_controlled(ones / 2, same, same, five)
-    assert (indistinguishable.low, indistinguishable.value, indistinguishable.high) == pytest.approx(
-        (0.5, 0.5, 0.5), abs=1e-3
-    )
+    for share in (0.0, 0.5, 1.0):
+        expected = wilson(share, 5)
+        assert length_controlled(share * ones, same, same + np.arange(5), five) == expected, "five votes prove little"
 
 
 def test_where_the_penalty_leaves_nothing_the_interval_is_not_of_width_nought() -> None:
