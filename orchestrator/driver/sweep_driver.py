@@ -29,6 +29,7 @@ from orchestrator.execution.workers.stage_worker import StageWorker
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SWEEP_RUN, ProgressView, SweepReporter, TrackingSink
 from orchestrator.spec.estimates.gpu_layouts import Arrangement
+from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.sweep_spec import GPUS_PER_TRIAL, SweepSpec
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
@@ -198,6 +199,7 @@ def _run_trials(
     view.set_total_updates(updates_by_params(spec, trial_inputs.data))
     sharing = f", {slots.trials_per_process} trials in each" if slots.trials_per_process > 1 else ""
     view.set_activity(f"starting {slots.shared_processes} worker{'s' if slots.shared_processes > 1 else ''}{sharing}")
+    view.change_spec(spec, total_trials(spec))
     for record in study.trials():
         view.update_trial(record)
         view.add_metrics(record.number, study.metric_history(record.number))

@@ -278,6 +278,12 @@ def test_watching_a_sweep_that_is_over_shows_its_table(tmp_path: Path, capsys: p
     assert "orchestrate resume mine" in messages.err
 
 
+def test_a_resumed_sweep_counts_nothing_before_it_knows_its_trials() -> None:
+    resumed = SweepProgress(make_spec(), total=None)
+    assert "trials" not in resumed.headline()
+    assert "0/12 trials" in SweepProgress(make_spec(), total=12).headline()
+
+
 def test_what_stands_in_brackets_has_the_columns_number_format() -> None:
     assert format_changes([0.54, 0.6, None], [0.16, 0.2, None]) == ["0.54 (+0.16)", "0.60 (+0.20)", "–"]
     assert format_intervals([None, (0.012, -0.2, 0.16)]) == ["–", "0.012 (-0.200 … +0.160)"]
