@@ -40,7 +40,7 @@ def print_plan(plan: SweepPlan) -> None:
     """Print the plan, the estimate, the probe, the corner trials, the files to be written, and notices."""
     console = wide_console(_PIPED_WIDTH, highlight=False)
     table = _key_figures(f"plan of {plan.name}")
-    table.add_row("objective", plan.goal)
+    table.add_row("objective", plan.goal.replace(", ", "\n"))
     for path, values in plan.searched.items():
         table.add_row(path, escape(values))
     unknown = "unknown until downloaded"

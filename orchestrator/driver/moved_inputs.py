@@ -114,8 +114,8 @@ def _check_is_model(sweep: str, path: str, name: str) -> None:
 def _check_reward_model(folder: SweepFolder, old: SweepSpec, new: SweepSpec) -> None:
     """Check that a reward model that has judged trials has the same weights at its new place.
 
-    Their scores, unlike other results of the judge, could not be distinguished from those of another model. Before it has judged
-    any, and by `orchestrate judge --set`, another one may be used.
+    Trials judged by another model would stand beside them unnoticed. Before it has judged any, and by the command
+    `judge`, another model may be used.
     """
     before = None if old.judge is None else old.judge.reward_model
     after = None if new.judge is None else new.judge.reward_model

@@ -434,8 +434,10 @@ def test_plain_text_without_a_decision_is_refused_before_a_sweep_starts(
     decided = json.dumps({"train": str(plain), "max_length": 128, "apply_template": True})
     base, stage = (given, "") if section == "base" else (decided, f"\nsft:\n  data: {given}\n")
     file = Path("mine.yaml")
-    file.write_text(f"name: mine\nbase:\n  model: {made / 'model'}\n  data: {base}\n{stage}")
-    line, option = (4, "data") if section == "base" else (7, "sft.data")
+    file.write_text(
+        f"name: mine\nbase:\n  model: {made / 'model'}\n  data: {base}\n  training: {{pairs_per_update: 8}}\n{stage}"
+    )
+    line, option = (4, "data") if section == "base" else (8, "sft.data")
     for command in ("plan", "sweep", "doctor"):
         assert cli.main([command, str(file)]) == 2
         said = capsys.readouterr().err
