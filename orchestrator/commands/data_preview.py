@@ -31,7 +31,7 @@ SHOWN = 3
 """Rows shown without `--rows`."""
 _FIRST_ROWS = 8
 """Rows of each file that `check_templates` reads."""
-_UNDECIDED = ("template_undecided", "needs_template")
+_UNDECIDED: tuple[FindingKind, ...] = ("template_undecided", "needs_template")
 """Findings that `data.apply_template` answers."""
 
 
