@@ -167,7 +167,9 @@ def _undecided(rows: Sequence[Preference], data: DataConfig, model: ModelConfig)
         notices = [notice for pair in pairs for notice in pair.notices]
     else:
         notices = [notice for row in rows for notice in row.notices]
-    yield from (kind for kind, _ in notices if kind in _UNDECIDED)
+    for kind in _UNDECIDED:
+        if any(notice[0] == kind for notice in notices):
+            yield kind
 
 
 def _has_template(model: ModelConfig, data: DataConfig) -> bool:
