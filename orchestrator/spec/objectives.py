@@ -14,8 +14,16 @@ from typing import Literal
 
 from orchestrator.errors import closest_match
 from trainer.config.base import FrozenModel, NonEmptyStr
-from trainer.config.trial import DataConfig, EvaluationConfig, FileSource, GeneratedSource, HubSource, Source
-from trainer.metrics import COMPARISON_METRIC, EVAL_PREFIX, MARGIN, METRICS, base_name, lookup, scaled_by
+from trainer.config.trial import (
+    DataConfig,
+    EvaluationConfig,
+    FileSource,
+    GeneratedSource,
+    HubSource,
+    Source,
+    TrialConfig,
+)
+from trainer.metrics import COMPARISON_METRIC, EVAL_PREFIX, KL, MARGIN, METRICS, base_name, lookup, scaled_by
 
 
 class Objective(FrozenModel):
@@ -26,7 +34,7 @@ class Objective(FrozenModel):
 
 
 ALTERNATIVES = (f"{EVAL_PREFIX}rewards/accuracies", MARGIN, COMPARISON_METRIC)
-_COMPLETION_METRICS = ("exact_answers", "repetition", "answer_length")
+_COMPLETION_METRICS = ("exact_answers", "repetition", "answer_length", "kl_per_token")
 
 MessageAndHint = tuple[str, str]
 """A message and a hint."""
@@ -89,15 +97,23 @@ def check_fixed_evaluation(searched: Iterable[str]) -> list[str]:
     return [path for path in searched if any(path == prefix or path.startswith(f"{prefix}.") for prefix in _HELD_OUT)]
 
 
-def check_completion_metric(metric: str, evaluation: EvaluationConfig) -> MessageAndHint | None:
+def check_completion_metric(metric: str, base: TrialConfig) -> MessageAndHint | None:
     """Return why a metric of greedy completions is never measured; None if it is, or if it is another metric."""
-    if base_name(metric) in _COMPLETION_METRICS and evaluation.prompts == 0:
+    if base_name(metric) in _COMPLETION_METRICS and base.evaluation.prompts == 0:
         return f"{metric} is measured on greedy completions, and there are none", "set base.evaluation.prompts above 0"
+    if metric == KL and base.lora is None and base.training.distributed == "fsdp2":
+        return (
+            f"{metric} is not measured where fsdp2 shards weights that are trained in full: no process keeps a copy "
+            "of the initial ones",
+            "use lora, or training.distributed: ddp",
+        )
     return None
 
 
 def unmeasured_reason(metric: str, evaluation: EvaluationConfig) -> MessageAndHint | None:
     """Return why a trial cannot be pruned by `metric`; None if it can."""
+    if metric == KL:
+        return f"{metric} is measured at the end only, too late to prune", f"use {COMPARISON_METRIC}"
     if base_name(metric) in _COMPLETION_METRICS and evaluation.answer_steps == 0:
         return (
             f"with evaluation.answer_steps 0, {metric} is measured at the start and the end only, too late to prune",
