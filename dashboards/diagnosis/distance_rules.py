@@ -25,7 +25,8 @@ MUCH_CLOSER = 0.5
 def closer_trial(frame: SweepFrame, significance: Significance) -> Iterator[DiagnosisFinding]:
     """Report a trial that is not distinguishable from the winner and much closer to the initial model.
 
-    Only where the winner's gain over the initial model is clear; of several such trials the best by the objective.
+    Only where the winner's gain over the initial model is clear; of several such trials the best, among equal ones the
+    closest.
     """
     winner, found = significance.winner, find_distances(frame)
     against = significance.against_initial
@@ -35,27 +36,25 @@ def closer_trial(frame: SweepFrame, significance: Significance) -> Iterator[Diag
     if far is None or far < MIN_DISTANCE:
         return
     start = frame.initial_value(frame.objective.metric)
-    closer = next(
-        (
-            trial
-            for trial in significance.not_distinguishable[1:]
-            if found.by_trial.get(trial.number, far) <= MUCH_CLOSER * far and _is_sound(frame, trial, start)
-        ),
-        None,
-    )
-    if closer is None:
+    closer = [
+        (-frame.sign * (frame.value(trial) or 0.0), found.by_trial[trial.number], trial)
+        for trial in significance.not_distinguishable[1:]
+        if found.by_trial.get(trial.number, far) <= MUCH_CLOSER * far and _is_sound(frame, trial, start)
+    ]
+    if not closer:
         return
+    _, near, chosen = min(closer, key=lambda row: row[:2])
     yield DiagnosisFinding(
         "closer_trial",
         FindingLevel.WARNING,
-        f"Trial {closer.label} is as good as the winner and much closer to the initial model",
-        f"{found.name}: {format_brief(found.by_trial[closer.number])} nats for trial {closer.label}, "
+        f"Trial {chosen.label} is as good as the winner and much closer to the initial model",
+        f"{found.name}: {format_brief(near)} nats for trial {chosen.label}, "
         f"{format_brief(far)} for the winner, trial {winner.label}; {frame.objective.metric} "
-        f"{format_value(frame.value(closer))} and {format_value(frame.value(winner))}, not distinguishable on the "
+        f"{format_value(frame.value(chosen))} and {format_value(frame.value(winner))}, not distinguishable on the "
         "held-out pairs.",
         "Far from the initial model a held-out accuracy says less about the answers (arXiv 2405.19534).",
-        (closer.label,),
-        steps=(Advice(f"use trial {closer.label} instead of the winner", uses_model=True),),
+        (chosen.label,),
+        steps=(Advice(f"use trial {chosen.label} instead of the winner", uses_model=True),),
     )
 
 

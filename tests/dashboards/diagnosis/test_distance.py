@@ -16,6 +16,7 @@ from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
 from dashboards.report.blocks import Charts, Table
 from dashboards.report.html_page import report_page
 from dashboards.report.panels.distance_panel import distance_panel
+from orchestrator.spec.requirements import Requirement
 from orchestrator.study.trial_records import Trial
 from tests.support.random_sweeps import frame_of_scripts, sweeps
 from tests.support.scripted_sweep import COMPLETE, DIVERGED, Script, frame_of, make_spec, run_sweep
@@ -80,23 +81,23 @@ def test_no_kept_trial_dominates_one_of_the_front(frame: SweepFrame) -> None:
 
 
 def test_a_closer_trial_that_is_as_good_is_recommended() -> None:
-    frame = frame_at((0.78, 0.05, HEALTHY), (0.79, 0.15, HEALTHY), (0.8, 0.4, HEALTHY))
+    frame = frame_at((0.75, 0.05, HEALTHY), (0.77, 0.2, HEALTHY), (0.77, 0.15, HEALTHY), (0.8, 0.4, HEALTHY))
     found = rules(frame)
     assert found["closer_trial"].level is FindingLevel.WARNING
-    assert found["closer_trial"].trials == ("1",), "of those within half the distance the best, not the closest"
-    assert found["closer_trial"].next_step.startswith("Use trial 1 instead of the winner.")
-    assert "0.15 nats for trial 1, 0.4 for the winner, trial 2" in found["closer_trial"].evidence
+    assert found["closer_trial"].trials == ("2",), "of those within half the distance the best, then the closest"
+    assert found["closer_trial"].next_step.startswith("Use trial 2 instead of the winner.")
+    assert "0.15 nats for trial 2, 0.4 for the winner, trial 3" in found["closer_trial"].evidence
     assert "cheapest" not in found["too_few_pairs"].next_step, "one finding says which trial to use"
 
 
 @pytest.mark.parametrize(
     "trials",
     [
-        ((0.78, 0.3, HEALTHY), (0.8, 0.4, HEALTHY)),
-        ((0.78, 0.01, HEALTHY), (0.8, 0.04, HEALTHY)),
+        ((0.77, 0.3, HEALTHY), (0.8, 0.4, HEALTHY)),
+        ((0.77, 0.01, HEALTHY), (0.8, 0.04, HEALTHY)),
         ((0.2, 0.05, HEALTHY), (0.8, 0.4, HEALTHY)),
-        ((0.78, 0.05, Script(chosen=-1.3)), (0.8, 0.4, HEALTHY)),
-        ((0.78, 0.05, Script(chosen=-0.95, last={ANSWERS: 0.4})), (0.8, 0.4, HEALTHY)),
+        ((0.77, 0.05, Script(chosen=-1.3)), (0.8, 0.4, HEALTHY)),
+        ((0.77, 0.05, Script(chosen=-0.95, last={ANSWERS: 0.4})), (0.8, 0.4, HEALTHY)),
         ((0.105, 0.05, HEALTHY), (0.108, 0.4, HEALTHY)),
     ],
     ids=["not much closer", "winner is close", "clearly worse", "falling log-probs", "answers lost", "no clear gain"],
@@ -116,7 +117,7 @@ def test_answers_that_fall_with_the_distance() -> None:
     assert 'require: {eval_exact_answers: ">= initial"}' in found.next_step
     assert "answers_fall_with_distance" not in rules(frame_at(*trials(-0.01))), "they rise"
     assert "answers_fall_with_distance" not in rules(frame_at(*trials(0.05)[:4])), "four trials show nothing"
-    required = frame_at(*trials(0.01), require={ANSWERS: ">= initial - 0.5"})
+    required = frame_at(*trials(0.01), require=(Requirement.parse(ANSWERS, ">= initial - 0.5"),))
     assert "answers_fall_with_distance" not in rules(required), "the requirement decides"
 
 
@@ -132,7 +133,7 @@ def test_the_panel_shows_objective_against_distance(tmp_path: Path) -> None:
     table = next(block for block in panel.blocks if isinstance(block, Table))
     assert table.head[:4] == ("trial", "learning_rate", "accuracies/logp", "KL per token")
     assert [row[0] for row in table.rows] == ["0", "2"]
-    assert [row[3] for row in table.rows] == ["0.050", "0.400"]
+    assert [row[3] for row in table.rows] == ["0.05", "0.40"]
     (chart,) = next(block for block in panel.blocks if isinstance(block, Charts)).charts
     (front,) = [trace for trace in chart.figure["data"] if "lines" in trace["mode"]]
     assert front["x"] == [0.05, 0.4]
