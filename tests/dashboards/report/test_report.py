@@ -90,7 +90,7 @@ EVERY = {
     "diagnosis",
     "map",
     "curves",
-    "collapse",
+    "collapse", "distance",
     "importance",
     "parallel",
     "samples",
