@@ -157,7 +157,7 @@ class PolicyModel:
         """
         if self._adapted is not None:
             with without_peft_warnings():
-                self._adapted.base_model.disable_adapter_layers()
+                cast(Any, self._adapted.base_model).disable_adapter_layers()
         elif self._initial_weights is not None and self._is_modified:
             self._initial_weights.restore(self.base)
             self._is_modified, self._was_restored = False, True
