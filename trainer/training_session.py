@@ -208,7 +208,7 @@ class TrainingSession:
         if digest not in _digests(config) and state is not None and state.inputs and state.inputs != fingerprints:
             raise ResumeError(f"{folder} was trained from another model or on other data than at its new location")
         if sharded:  # shard before evaluating, so that no process has the whole model
-            self._prepare_policy(policy, config, single_use=True)
+            self._prepare_policy(policy, config, single_use=config.evaluation.prompts == 0)
             policy.shard(process_group.device)
 
         initial_evaluator = make_evaluator(config, policy, prepared, tokenizer, process_group, cancel_token)

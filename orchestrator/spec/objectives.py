@@ -21,7 +21,6 @@ from trainer.config.trial import (
     GeneratedSource,
     HubSource,
     Source,
-    TrialConfig,
 )
 from trainer.metrics import COMPARISON_METRIC, EVAL_PREFIX, KL, MARGIN, METRICS, base_name, lookup, scaled_by
 
@@ -97,16 +96,10 @@ def check_fixed_evaluation(searched: Iterable[str]) -> list[str]:
     return [path for path in searched if any(path == prefix or path.startswith(f"{prefix}.") for prefix in _HELD_OUT)]
 
 
-def check_completion_metric(metric: str, base: TrialConfig) -> MessageAndHint | None:
+def check_completion_metric(metric: str, evaluation: EvaluationConfig) -> MessageAndHint | None:
     """Return why a metric of greedy completions is never measured; None if it is, or if it is another metric."""
-    if base_name(metric) in _COMPLETION_METRICS and base.evaluation.prompts == 0:
+    if base_name(metric) in _COMPLETION_METRICS and evaluation.prompts == 0:
         return f"{metric} is measured on greedy completions, and there are none", "set base.evaluation.prompts above 0"
-    if metric == KL and base.lora is None and base.training.distributed == "fsdp2":
-        return (
-            f"{metric} is not measured where fsdp2 shards weights that are trained in full: no process keeps a copy "
-            "of the initial ones",
-            "use lora, or training.distributed: ddp",
-        )
     return None
 
 

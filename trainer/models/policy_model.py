@@ -147,7 +147,7 @@ class PolicyModel:
 
     @property
     def can_become_initial(self) -> bool:
-        """Whether `become_initial` is possible: not for full fine-tuning of a sharded model, which keeps no copy."""
+        """Whether `become_initial` is possible: adapters, or initial weights that were kept."""
         return self._adapted is not None or self._initial_weights is not None
 
     def become_initial(self) -> None:

@@ -323,7 +323,7 @@ def _objective_problem(
 def _unmeasured(metric: str, base: TrialConfig | None) -> tuple[str, str] | None:
     problem = None
     if base is not None:
-        problem = check_completion_metric(metric, base)
+        problem = check_completion_metric(metric, base.evaluation)
         if problem is None and requires_answers(metric) and not eval_rows_have_answers(base.data):
             problem = ("the held-out rows have no correct answer", "give their column as columns: {answer: COLUMN}")
     return problem
