@@ -40,7 +40,10 @@ class InitialWeights:
                 self._copied[name] = tensor.detach().to("cpu", copy=True)
 
     def restore(self, model: nn.Module) -> None:
-        """Copy the initial weights into the model, of which this process may hold shards, bit for bit. Raises ModelError if a file was changed meanwhile."""
+        """Copy the initial weights into the model, of which this process may hold shards, bit for bit.
+
+        Raises ModelError if a file was changed meanwhile.
+        """
         for file, stamp in self._stamps.items():
             if _file_stamp(file) not in (stamp, None):
                 raise ModelError(f"{file} was changed; all trials of a sweep must start from the same initial model")

@@ -92,6 +92,7 @@ EVERY = {
     "curves",
     "collapse",
     "distance",
+    "interactions",
     "importance",
     "parallel",
     "samples",
