@@ -81,16 +81,10 @@ def _unused(finding: DiagnosisFinding, found: Sequence[DiagnosisFinding]) -> Dia
     """Return the finding without steps that use the model of a trial that another finding warns of."""
     if not any(step.uses_model for step in finding.steps):
         return finding
-    if finding.rule == "too_few_pairs" and any(f.rule == "closer_trial" for f in found):
-        return replace(finding, steps=_without_use(finding))  # the other one says which trial to use
     warned = [f for f in found if f.level is FindingLevel.SERIOUS or f.rule in HARM]
     if not any(not f.trials or set(f.trials) & set(finding.trials) for f in warned):
         return finding
-    return replace(finding, steps=_without_use(finding))
-
-
-def _without_use(finding: DiagnosisFinding) -> tuple[Advice, ...]:
-    return tuple(step for step in finding.steps if not step.uses_model)
+    return replace(finding, steps=tuple(step for step in finding.steps if not step.uses_model))
 
 
 def _divide(finding: DiagnosisFinding, holders: dict[str, int]) -> tuple[list[Advice], list[Advice]]:

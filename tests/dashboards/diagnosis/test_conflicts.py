@@ -46,8 +46,6 @@ def read(finding: DiagnosisFinding) -> set[tuple[str, str]]:
         found |= {(f"trial {label}", "do not use") for label in finding.trials}
     if "use the cheapest" in text:
         found |= {(f"trial {label}", "use") for label in finding.trials}
-    if (named := re.search(r"use trial (\S+) instead", text)) is not None:
-        found.add((f"trial {named[1]}", "use"))
     return found
 
 

@@ -80,32 +80,6 @@ def test_no_kept_trial_dominates_one_of_the_front(frame: SweepFrame) -> None:
         assert any(at <= distance and best >= value for at, best in points)
 
 
-def test_a_closer_trial_that_is_as_good_is_recommended() -> None:
-    frame = frame_at((0.75, 0.05, HEALTHY), (0.77, 0.2, HEALTHY), (0.77, 0.15, HEALTHY), (0.8, 0.4, HEALTHY))
-    found = rules(frame)
-    assert found["closer_trial"].level is FindingLevel.WARNING
-    assert found["closer_trial"].trials == ("2",), "of those within half the distance the best, then the closest"
-    assert found["closer_trial"].next_step.startswith("Use trial 2 instead of the winner.")
-    assert "0.15 nats for trial 2, 0.4 for the winner, trial 3" in found["closer_trial"].evidence
-    assert "cheapest" not in found["too_few_pairs"].next_step, "one finding says which trial to use"
-
-
-@pytest.mark.parametrize(
-    "trials",
-    [
-        ((0.77, 0.3, HEALTHY), (0.8, 0.4, HEALTHY)),
-        ((0.77, 0.01, HEALTHY), (0.8, 0.04, HEALTHY)),
-        ((0.2, 0.05, HEALTHY), (0.8, 0.4, HEALTHY)),
-        ((0.77, 0.05, Script(chosen=-1.3)), (0.8, 0.4, HEALTHY)),
-        ((0.77, 0.05, Script(chosen=-0.95, last={ANSWERS: 0.4})), (0.8, 0.4, HEALTHY)),
-        ((0.105, 0.05, HEALTHY), (0.108, 0.4, HEALTHY)),
-    ],
-    ids=["not much closer", "winner is close", "clearly worse", "falling log-probs", "answers lost", "no clear gain"],
-)
-def test_no_other_trial_is_recommended(trials: tuple[tuple[float, float, Script], ...]) -> None:
-    assert "closer_trial" not in rules(frame_at(*trials))
-
-
 def test_answers_that_fall_with_the_distance() -> None:
     def trials(slope: float) -> list[tuple[float, float, Script]]:
         return [(0.3 + 0.1 * k, 0.05 * (k + 1), Script(last={ANSWERS: 0.55 - slope * k})) for k in range(8)]
