@@ -137,7 +137,7 @@ def cached_completions(
     path = cache / "reference" / f"{digest_of(key)[:32]}.json"
 
     def write(found: list[Completion]) -> None:
-        rows = [asdict(answer) for answer in found]
+        rows = [{k: v for k, v in asdict(answer).items() if k != "token_ids"} for answer in found]
         write_json(path, {"sha256": digest_of(rows), "answers": rows})
 
     return _compute_once(path, process_group, compute, write, _read_completions)

@@ -27,7 +27,7 @@ TALL_ROWS = (
 )
 ALWAYS = {"answer", "setup"}
 ANY_TRIAL = ALWAYS | {"diagnosis", "curves", "collapse", "samples", "cost", "timeline", "trials"}
-RICH = ANY_TRIAL | {"map", "interactions", "importance", "parallel", "length"}
+RICH = ANY_TRIAL | {"distance", "map", "interactions", "importance", "parallel", "length"}
 PANELS = {
     "rich": RICH,
     "one": ANY_TRIAL | {"length"},
