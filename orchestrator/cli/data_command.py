@@ -31,10 +31,11 @@ def data(
     as_json: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
-    """Show rows of FILE's data as the model sees them: prompt, answers, token counts and notices.
+    """Show rows of FILE's data as the model sees them, with notices.
 
-    FILE is a sweep file, or a trial file as for `python -m trainer`. Rows with notices come first. Loads no model and
-    needs no GPU. Exit code 2 where a sweep would be refused because of these rows.
+    Of each row: prompt, answers, token counts and notices. FILE is a sweep file, or a trial file as for `python -m
+    trainer`. Rows with notices come first. Loads no model and needs no GPU. Exit code 2 where a sweep would be refused
+    because of these rows.
     """
     from dashboards.terminal.data_output import print_data
     from orchestrator.commands.data_preview import SHOWN, chosen_rows, config_of, preview_here

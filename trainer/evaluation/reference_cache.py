@@ -45,7 +45,8 @@ MAX_PARTS = 64
 _POLL_SECONDS = 0.1
 
 
-def _logps_path(cache: Path, key: dict[str, Any]) -> Path:
+def logps_path(cache: Path, key: dict[str, Any]) -> Path:
+    """Return the file of the log-probs with this key."""
     return cache / "reference" / f"{digest_of(key)[:32]}.safetensors"
 
 
@@ -56,7 +57,7 @@ def cached_logps(
 
     `key` has everything they depend on as JSON values. `compute` is called in every process or in none.
     """
-    path = _logps_path(cache, key)
+    path = logps_path(cache, key)
 
     def write(found: PairLogps) -> None:
         write_file(path, lambda temporary: _save_logps(found, temporary, key))
@@ -85,7 +86,7 @@ def shared_logps(
     Returns:
         The log-probs, whether they were put together here, and how many parts were computed here.
     """
-    path = _logps_path(cache, key)
+    path = logps_path(cache, key)
     folder, computed = path.with_suffix(".parts"), 0
 
     def part_of(number: int) -> Path:
@@ -136,7 +137,7 @@ def cached_completions(
     path = cache / "reference" / f"{digest_of(key)[:32]}.json"
 
     def write(found: list[Completion]) -> None:
-        rows = [asdict(answer) for answer in found]
+        rows = [{k: v for k, v in asdict(answer).items() if k != "token_ids"} for answer in found]
         write_json(path, {"sha256": digest_of(rows), "answers": rows})
 
     return _compute_once(path, process_group, compute, write, _read_completions)
@@ -225,7 +226,7 @@ class ReferenceCache:
         key = self._key(config, fingerprint, prepared, evaluator) | {"split": split}
         pairs = prepared.train if split == "train" else prepared.eval
         indexes: list[int] | None = None
-        if sample is not None and sample < len(pairs) and not _logps_path(self._cache, key).exists():
+        if sample is not None and sample < len(pairs) and not logps_path(self._cache, key).exists():
             indexes = [k * len(pairs) // sample for k in range(sample)]
             key |= {"sample": sample}
         name = digest_of(key)

@@ -199,7 +199,7 @@ def make_plan(
     return SweepPlan(
         name=spec.name,
         sweep_identity=sweep_identity(spec),
-        goal=f"{spec.first_objective.direction} {spec.first_objective.metric}",
+        goal=", ".join(f"{objective.direction} {objective.metric}" for objective in spec.objectives),
         sampler=spec.sampler.kind,
         searched=_searched(spec),
         trials=trials,
