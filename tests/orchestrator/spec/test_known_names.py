@@ -108,7 +108,6 @@ def test_the_table_names_only_settings_methods_and_losses_that_exist(load_text: 
         ("TR-DPO", "write loss: {kind: dpo, sync_ref_model: true}"),
         ("r-dpo", "write loss: {kind: dpo, length_alpha: 0.01}"),
         ("rdpo", "{kind: dpo, loss_type: robust, label_smoothing: 0.1} for robust DPO"),
-        ("odpo", "is not offered"),
     ],
 )
 def test_a_papers_name_of_a_loss_is_answered(name: str, answer: str) -> None:
