@@ -248,7 +248,7 @@ _SETTINGS_OF_A_TERM: Mapping[str, DpoLossType] = {
 
 
 class DpoLoss(BaseLoss):
-    """DPO and related losses relative to the frozen initial model: one term, or a weighted sum of several.
+    """DPO and related losses relative to a reference, the initial model: one term, or a weighted sum of several.
 
     Names, defaults and formulas are those of TRL's DPOTrainer 1.16; of dpop (Pal et al. 2024),
     chipo (Huang et al. 2024), length_alpha (R-DPO, Park et al. 2024) and odpo_alpha (ODPO, Amini et al. 2024) those of
