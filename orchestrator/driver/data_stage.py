@@ -69,7 +69,7 @@ def _by_data_and_model(spec: SweepSpec) -> list[TrialConfig]:
 
 def _data_variants(spec: SweepSpec) -> list[TrialConfig]:
     """Return one corner of the search per distinct combination of data, model, adapted layers and use of scores; also
-    given trials that read scores.
+    enqueued trials that read scores.
     """
     corners = spec.search.corners()
     configs = [spec.search.apply(spec.base, corners.params_at(i)) for i in range(min(len(corners), _MAX_CORNERS))] or [

@@ -171,21 +171,21 @@ def score_gaps(data: DataConfig, prepared: Prepared, cache: Path) -> ScoreGaps:
 
     def write(temporary: Path) -> None:
         splits: dict[Split, PairDataset] = {TRAIN: prepared.train, EVAL: prepared.eval}
-        places = {s: [*zip(p.sources.tolist(), p.rows.tolist(), strict=True)] for s, p in splits.items()}
-        for split, gaps in read_score_gaps(data, places).items():
+        addresses = {s: [*zip(p.sources.tolist(), p.rows.tolist(), strict=True)] for s, p in splits.items()}
+        for split, gaps in read_score_gaps(data, addresses).items():
             np.save(temporary / f"{split}.gaps.npy", gaps)
 
     get_or_create(folder, write)
     return ScoreGaps(*(np.load(folder / f"{split}.gaps.npy") for split in (TRAIN, EVAL)))
 
 
-def read_score_gaps(data: DataConfig, places: Mapping[Split, Sequence[tuple[int, int]]]) -> dict[Split, Gaps]:
-    """Return the gap of the scores of the rows at these places (source, row number) of each split; raises as
+def read_score_gaps(data: DataConfig, addresses: Mapping[Split, Sequence[tuple[int, int]]]) -> dict[Split, Gaps]:
+    """Return the gap of the scores of the rows at these addresses (source, row number) of each split; raises as
     `score_gaps` does.
     """
     findings, gaps = FindingCollector(), dict[Split, Gaps]()
     read: dict[str, dict[int, RawRow]] = {}
-    for split, rows in places.items():
+    for split, rows in addresses.items():
         sources = sources_of(data, split)
         found: list[float] = []
         names = [source.model_dump_json() for source in sources]
