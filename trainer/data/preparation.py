@@ -171,7 +171,9 @@ def score_gaps(data: DataConfig, prepared: Prepared, cache: Path) -> ScoreGaps:
 
     def write(temporary: Path) -> None:
         splits: dict[Split, PairDataset] = {TRAIN: prepared.train, EVAL: prepared.eval}
-        addresses = {s: [*zip(p.sources.tolist(), p.rows.tolist(), strict=True)] for s, p in splits.items()}
+        addresses: dict[Split, list[tuple[int, int]]] = {
+            s: [*zip(p.sources.tolist(), p.rows.tolist(), strict=True)] for s, p in splits.items()
+        }
         for split, gaps in read_score_gaps(data, addresses).items():
             np.save(temporary / f"{split}.gaps.npy", gaps)
 

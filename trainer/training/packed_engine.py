@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import TrialConfig
 from trainer.distributed.fsdp import as_shard, shard_of
-from trainer.evaluation.evaluator import pair_batches, pair_costs, score_pairs
+from trainer.evaluation.evaluator import eval_mode, pair_batches, pair_costs, score_pairs
 from trainer.forward.pair_model import PreparedPairs, UpdateLogps
 from trainer.objectives.losses import required_stats
 from trainer.objectives.pair_logps import LossTerms, MetricSums, PairLogps, PendingSums, UpdateTotals, to_device
@@ -184,7 +184,7 @@ class PackedEngine:
         """Return the reference log-probs of an update's pairs on the CPU: cached ones, or of the moving reference."""
         inputs, chosen = self._inputs, list(indexes)
         if self._moving is not None:
-            with self._moving.in_model():
+            with self._moving.in_model(), eval_mode(inputs.policy.base):
                 found = self._logps(indexes).to("cpu")
         elif inputs.reference is None:
             return None

@@ -64,6 +64,7 @@ def trained_by_trl(config: TrialConfig, cache: Path, folder: Path, **options: An
     engine, policy = packed_engine(config, cache)
     inputs, plan = engine._inputs, engine.plan  # pyright: ignore[reportPrivateUsage]
     model, emitted = deepcopy(policy.base), list[MetricSums]()
+    resources = TrainingSession(cache)._resources  # pyright: ignore[reportPrivateUsage]
     common = common_arguments(config, plan.total_updates, plan.total_updates, folder, cpu=True)
     arguments = DPOConfig(**common, beta=config.loss.beta, max_length=None, **options)  # pyright: ignore
     row = rows_of(inputs.train)
@@ -72,7 +73,7 @@ def trained_by_trl(config: TrialConfig, cache: Path, folder: Path, **options: An
         ref_model=deepcopy(model).eval(),
         args=on_one_device(arguments),
         train_dataset=Dataset.from_list([row(0)]),
-        processing_class=TrainingSession(cache)._resources.load_data(config.data, config.model)[1],
+        processing_class=resources.load_data(config.data, config.model)[1],
     )
     trainer.train_dataset = RemainingRows(plan, 0, row)
     trainer.callbacks = StepCallbacks(plan, 0, CancelToken(ProcessGroup(), lambda: False), emitted.append)
@@ -133,8 +134,8 @@ def test_weights_after_a_move_are_the_weighted_mean() -> None:
     loss = trial(moving(0.25, 2)).loss
     reference = MovingReference(loss, policy)  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
-        policy["a"] += 4.0
-        policy["b"] *= 2.0
+        policy["a"].add_(4.0)
+        policy["b"].mul_(2.0)
     reference.after_update(1)
     assert reference.state_dict()["reference.a"].tolist() == [1.0, 2.0]
     with reference.in_model():
@@ -205,15 +206,24 @@ def test_a_fork_begins_with_the_reference_of_the_run_that_it_continues(
         assert (abs(margin) > 1e-3) is (name == "dpo")
 
 
-def test_the_references_log_probs_are_of_the_references_weights(cache: Path) -> None:
-    engine, policy = packed_engine(trial(moving(every=100)), cache)
+@pytest.mark.parametrize("lora", [None, {"r": 8, "alpha": 16, "dropout": 0.5}], ids=["weights", "adapters"])
+def test_the_references_log_probs_are_of_its_weights_without_dropout(cache: Path, lora: dict[str, Any] | None) -> None:
+    config = trial(moving(every=2), lora=lora, training={"learning_rate": 2e-2, "warmup_ratio": 0.0})
+    engine, policy = packed_engine(config, cache)
     indexes = engine.plan.order.pairs_of(1)
     pairs = [engine._inputs.train.pair(i) for i in indexes]  # pyright: ignore[reportPrivateUsage]
-    start = PairModel(deepcopy(policy.base)).logps(pairs)
-    for number in (1, 2):
-        engine.step(number)
+    engine.step(1)
+    engine.step(2)
+    reference = engine.state_dict()
+    engine.step(3)
+    copied = deepcopy(policy.base).eval()
+    with torch.no_grad():
+        for name, parameter in copied.named_parameters():
+            parameter.copy_(reference.get(f"reference.{name}", parameter))
     found = engine._reference(indexes)  # pyright: ignore[reportPrivateUsage]
     assert found is not None
-    torch.testing.assert_close(found.chosen, start.chosen, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.rejected, start.rejected, rtol=1e-6, atol=1e-6)
-    assert float((PairModel(policy.base).logps(pairs).chosen - start.chosen).abs().max()) > 1e-2
+    assert policy.base.training
+    expected, now = PairModel(copied).logps(pairs), PairModel(policy.base.eval()).logps(pairs)
+    torch.testing.assert_close(found.chosen, expected.chosen, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.rejected, expected.rejected, rtol=1e-6, atol=1e-6)
+    assert float((now.chosen - expected.chosen).abs().max()) > 1e-2
