@@ -10,9 +10,8 @@ from typing import Any
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.estimates.cost_estimate import CostEstimate, GpuAssumptions, estimate_cost
-from orchestrator.spec.estimates.disk_space import DiskNeed, disk_need
+from orchestrator.spec.estimates.disk_space import DiskNeed, disk_need, format_bytes
 from orchestrator.spec.estimates.gpu_layouts import Arrangement
-from orchestrator.spec.estimates.gpu_memory import GB
 from orchestrator.spec.estimates.input_sizes import ModelShape, RowCounts, model_shape
 from orchestrator.spec.estimates.measured_update import ProbeResult, WallClock
 from orchestrator.spec.loading.serialization import sweep_identity
@@ -248,7 +247,7 @@ def _moving_reference_notices(
     if shape is not None:
         each = 2 if config.model.dtype == "bfloat16" and config.lora is None else 4
         trained = shape.parameters if config.lora is None else shape.adapters(config.lora.r)
-        size = f" ({each * trained / GB:,.2f} GB)"
+        size = f" ({format_bytes(each * trained)})"
     notices = [
         f"loss.sync_ref_model: the reference moves, so that its log-probs are not cached but computed in every update, "
         f"about {1 / forwards:.0%} more FLOPs, with {what} in memory{size} and in each checkpoint"

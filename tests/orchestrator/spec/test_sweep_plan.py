@@ -156,7 +156,7 @@ def test_a_reference_that_moves_is_told_with_its_cost_and_where_it_never_does(lo
     (said,) = notices([2, 4])  # of 7 updates
     assert "log-probs are not cached but computed in every update" in said
     assert cost in said
-    assert "GB) and in each checkpoint" in said
+    assert "B) and in each checkpoint" in said
     told, still = notices([2, 512])
     assert told == said
     assert "ref_model_sync_steps 512: the reference does not move in 7 updates" in still
