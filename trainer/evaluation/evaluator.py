@@ -217,7 +217,7 @@ class Evaluator:
         """
         training = self.config.training
         with (
-            _eval_mode(self.model),
+            eval_mode(self.model),
             self.process_group.autocast(training.bf16, cache_weights=not self.pair_model.sharded),
             # Adapters that are on and off would be compiled twice.
             torch.compiler.set_stance("force_eager") if self.config.model.compile else nullcontext(),
