@@ -64,6 +64,8 @@ MARGIN = f"{EVAL_PREFIX}margins/logp"
 CHOSEN = f"{EVAL_PREFIX}logps_per_token/chosen"
 REJECTED = f"{EVAL_PREFIX}logps_per_token/rejected"
 EXACT_ANSWERS = f"{EVAL_PREFIX}exact_answers"
+REPETITION = f"{EVAL_PREFIX}repetition"
+ANSWER_LENGTH = f"{EVAL_PREFIX}answer_length"
 COMPARISON_METRIC = f"{EVAL_PREFIX}accuracies/logp"
 """The held-out metric that no setting scales; sweeps of any objective can be compared by it."""
 

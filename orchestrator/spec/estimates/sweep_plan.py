@@ -122,6 +122,8 @@ class SweepPlan:
     """One measured update, with `plan --probe`."""
     wall_clock: WallClock | None = None
     """Time on this machine, with `plan --probe`."""
+    require: tuple[str, ...] = ()
+    """What the best trial must keep: metric and bound."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as JSON values; `sweep_identity` has the key `identity`."""
@@ -219,6 +221,7 @@ def make_plan(
         published=rows.published,
         parameters=None if shape is None else shape.parameters,
         device=device,
+        require=tuple(requirement.name for requirement in spec.require),
     )
 
 
