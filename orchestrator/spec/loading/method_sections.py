@@ -287,8 +287,10 @@ def load_requirements(
         if problem is not None:
             problems.add(("require", metric), *problem)
             continue
-        listed = cast(tuple[Any, ...], value) if isinstance(value, tuple) else () if _is_off(value) else (value,)
-        if not listed and not _is_off(value):
+        if _is_off(value):
+            continue
+        listed = cast(tuple[Any, ...], value) if isinstance(value, tuple) else (value,)
+        if not listed:
             problems.add(("require", metric), "the list is empty", f"write {RIGHT_FORM}")
         for index, bound in enumerate(listed):
             loc: Location = ("require", metric, index) if isinstance(value, tuple) else ("require", metric)
