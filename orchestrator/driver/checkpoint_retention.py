@@ -75,11 +75,9 @@ def models_to_keep(spec: SweepSpec, records: Sequence[TrialRecord]) -> list[Tria
     A configuration that waits for more seeds keeps its best so far: its mean may become the best.
     """
     ranked = rank_configurations(records, spec)
+    groups = group_by_configuration(records, spec.search) if spec.seeds_per_configuration > 1 else ()
     waiting = {
-        record.number
-        for group in group_by_configuration(records, spec.search)
-        if spec.seeds_per_configuration > 1 and not is_decided(group, spec)
-        for record in (merge_record(group, spec),)
+        record.number for group in groups if not is_decided(group, spec) for record in (merge_record(group, spec),)
     }
     return [record for k, record in enumerate(ranked) if k < spec.models_kept or record.number in waiting]
 

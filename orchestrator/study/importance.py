@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import optuna
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
 from orchestrator.spec.objectives import Objective
@@ -40,6 +39,8 @@ def importance(space: SearchSpace, records: Sequence[TrialRecord], objective: Ob
     paths = [path for path in varied if all(path in record.params for record in done)]
     if not paths:
         return {}
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # scikit-learn takes seconds to load
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction=objective.direction)
     for record in done:

@@ -158,8 +158,8 @@ def merge_records(records: Sequence[TrialRecord], spec: SweepSpec) -> list[Trial
     Of several: values and metrics are means over the complete trials; number, attempts and step are those of the
     complete trial with the best first objective, whose weights stand for the configuration; seconds are the sum.
     """
-    groups = group_by_configuration(records, spec.search)
-    return [g[0] if len(g) == 1 and not _is_repeated(spec) else merge_record(g, spec) for g in groups]
+    groups, is_repeated = group_by_configuration(records, spec.search), _is_repeated(spec)
+    return [g[0] if len(g) == 1 and not is_repeated else merge_record(g, spec) for g in groups]
 
 
 def _is_repeated(spec: SweepSpec) -> bool:
@@ -241,10 +241,11 @@ def front_of_configurations(records: Sequence[TrialRecord], spec: SweepSpec) -> 
 def _tiers(records: Sequence[TrialRecord], spec: SweepSpec) -> list[list[TrialRecord]]:
     """Return the configurations by how many of their seeds are missing, fewest first."""
     tiers: dict[int, list[TrialRecord]] = {}
+    seeds = spec.seeds_per_configuration
     for record in merge_records(records, spec):
         # A merged record is ranked once it has a value, also while further seeds run.
         ranked = replace(record, state=TrialState.COMPLETE) if record.value is not None and record.seeds else record
-        missing = max(0, spec.seeds_per_configuration - record.complete_seeds)
+        missing = max(0, seeds - record.complete_seeds)
         tiers.setdefault(missing, []).append(ranked)
     return [tiers[missing] for missing in sorted(tiers)]
 
