@@ -157,7 +157,7 @@ def _print_next(spec: SweepSpec, reasons: Sequence[str], first: TrialRecord | No
         metric = next(name.split(" ")[0] for name, missed in first.violations.items() if missed > 0)
         text = f"No trial to export: none keeps every requirement, trial {first.label} is nearest. If a bound is not "
         text += "meant for this task, another one ranks the trials anew without training.\n"
-        change = f"resume {spec.name} --set 'require.{metric}=BOUND'"
+        change = f"resume {spec.name} --set 'require.{metric}=\"BOUND\"'"
         commands = [f"report {spec.name}", change, *commands[1:2], *commands[3:]]
     elif reasons:
         text, commands = "Do not use the best trial yet; the report has the evidence.\n", commands[1:]

@@ -19,12 +19,14 @@ from orchestrator.cli.sweep_summary import print_summary
 from orchestrator.commands import status as status_command
 from orchestrator.commands.model_export import export_best_model, model_card
 from orchestrator.driver.judge_candidates import make_judge_task
-from orchestrator.driver.parent_run import end_parent_run
+from orchestrator.driver.parent_run import apply_changed_requirements, end_parent_run
 from orchestrator.errors import ExitCode, NoTrialCompleted
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.execution.trial_lifecycle import AttemptLauncher, finish_attempt
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.judge_config import JudgeConfig
+from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.requirements import Requirement
 from orchestrator.spec.sweep_spec import Budget, Objective
 from orchestrator.study.study import Study
@@ -156,7 +158,7 @@ def test_the_last_lines_of_such_a_sweep_name_another_bound_and_no_export(
         assert print_summary(all_break, study.spec, StopReason(StopKind.FINISHED)) == ExitCode.DONE
     last = " ".join(capsys.readouterr().err.split())
     assert last.startswith("No trial to export: none keeps every requirement, trial 0 is nearest.")
-    assert f"orchestrate resume s --set 'require.{ANSWERS}=BOUND'" in last
+    assert f"orchestrate resume s --set 'require.{ANSWERS}=\"BOUND\"'" in last
     assert "--export" not in last
 
 
@@ -211,3 +213,18 @@ def test_a_run_in_mlflow_is_tagged_with_what_its_trial_breaks(fast_tmp_path: Pat
             finish_attempt(study, sink, active, COMPLETE)
     assert sink.tags("0")["breaks"] == BREAKS
     assert "breaks" not in sink.tags("1")
+
+
+def test_another_bound_on_resume_follows_into_mlflow_and_names_lost_weights(one_breaks: SweepFolder) -> None:
+    sink = ListSink()
+    with Study.open(one_breaks) as study:
+        assert apply_changed_requirements(study, sink) == []
+        assert sink.calls == []
+        changed = load_spec_text(dump_spec(study.spec), one_breaks.path, [f'require.{ANSWERS}=">= initial - 0.3"'])
+        assert [change.path for change in study.amend(changed)] == [f"require.{ANSWERS}"]
+        (notice,) = apply_changed_requirements(study, sink)
+        assert notice == (
+            "by the changed requirements trial 2 is the best, and its weights were removed when it was not"
+        )
+    assert [sink.tags(str(number))["breaks"] for number in range(3)] == ["none", "none", "none"]
+    assert status_command.best("s", one_breaks.path.parent)["number"] == 2
