@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dashboards.analysis.held_out_pairs import metric_by_pair
 from dashboards.analysis.run_costs import costs
-from dashboards.analysis.significance import Difference, Significance, analyze_significance, paired_difference
+from dashboards.analysis.significance import analyze_significance, compared_trials
+from dashboards.analysis.simultaneous_intervals import Difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis, diagnose
 from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel, by_level, lower_first
@@ -23,7 +23,7 @@ from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import Choice
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.study.importance import importance
+from orchestrator.study.importance import importance, ped_anova
 from trainer.metrics import CHOSEN, COMPARISON_METRIC, EXACT_ANSWERS, MARGIN
 
 _TOKEN_RATIO = 1.05
@@ -255,14 +255,18 @@ def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
     """Rank these sweeps by the comparison metric of their best trials."""
     found = [_compared_sweep(frame) for frame in frames]
     ranked = sorted(found, key=lambda sweep: (sweep.value is None, -(sweep.value or 0.0)))
-    first = ranked[0].trial
-    compared = [ranked[0], *(dataclasses.replace(sweep, behind=_behind(first, sweep.trial)) for sweep in ranked[1:])]
     merged = merge_frames(frames)
-    significance: Significance | None = analyze_significance(merged)
-    weights = importance(merged.space, [trial.record for trial in merged.trials], merged.objective)
+    compared = [
+        ranked[0],
+        *(dataclasses.replace(sweep, behind=_behind(merged, ranked[0], sweep)) for sweep in ranked[1:]),
+    ]
+    significance = analyze_significance(merged)
+    records = [trial.record for trial in merged.trials]
+    weights = importance(merged.space, records, merged.objective)
+    by_best = ped_anova(merged.space, records, merged.objective)
     warnings = [*find_mismatches([(sweep.frame, sweep.trial) for sweep in compared]), *_own_choices(compared)]
     findings = by_level(finding for frame in frames for finding in _findings(frame))
-    analysis = SweepAnalysis(merged, significance, tuple(findings), weights)
+    analysis = SweepAnalysis(merged, significance, tuple(findings), weights, by_best)
     return SweepComparison(tuple(compared), tuple(warnings), analysis)
 
 
@@ -286,14 +290,13 @@ def _compared_sweep(frame: SweepFrame) -> ComparedSweep:
     return ComparedSweep(frame, trial, value)
 
 
-def _behind(first: TrialFrame | None, other: TrialFrame | None) -> Difference | None:
-    if first is None or other is None or first.held_out_pairs is None or other.held_out_pairs is None:
-        return None
-    if not first.held_out_pairs.same_pairs(other.held_out_pairs):
-        return None
-    ours = metric_by_pair(COMPARISON_METRIC, first.held_out_pairs, first.config.loss)
-    theirs = metric_by_pair(COMPARISON_METRIC, other.held_out_pairs, other.config.loss)
-    return None if ours is None or theirs is None else paired_difference(ours, theirs, COMPARISON_METRIC)
+def _behind(merged: SweepFrame, first: ComparedSweep, other: ComparedSweep) -> Difference | None:
+    """Return how far a sweep's best trial is behind the first one's, jointly over all pairs of trials of all sweeps."""
+    compared = compared_trials(merged)
+    labels = [None if each.trial is None else f"{each.frame.name}/{each.trial.label}" for each in (first, other)]
+    trials = [next((t for t in merged.trials if t.label == label), None) for label in labels]
+    a, b = trials
+    return None if compared is None or a is None or b is None else compared.difference(a, b)
 
 
 def _own_choices(sweeps: Sequence[ComparedSweep]) -> list[str]:
@@ -328,6 +331,9 @@ def as_json(found: SweepComparison) -> dict[str, Any]:
                     "mean": sweep.behind.mean,
                     "low": sweep.behind.low,
                     "high": sweep.behind.high,
+                    "joint_low": sweep.behind.joint_low,
+                    "joint_high": sweep.behind.joint_high,
+                    "comparisons": sweep.behind.comparisons,
                     "clear": sweep.behind.is_clear,
                 },
                 "complete": len(sweep.frame.ranked),

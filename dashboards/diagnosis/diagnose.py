@@ -17,6 +17,7 @@ from dashboards.diagnosis.collapse_rules import (
     unlikely_text,
 )
 from dashboards.diagnosis.conflicts import resolve_conflicts
+from dashboards.diagnosis.distance_rules import answers_fall_with_distance
 from dashboards.diagnosis.findings import DiagnosisFinding, by_level
 from dashboards.diagnosis.search_rules import (
     confounded,
@@ -36,7 +37,7 @@ from dashboards.diagnosis.training_rules import (
     worse_than_initial,
 )
 from orchestrator.commands.rehearsal import is_rehearsal
-from orchestrator.study.importance import importance
+from orchestrator.study.importance import PedAnova, importance, ped_anova
 
 
 def diagnose(frame: SweepFrame, significance: Significance | None = None) -> list[DiagnosisFinding]:
@@ -56,6 +57,7 @@ def diagnose(frame: SweepFrame, significance: Significance | None = None) -> lis
             *gain_not_clear(frame, significance),
             *chosen_logps_falling(frame, winner),
             *exact_answers_lost(frame, winner),
+            *answers_fall_with_distance(frame),
             *unlikely_text(frame, winner),
             *degenerate_text(frame, winner),
             *margin_below_gamma(frame, winner),
@@ -66,20 +68,21 @@ def diagnose(frame: SweepFrame, significance: Significance | None = None) -> lis
             *optimum_at_boundary(frame),
             *no_clear_effect(frame),
             *confounded(frame),
-            *too_few_pairs(significance),
             *length_bias(winner),
         ]
+        found += too_few_pairs(frame, significance, found)
     return by_level(resolve_conflicts(found))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SweepAnalysis:
-    """Input of all report panels. `importances`: searched setting -> share of the objective's variance, sorted."""
+    """Input of all report panels. `importances`: fANOVA's, setting -> share of the objective's variance, sorted."""
 
     frame: SweepFrame
     significance: Significance | None
     findings: tuple[DiagnosisFinding, ...]
     importances: dict[str, float]
+    ped_anova: PedAnova
 
     @property
     def is_rehearsal(self) -> bool:
@@ -90,5 +93,12 @@ class SweepAnalysis:
 def analyze(frame: SweepFrame) -> SweepAnalysis:
     """Return the sweep's significance, findings and importances."""
     significance = analyze_significance(frame)
-    found = importance(frame.space, [trial.record for trial in frame.trials], frame.objective)
-    return SweepAnalysis(frame, significance, tuple(diagnose(frame, significance)), found)
+    found = tuple(diagnose(frame, significance))
+    records = [trial.record for trial in frame.trials]
+    return SweepAnalysis(
+        frame,
+        significance,
+        found,
+        importance(frame.space, records, frame.objective),
+        ped_anova(frame.space, records, frame.objective),
+    )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.report.blocks import Panel
 from dashboards.report.panels import (
+    distance_panel,
     heatmaps,
     hyperparameters,
     judgements_panel,
@@ -24,8 +25,10 @@ PANELS: tuple[Callable[[SweepAnalysis], Panel | None], ...] = (
     result_panels.winner_panel,
     judgements_panel.judgements_panel,
     result_panels.diagnosis_panel,
+    distance_panel.distance_panel,
     hyperparameters.pareto_front_panel,
     heatmaps.heatmap_panel,
+    heatmaps.interactions_panel,
     learning_curves.learning_curves_panel,
     response_quality.collapse_panel,
     hyperparameters.importance_panel,

@@ -91,6 +91,8 @@ EVERY = {
     "map",
     "curves",
     "collapse",
+    "distance",
+    "interactions",
     "importance",
     "parallel",
     "samples",
