@@ -126,6 +126,8 @@ class SweepPlan:
     """One measured update, with `plan --probe`."""
     wall_clock: WallClock | None = None
     """Time on this machine, with `plan --probe`."""
+    require: tuple[str, ...] = ()
+    """What the best trial must keep: metric and bound."""
     advice: tuple[AdviceLine, ...] = ()
     """Advice that needs no model run: on settings, and on pairs that `advise` has scored before."""
 
@@ -226,6 +228,7 @@ def make_plan(
         published=rows.published,
         parameters=None if shape is None else shape.parameters,
         device=device,
+        require=tuple(requirement.name for requirement in spec.require),
     )
 
 
