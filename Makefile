@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: docs house simulate help install install-test quickstart test golden lint types imports pytest test-slow test-gpu test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
+.PHONY: docs house simulate curves replay winners help install install-test quickstart test golden lint types imports pytest test-slow test-gpu test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -83,6 +83,15 @@ bench-driver: install ## What an event costs the driver of 2,000 trials over 64 
 
 simulate: install ## What pruning saves and what the visibility rule costs, without training (a quarter of an hour)
 	$(BIN)/python -m benchmarks.pruning
+
+curves: install ## Learning curves of 180 small trials into benchmarks/recorded.json (half an hour of CPU; continues)
+	nice -n 15 $(BIN)/python -m benchmarks.recorded
+
+replay: install ## What pruning and samplers find on the recorded curves, without training (minutes)
+	$(BIN)/python -m benchmarks.replay --write
+
+winners: install ## What is shipped by accuracy, with requirements, with finalists, over 20 seeds (hours of CPU; continues)
+	nice -n 15 $(BIN)/python -m benchmarks.winners --write
 
 docs: install ## Write docs/configuration.md from the schema and docs/sweeps.md from the plans of sweeps/
 	$(BIN)/python -m docs.make_configuration

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from benchmarks.curves import SEARCH, CurveSimulator, Times
+from benchmarks.results import markdown_table, put_between
 from benchmarks.simulation import simulate
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import (
@@ -149,11 +150,6 @@ def _percent(shares: Iterable[float]) -> str:
     return f"{mean(shares):.0%}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate both tables and write them into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -165,17 +161,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     order = order_table(range(options.order_seeds), cache)
     pruners = pruner_table(range(options.seeds), cache)
     head = ["pruner", "updates saved", "same winner", f"winner within {NEAR:g}", "mean regret", "slots idle", "sweep"]
-    first = _table(head, pruners)
-    second = _table(["pruner", "trial times", *(f"lag {k} x slots" for k in LAGS)], order)
+    first = markdown_table(head, pruners)
+    second = markdown_table(["pruner", "trial times", *(f"lag {k} x slots" for k in LAGS)], order)
     text = (
         f"`make simulate`: {TRIALS} trials over {SLOTS} slots, {options.seeds} seeds, lag {2 * SLOTS}.\n\n{first}\n\n"
         f"Slots idle by the order (and the length of the sweep against `order: asap`), "
         f"{options.order_seeds} seeds.\n\n{second}"
     )
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    put_between(PAGE, BEGIN, END, text)
     sys.stdout.write(text + "\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,19 @@ def put(name: str, text: str) -> None:
         raise ValueError(f"docs/performance.md has no markers for {name}")
     before, rest = page.split(opening, 1)
     PAGE.write_text(f"{before}{opening}\n{text}\n{closing}{rest.split(closing, 1)[1]}")
+
+
+def put_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Replace what stands between two markers of a page."""
+    content = page.read_text(encoding="utf-8")
+    before, rest = content.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
 
 
 def table(name: str, found: dict[str, Any]) -> str:

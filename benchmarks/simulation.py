@@ -8,13 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from orchestrator.spec.pruners import WilcoxonPruner
+from orchestrator.spec.pruners import WilcoxonPruner, broken_evaluations
+from orchestrator.spec.requirements import find_violations
 from orchestrator.spec.samplers import RandomSampler
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.pruning.early_stopping import BrokenRequirements
 from orchestrator.study.pruning.pruner import TrialPruner
 from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPolicy
 from orchestrator.study.trial_records import TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot, visible_trials
+from trainer.results import StepMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,9 @@ class Curve:
     updates: int
     seconds_per_update: float
     pairs: Callable[[int], str] = lambda _: ""
-    """`StepMetrics.pairs` at an evaluation."""
+    """`StepMetrics.pair_margins` at an evaluation."""
+    metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict[int, Mapping[str, float]])
+    """All metrics by update, 0 included, for the sweep's requirements; without them nothing is required."""
 
 
 CurveFn = Callable[[int, Mapping[str, Any]], Curve]
@@ -58,8 +63,12 @@ class SimulatedSweep:
         return self.idle / (self.busy + self.idle) if self.busy else 0.0
 
     def best(self) -> TrialSnapshot | None:
-        """Return the complete trial with the highest value."""
-        done = [t for t in self.trials if t.state is TrialState.COMPLETE and t.values is not None]
+        """Return the complete trial with the highest value of those that keep every requirement."""
+        done = [
+            t
+            for t in self.trials
+            if t.state is TrialState.COMPLETE and t.values is not None and all(v <= 0 for v in t.violations.values())
+        ]
         return max(done, key=lambda t: (t.values[0] if t.values else -math.inf, -t.number), default=None)
 
 
@@ -67,6 +76,7 @@ class SimulatedSweep:
 class _ActiveTrial:
     curve: Curve
     pruner: TrialPruner
+    broken: BrokenRequirements
     steps: list[int]
     observed: dict[int, float] = field(default_factory=dict[int, float])
 
@@ -102,6 +112,13 @@ def simulate(spec: SweepSpec, curve_of: CurveFn, *, slots: int, lag: int | None,
     def make_pruner(number: int, updates: int, trials: list[TrialSnapshot]) -> TrialPruner:
         return TrialPruner.create(spec, number, updates, trials, lambda other: pair_margins[other])
 
+    def broken_of(curve: Curve) -> BrokenRequirements:
+        requirements = spec.require if curve.metrics else ()
+        broken = BrokenRequirements(requirements, broken_evaluations(spec.pruner), curve.updates)
+        if 0 in curve.metrics:
+            broken.start(StepMetrics(0, curve.metrics[0]))
+        return broken
+
     def snapshots() -> list[TrialSnapshot]:
         if lag is not None:
             return list(sweep.trials)  # of running trials only the settings are visible
@@ -129,7 +146,7 @@ def simulate(spec: SweepSpec, curve_of: CurveFn, *, slots: int, lag: int | None,
                 sweep.full_updates += curve.updates
                 pruner = make_pruner(number, curve.updates, visible_trials(now, number, lag))
                 pair_margins[number] = {}
-                active[number] = _ActiveTrial(curve, pruner, sorted(curve.values))
+                active[number] = _ActiveTrial(curve, pruner, broken_of(curve), sorted(curve.values))
                 heapq.heappush(events, (clock + curve.seconds_per_update * min(curve.values), number))
         if not events:
             break
@@ -152,7 +169,16 @@ def simulate(spec: SweepSpec, curve_of: CurveFn, *, slots: int, lag: int | None,
         sweep.reasons[number] = reason
         bad = reason.startswith("diverged")
         values = (-math.inf,) if bad else (trial.observed[step],)
-        ended = replace(sweep.trials[number], state=state, values=values, curve=dict(trial.observed), diverged=bad)
+        measured = trial.curve.metrics
+        missed = find_violations(spec.require, measured.get(step, {}), measured.get(0, {})) if measured else {}
+        ended = replace(
+            sweep.trials[number],
+            state=state,
+            values=values,
+            curve=dict(trial.observed),
+            diverged=bad,
+            violations=missed,
+        )
         sweep.trials[number] = ended
         del active[number]
         is_waiting = False
@@ -163,6 +189,8 @@ def simulate(spec: SweepSpec, curve_of: CurveFn, *, slots: int, lag: int | None,
 def _decision(trial: _ActiveTrial, step: int, pairs: str) -> tuple[TrialState | None, str]:
     if math.isnan(trial.observed[step]):
         return TrialState.PRUNED, f"diverged at update {step}"
+    if reason := trial.broken.update(StepMetrics(step, trial.curve.metrics.get(step, {}))):
+        return TrialState.PRUNED, reason
     if reason := trial.pruner.prune_reason(trial.observed, step, pairs):
         return TrialState.PRUNED, reason
     return (None, "") if trial.steps else (TrialState.COMPLETE, "")
