@@ -81,6 +81,7 @@ FindingKind = Literal[
     "turns_cut",
     "score_contradicts",
     "score_tie",
+    "kept_to_confirm",
 ]
 RowNotice = tuple[FindingKind, str]
 """A kind of finding and a detail of this case."""
@@ -234,6 +235,7 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     "recognised_column": (_N, "have a column that is recognized by its name", ""),
     "score_contradicts": (_N, "have a lower score for chosen than for rejected", "remove them, or exchange the two"),
     "score_tie": (_N, "have equal scores for chosen and rejected", ""),
+    "kept_to_confirm": (_N, "are kept for finalists (data.confirm_share); the search does not evaluate on them", ""),
 }
 _SINGULAR = {"are": "is", "have": "has"}
 

@@ -122,9 +122,22 @@ class SweepPlan:
     """One measured update, with `plan --probe`."""
     wall_clock: WallClock | None = None
     """Time on this machine, with `plan --probe`."""
+    finalists: int | None = None
+    """Trainings of the finalists, on top of `trials` and counted in tokens, time and cost; None in a sweep without."""
+
+    @property
+    def trainings(self) -> int | None:
+        """Trials of the search and of the finalists; None if only time limits the search."""
+        return None if self.trials is None else self.trials + (self.finalists or 0)
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as JSON values; `sweep_identity` has the key `identity`."""
+        written = self._written()
+        if self.finalists is None:
+            del written["finalists"]
+        return written
+
+    def _written(self) -> dict[str, Any]:
         return {
             "identity" if name == "sweep_identity" else name: value
             for name, value in asdict(
@@ -165,9 +178,11 @@ def make_plan(
     Raises:
         DataError: The data has fewer pairs than one update.
     """
-    notices_out = [*notices, *_kept_models_notice(spec)]
+    notices_out = [*notices, *_kept_models_notice(spec), *_finalists_notice(spec)]
     grid = _grid(spec)
     trials, distinct = _trials(spec, grid, notices_out)
+    finalists = 0 if spec.finalists is None else spec.finalists.trials
+    trainings = None if trials is None else trials + finalists
     part = None if grid is None or trials is None or distinct is None else _grid_part(spec, grid, trials, distinct)
     if part is not None:
         notices_out.append(str(part))
@@ -188,7 +203,7 @@ def make_plan(
     if shape is not None and about_gpus:
         eval_pairs = rows.eval if rows.train is not None else None
         by_formula = estimate_cost(
-            configs, updates, shape, assumptions or GpuAssumptions(), trials, eval_pairs=eval_pairs
+            configs, updates, shape, assumptions or GpuAssumptions(), trainings, eval_pairs=eval_pairs
         )
         notices_out += by_formula.warnings if chosen is not None or not spec.auto else ()
     return SweepPlan(
@@ -209,7 +224,7 @@ def make_plan(
         updates_per_trial=_int_range(updates),
         pairs_per_trial=_int_range(pairs),
         tokens_per_trial_at_most=max(tokens, default=None),
-        tokens_at_most=max(tokens) * trials if tokens and trials else None,
+        tokens_at_most=max(tokens) * trainings if tokens and trainings else None,
         disk_bytes=None if need is None else need.bytes,
         arrangement=arrangement,
         disk=None if need is None else str(need),
@@ -219,7 +234,20 @@ def make_plan(
         published=rows.published,
         parameters=None if shape is None else shape.parameters,
         device=device,
+        finalists=finalists or None,
     )
+
+
+def _finalists_notice(spec: SweepSpec) -> list[str]:
+    if spec.finalists is None:
+        return []
+    share, limited = spec.base.data.confirm_share or 0.0, spec.budget.has_time_limit
+    return [
+        f"after the search its best {spec.finalists.top} configurations are trained again with {spec.finalists.seeds} "
+        f"fresh seeds each and evaluated on {share:.0%} of the held-out prompts, which the search does not see: "
+        f"{spec.finalists.trials} trials on top of budget.trials, counted in the time"
+        + ("; the search ends where their time is left of budget.hours or gpu_hours, at most half" if limited else "")
+    ]
 
 
 def _kept_models_notice(spec: SweepSpec) -> list[str]:
@@ -234,6 +262,12 @@ def _kept_models_notice(spec: SweepSpec) -> list[str]:
 def total_trials(spec: SweepSpec) -> int | None:
     """Return the number of trials of the sweep, the lower of budget and grid; None if only time limits it."""
     return _trials(spec, _grid(spec), [])[0]
+
+
+def planned_trials(spec: SweepSpec) -> int | None:
+    """Return the number of trials with those of the finalists; None if only time limits the search."""
+    trials = total_trials(spec)
+    return None if trials is None else trials + (0 if spec.finalists is None else spec.finalists.trials)
 
 
 def sweep_disk_need(spec: SweepSpec, slots: int | None) -> DiskNeed | None:
