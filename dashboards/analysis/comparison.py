@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dashboards.analysis.held_out_pairs import metric_by_pair
+import numpy as np
+
+from dashboards.analysis.held_out_pairs import Column, metric_by_pair
 from dashboards.analysis.run_costs import costs
 from dashboards.analysis.significance import Difference, Significance, analyze_significance, paired_difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame
@@ -23,6 +25,7 @@ from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import Choice
 from orchestrator.spec.search.space import SearchSpace
+from orchestrator.study.confirmation import FinalistSample, compare_finalists
 from orchestrator.study.importance import importance
 from trainer.metrics import CHOSEN, COMPARISON_METRIC, EXACT_ANSWERS, MARGIN
 
@@ -248,14 +251,21 @@ class SweepComparison:
 
 def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
     """Rank these sweeps by the comparison metric of their best trials."""
-    found = [_compared_sweep(frame) for frame in frames]
+    confirmed = all(frame.confirmation is not None for frame in frames)
+    found = [_confirmed_sweep(frame) if confirmed else _compared_sweep(frame) for frame in frames]
     ranked = sorted(found, key=lambda sweep: (sweep.value is None, -(sweep.value or 0.0)))
     first = ranked[0].trial
     compared = [ranked[0], *(dataclasses.replace(sweep, behind=_behind(first, sweep.trial)) for sweep in ranked[1:])]
     merged = merge_frames(frames)
     significance: Significance | None = analyze_significance(merged)
     weights = importance(merged.space, [trial.record for trial in merged.trials], merged.objective)
-    warnings = [*find_mismatches([(sweep.frame, sweep.trial) for sweep in compared]), *_own_choices(compared)]
+    own = [] if confirmed else _own_choices(compared)
+    warnings = [*find_mismatches([(sweep.frame, sweep.trial) for sweep in compared]), *own]
+    if not confirmed and (names := [frame.name for frame in frames if frame.confirmation is not None]):
+        warnings.append(
+            f"Only {', '.join(names)} confirmed {'its' if len(names) == 1 else 'their'} best by finalists: all values "
+            "here are those of the searches."
+        )
     findings = by_level(finding for frame in frames for finding in _findings(frame))
     analysis = SweepAnalysis(merged, significance, tuple(findings), weights)
     return SweepComparison(tuple(compared), tuple(warnings), analysis)
@@ -281,11 +291,37 @@ def _compared_sweep(frame: SweepFrame) -> ComparedSweep:
     return ComparedSweep(frame, trial, value)
 
 
+def _confirmed_sweep(frame: SweepFrame) -> ComparedSweep:
+    """Return the sweep with the configuration that its finalists recommend, by their mean on the confirming rows."""
+    trial = next((trial for trial in frame.finalists if trial.record.is_recommended), None)
+    return ComparedSweep(frame, trial, None if trial is None else trial.last(COMPARISON_METRIC))
+
+
+def _seed_values(trial: TrialFrame) -> Column | None:
+    """Return the comparison metric of each seed on each held-out pair, [S, N]; None where the pairs of one differ."""
+    found = [metric_by_pair(COMPARISON_METRIC, pairs, trial.config.loss) for pairs in trial.seed_pairs]
+    known = [values for values in found if values is not None]
+    same = len({len(values) for values in known}) == 1
+    return np.stack(known) if same and len(known) == trial.record.complete_seeds else None
+
+
 def _behind(first: TrialFrame | None, other: TrialFrame | None) -> Difference | None:
     if first is None or other is None or first.held_out_pairs is None or other.held_out_pairs is None:
         return None
     if not first.held_out_pairs.same_pairs(other.held_out_pairs):
         return None
+    if first.record.finalist_of is not None:
+        samples = [
+            FinalistSample(k, values, 0.0)
+            for k, trial in enumerate((first, other))
+            if (values := _seed_values(trial)) is not None and len(values) > 1
+        ]
+        if len(samples) < 2:
+            return None
+        apart = compare_finalists(samples, (), 1.0).values[1].behind
+        assert apart is not None
+        spread = float((samples[0].values.mean(axis=0) - samples[1].values.mean(axis=0)).std())
+        return Difference(apart.value, apart.low, apart.high, samples[0].values.shape[1], spread)
     ours = metric_by_pair(COMPARISON_METRIC, first.held_out_pairs, first.config.loss)
     theirs = metric_by_pair(COMPARISON_METRIC, other.held_out_pairs, other.config.loss)
     return None if ours is None or theirs is None else paired_difference(ours, theirs, COMPARISON_METRIC)

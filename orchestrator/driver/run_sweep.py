@@ -39,7 +39,7 @@ from orchestrator.spec.estimates.arrangement import arranged
 from orchestrator.spec.estimates.cost_estimate import check_share
 from orchestrator.spec.estimates.gpu_layouts import Arrangement
 from orchestrator.spec.estimates.input_sizes import check_models
-from orchestrator.spec.estimates.sweep_plan import total_trials
+from orchestrator.spec.estimates.sweep_plan import planned_trials
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
 from orchestrator.spec.samplers import GridSampler
@@ -434,7 +434,7 @@ def _cluster(
 
 @contextmanager
 def _open_view(spec: SweepSpec, presentation: Presentation) -> Generator[ProgressView]:
-    view = presentation.open_view(spec, total_trials(spec))
+    view = presentation.open_view(spec, planned_trials(spec))
     try:
         yield view
     finally:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.report.blocks import Panel
 from dashboards.report.panels import (
+    finalists_panel,
     heatmaps,
     hyperparameters,
     judgements_panel,
@@ -22,6 +23,7 @@ from dashboards.report.panels import (
 
 PANELS: tuple[Callable[[SweepAnalysis], Panel | None], ...] = (
     result_panels.winner_panel,
+    finalists_panel.finalists_panel,
     judgements_panel.judgements_panel,
     result_panels.diagnosis_panel,
     hyperparameters.pareto_front_panel,

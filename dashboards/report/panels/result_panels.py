@@ -48,7 +48,12 @@ def no_result_text(frame: SweepFrame) -> str:
 
 
 def significance_text(frame: SweepFrame, significance: Significance) -> str:
-    """Return the significance in words: against the other trials, then against the initial model."""
+    """Return the significance in words: against the other trials, then against the initial model.
+
+    Where finalists were compared, their result is the answer.
+    """
+    if frame.confirmation is not None:
+        return f"Finalists: {frame.confirmation.text}{_against_initial_text(frame, significance)}"
     return f"{_against_trials_text(frame, significance)}{_against_initial_text(frame, significance)}"
 
 
@@ -193,6 +198,10 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
         ),
         *_further_figures(frame, winner),
     ]
+    if frame.confirmation is not None:
+        mean = next(v.mean for v in frame.confirmation.values if v.of == frame.confirmation.recommended)
+        interval = f"95 % interval {format_brief(mean.low)} … {format_brief(mean.high)}"
+        found.append(KeyFigure("confirmed by finalists", format_brief(mean.value), interval))
     if significance.against_initial is not None:
         found.append(
             KeyFigure(
