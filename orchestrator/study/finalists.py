@@ -86,7 +86,7 @@ def finalists_text(records: Sequence[TrialRecord], spec: SweepSpec) -> str:
 
 
 def reserved_time_reason(spec: SweepSpec, ended: int, usage: Usage) -> str:
-    """Return why the search ends so that a limit on time leaves finalists theirs; "" while it goes on.
+    """Return why the search ends so that a limit on time leaves finalists theirs; "" while it continues.
 
     Their time is the mean of the `ended` trials of the search times the number of finalists, at most half of the limit.
     """
