@@ -118,7 +118,7 @@ class TrialController:
         trial, run = active.trial, str(active.trial.number)
         self._study.mark_started(trial)
         # This worker just reported, so kernel kills counted so far were others.
-        active.oom_kills_at_start = trial_retries.kernel_oom_kills()
+        active.oom_kills_at_start = max(active.oom_kills_at_start, self._oom_kills.sample())
         if tags := active.new_tags(report.pid, report.counters):
             self._sink.set_tags(run, tags)
         for notice in report.notices:

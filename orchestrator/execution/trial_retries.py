@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+import time
 from collections import deque
 from collections.abc import Collection
 from pathlib import Path
@@ -20,16 +23,19 @@ _RAY_OUT_OF_MEMORY_PHRASES = ("NODE_OUT_OF_MEMORY", "running low on memory", "Ou
 """Ray's messages when its memory monitor killed a worker. (Ray mentions the kernel's OOM killer after every death, so
 that text is no evidence.)"""
 _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+_SAMPLE_SECONDS = 0.25
+_OOM_KILL = re.compile(rb"^oom_kill (\d+)$", re.MULTILINE)
 
 
 def kernel_oom_kills() -> int:
     """Return the kernel's count of out-of-memory kills, of this container if available, else of the machine."""
     for path in _COUNTERS:
-        lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
-        for line in lines:
-            name, _, count = line.partition(" ")
-            if name == "oom_kill":
-                return int(count)
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        if found := _OOM_KILL.search(text):
+            return int(found[1])
     return 0
 
 
@@ -38,6 +44,13 @@ class OomKillCounter:
 
     def __init__(self) -> None:
         self._attributed = 0
+        self._sample, self._sampled_at = 0, -math.inf
+
+    def sample(self) -> int:
+        """Return the kernel's count as of at most `_SAMPLE_SECONDS` ago: reading it costs a tenth of a report."""
+        if (now := time.monotonic()) - self._sampled_at >= _SAMPLE_SECONDS:
+            self._sample, self._sampled_at = kernel_oom_kills(), now
+        return self._sample
 
     def attribute(self, since: int) -> bool:
         """Attribute one kill after the first `since` ones to a worker; return False where none is left."""

@@ -170,9 +170,10 @@ def merge_records(records: Sequence[TrialRecord], spec: SweepSpec) -> list[Trial
     complete trial with the best first objective, whose weights stand for the configuration; seconds are the sum. Of
     finalists, a trial that keeps the requirements stands before one that breaks one.
     """
-    groups = group_by_configuration(records, spec.search)
-    several = _is_repeated(spec)
-    return [merge_record(g, spec) if several or len(g) > 1 or g[0].finalist_of is not None else g[0] for g in groups]
+    groups, is_repeated = group_by_configuration(records, spec.search), _is_repeated(spec)
+    return [
+        merge_record(g, spec) if is_repeated or len(g) > 1 or g[0].finalist_of is not None else g[0] for g in groups
+    ]
 
 
 def _is_repeated(spec: SweepSpec) -> bool:
@@ -293,17 +294,17 @@ def front_of_configurations(records: Sequence[TrialRecord], spec: SweepSpec) -> 
 def _tiers(records: Sequence[TrialRecord], spec: SweepSpec) -> list[list[TrialRecord]]:
     """Return the configurations by how many of their seeds are missing, fewest first."""
     tiers: dict[int, list[TrialRecord]] = {}
+    seeds = spec.seeds_per_configuration
     for record in merge_records(records, spec):
         # A merged record is ranked once it has a value, also while further seeds run.
         ranked = replace(record, state=TrialState.COMPLETE) if record.value is not None and record.seeds else record
-        missing = max(0, _seeds_wanted(record, spec) - record.complete_seeds)
+        wanted = seeds if record.finalist_of is None else _finalist_seeds(record, spec)
+        missing = max(0, wanted - record.complete_seeds)
         tiers.setdefault(missing, []).append(ranked)
     return [tiers[missing] for missing in sorted(tiers)]
 
 
-def _seeds_wanted(record: TrialRecord, spec: SweepSpec) -> int:
-    if record.finalist_of is None:
-        return spec.seeds_per_configuration
+def _finalist_seeds(record: TrialRecord, spec: SweepSpec) -> int:
     return len(record.seeds) if spec.finalists is None else spec.finalists.seeds
 
 

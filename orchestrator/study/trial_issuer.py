@@ -116,6 +116,8 @@ class TrialIssuer:
         return self._policy.exhausted_reason(trials)
 
     def _next_repeat(self, trials: Sequence[TrialSnapshot], *, by_command: bool = False) -> NextRepeat | None:
+        if self._spec.repeats == 1:
+            return None
         visible = visible_trials(trials, len(trials), self._terms.lag)
         return next_repeat(trials, visible, self._spec, by_command=by_command)
 

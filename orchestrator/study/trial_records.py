@@ -307,7 +307,8 @@ def rank_trials(records: Iterable[TrialRecord], *objectives: Objective) -> list[
     while remaining:
         front = remaining if len(objectives) == 1 else _undominated(remaining, objectives)
         out += sorted(front, key=lambda record: (_costs(record, objectives)[0], record.number))
-        remaining = [record for record in remaining if record not in front]
+        placed = {id(record) for record in front}
+        remaining = [record for record in remaining if id(record) not in placed]
     return out + sorted(broken, key=lambda record: (record.miss, _costs(record, objectives)[0], record.number))
 
 
