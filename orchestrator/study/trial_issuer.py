@@ -89,12 +89,12 @@ class TrialIssuer:
         self, connection: Connection, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]
     ) -> str:
         """Return why no trial follows `trials` at this usage; "" if one does."""
-        reason = self._search_limit_reason(connection, trials) or self._budget_reason(trials, usage)
-        if not reason or self._spec.finalists is None:
-            return reason
+        ended = self._search_limit_reason(connection, trials) or self._budget_reason(trials, usage)
+        if not ended or self._spec.finalists is None:
+            return ended
         if not budget_exceeded(self._spec.budget, usage()) and self._has_finalists_left():
             return ""
-        return f"{reason}; {finalists_text(self._records(), self._spec)}"
+        return f"{ended}; {finalists_text(self._records(), self._spec)}"
 
     def search_or_trial_limit_reason(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> str:
         """Return why the search is exhausted, apart from limits on time; "" if it is not, or finalists are left."""
@@ -181,9 +181,9 @@ class TrialIssuer:
         first = self._trials.trials()[finalist.of]
         seed = {SEED: finalist.seed}
         params = {**optuna_trials.trial_params(first, self._spec.search.paths), **seed}
-        leaves = {**first.user_attrs.get(ENQUEUED_ATTR, {"leaves": params})["leaves"], **seed}
-        config = with_confirm_rows(apply_params(self._spec.base, leaves))
-        attrs = {"leaves": leaves, "params": params, "origin": finalist.origin, "finalist": finalist.of}
+        settings = {**first.user_attrs.get(ENQUEUED_ATTR, {"leaves": params})["leaves"], **seed}
+        config = with_confirm_rows(apply_params(self._spec.base, settings))
+        attrs = {"leaves": settings, "params": params, "origin": finalist.origin, "finalist": finalist.of}
         attrs |= {"by_hand": False, "parent": None, "fork": None}
         inside = self._optuna_params(first.params, {*out_of_space(self._spec.search, dict(first.params)), SEED})
         issued = self._create(
