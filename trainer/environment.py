@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from trainer.results import TrialError
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,14 @@ _IGNORABLE = frozenset({"", "0", "no", "none", "false", "default", "strict"})
 """Values without effect, as `accelerate launch` sets them without options."""
 _MAX_RELATIVE_ERROR = 1e-5
 """Largest accepted relative error of a float32 product; TF32 and bfloat16 exceed 1e-4."""
+_PROBED_SHAPES = ((512, 256, 1024), (512, 1024, 64), (96, 64, 300))
+"""Rows, summed and columns of the products that are compared before oneDNN is used."""
+
+
+def has_adapters(model: object) -> TypeGuard[PeftModel]:
+    """Return whether this is a model with peft's adapters; peft takes a second to load, and is not loaded for that."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def foreign_settings() -> list[str]:
@@ -98,6 +108,40 @@ def computes_float32(device: torch.device) -> bool:
     exact = left.double() @ right.double()
     found = (left.to(device) @ right.to(device)).cpu().double()
     return bool(((found - exact).abs() / exact).max() < _MAX_RELATIVE_ERROR)
+
+
+def choose_float32_products(device: torch.device) -> bool:
+    """Have oneDNN multiply float32 matrices on a CPU, if that has float32's precision there; return whether it does.
+
+    torch uses oneDNN for them only where bfloat16 is allowed too. Of x86 processors those with AMX then round to
+    bfloat16, and keep torch's own products; others compute in float32, on AMD's about twice as fast as MKL. What they
+    do is measured, not looked up.
+    """
+    import torch
+
+    if device.type != "cpu":
+        return False
+    torch.set_float32_matmul_precision("medium")
+    if all(map(_is_float32_product, _PROBED_SHAPES)):
+        return True
+    torch.set_float32_matmul_precision("highest")
+    return False
+
+
+def _is_float32_product(shape: tuple[int, int, int]) -> bool:
+    """Return whether products of these sizes, with both operands as they are and transposed, are those of float32."""
+    import torch
+
+    rows, summed, columns = shape
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.rand(rows, summed, generator=generator), torch.rand(summed, columns, generator=generator)
+    exact = left.double() @ right.double()
+    by_rows, by_columns = left.t().contiguous().t(), right.t().contiguous().t()
+    return all(
+        float(((a @ b - exact).abs() / exact).max()) < _MAX_RELATIVE_ERROR
+        for a in (left, by_rows)
+        for b in (right, by_columns)
+    )
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

@@ -114,7 +114,8 @@ class TrainingSession:
     @property
     def counters(self) -> Counter[str]:
         """Counts of this process so far: `imports`, `trials`, `data_loaded`, `model_loaded`, `weights_restored`,
-        `reference_computed`, `reference_loaded` (training pairs), `start_computed`, `start_loaded` (held-out pairs),
+        `reference_computed`, `reference_loaded`, `reference_parts` (training pairs), `start_computed`, `start_loaded`,
+        `start_parts` (held-out pairs; parts that were computed here, of what several processes compute together),
         `answers_computed`, `answers_loaded`.
         """
         return Counter(imports=1) + self._resources.counters + self._reference_cache.counters

@@ -16,7 +16,8 @@ import numpy as np
 
 from dashboards.analysis.held_out_pairs import Column, metric_by_pair
 from dashboards.analysis.run_costs import costs
-from dashboards.analysis.significance import Difference, Significance, analyze_significance, paired_difference
+from dashboards.analysis.significance import analyze_significance, compared_trials
+from dashboards.analysis.simultaneous_intervals import Difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis, diagnose
 from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel, by_level, lower_first
@@ -26,7 +27,7 @@ from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import Choice
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.study.confirmation import FinalistSample, compare_finalists
-from orchestrator.study.importance import importance
+from orchestrator.study.importance import importance, ped_anova
 from trainer.metrics import CHOSEN, COMPARISON_METRIC, EXACT_ANSWERS, MARGIN
 
 _TOKEN_RATIO = 1.05
@@ -254,11 +255,15 @@ def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
     confirmed = all(frame.confirmation is not None for frame in frames)
     found = [_confirmed_sweep(frame) if confirmed else _compared_sweep(frame) for frame in frames]
     ranked = sorted(found, key=lambda sweep: (sweep.value is None, -(sweep.value or 0.0)))
-    first = ranked[0].trial
-    compared = [ranked[0], *(dataclasses.replace(sweep, behind=_behind(first, sweep.trial)) for sweep in ranked[1:])]
     merged = merge_frames(frames)
-    significance: Significance | None = analyze_significance(merged)
-    weights = importance(merged.space, [trial.record for trial in merged.trials], merged.objective)
+    compared = [
+        ranked[0],
+        *(dataclasses.replace(sweep, behind=_behind(merged, ranked[0], sweep)) for sweep in ranked[1:]),
+    ]
+    significance = analyze_significance(merged)
+    records = [trial.record for trial in merged.trials]
+    weights = importance(merged.space, records, merged.objective)
+    by_best = ped_anova(merged.space, records, merged.objective)
     own = [] if confirmed else _own_choices(compared)
     warnings = [*find_mismatches([(sweep.frame, sweep.trial) for sweep in compared]), *own]
     if not confirmed and (names := [frame.name for frame in frames if frame.confirmation is not None]):
@@ -267,7 +272,7 @@ def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
             "here are those of the searches."
         )
     findings = by_level(finding for frame in frames for finding in _findings(frame))
-    analysis = SweepAnalysis(merged, significance, tuple(findings), weights)
+    analysis = SweepAnalysis(merged, significance, tuple(findings), weights, by_best)
     return SweepComparison(tuple(compared), tuple(warnings), analysis)
 
 
@@ -305,26 +310,31 @@ def _seed_values(trial: TrialFrame) -> Column | None:
     return np.stack(known) if same and len(known) == trial.record.complete_seeds else None
 
 
-def _behind(first: TrialFrame | None, other: TrialFrame | None) -> Difference | None:
-    if first is None or other is None or first.held_out_pairs is None or other.held_out_pairs is None:
+def _behind(merged: SweepFrame, first: ComparedSweep, other: ComparedSweep) -> Difference | None:
+    """Return how far a sweep's best trial is behind the first one's, jointly over all pairs of trials of all sweeps.
+
+    Of confirmed sweeps, how far its finalist is behind, counting seeds and pairs.
+    """
+    if first.trial is not None and first.trial.record.finalist_of is not None:
+        return None if other.trial is None else _finalist_behind(first.trial, other.trial)
+    compared = compared_trials(merged)
+    labels = [None if each.trial is None else f"{each.frame.name}/{each.trial.label}" for each in (first, other)]
+    trials = [next((t for t in merged.trials if t.label == label), None) for label in labels]
+    a, b = trials
+    return None if compared is None or a is None or b is None else compared.difference(a, b)
+
+
+def _finalist_behind(first: TrialFrame, other: TrialFrame) -> Difference | None:
+    if first.held_out_pairs is None or other.held_out_pairs is None:
         return None
-    if not first.held_out_pairs.same_pairs(other.held_out_pairs):
+    ours, theirs = _seed_values(first), _seed_values(other)
+    if ours is None or theirs is None or not first.held_out_pairs.same_pairs(other.held_out_pairs):
         return None
-    if first.record.finalist_of is not None:
-        samples = [
-            FinalistSample(k, values, 0.0)
-            for k, trial in enumerate((first, other))
-            if (values := _seed_values(trial)) is not None and len(values) > 1
-        ]
-        if len(samples) < 2:
-            return None
-        apart = compare_finalists(samples, (), 1.0).values[1].behind
-        assert apart is not None
-        spread = float((samples[0].values.mean(axis=0) - samples[1].values.mean(axis=0)).std())
-        return Difference(apart.value, apart.low, apart.high, samples[0].values.shape[1], spread)
-    ours = metric_by_pair(COMPARISON_METRIC, first.held_out_pairs, first.config.loss)
-    theirs = metric_by_pair(COMPARISON_METRIC, other.held_out_pairs, other.config.loss)
-    return None if ours is None or theirs is None else paired_difference(ours, theirs, COMPARISON_METRIC)
+    apart = compare_finalists([FinalistSample(0, ours, 0.0), FinalistSample(1, theirs, 0.0)], (), 1.0).values[1].behind
+    if apart is None:
+        return None
+    spread = float((ours.mean(axis=0) - theirs.mean(axis=0)).std())
+    return Difference(apart.value, apart.low, apart.high, ours.shape[1], spread)
 
 
 def _own_choices(sweeps: Sequence[ComparedSweep]) -> list[str]:
@@ -359,6 +369,9 @@ def as_json(found: SweepComparison) -> dict[str, Any]:
                     "mean": sweep.behind.mean,
                     "low": sweep.behind.low,
                     "high": sweep.behind.high,
+                    "joint_low": sweep.behind.joint_low,
+                    "joint_high": sweep.behind.joint_high,
+                    "comparisons": sweep.behind.comparisons,
                     "clear": sweep.behind.is_clear,
                 },
                 "complete": len(sweep.frame.ranked),

@@ -116,7 +116,7 @@ def _without_effect(frame: SweepFrame, path: str) -> str:
     widest = max((difference for difference, _ in found), key=lambda d: abs(d.mean))
     return (
         f"its values are not distinguishable (at most {format_brief(abs(widest.mean))} between them, 95 % interval "
-        f"{format_brief(widest.low)} to {format_brief(widest.high)})"
+        f"{format_brief(widest.joint_low)} to {format_brief(widest.joint_high)})"
     )
 
 

@@ -6,18 +6,23 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import fmean
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dashboards.analysis.significance import Difference, paired_difference, trial_values
+from dashboards.analysis.significance import compared_trials
+from dashboards.analysis.simultaneous_intervals import Difference
 from dashboards.analysis.small_samples import ROUNDING_TOLERANCE
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
 from orchestrator.study.repeats import mean_interval
 from orchestrator.study.trial_records import TrialState
 
+SEED = "training.seed"
 MAX_COMPARED = 8
 """Values of a setting. With more values (a sampled range), few trials match in all other settings."""
 
@@ -84,34 +89,66 @@ def _level(frame: SweepFrame, path: str, trials: Sequence[TrialFrame]) -> ParamL
     return ParamLevel(trials[0].record.params[path], tuple(trials), fmean(values), best)
 
 
-def matched_difference(frame: SweepFrame, path: str, a: Any, b: Any) -> tuple[Difference, int] | None:
+Matched = tuple[Difference, int]
+"""A difference between two values of a setting, and the number of matched pairs of trials behind it."""
+
+_MATCHED: WeakKeyDictionary[SweepFrame, dict[tuple[str, str, str], Matched]] = WeakKeyDictionary()
+
+
+def matched_difference(frame: SweepFrame, path: str, a: Any, b: Any) -> Matched | None:
     """Return the effect of a setting from trials that are equal in all other settings.
 
     Returns:
-        Mean objective with value `a` minus with `b`, bootstrapped over the held-out pairs, and the number of matched
-        pairs of trials. None where no matched trials have the same held-out pairs.
+        Mean objective with value `a` minus with `b`, and the number of matched pairs of trials; its joint interval
+        holds together with those of all pairs of values of all settings. None where no matched trials have the same
+        held-out pairs.
     """
-    groups: dict[str, dict[str, TrialFrame]] = {}
-    for trial in frame.comparable_trials:
+    if frame not in _MATCHED:
+        _MATCHED[frame] = _matched_differences(frame)
+    return _MATCHED[frame].get((path, repr(a), repr(b)))
+
+
+def matched_groups(frame: SweepFrame, paths: Sequence[str]) -> list[dict[tuple[str, ...], int]]:
+    """Return groups of comparable trials that are equal in all settings but these.
+
+    Each group: values of `paths`, as text, -> the trial's column of `compared_trials`.
+    """
+    compared = compared_trials(frame)
+    groups: dict[str, dict[tuple[str, ...], int]] = {}
+    for k, trial in enumerate(() if compared is None else compared.trials):
         params = trial.record.params
-        if path in params:
-            rest = repr(sorted((p, repr(v)) for p, v in params.items() if p != path))
-            groups.setdefault(rest, {})[repr(params[path])] = trial
-    first = frame.comparable_trials[0].held_out_pairs if frame.comparable_trials else None
-    ones, others = [], []
-    for group in groups.values():
-        if repr(a) in group and repr(b) in group:
-            one, other = group[repr(a)], group[repr(b)]
-            of_one, of_other = trial_values(frame, one), trial_values(frame, other)
-            pairs_one, pairs_other = one.held_out_pairs, other.held_out_pairs
-            if of_one is None or of_other is None or first is None or pairs_one is None or pairs_other is None:
-                continue
-            if pairs_one.same_pairs(first) and pairs_other.same_pairs(first):
-                ones.append(of_one)
-                others.append(of_other)
-    if not ones:
-        return None
-    return paired_difference(np.mean(ones, axis=0), np.mean(others, axis=0), frame.objective.metric), len(ones)
+        if trial.record.fork is None and all(path in params for path in paths):
+            rest = repr(sorted((p, repr(v)) for p, v in params.items() if p not in paths))
+            groups.setdefault(rest, {}).setdefault(tuple(repr(params[path]) for path in paths), k)
+    return list(groups.values())
+
+
+def _matched_differences(frame: SweepFrame) -> dict[tuple[str, str, str], Matched]:
+    """Return the matched differences of all pairs of values of all settings but the seed, as one family."""
+    compared = compared_trials(frame)
+    keys: list[tuple[str, str, str]] = []
+    counts: list[int] = []
+    weights: list[NDArray[np.float64]] = []
+    if compared is None:
+        return {}
+    for path in (p for p in frame.paths if p != SEED):
+        groups = matched_groups(frame, [path])
+        values = list(dict.fromkeys(value for group in groups for value in group))
+        for (a,), (b,) in combinations(values, 2):
+            both = [group for group in groups if (a,) in group and (b,) in group]
+            if both:
+                weight = np.zeros(len(compared.trials))
+                for group in both:
+                    weight[group[a,]] += 1 / len(both)
+                    weight[group[b,]] -= 1 / len(both)
+                keys.append((path, a, b))
+                counts.append(len(both))
+                weights.append(weight)
+    if not keys:
+        return {}
+    found = compared.columns.contrasts(np.stack(weights, axis=1))
+    out = {key: (difference, count) for key, difference, count in zip(keys, found, counts, strict=True)}
+    return out | {(path, b, a): (difference.reversed, count) for (path, a, b), (difference, count) in out.items()}
 
 
 def has_clear_effect(frame: SweepFrame, path: str) -> bool | None:
@@ -136,12 +173,9 @@ def difference_to_winner(frame: SweepFrame, path: str, level: ParamLevel) -> Dif
 
 
 def difference_of_trials(frame: SweepFrame, a: TrialFrame, b: TrialFrame) -> Difference | None:
-    """Return the objective of trial a minus b's; None without common held-out pairs."""
-    of_a, of_b = trial_values(frame, a), trial_values(frame, b)
-    pairs_a, pairs_b = a.held_out_pairs, b.held_out_pairs
-    if of_a is None or of_b is None or pairs_a is None or pairs_b is None or not pairs_a.same_pairs(pairs_b):
-        return None
-    return paired_difference(of_a, of_b, frame.objective.metric)
+    """Return the objective of trial a minus b's, jointly over all pairs of trials; None without common pairs."""
+    compared = compared_trials(frame)
+    return None if compared is None else compared.difference(a, b)
 
 
 _MAX_EXTENSION = math.log(2)
@@ -307,9 +341,6 @@ def is_valid(frame: SweepFrame, path: str, value: Any) -> bool:
     except ValueError:
         return False
     return value != 0 or not is_log(frame, path)
-
-
-SEED = "training.seed"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,50 +1,29 @@
-"""Significance of a ranking by a paired bootstrap over the held-out pairs, which all trials share."""
+"""Significance of a ranking by a paired bootstrap over the held-out pairs, which all trials share.
+
+Every conclusion rests on intervals that hold together (`simultaneous_intervals`): gains over the initial model over all
+trials that could have won, differences between trials over all pairs of trials, as the winner was chosen among them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dashboards.analysis.held_out_pairs import Column, metric_by_pair
-from dashboards.analysis.small_samples import ROUNDING_TOLERANCE, pairs_needed, share_difference, small_sample_interval
+from dashboards.analysis.held_out_pairs import Column, HeldOutPairs, metric_by_pair
+from dashboards.analysis.simultaneous_intervals import Difference, PairedColumns, SeedVariance
+from dashboards.analysis.small_samples import ROUNDING_TOLERANCE, bonferroni, share_difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from trainer.metrics import base_name
+from dashboards.formatting import format_brief, format_count, format_duration
+from orchestrator.study.trial_records import TrialState
+from trainer.metrics import CHOSEN, base_name
 
-RESAMPLES = 2000
-_SEED = 0
-_CACHED_ROWS = 4000
-"""Rows. Bootstrap counts of at most this many rows are cached (64 MB)."""
-_TAIL = 2.5
-"""Percent outside the interval at each end."""
 _FRACTION_METRICS = ("accuracies/logp", "rewards/accuracies", "exact_answers")
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A mean difference with its 95 % interval, in units of the metric."""
-
-    mean: float
-    low: float
-    high: float
-    pair_count: int
-    spread: float
-    """Standard deviation of the difference over pairs."""
-    paired: bool = True
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low > 0 or self.high < 0
-
-    @property
-    def pairs_needed(self) -> int | None:
-        """Estimated number of held-out pairs at which a difference of this size becomes clear; None where too many."""
-        return pairs_needed(self.mean, self.spread, self.pair_count)
+KL = "eval_kl_per_token"
+LOG_RATIO = "eval_log_ratio_per_token/chosen"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,35 +43,109 @@ class Significance:
     """Trials whose difference to the winner is not clear, the winner first."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ComparedTrials:
+    """The complete trials with the same held-out pairs as the best one, the columns of `columns`, best first."""
+
+    trials: tuple[TrialFrame, ...]
+    columns: PairedColumns
+    gains: dict[int, Difference]
+    """Trial number -> trial minus initial model, of the trials with the initial model's log-probs."""
+
+    def position(self, trial: TrialFrame) -> int | None:
+        """Return the trial's column; None if it has none."""
+        return next((k for k, each in enumerate(self.trials) if each.number == trial.number), None)
+
+    def difference(self, a: TrialFrame, b: TrialFrame) -> Difference | None:
+        """Return a minus b, jointly over all pairs of these trials; None if one of the two is not among them."""
+        of_a, of_b = self.position(a), self.position(b)
+        return None if of_a is None or of_b is None else self.columns.difference(of_a, of_b)
+
+
+_COMPARED: WeakKeyDictionary[SweepFrame, ComparedTrials | None] = WeakKeyDictionary()
+
+
+def compared_trials(frame: SweepFrame) -> ComparedTrials | None:
+    """Return the sweep's trials with their common pairs, computed once a frame; None where the best one has none."""
+    if frame not in _COMPARED:
+        _COMPARED[frame] = _compared_trials(frame)
+    return _COMPARED[frame]
+
+
+def _compared_trials(frame: SweepFrame) -> ComparedTrials | None:
+    best = next(iter(frame.eligible or frame.ranked), None)
+    if best is None or best.held_out_pairs is None:
+        return None
+    known: list[TrialFrame] = []
+    values: list[Column] = []
+    for trial in frame.ranked:
+        column = trial_values(frame, trial)
+        if (
+            column is not None
+            and trial.held_out_pairs is not None
+            and trial.held_out_pairs.same_pairs(best.held_out_pairs)
+        ):
+            known.append(trial)
+            values.append(column)
+    if all(trial.number != best.number for trial in known):
+        return None
+    share, seeds = is_share(frame.objective.metric), _seed_variance(frame, known)
+    columns = PairedColumns(np.stack(values, axis=1), share=share, seeds=seeds)
+    gains: dict[int, Column] = {}
+    for k, trial in enumerate(known):
+        initial = None if trial.held_out_pairs is None else trial.held_out_pairs.initial()
+        before = None if initial is None else metric_by_pair(frame.objective.metric, initial, trial.config.loss)
+        if before is not None:
+            gains[k] = values[k] - before
+    if not gains:
+        return ComparedTrials(tuple(known), columns, {})
+    of_gains = None if seeds is None else SeedVariance(seeds.of_means[list(gains)], seeds.degrees_of_freedom)
+    differences = PairedColumns(np.stack(list(gains.values()), axis=1), share=share, seeds=of_gains).each(
+        max(len(gains), candidate_count(frame))
+    )
+    numbers = [known[k].number for k in gains]
+    return ComparedTrials(tuple(known), columns, dict(zip(numbers, differences, strict=True)))
+
+
+def candidate_count(frame: SweepFrame) -> int:
+    """Return the trials among which the winner was chosen: complete ones, and those that a pruner stopped."""
+    stopped = [t for t in frame.in_state(TrialState.PRUNED) if not t.record.diverged]
+    return len(frame.ranked) + len(stopped)
+
+
+def _seed_variance(frame: SweepFrame, trials: Sequence[TrialFrame]) -> SeedVariance | None:
+    """Return the variance between seeds, pooled over the configurations; None where none has two."""
+    each = [
+        [float(column.mean()) for column in _seed_columns(frame, trial, None)] if trial.record.seeds else []
+        for trial in trials
+    ]
+    freedom = sum(len(means) - 1 for means in each if means)
+    if freedom < 1:
+        return None
+    pooled = sum(float(np.var(means)) * len(means) for means in each if means) / freedom
+    return SeedVariance(np.array([pooled / max(1, len(means)) for means in each]), freedom)
+
+
 def analyze_significance(frame: SweepFrame) -> Significance | None:
     """Return the significance of the best trial; None before a complete trial keeps the sweep's requirements."""
     ranked = frame.eligible
     if not ranked:
         return None
-    winner = ranked[0]
-    columns = _columns(frame, ranked)
-    if columns is None:
+    winner, compared = ranked[0], compared_trials(frame)
+    if compared is None:
         return _unpaired(frame, ranked)
-    matrix, known = columns
-    resampled = resample(matrix)
-    position = {trial.number: k for k, trial in enumerate(known)}
-    runners_up: list[tuple[TrialFrame, Difference]] = []
-    for trial in ranked[1:]:
-        k = position.get(trial.number)
-        if k is not None:
-            differences = matrix[:, 0] - matrix[:, k]
-            runners_up.append(
-                (trial, _interval(differences, resampled[:, 0] - resampled[:, k], is_share(frame.objective.metric)))
-            )
-    shares = _first_place_shares(frame.sign * resampled)
-    first_place_shares = {trial.number: float(shares[k]) for k, trial in enumerate(known)}
+    runners_up = [(t, difference) for t in ranked[1:] if (difference := compared.difference(winner, t)) is not None]
+    known = [k for k, trial in enumerate(compared.trials) if trial.record.keeps_requirements]
+    drawn = (compared.columns.means + compared.columns.deviations)[:, known]
+    shares = _first_place_shares(frame.sign * drawn)
+    against = compared.gains.get(winner.number)
     return Significance(
         winner=winner,
-        pair_count=len(matrix),
+        pair_count=len(compared.columns.values),
         paired=True,
-        against_initial=_against_initial(frame, winner),
+        against_initial=_unpaired_gain(frame, winner) if against is None else against,
         runners_up=tuple(runners_up),
-        first_place_shares=first_place_shares,
+        first_place_shares={compared.trials[k].number: float(share) for k, share in zip(known, shares, strict=True)},
         not_distinguishable=(winner, *(trial for trial, difference in runners_up if not difference.is_clear)),
     )
 
@@ -103,37 +156,14 @@ def _first_place_shares(resampled: Column) -> Column:
     return np.mean(first / first.sum(axis=1, keepdims=True), axis=0)
 
 
-def resample(matrix: Column) -> Column:
-    """Return the means of each column over RESAMPLES bootstrap resamples of the rows: [RESAMPLES, columns]."""
-    rows = len(matrix)
-    resampled = _cached_draws(rows) if rows <= _CACHED_ROWS else _draws(rows)
-    return np.concatenate([counts @ matrix for counts in resampled]) / rows
-
-
-def _draws(rows: int) -> Iterator[Column]:
-    """Yield the multinomial counts of the rows, RESAMPLES resamples in blocks that fit into memory."""
-    rng = np.random.default_rng(_SEED)
-    block = max(1, 2_000_000 // rows)
-    for begin in range(0, RESAMPLES, block):
-        size = min(block, RESAMPLES - begin)
-        yield rng.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(np.float64)
-
-
-@lru_cache(maxsize=1)
-def _cached_draws(rows: int) -> tuple[Column, ...]:
-    """Cache the counts: a diagnosis compares many columns of the same rows."""
-    return tuple(_draws(rows))
-
-
 def is_share(metric: str) -> bool:
     """Return whether a metric is a share of pairs or prompts, so that differences lie in [-1, 1]."""
     return base_name(metric) in _FRACTION_METRICS
 
 
 def paired_difference(a: Column, b: Column, metric: str) -> Difference:
-    """Return the mean of a - b with its interval; `a` and `b` are values of `metric` on the same pairs, [N] each."""
-    differences = a - b
-    return _interval(differences, resample(differences[:, None])[:, 0], is_share(metric))
+    """Return the mean of a - b by itself; `a` and `b` are values of `metric` on the same pairs, [N] each."""
+    return PairedColumns((a - b)[:, None], share=is_share(metric)).each(1)[0]
 
 
 def trial_values(frame: SweepFrame, trial: TrialFrame, metric: str | None = None) -> Column | None:
@@ -141,72 +171,128 @@ def trial_values(frame: SweepFrame, trial: TrialFrame, metric: str | None = None
 
     Of a configuration trained with several seeds: the mean over them.
     """
+    values = _seed_columns(frame, trial, metric)
+    return np.mean(values, axis=0) if values else None
+
+
+def _seed_columns(frame: SweepFrame, trial: TrialFrame, metric: str | None) -> list[Column]:
+    """Return the metric on each held-out pair, [N], of each seed."""
     if trial.held_out_pairs is None:
-        return None
-    same = [pairs for pairs in trial.seed_pairs if pairs.same_pairs(trial.held_out_pairs)]
+        return []
+    same: list[HeldOutPairs] = [pairs for pairs in trial.seed_pairs if pairs.same_pairs(trial.held_out_pairs)]
     if len(same) < len(trial.seed_pairs) or len(same) < trial.record.complete_seeds:
         same = []  # some seeds lack these pairs: the best one stands for them
     each = [
         metric_by_pair(metric or frame.objective.metric, p, trial.config.loss) for p in same or [trial.held_out_pairs]
     ]
-    values = [column for column in each if column is not None]
-    return np.mean(values, axis=0) if values else None
-
-
-def _columns(frame: SweepFrame, ranked: Sequence[TrialFrame]) -> tuple[NDArray[np.float64], list[TrialFrame]] | None:
-    """Return one column per trial, the winner's first; None where the winner has no held-out pairs."""
-    first = ranked[0].held_out_pairs
-    if first is None:
-        return None
-    known: list[TrialFrame] = []
-    columns: list[Column] = []
-    for trial in ranked:
-        values = trial_values(frame, trial)
-        if values is not None and trial.held_out_pairs is not None and trial.held_out_pairs.same_pairs(first):
-            known.append(trial)
-            columns.append(values)
-    return (np.stack(columns, axis=1), known) if known and known[0] is ranked[0] else None
-
-
-def _interval(differences: Column, resampled: Column, share: bool) -> Difference:
-    """Return the interval of the mean of `differences`; `resampled`: its bootstrap means."""
-    mean = float(differences.mean())
-    low, high = (float(end) for end in np.percentile(resampled, [_TAIL, 100 - _TAIL]))
-    low, high = small_sample_interval(mean, low, high, differences)
-    if share:
-        low, high = max(low, -1.0), min(high, 1.0)
-    mean, low, high = (0.0 if abs(value) < ROUNDING_TOLERANCE else value for value in (mean, low, high))
-    return Difference(
-        mean, low, high, len(differences), float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
-    )
-
-
-def _against_initial(frame: SweepFrame, trial: TrialFrame) -> Difference | None:
-    after = trial_values(frame, trial)
-    initial = None if trial.held_out_pairs is None else trial.held_out_pairs.initial()
-    before = None if initial is None else metric_by_pair(frame.objective.metric, initial, trial.config.loss)
-    if after is not None and before is not None:
-        return paired_difference(after, before, frame.objective.metric)
-    return _unpaired_difference(frame, trial.record.value, frame.initial_value(frame.objective.metric))
+    return [column for column in each if column is not None]
 
 
 def _unpaired(frame: SweepFrame, ranked: Sequence[TrialFrame]) -> Significance:
     """Compare without held-out pairs: only shares have a known variance, that of two independent samples."""
-    winner = ranked[0]
-    found = [(trial, _unpaired_difference(frame, winner.record.value, trial.record.value)) for trial in ranked[1:]]
+    winner, count = ranked[0], len(frame.ranked)
+    tests = max(1, count * (count - 1) // 2)
+    found = [(t, _unpaired_difference(frame, winner.record.value, t.record.value, tests)) for t in ranked[1:]]
     runners_up = tuple((trial, difference) for trial, difference in found if difference is not None)
     pair_count = runners_up[0][1].pair_count if runners_up else 0
     indistinguishable = (winner, *(trial for trial, difference in runners_up if not difference.is_clear))
-    against = _unpaired_difference(frame, winner.record.value, frame.initial_value(frame.objective.metric))
-    return Significance(winner, pair_count, False, against, runners_up, {}, indistinguishable)
+    return Significance(winner, pair_count, False, _unpaired_gain(frame, winner), runners_up, {}, indistinguishable)
 
 
-def _unpaired_difference(frame: SweepFrame, a: float | None, b: float | None) -> Difference | None:
+def _unpaired_gain(frame: SweepFrame, winner: TrialFrame) -> Difference | None:
+    start = frame.initial_value(frame.objective.metric)
+    return _unpaired_difference(frame, winner.record.value, start, candidate_count(frame))
+
+
+def _unpaired_difference(frame: SweepFrame, a: float | None, b: float | None, comparisons: int) -> Difference | None:
+    """Return a - b, jointly over so many comparisons by Bonferroni's rule."""
     if a is None or b is None or not is_share(frame.objective.metric):
         return None
     counts_prompts = base_name(frame.objective.metric) == "exact_answers"
     count = frame.spec.base.evaluation.prompts if counts_prompts else 0 if frame.data is None else frame.data.eval_rows
     if count < 1:
         return None
-    spread = math.sqrt(a * (1 - a) + b * (1 - b))
-    return Difference(a - b, *share_difference(a, b, count), count, spread, paired=False)
+    return Difference(
+        a - b,
+        *share_difference(a, b, count),
+        count,
+        spread=math.sqrt(a * (1 - a) + b * (1 - b)),
+        paired=False,
+        joint=share_difference(a, b, count, comparisons) if comparisons > 1 else None,
+        comparisons=comparisons,
+        critical=bonferroni(comparisons),
+    )
+
+
+# --- which of several tied trials to use -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """One thing of which a trial should have little. `ratio`, `gap`: what counts as notably more than the least."""
+
+    of: Callable[[TrialFrame], float | None]
+    text: str
+    show: Callable[[float], str]
+    ratio: float = 1.1
+    gap: float = 0.0
+
+
+def recommend(
+    frame: SweepFrame, significance: Significance, avoid: Container[str] = ()
+) -> tuple[TrialFrame, str] | None:
+    """Return which of the tied trials to use, and why: of the closest to the initial model the cheapest, then the best.
+
+    Far from the initial model a held-out accuracy says less about the answers (Chen et al., arXiv 2405.19534).
+
+    Args:
+        frame: the sweep.
+        significance: its significance.
+        avoid: labels of trials that are not to be used.
+
+    Returns:
+        None where there is no tie, where all are to be avoided, with several objectives, which only a user weighs, and
+        where finalists were compared, whose recommendation holds.
+    """
+    if frame.confirmation is not None:
+        return None
+    tied = [trial for trial in significance.not_distinguishable if trial.label not in avoid]
+    if len(significance.not_distinguishable) < 2 or not tied or frame.further_objectives:
+        return None
+    left, decisive = tied, None
+    distance = _DISTANCES[0 if all(_kl(trial) is not None for trial in tied) else 1]
+    for measure in (distance, *_COSTS):
+        known = [(value, trial) for trial in left if (value := measure.of(trial)) is not None]
+        if len(known) < len(left):
+            continue
+        least = min(value for value, _ in known)
+        left = [t for value, t in known if value <= measure.ratio * least or value - least <= measure.gap]
+        if decisive is None and tied[0] not in left:
+            decisive = measure
+    if decisive is None:
+        return tied[0], "the first of them (none is notably closer to the initial model or cheaper)"
+    values = [decisive.show(decisive.of(trial) or 0.0) for trial in (left[0], tied[0])]
+    return left[0], f"{decisive.text.format(values[0])} against {values[1]} of trial {tied[0].label})"
+
+
+def _kl(trial: TrialFrame) -> float | None:
+    return trial.last(KL)
+
+
+def _log_ratio(trial: TrialFrame) -> float | None:
+    """Return the size of the mean log-ratio per token of the chosen responses: the change of their log-prob."""
+    value = trial.last(LOG_RATIO)
+    value = trial.change(CHOSEN) if value is None else value
+    return None if value is None else abs(value)
+
+
+_DISTANCES = (
+    _Measure(_kl, "closer to the initial model (KL per token {}", format_brief, gap=0.001),
+    _Measure(_log_ratio, "closer to the initial model (log-ratio per token {}", format_brief, gap=0.01),
+)
+"""In nats per token."""
+_COSTS = (
+    _Measure(lambda trial: trial.tokens, "cheaper ({} training tokens", format_count),
+    _Measure(lambda trial: trial.record.seconds, "cheaper ({}", format_duration, ratio=1.25, gap=60.0),
+)
+"""Hours also vary with the machine's load."""

@@ -36,7 +36,7 @@ from dashboards.diagnosis.training_rules import (
     worse_than_initial,
 )
 from orchestrator.commands.rehearsal import is_rehearsal
-from orchestrator.study.importance import importance
+from orchestrator.study.importance import PedAnova, importance, ped_anova
 
 
 def diagnose(frame: SweepFrame, significance: Significance | None = None) -> list[DiagnosisFinding]:
@@ -66,20 +66,21 @@ def diagnose(frame: SweepFrame, significance: Significance | None = None) -> lis
             *optimum_at_boundary(frame),
             *no_clear_effect(frame),
             *confounded(frame),
-            *too_few_pairs(significance),
             *length_bias(winner),
         ]
+        found += too_few_pairs(frame, significance, found)
     return by_level(resolve_conflicts(found))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SweepAnalysis:
-    """Input of all report panels. `importances`: searched setting -> share of the objective's variance, sorted."""
+    """Input of all report panels. `importances`: fANOVA's, setting -> share of the objective's variance, sorted."""
 
     frame: SweepFrame
     significance: Significance | None
     findings: tuple[DiagnosisFinding, ...]
     importances: dict[str, float]
+    ped_anova: PedAnova
 
     @property
     def is_rehearsal(self) -> bool:
@@ -90,5 +91,12 @@ class SweepAnalysis:
 def analyze(frame: SweepFrame) -> SweepAnalysis:
     """Return the sweep's significance, findings and importances."""
     significance = analyze_significance(frame)
-    found = importance(frame.space, [trial.record for trial in frame.trials], frame.objective)
-    return SweepAnalysis(frame, significance, tuple(diagnose(frame, significance)), found)
+    found = tuple(diagnose(frame, significance))
+    records = [trial.record for trial in frame.trials]
+    return SweepAnalysis(
+        frame,
+        significance,
+        found,
+        importance(frame.space, records, frame.objective),
+        ped_anova(frame.space, records, frame.objective),
+    )

@@ -7,7 +7,7 @@ trials diverge, and the reasons of failed trials.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -24,9 +24,16 @@ from dashboards.analysis.param_effects import (
     matched_difference,
     stable_extension,
 )
-from dashboards.analysis.significance import Significance
+from dashboards.analysis.significance import Significance, recommend
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.diagnosis.findings import Advice, DiagnosisFinding, Direction, FindingLevel, round_count
+from dashboards.diagnosis.findings import (
+    Advice,
+    DiagnosisFinding,
+    Direction,
+    FindingLevel,
+    reasons_not_to_use,
+    round_count,
+)
 from dashboards.diagnosis.setting_steps import DIVERGED_SHARES, lower_rate, lowest_rate
 from dashboards.formatting import format_value
 from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
@@ -75,6 +82,8 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
         known = [(d, n, a, b) for trial, a, b in found if trial is not None for d, n in [trial]]
         widest, count, a, b = max(known, key=lambda row: abs(row[0].mean))
         required = widest.pairs_needed
+        pairs = f"{widest.comparisons} pairs of values of the searched settings"
+        counted = f", for all {pairs} together" if widest.comparisons > 1 else ""
         at = format_value(frame.ranked[0].record.params.get(path, a))
         more = f"hold out about {round_count(required)} pairs to see a difference this small" if required else ""
         yield DiagnosisFinding(
@@ -83,8 +92,8 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
             f"The values of {frame.short_names.get(path, path)} are not distinguishable with these trials",
             f"{path} {format_value(a)} against {format_value(b)}, all else equal "
             f"({count} pair{'s' if count > 1 else ''} of trials): {frame.objective.metric} differs by "
-            f"{format_value(widest.mean)}, 95 % interval {format_value(widest.low)} to "
-            f"{format_value(widest.high)} over {widest.pair_count} held-out pairs.",
+            f"{format_value(widest.mean)}, 95 % interval {format_value(widest.joint_low)} to "
+            f"{format_value(widest.joint_high)} over {widest.pair_count} held-out pairs{counted}.",
             setting=path,
             steps=(
                 Advice(f"fix it at {at} and search other settings", path, Direction.FIX),
@@ -93,10 +102,15 @@ def no_clear_effect(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
         )
 
 
-def too_few_pairs(significance: Significance) -> Iterator[DiagnosisFinding]:
-    """Report differences to the runners-up that are not significant with this number of held-out pairs."""
-    if not significance.runners_up or len(significance.not_distinguishable) < 2:
-        return
+def too_few_pairs(
+    frame: SweepFrame, significance: Significance, found: Sequence[DiagnosisFinding]
+) -> Iterator[DiagnosisFinding]:
+    """Report differences to the runners-up that are not significant with this number of held-out pairs.
+
+    `found`: the findings so far; none of the trials that a serious one warns of is recommended.
+    """
+    if not significance.runners_up or len(significance.not_distinguishable) < 2 or frame.confirmation is not None:
+        return  # finalists decide between them on rows that the search has not seen
     runner_up, difference = significance.runners_up[0]
     required = difference.pairs_needed
     indistinguishable = ", ".join(trial.label for trial in significance.not_distinguishable[:_MAX_LISTED]) + (
@@ -104,6 +118,11 @@ def too_few_pairs(significance: Significance) -> Iterator[DiagnosisFinding]:
         if len(significance.not_distinguishable) > _MAX_LISTED
         else ""
     )
+    avoid = {t.label for t in significance.not_distinguishable if reasons_not_to_use(found, t.label)}
+    recommended = recommend(frame, significance, avoid)
+    use = "weigh the objectives yourself" if frame.further_objectives else "use the cheapest or the most stable one"
+    if recommended is not None:
+        use = f"use trial {recommended[0].label}, {recommended[1]}"
     wins_text = ""
     if significance.first_place_shares:
         share = significance.first_place_shares[significance.winner.number]
@@ -113,14 +132,13 @@ def too_few_pairs(significance: Significance) -> Iterator[DiagnosisFinding]:
         FindingLevel.WARNING,
         f"These {len(significance.not_distinguishable)} configurations are not distinguishable",
         f"Trials {indistinguishable}. The runner-up, trial {runner_up.label}, is behind by "
-        f"{format_value(abs(difference.mean))}, with a 95 % interval of {format_value(difference.low)} to "
-        f"{format_value(difference.high)} over {difference.pair_count} held-out "
-        f"{'pairs' if difference.paired else 'examples, compared without pairing'}.{wins_text}",
+        f"{format_value(abs(difference.mean))}, with a 95 % interval of {format_value(difference.joint_low)} to "
+        f"{format_value(difference.joint_high)} over {difference.pair_count} held-out "
+        f"{'pairs' if difference.paired else 'examples, compared without pairing'}"
+        + (f", for all {difference.comparisons:,} pairs of trials together" if difference.comparisons > 1 else "")
+        + f".{wins_text}",
         trials=tuple(trial.label for trial in significance.not_distinguishable),
-        steps=(
-            Advice("use the cheapest or the most stable one", uses_model=True),
-            Advice("train them with several seeds (repeats: 3)"),
-        ),
+        steps=(Advice(use, uses_model=True), Advice("train them with several seeds (repeats: 3)")),
         lead=f"{f'About {round_count(required)}' if required else 'More'} held-out pairs would distinguish them; "
         "until then",
     )

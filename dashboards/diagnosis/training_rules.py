@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from dashboards.analysis.param_effects import boundary_optimum
-from dashboards.analysis.significance import Significance
+from dashboards.analysis.significance import Significance, candidate_count
 from dashboards.analysis.small_samples import MIN_RECOMMENDED_PAIRS, SMALL_SAMPLE_PAIRS, pairs_needed, share_interval
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.findings import (
@@ -45,7 +45,8 @@ def worse_than_initial(frame: SweepFrame, significance: Significance) -> Iterato
     against = significance.against_initial
     interval = ""
     if against is not None:
-        interval = f" (95 % interval of the difference {format_value(against.low)} to {format_value(against.high)})"
+        ends = f"{format_value(against.joint_low)} to {format_value(against.joint_high)}"
+        interval = f" (95 % interval of the difference {ends})"
     steps, remark = _after_no_gain(frame, significance)
     yield DiagnosisFinding(
         "worse_than_start",
@@ -138,15 +139,23 @@ def gain_not_clear(frame: SweepFrame, significance: Significance) -> Iterator[Di
         FindingLevel.WARNING,
         "The winner is not clearly better than the initial model",
         f"Trial {significance.winner.label}: {frame.objective.metric} differs from the initial model's by "
-        f"{format_value(against.mean)}, 95 % interval {format_value(against.low)} to "
-        f"{format_value(against.high)} over {against.pair_count} held-out "
-        f"{'pairs' if against.paired else 'examples, compared without pairing'}; selecting the best of "
-        f"{len(frame.ranked)} trials on the same pairs biases this gain upwards.",
+        f"{format_value(against.mean)}, 95 % interval {format_value(against.joint_low)} to "
+        f"{format_value(against.joint_high)} over {against.pair_count} held-out "
+        f"{'pairs' if against.paired else 'examples, compared without pairing'}{_choice_text(frame)}.",
         trials=(significance.winner.label,),
         steps=present(
             Advice(f"hold out {f'about {round_count(required)}' if required else 'more'} pairs to confirm it"),
             train_longer(frame, "train longer so that the gain grows"),
         ),
+    )
+
+
+def _choice_text(frame: SweepFrame) -> str:
+    count = candidate_count(frame)
+    if count < 2:
+        return ""
+    return (
+        f"; selecting the best of {count} trials on the same pairs biases this gain upwards, which the interval counts"
     )
 
 
@@ -166,12 +175,14 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagno
     )
     if accuracy is None or count == 0 or not _improved(frame, winner):
         return
-    low, high = share_interval(accuracy, count)
+    candidates = candidate_count(frame)
+    low, high = share_interval(accuracy, count, candidates)
     if low > 0.5:
         return
     evidence = (
         f"Trial {winner.label}: {ACCURACY} = {format_value(accuracy)} over {count} held-out "
-        f"pair{'s' if count > 1 else ''}, 95 % interval {low:.3f} to {high:.3f}; chance is 0.5."
+        f"pair{'s' if count > 1 else ''}, 95 % interval {low:.3f} to {high:.3f}"
+        f"{f' for the best of {candidates} trials' if candidates > 1 else ''}; chance is 0.5."
     )
     at_chance = high < NEAR_HALF
     if not at_chance and count <= SMALL_SAMPLE_PAIRS:

@@ -82,6 +82,9 @@ def comparison_summary(found: SweepComparison) -> str:
         text += "; it is not distinguishable from " + ", ".join(sweep.frame.name for sweep in indistinguishable)
     elif others and not unknown:
         text += ", clearly ahead of all others"
+    comparisons = max((sweep.behind.comparisons for sweep in others if sweep.behind is not None), default=1)
+    if comparisons > 1 and (indistinguishable or not unknown):
+        text += f" (95 % intervals for all {comparisons:,} pairs of their trials together)"
     if unknown:
         text += "; the significance against " + ", ".join(sweep.frame.name for sweep in unknown) + " is unknown"
     return text + "."
@@ -91,7 +94,7 @@ def table_rows(found: SweepComparison) -> tuple[tuple[str, ...], ...]:
     """Return the cells of the columns in HEAD, which fit most terminals."""
     values = format_measured([sweep.value for sweep in found.sweeps], 3)
     differences = [sweep.behind if sweep.trial is not None else None for sweep in found.sweeps]
-    behind = format_intervals([None if d is None else (d.mean, d.low, d.high) for d in differences])
+    behind = format_intervals([None if d is None else (d.mean, d.joint_low, d.joint_high) for d in differences])
     return tuple(
         ("–", sweep.frame.name, sweep.loss_name, "–", "no trial completed", "–", "–")
         if sweep.trial is None

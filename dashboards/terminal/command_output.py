@@ -336,7 +336,8 @@ def print_best(found: Mapping[str, Any], *, metrics: bool = False) -> None:
         table.add_row("finalists", escape(finalists["text"]))
     shown = front if metrics else front[:_MAX_FRONT]
     if found.get("interval") is not None:
-        table.add_row("95% interval of the mean", " to ".join(map(_short, found["interval"])))
+        low, high = map(_short, found["interval"])
+        table.add_row("95% interval of the mean", f"{low} to {high}, of this configuration by itself")
     if seeds := found.get("seeds"):
         each = (f"{s['seed']} (trial {s['trial']} {s['state']} {_short(s['value'])})" for s in seeds)
         table.add_row("seeds", escape(", ".join(each)))

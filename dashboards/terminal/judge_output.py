@@ -17,6 +17,7 @@ from rich.text import Text
 
 from dashboards.formatting import format_measured, table_width
 from orchestrator.judge.judgements import Judgement, Rate
+from orchestrator.judge.win_rates import joint_win_rate
 
 _LOG_INTERVAL = 15.0
 """Seconds between progress lines of piped output."""
@@ -104,6 +105,22 @@ def format_rate(found: Rate | None) -> str:
     return "–" if found is None else f"{found.value:.0%} ({found.low:.0%} … {found.high:.0%})"
 
 
+def joint_conclusion(judgements: Sequence[Judgement]) -> str:
+    """Return which trials' answers are clearly better or worse, counting that several were judged; "" for one each."""
+    parts: list[str] = []
+    for judgement in judgements:
+        if judgement.win_rate is None:
+            continue
+        rate, count = joint_win_rate(judgement, judgements)
+        if count > 1 and rate.is_clear:
+            better = "better" if rate.value > 0.5 else "worse"
+            parts.append(f"trial {judgement.trial} is {better} ({judgement.key.replace('_', ', ')})")
+    several = any(j.win_rate is not None and joint_win_rate(j, judgements)[1] > 1 for j in judgements)
+    if not several:
+        return ""
+    return f"For all judged trials together (95 %): {'; '.join(parts) or 'none differs from the initial model'}."
+
+
 def _lines(judgement: Judgement) -> Text:
     """Return a judgement on three lines, for a terminal in which the table's cells would be cut."""
     trial, judge_name, decoding, win_rate, at_equal_length, wins, ties, losses, first = table_row(judgement)
@@ -119,7 +136,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], judgements: Seque
     for k, name in enumerate(head):
         table.add_column("\n".join(wrap(name, 15)), justify="left" if k in (1, 2) else "right")
     for cells, judgement in zip(rows, judgements, strict=True):
-        clear = judgement.win_rate is not None and judgement.win_rate.is_clear
+        clear = judgement.win_rate is not None and joint_win_rate(judgement, judgements)[0].is_clear
         style = "" if not clear or judgement.win_rate is None else "green" if judgement.win_rate.value > 0.5 else "red"
         table.add_row(*(Text(cell, style=style) for cell in cells))
     return table
@@ -141,7 +158,9 @@ def print_judgements(judgements: Sequence[Judgement], console: Console) -> None:
     fitting = next((t for t in tables if table_width(t).maximum <= console.width), None)
     for shown in [fitting] if fitting is not None else map(_lines, judgements):
         console.print(shown)
-    in_brackets = "the 95 % interval"
+    in_brackets = "the 95 % interval of each trial by itself"
     if fitting is tables[0]:
         in_brackets += "; after characters and score, the initial model's"
     console.print(Text(f"Against the initial model; ties count half. In brackets: {in_brackets}.", style="dim"))
+    if conclusion := joint_conclusion(judgements):
+        console.print(Text(conclusion, style="dim"))

@@ -9,11 +9,13 @@ from typing import Any
 from dashboards.analysis.comparison import SweepComparison, compare_sweeps
 from dashboards.analysis.follow_up import follow_up, to_yaml
 from dashboards.analysis.load_frame import load_frame
+from dashboards.analysis.significance import recommend
 from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis, analyze, diagnose
 from dashboards.diagnosis.findings import reasons_not_to_use
 from dashboards.report.comparison_page import comparison_page
 from dashboards.report.html_page import write_page, write_report
+from dashboards.report.panels.result_panels import trials_to_avoid
 from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.commands.status import sweep_state
 from orchestrator.driver.data_stage import load_data_report, updates_by_params
@@ -108,6 +110,7 @@ def as_json(analysis: SweepAnalysis) -> dict[str, Any]:
         "start": frame.initial_value(frame.objective.metric),
         "best": None,
         "importance": analysis.importances,
+        "importance_ped_anova": analysis.ped_anova.shares,
         "findings": [finding.as_json() for finding in analysis.findings],
         "judge": judgements_as_json([judgement for trial in frame.trials for judgement in trial.judgements]),
         "notices": list(frame.notices),
@@ -121,9 +124,22 @@ def as_json(analysis: SweepAnalysis) -> dict[str, Any]:
             "trial": significance.winner.number,
             "value": significance.winner.record.value,
             "params": dict(significance.winner.record.params),
-            "gain": None if against is None else {"mean": against.mean, "low": against.low, "high": against.high},
+            "gain": None
+            if against is None
+            else {
+                "mean": against.mean,
+                "low": against.low,
+                "high": against.high,
+                "joint_low": against.joint_low,
+                "joint_high": against.joint_high,
+                "comparisons": against.comparisons,
+                "clear": against.is_clear,
+            },
             "held_out_pairs": significance.pair_count,
             "would_win": significance.first_place_shares.get(significance.winner.number),
             "cannot_be_told_apart": [trial.number for trial in significance.not_distinguishable],
         }
+        recommended = recommend(frame, significance, trials_to_avoid(analysis))
+        if recommended is not None:
+            found["best"]["recommended"] = {"trial": recommended[0].number, "reason": recommended[1]}
     return found

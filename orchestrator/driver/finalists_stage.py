@@ -21,6 +21,9 @@ from orchestrator.study.trial_records import TrialRecord, TrialState
 from trainer.metrics import CHOSEN
 from trainer.storage.failpoints import failpoint
 
+KL = "eval_kl_per_token"
+"""Of a trial's greedy answers from the initial model, where it is measured."""
+
 
 def confirm_finalists(
     study: Study, sink: TrackingSink, reporter: SweepReporter, log: Callable[[str], None]
@@ -62,12 +65,13 @@ def _compare(study: Study, reporter: SweepReporter, records: Sequence[TrialRecor
     paired = len(by_pair) == len(trials) and len(widths) == 1
     initial = study.metric_history(trials[0].number)
     start = initial[0].metrics.get(CHOSEN) if initial and initial[0].step == 0 else None
+    kl = all(KL in means[of].metrics for of in compared)
     samples = [
         FinalistSample(
             of,
             np.array([by_pair[r.number] if paired else [r.value] for r in group], dtype=np.float64),
             group[0].step * trial_config(spec, group[0]).training.pairs_per_update,
-            _distance(means[of], start),
+            means[of].metrics[KL] if kl else _distance(means[of], start),
         )
         for of, group in compared.items()
     ]

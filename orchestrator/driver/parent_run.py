@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -153,6 +154,39 @@ def record_page_failure(study: Study, what: str, reason: Exception) -> str:
     path.write_text(redact("".join(traceback.format_exception(reason))), encoding="utf-8")
     study.add_event(f"{what} failed", text)
     return f"{text}; the traceback is in {path}"
+
+
+class DraftReport:
+    """The report as it is while the last trials train, written once in a thread, with a connection of its own.
+
+    A sweep whose driver is killed at the end has a report, and the final one takes a fraction of the time: what draws
+    it is imported, and the scripts of the page are packed.
+    """
+
+    def __init__(self, folder: SweepFolder, spec: SweepSpec, reporter: SweepReporter) -> None:
+        self._folder, self._spec, self._reporter = folder, spec, reporter
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def start(self) -> None:
+        """Start writing; repeated calls have no effect."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write, name="draft of the report", daemon=True)
+            self._thread.start()
+
+    def wait(self, study: Study) -> None:
+        """Wait for the end; a failure is recorded in the history, and the final report is tried nevertheless."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            record_page_failure(study, "draft of the report", self._error)
+
+    def _write(self) -> None:
+        try:
+            with Study.open(self._folder, read_only=True) as study:
+                self._reporter.write_report(study, "running", updates_of=updates_if_known(self._folder, self._spec))
+        except Exception as error:  # noqa: BLE001 - recorded by `wait`, in the thread that writes to the study
+            self._error = error
 
 
 FINAL_STOPS = frozenset(

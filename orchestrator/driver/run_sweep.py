@@ -322,7 +322,6 @@ def _run_driver(
 ) -> StopReason:
     from orchestrator.driver.judge_stage import endpoint_key, judge_after_sweep
     from orchestrator.driver.notifications import notify_events
-    from orchestrator.driver.sweep_driver import drive
     from orchestrator.execution.workers.attempt_runner import open_session
     from orchestrator.execution.workers.data_process import DataProcess
 
@@ -344,6 +343,8 @@ def _run_driver(
                 trust_remote_code=trust_remote_code,
             ) as data,
         ):
+            from orchestrator.driver.sweep_driver import drive  # Ray Tune takes seconds to load, as do the data
+
             stop_reason: StopReason | None = None
             ray_deaths = 0
             while stop_reason is None:

@@ -14,6 +14,7 @@ from orchestrator.driver.finalists_stage import confirm_finalists
 from orchestrator.driver.mirror_maintenance import MirrorMaintenance, claim_mirror, maintain_mirror
 from orchestrator.driver.parent_run import (
     FINAL_STOPS,
+    DraftReport,
     end_parent_run,
     open_sink,
     start_parent_run,
@@ -28,9 +29,11 @@ from orchestrator.execution.user_requests import StopConditions, end_unfinished_
 from orchestrator.execution.workers.attempt_runner import SessionFactory
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageWorker
+from orchestrator.execution.workers.trial_worker import PrestartedWorkers
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SWEEP_RUN, ProgressView, SweepReporter, TrackingSink
 from orchestrator.spec.estimates.gpu_layouts import Arrangement
+from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.sweep_spec import GPUS_PER_TRIAL, SweepSpec
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
@@ -94,9 +97,14 @@ def drive(
         SweepHeld: another driver runs the sweep.
         DataError, StageFailed, StorageRefused, MirrorError: see the stages.
     """
-    with StageWorker(slots, folder.cache, signals, view.refresh, open_session) as worker:
+    with (
+        StageWorker(slots, folder.cache, signals, view.refresh, open_session) as worker,
+        PrestartedWorkers(slots, folder.cache, open_session) as prestarted,
+    ):
         if spec.sft is not None:
             worker.start()
+        to_come = _trials_to_come(folder, spec)
+        prestarted.start(slots.count if to_come is None else to_come)
         report = check_data(spec, folder, view, data)
         with _open_or_create_study(folder, spec, slots, report, view) as study:
             notices = [*paused_notices(study), *note_arrangement(study, arrangement)]
@@ -104,6 +112,7 @@ def drive(
             study.start_driving(slots.gpus)  # before tracking starts: raises SweepHeld where another driver is alive
             sink = open_sink(study, folder.root, reporter)
             stop_reason: StopReason | None = None  # None after an error
+            draft = DraftReport(folder, study.spec, reporter)
             stop_conditions = StopConditions(study, view)
             try:
                 for notice in notices:
@@ -117,8 +126,9 @@ def drive(
                 data.shut_down()
                 trial_inputs = TrialInputs(report, initial_model, arrangement, study.spec.auto)
                 with maintain_mirror(study, view) as mirror:
+                    on_trial_end = AfterTrial(study, sink, reporter, mirror)
                     stop_reason = _run_trials(
-                        study, sink, view, signals, slots, trial_inputs, open_session, mirror, reporter
+                        study, sink, view, signals, slots, trial_inputs, open_session, prestarted, on_trial_end, draft
                     )
                 if stop_reason.kind in FINAL_STOPS:
                     confirm_finalists(study, sink, reporter, view.log)
@@ -129,9 +139,19 @@ def drive(
                     study.check_fence()  # raises SweepHeld: this error is not part of the new driver's history
                 raise
             finally:
+                draft.wait(study)
                 _end_tracking(study, sink, view, reporter, stop_reason)
     assert stop_reason is not None
     return stop_reason
+
+
+def _trials_to_come(folder: SweepFolder, spec: SweepSpec) -> int | None:
+    """Return how many trials are left to train, None where only time limits them."""
+    total = total_trials(spec)
+    if total is None or not Study.exists(folder):
+        return total
+    with Study.open(folder, read_only=True) as study:
+        return total - sum(record.state.is_final for record in study.trials())
 
 
 ARRANGED = "arrangement"
@@ -195,8 +215,9 @@ def _run_trials(
     slots: Slots,
     trial_inputs: TrialInputs,
     open_session: SessionFactory,
-    mirror: MirrorMaintenance | None,
-    reporter: SweepReporter,
+    prestarted: PrestartedWorkers,
+    on_trial_end: AfterTrial,
+    draft: DraftReport,
 ) -> StopReason:
     spec = study.spec
     view.set_total_updates(updates_by_params(spec, trial_inputs.data))
@@ -206,6 +227,13 @@ def _run_trials(
         view.update_trial(record)
         view.add_metrics(record.number, study.metric_history(record.number))
 
+    last_trial = (total_trials(spec) or 0) - 1
+
+    def on_trial_start(number: int) -> None:
+        """Write a first report while the last trials train."""
+        if number >= last_trial >= slots.count:
+            draft.start()
+
     ended = run_trials(
         study,
         sink,
@@ -213,9 +241,11 @@ def _run_trials(
         signals,
         slots,
         finalize_config=trial_inputs.apply,
-        on_trial_end=AfterTrial(study, sink, reporter, mirror),
+        on_trial_end=on_trial_end,
+        on_trial_start=on_trial_start,
         longest_row=trial_inputs.data.lengths["row"]["p100"],
         open_session=open_session,
+        prestarted=prestarted,
     )
     if study.draw_error is not None and ended.kind is StopKind.FINISHED:
         raise study.draw_error

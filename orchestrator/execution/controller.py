@@ -39,12 +39,13 @@ class TrialController:
         *,
         finalize_config: Callable[[TrialConfig, Mapping[str, Any]], TrialConfig],
         on_trial_end: Callable[[TrialRecord], None],
+        on_trial_start: Callable[[int], None] = lambda _: None,
         longest_row: int = 1,
     ) -> None:
         """`longest_row`: tokens of the longest row: a micro-batch cannot be smaller."""
         self._study, self._sink, self._view, self._signals = study, sink, view, signals
         self._launcher = AttemptLauncher(study, sink, view, finalize_config)
-        self._on_trial_end = on_trial_end
+        self._on_trial_end, self._on_trial_start = on_trial_end, on_trial_start
         self._active: dict[str, ActiveAttempt] = {}
         self._retries = RetryPolicy(study, view, longest_row)
         self._stop_conditions = StopConditions(study, view)
@@ -95,6 +96,7 @@ class TrialController:
             return None
         active = self._launcher.start_attempt(trial)
         self._active[active.task.id] = active
+        self._on_trial_start(trial.number)
         return active.task
 
     def trials_at_a_time(self, slots: Slots) -> int:

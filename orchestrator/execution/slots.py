@@ -6,6 +6,9 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
 
 from orchestrator.errors import SpecError, SpecProblem
 from orchestrator.gpus import smallest_memory, visible_devices, visible_gpus
@@ -206,6 +209,16 @@ def machine_gpus() -> MachineGpus:
 def gpu_memory() -> float | None:
     """Return the memory of the smallest visible GPU in bytes; None without GPUs."""
     return smallest_memory() if visible_gpus() else None
+
+
+def available_memory() -> float:
+    """Return the bytes of memory that this process may still use, within its control group."""
+    available = float(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        available = min(available, int(text) - float(used.read_text()))
+    return available
 
 
 def _amounts(cpus: float, gpus: float) -> str:

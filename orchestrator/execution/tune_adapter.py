@@ -25,6 +25,7 @@ from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopRea
 from orchestrator.execution.user_requests import wait_while_paused
 from orchestrator.execution.workers.attempt_runner import SessionFactory, open_session
 from orchestrator.execution.workers.session_factory import session_factory
+from orchestrator.execution.workers.trial_worker import DedicatedWorkerPool, PrestartedWorkers
 from orchestrator.interfaces import ProgressView, TrackingSink
 from orchestrator.redaction import redact
 from orchestrator.study.study import Study
@@ -61,6 +62,10 @@ class WorkerPool(Protocol):
         """Return the trainable's configuration for this attempt."""
         ...
 
+    def actor_class(self, original: Any) -> Any:
+        """Return the remote class whose actors Tune starts; `original` is Tune's own."""
+        ...
+
     def on_attempt_end(self, task_id: str, *, lost: bool) -> None:
         """Handle the end of an attempt; `lost`: its worker died."""
         ...
@@ -72,6 +77,17 @@ class WorkerPool(Protocol):
     def shut_down(self) -> None:
         """End all processes after the last trial."""
         ...
+
+
+class ActorClasses:
+    """Tune's remote classes of trainables, as the worker pool wants them."""
+
+    def __init__(self, original: Any, workers: WorkerPool) -> None:
+        self._original, self._workers = original, workers
+
+    def get(self, trainable: type[Trainable]) -> Any:
+        """Return the remote class of this trainable."""
+        return self._workers.actor_class(self._original.get(trainable))
 
 
 class ControllerSearch(SearchAlgorithm):
@@ -133,19 +149,22 @@ class ControllerScheduler(FIFOScheduler):
     def __init__(self, controller: TrialController, slots: Slots, workers: WorkerPool) -> None:
         super().__init__()
         self._controller, self._slots, self._workers = controller, slots, workers
-        self._cache_enlarged = False
+        self._prepared = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Keep as many warm workers as there are slots; Tune's own cache drops one when two trials end together."""
-        if not self._cache_enlarged:
+        """Keep as many warm workers as there are slots; Tune's own cache drops one when two trials end together.
+
+        The first actors are the prestarted ones.
+        """
+        if not self._prepared:
             tune_wrapper: Any = tune_controller  # Tune passes its controller in a wrapper
-            tune_wrapper._tune_controller._actor_cache.increase_max(
-                trial.placement_group_factory, by=self._slots.max_count
-            )
-            self._cache_enlarged = True
+            tune = tune_wrapper._tune_controller
+            tune._actor_cache.increase_max(trial.placement_group_factory, by=self._slots.max_count)
+            tune._class_cache = ActorClasses(tune._class_cache, self._workers)
+            self._prepared = True
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Pass the report to the controller; return CONTINUE or STOP."""
@@ -196,8 +215,10 @@ def run_trials(
     *,
     finalize_config: Callable[[TrialConfig, Mapping[str, Any]], TrialConfig] = lambda config, _: config,
     on_trial_end: Callable[[TrialRecord], None] = lambda _: None,
+    on_trial_start: Callable[[int], None] = lambda _: None,
     longest_row: int = 1,
     open_session: SessionFactory = open_session,
+    prestarted: PrestartedWorkers | None = None,
 ) -> StopReason:
     """Run the study's remaining trials on the connected Ray cluster; return why the run ended.
 
@@ -212,8 +233,10 @@ def run_trials(
         finalize_config: fills in a trial's configuration at run time, given its own settings: the SFT stage's model,
             what was chosen for this machine.
         on_trial_end: called after each ended trial.
+        on_trial_start: called with the number of each trial that has been given a slot.
         longest_row: tokens of the data's longest row.
         open_session: opens a worker's training session.
+        prestarted: worker processes that already run, opened by the same function.
     """
     while True:
         controller = TrialController(
@@ -223,9 +246,10 @@ def run_trials(
             signals,
             finalize_config=finalize_config,
             on_trial_end=on_trial_end,
+            on_trial_start=on_trial_start,
             longest_row=longest_row,
         )
-        stop = _run_tune(controller, study, slots, open_session)
+        stop = _run_tune(controller, study, slots, open_session, prestarted)
         if stop.kind is not StopKind.PAUSED:
             return stop
         stop_while_paused = wait_while_paused(study, view, signals, stop.text)
@@ -233,15 +257,24 @@ def run_trials(
             return stop_while_paused
 
 
-def _run_tune(controller: TrialController, study: Study, slots: Slots, open_session: SessionFactory) -> StopReason:
+def _run_tune(
+    controller: TrialController,
+    study: Study,
+    slots: Slots,
+    open_session: SessionFactory,
+    prestarted: PrestartedWorkers | None,
+) -> StopReason:
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, TuneError, Tuner
 
     from orchestrator.execution.workers.shared_worker import SharedWorkerPool
-    from orchestrator.execution.workers.trial_worker import DedicatedWorkerPool
 
     study.check_concurrency(slots.count)
     arguments = (study.folder.cache, session_factory(open_session, slots))
-    workers = SharedWorkerPool(slots, *arguments) if slots.trials_per_process > 1 else DedicatedWorkerPool(*arguments)
+    workers = (
+        SharedWorkerPool(slots, *arguments)
+        if slots.trials_per_process > 1
+        else DedicatedWorkerPool(*arguments, prestarted)
+    )
     storage, name = (study.folder.path / "ray").resolve(), f"tune-{time.time_ns()}"
     tuner = Tuner(
         workers.trainable,

@@ -17,7 +17,8 @@ Differences from AlpacaEval, whose files are about its 805 prompts and one basel
 1. Difficulty is estimated as smoothed log-odds from the preferences of at least three *other* judged trials on the
    prompt.
 2. No rows of a verbose or concise baseline are added (weight 0.2 there).
-3. The interval, which AlpacaEval does not have, is a bootstrap over prompts at the chosen strength.
+3. The interval, which AlpacaEval does not have, is a bootstrap over prompts at the chosen strength, and at least as
+   wide as Wilson's: resamples of ties alone are all alike, which says nothing about further prompts.
 4. If that strength removes the model's term, as with few prompts, the rate would always be 0.5: then the rate is that
    of the weakest penalty. If it does so in a resample, the interval would end at 0.5: then so is the interval.
 5. The samples of a prompt have a total weight of 1.
@@ -29,12 +30,13 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.judge.judgements import Rate
+from orchestrator.judge.judgements import Judgement, Rate
 
 Vote = Literal["first", "second", "tie"]
 
@@ -71,17 +73,36 @@ class VotePair:
         )
 
 
-def wilson(share: float, count: int) -> Rate:
+def wilson(share: float, count: int, comparisons: int = 1) -> Rate:
     """Return a share of `count` with Wilson's 95 % interval, which is conservative if ties count half.
+
+    `comparisons`: number of such intervals that hold together (Bonferroni).
 
     Raises ValueError if `share` is not in [0, 1] or `count` below 1.
     """
     if count < 1 or not 0.0 <= share <= 1.0:
         raise ValueError(f"{share} is not a share of {count}")
-    square = _Z * _Z
+    z = _Z if comparisons == 1 else NormalDist().inv_cdf(1 - 0.025 / comparisons)
+    square = z * z
     middle = (share + square / (2 * count)) / (1 + square / count)
-    half = _Z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
+    half = z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
     return Rate(value=share, low=max(0.0, min(share, middle - half)), high=min(1.0, max(share, middle + half)))
+
+
+def joint_win_rate(judgement: Judgement, judged: Iterable[Judgement]) -> tuple[Rate, int]:
+    """Return a judgement's win rate with the interval that holds for all trials of this judge, and their number.
+
+    Args:
+        judgement: a judgement with a win rate.
+        judged: all judgements of the sweep.
+
+    Raises:
+        ValueError: the judgement has no win rate.
+    """
+    if judgement.win_rate is None:
+        raise ValueError(f"trial {judgement.trial} has no win rate")
+    count = max(1, sum((j.key, j.judge_name) == (judgement.key, judgement.judge_name) for j in judged))
+    return wilson(judgement.win_rate.value, judgement.prompts, count), count
 
 
 def prompt_means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -180,7 +201,8 @@ def length_controlled(
         fits = [fit_logistic(design, preferences, weights, STRENGTHS[-1]) for weights in resampled]
     sampled = [_mean(equal_length_design, *each) for each in zip(fits, resampled, strict=True)]
     low, high = (float(end) for end in np.percentile(sampled, [_TAIL, 100 - _TAIL]))
-    return Rate(value=value, low=min(low, value), high=max(high, value))
+    prompts_only = wilson(min(1.0, max(0.0, value)), count)
+    return Rate(value=value, low=min(low, prompts_only.low), high=max(high, prompts_only.high))
 
 
 def best_strength(design: Column, preferences: Column, weights: Column, groups: NDArray[Any]) -> float:

@@ -27,6 +27,8 @@ Matrix = NDArray[np.float64]
 RESAMPLES = 2000
 ERROR_RATE = 0.05
 """Of all intervals of one kind together."""
+NOTABLE, NOTABLE_NATS = 1.1, 0.01
+"""Of tied finalists, what counts as more than the least distance or cost: this ratio; of distances also this gap."""
 _RANDOM_STATE = 0
 _BLOCK = 2_000_000
 """Numbers drawn at a time."""
@@ -37,7 +39,7 @@ class FinalistSample:
     """What one finalist was measured by.
 
     `of`: the first trial of its configuration; `values`: [S, N], the objective of each seed on each held-out pair, or
-    [S, 1], its value alone; `cost`: training pairs; `distance` from the initial model, None if unknown.
+    [S, 1], its value alone; `cost`: training pairs; `distance` from the initial model in nats per token, None if unknown.
     """
 
     of: int
@@ -114,7 +116,8 @@ def compare_finalists(samples: Sequence[FinalistSample], trials: Sequence[int], 
             behind = _interval(apart, draws[best] - draws[k], (samples[best], sample), pairs)
         mean = _interval(float(sample.values.mean()), draws[k], (sample,), count)
         values.append(ConfirmedValue(of=sample.of, seeds=len(sample.values), mean=mean, behind=behind))
-    tied = [samples[best], *(s for s, v in zip(samples, values, strict=True) if v.behind and not v.behind.is_clear)]
+    near = [s for s, v in zip(samples, values, strict=True) if v.behind is None or not v.behind.is_clear]
+    tied = sorted(near, key=lambda s: (s is not samples[best], -sign * float(s.values.mean())))
     recommended, reason = _recommend(tied, count)
     width = samples[0].values.shape[1]
     return Confirmation(
@@ -161,7 +164,11 @@ def _interval(value: float, draws: Matrix, samples: Sequence[FinalistSample], co
 
 
 def _recommend(tied: Sequence[FinalistSample], count: int) -> tuple[FinalistSample, str]:
-    """Return which of the tied finalists to use, the best mean's first, and why: the cheaper, then the closer one."""
+    """Return which of the tied finalists to use, the best mean's first, and why.
+
+    Of those notably closest to the initial model the notably cheapest, of these the best mean: far from the initial
+    model a held-out metric says less about the answers (Chen et al., arXiv 2405.19534).
+    """
     first = tied[0]
     name = f"trial {first.of}'s configuration"
     if count == 1:
@@ -170,18 +177,18 @@ def _recommend(tied: Sequence[FinalistSample], count: int) -> tuple[FinalistSamp
         return first, f"{name} is clearly better than the other finalists"
     listed = ", ".join(str(sample.of) for sample in sorted(tied, key=lambda sample: sample.of))
     head = f"the configurations of trials {listed} are tied"
-    cheapest = [s for s in tied if s.cost == min(sample.cost for sample in tied)]
-    known = [s for s in cheapest if s.distance is not None]
-    closest = min(known, key=_distance) if len(known) == len(cheapest) else cheapest[0]
-    name = f"trial {closest.of}'s is recommended"
-    is_closer = len(cheapest) > 1 and any(s.distance != closest.distance for s in cheapest)
-    why = [f"trains on the fewest pairs ({closest.cost:,.0f})"] if len(cheapest) < len(tied) else []
-    why += [f"stays closest to the initial model ({closest.distance:.3g})"] if is_closer else []
-    return closest, f"{head}; {name}, as it {' and '.join(why) if why else 'has the best mean'}"
-
-
-def _distance(sample: FinalistSample) -> float:
-    return math.inf if sample.distance is None else sample.distance
+    left = list(tied)
+    distances = [sample.distance for sample in tied if sample.distance is not None]
+    if len(distances) == len(tied):
+        least = min(distances)
+        left = [s for s, d in zip(tied, distances, strict=True) if d <= NOTABLE * least or d - least <= NOTABLE_NATS]
+    cheapest = [s for s in left if s.cost <= NOTABLE * min(sample.cost for sample in left)]
+    chosen, why = cheapest[0], "has the best mean, and none is notably closer to the initial model or cheaper"
+    if first not in left:
+        why = f"is closer to the initial model ({chosen.distance:.3g} nats per token against {first.distance:.3g})"
+    elif first not in cheapest:
+        why = f"trains on fewer pairs ({chosen.cost:,.0f} against {first.cost:,.0f})"
+    return chosen, f"{head}; trial {chosen.of}'s is recommended, as it {why}"
 
 
 def parse_confirmation(stored: Any) -> Confirmation | None:

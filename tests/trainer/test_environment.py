@@ -22,8 +22,15 @@ from tests.support.small_trials import finish, model_bytes, trial, without_speed
 from trainer.config.loss_config import OrpoLoss
 from trainer.config.trial import TrialConfig
 from trainer.data.tokenization import load_tokenizer
+from trainer.distributed import processes
 from trainer.distributed.processes import ProcessGroup
-from trainer.environment import HARMLESS, computes_float32, remove_foreign_settings, report_ignored
+from trainer.environment import (
+    HARMLESS,
+    choose_float32_products,
+    computes_float32,
+    remove_foreign_settings,
+    report_ignored,
+)
 from trainer.evaluation.reward_model import RewardScorer
 from trainer.evaluation.text_generation import TextGenerator
 from trainer.models.model_files import resolve_model_path
@@ -173,6 +180,46 @@ def test_float32_that_stays_narrow_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.Tensor, "to", in_narrow_format)
     with pytest.raises(TrialError, match=r"NVIDIA_TF32_OVERRIDE=1 narrows float32 products on cpu; unset it"):
         report_ignored(ignored, cpu)
+
+
+def test_onednn_multiplies_only_where_it_keeps_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, product = torch.device("cpu"), torch.Tensor.__matmul__
+    chosen = choose_float32_products(cpu)
+    assert torch.get_float32_matmul_precision() == ("medium" if chosen else "highest")
+    assert computes_float32(cpu)
+    assert not choose_float32_products(torch.device("cuda")), "there the same setting narrows products"
+
+    def with_amx(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if left.dtype is torch.float32 and torch.get_float32_matmul_precision() == "medium":
+            return product(left.bfloat16(), right.bfloat16()).float()
+        return product(left, right)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__matmul__", with_amx)
+        assert not choose_float32_products(cpu)
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert choose_float32_products(cpu) == chosen
+
+
+def test_a_trial_is_the_same_with_either_products_and_they_share_no_cache(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str, onednn: bool) -> tuple[list[tuple[int, dict[str, float]]], int]:
+        def choose(_: object) -> bool:
+            torch.set_float32_matmul_precision("medium" if onednn and chosen else "highest")
+            return onednn
+
+        monkeypatch.setattr(processes, "choose_float32_products", choose)
+        session = TrainingSession(tmp_path / "cache")
+        history, _ = finish(session.train(trial("dpo"), tmp_path / name))
+        return without_speed(history), session.counters["reference_computed"]
+
+    chosen = choose_float32_products(torch.device("cpu"))
+    (ours, computed), (plain, computed_again) = run("onednn", onednn=True), run("plain", onednn=False)
+    choose_float32_products(torch.device("cpu"))
+    assert (computed, computed_again) == (1, 1)
+    for (step, found), (_, expected) in zip(ours[:2], plain[:2], strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6), step
 
 
 def test_a_judge_computes_float32_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

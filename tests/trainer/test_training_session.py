@@ -1,5 +1,7 @@
 import json
 import math
+import threading
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from tests.support.small_trials import MODEL, finish, model_bytes, take, trial, 
 from trainer import metrics, training_session
 from trainer.forward.pair_model import PairModel
 from trainer.models.model_files import export_model
-from trainer.results import ModelError, ResumeError, RunStatus, TrialError
+from trainer.results import ModelError, ResumeError, RunStatus, StepMetrics, TrialError
 from trainer.training_session import TrainingSession, digest_with_checkpointing, result_digest
 
 LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
@@ -84,6 +86,28 @@ def test_the_reference_is_computed_once_for_all(tmp_path: Path) -> None:
     assert (second.counters["reference_computed"], second.counters["reference_loaded"]) == (0, 1)
     assert (second.counters["start_loaded"], second.counters["answers_loaded"]) == (1, 1)
     assert without_speed(one) == without_speed(two)
+
+
+def test_sessions_that_start_together_evaluate_the_initial_model_once(tmp_path: Path) -> None:
+    config = trial("dpo", training={"tokens_per_micro_batch": 150})
+    alone = TrainingSession(tmp_path / "alone")
+    expected = take(alone.train(config, tmp_path / "0"), 1)
+    sessions = [TrainingSession(tmp_path / "cache") for _ in range(2)]
+    found: list[list[StepMetrics]] = []
+
+    def begin(session: TrainingSession) -> None:
+        found.append(take(session.train(config, tmp_path / str(id(session))), 1))
+
+    threads = [threading.Thread(target=begin, args=(session,)) for session in sessions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [without_speed(points) for points in found] == [without_speed(expected)] * 2
+    together = sum((session.counters for session in sessions), Counter[str]())
+    assert (together["start_computed"], together["reference_computed"], together["answers_computed"]) == (1, 1, 1)
+    for name in ("start_parts", "reference_parts"):
+        assert together[name] == alone.counters[name] > 1, "each part of the pairs in one session"
 
 
 def test_sft_learns(session: TrainingSession, tmp_path: Path) -> None:

@@ -19,7 +19,12 @@ from accelerate.utils import parse_flag_from_env
 from torch import distributed, nn
 
 from trainer.config.trial import TrainingConfig
-from trainer.environment import keep_deepspeed_off_stdout, remove_foreign_settings, report_ignored
+from trainer.environment import (
+    choose_float32_products,
+    keep_deepspeed_off_stdout,
+    remove_foreign_settings,
+    report_ignored,
+)
 
 
 class RunInterrupted(Exception):
@@ -47,6 +52,8 @@ class ProcessGroup:
         self.size: int = self._processes.num_processes
         self.device = cast(torch.device, self._processes.device)
         report_ignored(ignored if self.is_main else (), self.device)
+        self.onednn_products: bool = choose_float32_products(self.device)
+        """Whether oneDNN multiplies float32 matrices, which rounds in another order than torch's own products."""
 
     @property
     def is_main(self) -> bool:

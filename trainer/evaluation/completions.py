@@ -16,7 +16,6 @@ from statistics import fmean
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import (
     GenerationConfig,
@@ -29,6 +28,7 @@ from transformers import (
 from trainer.config.position_limits import positions_of, refuse_long_answers
 from trainer.data.pair_dataset import PairDataset
 from trainer.distributed.fsdp import is_sharded
+from trainer.environment import has_adapters
 from trainer.forward.packing import micro_batches
 from trainer.forward.rotary_embeddings import RotarySwitch
 from trainer.models.model_files import end_token_ids
@@ -152,7 +152,7 @@ def generate_token_ids(
     if (rotary := RotarySwitch.of(model)) is not None:
         rotary.reset()  # the frequencies of an earlier, longer batch would persist
     batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-    core = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+    core = cast(PreTrainedModel, model.get_base_model()) if has_adapters(model) else model
     with torch.no_grad(), _without_default_settings(core):
         out = cast(Any, model.generate)(
             **batch,

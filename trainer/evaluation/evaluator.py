@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,7 @@ def score_pairs(
     Batches depend on the lengths and the budget only, so the result is bit-identical for any number of processes.
     """
     selected = range(len(pairs)) if indexes is None else indexes
-    costs = pair_costs(model, pairs, indexes)
-    by_length = sorted(range(len(selected)), key=lambda position: (costs[position], position))
-    batches = pair_batches(model, costs, by_length, budget)
+    batches = _scoring_batches(model, pairs, budget, indexes)
     own_batches = batches[process_group.rank :: process_group.size]
     found: list[PairLogps] = []
     for batch in own_batches:
@@ -87,6 +86,15 @@ def score_pairs(
         model.logps([pairs.pair(selected[position]) for position in batches[0]], required)
     order = [position for batch in own_batches for position in batch]
     return _gather_in_order(found, order, len(selected), process_group)
+
+
+def _scoring_batches(
+    model: PairModel, pairs: PairDataset, budget: int, indexes: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Return the batches of `score_pairs` as positions in `indexes`, pairs of similar length together."""
+    costs = pair_costs(model, pairs, indexes)
+    by_length = sorted(range(len(costs)), key=lambda position: (costs[position], position))
+    return pair_batches(model, costs, by_length, budget)
 
 
 def _gather_in_order(
@@ -149,6 +157,16 @@ class Evaluator:
                 self.cancel_token.check,
                 indexes,
             ).to("cpu")
+
+    def parts(self, pairs: PairDataset, most: int) -> list[list[int]]:
+        """Split the pairs into at most `most` parts, as indexes, for processes that compute them at the same time.
+
+        Whole batches in their order: `logps` of the parts is `logps` of all pairs, bit for bit.
+        """
+        batches = _scoring_batches(self.pair_model, pairs, self.config.training.tokens_per_micro_batch)
+        count = min(most, len(batches))
+        edges = [len(batches) * part // count for part in range(count + 1)] if batches else []
+        return [[pair for batch in batches[first:last] for pair in batch] for first, last in pairwise(edges)]
 
     def completions(self) -> list[Completion]:
         """Return greedy completions of the first `evaluation.prompts` distinct held-out prompts, as computed by the

@@ -2,7 +2,8 @@
 
 The log-probs of the training pairs are DPO's reference; those of the held-out pairs, with the greedy completions, are
 every trial's evaluation at step 0. A value is taken from memory, else from `cache/reference/<digest>.safetensors` or
-`.json`, else computed.
+`.json`, else computed. Processes that need the same log-probs at the same time share the work: each part of the pairs
+is computed by one of them, and kept in `<digest>.parts` until all are there; a kill loses only those under way.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,6 +40,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+MAX_PARTS = 64
+"""Parts into which the pairs are split for processes that compute them at the same time."""
+_POLL_SECONDS = 0.1
+
+
+def _logps_path(cache: Path, key: dict[str, Any]) -> Path:
+    return cache / "reference" / f"{digest_of(key)[:32]}.safetensors"
+
+
 def cached_logps(
     cache: Path, key: dict[str, Any], process_group: ProcessGroup, compute: Callable[[], PairLogps]
 ) -> tuple[PairLogps, bool]:
@@ -44,14 +56,77 @@ def cached_logps(
 
     `key` has everything they depend on as JSON values. `compute` is called in every process or in none.
     """
-    path = cache / "reference" / f"{digest_of(key)[:32]}.safetensors"
+    path = _logps_path(cache, key)
 
     def write(found: PairLogps) -> None:
-        columns = found.columns()
-        described = {"key": json.dumps(key, sort_keys=True), "sha256": _columns_digest(columns)}
-        write_file(path, lambda temporary: save_file(columns, temporary, metadata=described))
+        write_file(path, lambda temporary: _save_logps(found, temporary, key))
 
     return _compute_once(path, process_group, compute, write, _read_logps)
+
+
+def shared_logps(
+    cache: Path,
+    key: dict[str, Any],
+    process_group: ProcessGroup,
+    parts: Sequence[Sequence[int]],
+    compute: Callable[[Sequence[int]], PairLogps],
+    check_cancelled: Callable[[], None],
+) -> tuple[PairLogps, bool, int]:
+    """Do the same as `cached_logps`, together with other single processes that call it at the same time.
+
+    Args:
+        cache: Cache folder.
+        key: As for `cached_logps`.
+        process_group: Of one process.
+        parts: Disjoint indexes of all pairs, the same in every process.
+        compute: Returns the log-probs of a part.
+        check_cancelled: Called before each part and while other processes compute the last ones.
+
+    Returns:
+        The log-probs, whether they were put together here, and how many parts were computed here.
+    """
+    path = _logps_path(cache, key)
+    folder, computed = path.with_suffix(".parts"), 0
+
+    def part_of(number: int) -> Path:
+        return folder / f"{number}-of-{len(parts)}.safetensors"
+
+    def load(number: int) -> PairLogps:
+        _rename_if_damaged(part_of(number), _read_logps)
+        return _read_logps(part_of(number)) if part_of(number).exists() else compute(parts[number])
+
+    def merge() -> PairLogps:
+        found = PairLogps.concatenate([load(number) for number in range(len(parts))])
+        order = torch.tensor([index for part in parts for index in part])
+        return found.select(torch.argsort(order))
+
+    missing, seconds = list(range(len(parts))), 0.0
+    while missing and not path.exists():
+        for number in list(missing):
+            check_cancelled()
+            lock = FileLock(folder / f".{number}.lock")
+            if not lock.acquire(timeout=seconds):
+                continue  # another process computes it
+            try:
+                _rename_if_damaged(part_of(number), _read_logps)
+                if not path.exists() and not part_of(number).exists():
+                    found, temporary = compute(parts[number]), folder / f".{number}.tmp"
+                    _save_logps(found, temporary, key)
+                    temporary.replace(part_of(number))
+                    computed += 1
+            finally:
+                lock.release()
+            missing.remove(number)
+        seconds = _POLL_SECONDS
+    found, was_merged = cached_logps(cache, key, process_group, merge)
+    shutil.rmtree(folder, ignore_errors=True)
+    return found, was_merged, computed
+
+
+def _save_logps(found: PairLogps, to: Path, key: dict[str, Any]) -> None:
+    columns = found.columns()
+    described = {"key": json.dumps(key, sort_keys=True), "sha256": _columns_digest(columns)}
+    save_file(columns, to, metadata=described)
 
 
 def cached_completions(
@@ -146,10 +221,16 @@ class ReferenceCache:
         key = self._key(config, fingerprint, prepared, evaluator) | {"split": split}
         name, pairs = digest_of(key), prepared.train if split == "train" else prepared.eval
         if name not in self._logps:
-            self._logps[name], was_computed = cached_logps(
-                self._cache, key, self._process_group, lambda: evaluator.logps(pairs)
-            )
-            self._count_use("reference" if split == "train" else "start", was_computed)
+            where, kind = (self._cache, key, self._process_group), "reference" if split == "train" else "start"
+            parts = evaluator.parts(pairs, MAX_PARTS) if self._process_group.size == 1 else []
+            if len(parts) > 1:
+                self._logps[name], was_computed, count = shared_logps(
+                    *where, parts, lambda indexes: evaluator.logps(pairs, indexes), evaluator.cancel_token.check
+                )
+                self.counters[f"{kind}_parts"] += count
+            else:
+                self._logps[name], was_computed = cached_logps(*where, lambda: evaluator.logps(pairs))
+            self._count_use(kind, was_computed)
         return self._logps[name]
 
     def completions(
@@ -184,6 +265,7 @@ class ReferenceCache:
         rotary = {} if evaluator.pair_model.rotary is None else {"rotary": "by sequence"}
         layers = {"layers": "fused"} if has_fused_layers(evaluator.model) else {}
         layers |= {"compiled": True} if model.compile else {}
+        layers |= {"products": "oneDNN"} if self._process_group.onednn_products else {}
         return (
             batches
             | rotary

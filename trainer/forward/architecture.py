@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from trainer.distributed.fsdp import is_sharded, reshard
+from trainer.environment import has_adapters
 from trainer.forward.chunked_logps import ChunkSize, Head, sequence_logps
 from trainer.forward.packed_attention import ATTENTION_NAME, CannotAttend, is_unsupported_error, register
 from trainer.forward.packing import Batch, TokenArray, pack_pairs, pad_pairs
@@ -29,7 +29,7 @@ from trainer.randomness import disable_random_modules
 def core_model(model: nn.Module) -> PreTrainedModel:
     """Return the transformers causal LM inside DistributedDataParallel and adapters. Raises TypeError without one."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
-    if isinstance(inner, PeftModel):
+    if has_adapters(inner):
         inner = inner.get_base_model()
     if not isinstance(inner, PreTrainedModel):
         raise TypeError(f"{type(inner).__name__} is not a transformers model")

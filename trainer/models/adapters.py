@@ -14,9 +14,6 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -61,6 +58,9 @@ def adapt(model: PreTrainedModel, lora: LoraConfig, revision: str | None = None)
     """
     layers = _Layers(model)
     targets = _targets(layers, lora)
+    from peft import LoraConfig as PeftLoraConfig  # peft takes a second to load, and only adapters need it
+    from peft import get_peft_model
+
     requested = PeftLoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
@@ -252,6 +252,9 @@ class _Layers:
 
     def is_fused_name(self, target: str) -> bool:
         """Return whether peft maps this name to a part of a tensor of experts."""
+        from peft import LoraConfig as PeftLoraConfig
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
         config = PeftLoraConfig(target_modules=[target])
         convert_peft_config_for_transformers(config, model=self._model, conversions=None)
         return bool(config.target_parameters)

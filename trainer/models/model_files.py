@@ -11,21 +11,22 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config.hub_cache import cached_file, model_file
 from trainer.config.model_folder import check_model_files
 from trainer.config.trial import ModelConfig
-from trainer.environment import keep_deepspeed_off_stdout
-from trainer.models.adapter_merging import BaseGone, merge_adapters, present_base
+from trainer.environment import has_adapters, keep_deepspeed_off_stdout
 from trainer.randomness import as_configured
 from trainer.results import ModelError
 from trainer.storage.atomic_files import sha256_of, write_folder
 from trainer.synthetic import generate_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def resolve_model_path(config: ModelConfig, cache: Path) -> str:
@@ -96,8 +97,8 @@ def save_model(
 
     def write(temporary: Path) -> None:
         """Write weights or adapters, tokenizer and end tokens into the temporary folder."""
-        core = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
-        if isinstance(model, PeftModel):
+        core = cast(PreTrainedModel, model.get_base_model()) if has_adapters(model) else model
+        if has_adapters(model):
             # "auto" would query the hub whether the vocabulary grew; it never does here.
             model.save_pretrained(str(temporary), save_embedding_layers=False, state_dict=state)
         else:
@@ -168,6 +169,8 @@ def export_model(
     def write(target: Path) -> None:
         """Copy the model into the temporary folder `target`, adapters merged or with their base's location."""
         adapted = (source / ADAPTER_CONFIG).exists()
+        from trainer.models.adapter_merging import merge_adapters, present_base  # peft takes a second to load
+
         base = present_base(source, model, temporary) if adapted else None
         if merge and adapted:
             shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_OF_ADAPTERS))
@@ -201,6 +204,8 @@ def _with_base(target: Path, where: str, final: Path, temporary: Path | None, *,
         path.write_text(json.dumps(adapter_config, indent=2, sort_keys=True), encoding="utf-8")
     is_temporary = temporary is not None and base.is_absolute() and base.resolve().is_relative_to(temporary.resolve())
     if (needed or is_temporary) and base.is_absolute() and not base.is_dir():
+        from trainer.models.adapter_merging import BaseGone
+
         raise BaseGone(str(base))
     if not is_temporary:
         return Exported(target, str(base), adapter_config.get("revision"))

@@ -10,10 +10,9 @@ import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
@@ -26,6 +25,9 @@ from trainer.models.initial_weights import InitialWeights, named_tensors
 from trainer.models.layer_kernels import compile_layers, drop_compiled_layers
 from trainer.randomness import switch_off
 from trainer.results import ModelError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _log = logging.getLogger(__name__)
 _logged: set[str] = set()

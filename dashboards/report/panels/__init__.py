@@ -28,6 +28,7 @@ PANELS: tuple[Callable[[SweepAnalysis], Panel | None], ...] = (
     result_panels.diagnosis_panel,
     hyperparameters.pareto_front_panel,
     heatmaps.heatmap_panel,
+    heatmaps.interactions_panel,
     learning_curves.learning_curves_panel,
     response_quality.collapse_panel,
     hyperparameters.importance_panel,

@@ -1,4 +1,5 @@
-"""Heatmaps of the objective over two settings, one per value of a third (for SimPO beta x gamma by learning rate).
+"""Heatmaps of the objective over two settings, one per value of a third (for SimPO beta x gamma by learning rate),
+and the interactions of settings.
 
 A cell shows the best complete trial of a combination and marks trials that did not complete. Settings sampled from
 ranges are drawn as a scatter plot with one point per trial.
@@ -6,17 +7,20 @@ ranges are drawn as a scatter plot with one point per trial.
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 import plotly.graph_objects as go
 
-from dashboards.analysis.param_effects import SEED, is_log, is_numeric_setting, values_of
+from dashboards.analysis.interactions import GAMMAS, Interaction, describe, interacting_paths, interactions
+from dashboards.analysis.param_effects import MAX_COMPARED, SEED, is_log, is_numeric_setting, levels, values_of
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.formatting import format_value
-from dashboards.report.blocks import Chart, Charts, Panel
+from dashboards.formatting import format_intervals, format_value
+from dashboards.report.blocks import Block, Chart, Charts, Panel, Paragraph, Table
 from dashboards.report.figures import (
     GREY,
+    RANK_COLORS,
     STATE_MARKERS,
     color_scale,
     escape_text,
@@ -201,7 +205,6 @@ def _scatter(
 
 _MAX_VALUES = 14
 _MAX_MAPS = 9
-_GAMMAS = ("loss.gamma", "loss.gamma_beta_ratio")
 _LEARNING_RATE = "training.learning_rate"
 
 
@@ -244,7 +247,7 @@ def choose_axes(analysis: SweepAnalysis) -> tuple[str, ...]:
     """
     frame = analysis.frame
     varied = [p for p in frame.paths if p != SEED and len(values_of(frame, p)) > 1]
-    gamma = next((p for p in _GAMMAS if p in varied), None)
+    gamma = next((p for p in GAMMAS if p in varied), None)
     if gamma is not None and "loss.beta" in varied:
         first = [gamma, "loss.beta", *([_LEARNING_RATE] if _LEARNING_RATE in varied else [])]
     else:
@@ -255,3 +258,79 @@ def choose_axes(analysis: SweepAnalysis) -> tuple[str, ...]:
     if len(chosen) > 2 and len(values_of(frame, chosen[2])) > _MAX_MAPS:
         chosen = chosen[:2]
     return tuple(chosen)
+
+
+# --- interactions ----------------------------------------------------------------------------------------------------
+
+
+def interactions_panel(analysis: SweepAnalysis) -> Panel | None:
+    """Return the two-factor effects of beta, gamma and learning rate (else of the most important settings)."""
+    frame = analysis.frame
+    paths = interacting_paths(frame, list(analysis.importances))
+    if len(paths) < 2:
+        return None
+    found = interactions(frame, paths)
+    known = [each for each in found if each.steps is not None]
+    effects = iter(format_intervals([(each.mean, each.low, each.high) for each in known]))
+    rows = [
+        (
+            " × ".join(frame.short_names.get(path, path) for path in (each.first, each.second)),
+            describe(frame, each),
+            "–" if each.steps is None else next(effects),
+            _interaction_text(each),
+        )
+        for each in found
+    ]
+    blocks: list[Block] = []
+    if known:
+        blocks.append(Table(("settings", "largest effect", "difference (95 %, together)", ""), tuple(rows)))
+    else:
+        blocks += [Paragraph(f"{name}: {reason}.") for name, reason, *_ in rows]
+    charts = [_lines(frame, each) for each in known if not each.fitted]
+    if charts:
+        blocks.append(Charts(tuple(charts)))
+    lead = (
+        f"By how much more the first setting's step changes {frame.objective.metric} at one value of the second "
+        "setting than at another, all else equal. Where the interval includes 0, these trials do not show that the two "
+        "settings depend on each other."
+    )
+    return Panel("interactions", "Interactions of settings", lead, blocks)
+
+
+def _interaction_text(found: Interaction) -> str:
+    if found.steps is None:
+        return ""
+    how = "linear model" if found.fitted else "differences of matched trials"
+    return f"{'depend on each other' if found.is_clear else 'not distinguishable from none'} ({how})"
+
+
+def _lines(frame: SweepFrame, found: Interaction) -> Chart:
+    """Draw the mean objective along the first setting, a line for each value of the second."""
+    numeric = is_numeric_setting(frame, found.first)
+    others = [level.value for level in levels(frame, found.second)][:MAX_COMPARED]
+    traces: list[Any] = []
+    for k, other in enumerate(others):
+        points: list[tuple[Any, float]] = []
+        for level in levels(frame, found.first):
+            at = [t for t in level.trials if repr(t.record.params.get(found.second)) == repr(other)]
+            values = [t.record.value for t in at if t.record.value is not None]
+            if values:
+                points.append((level.value if numeric else escape_text(format_value(level.value)), fmean(values)))
+        name = escape_text(f"{frame.short_names.get(found.second, found.second)} {format_value(other)}")
+        color = RANK_COLORS[k] if k < len(RANK_COLORS) else GREY
+        traces.append(
+            go.Scatter(
+                x=[x for x, _ in points],
+                y=[y for _, y in points],
+                mode="lines+markers+text",
+                text=[*[""] * (len(points) - 1), name],
+                textposition="top left",
+                line={"color": color, "width": 2},
+                hovertemplate=f"{name}: %{{y:.4g}}<extra></extra>",
+            )
+        )
+    axis: dict[str, Any] = {"title": {"text": escape_text(frame.short_names.get(found.first, found.first))}}
+    axis |= {"type": "log" if is_log(frame, found.first) else "linear"} if numeric else {"type": "category"}
+    made = figure(traces, xaxis=axis, yaxis={"zeroline": False}, margin={"l": 54, "r": 12, "t": 6, "b": 42})
+    title = f"by {found.first.rsplit('.', 1)[-1]} for each {found.second.rsplit('.', 1)[-1]}"
+    return Chart(made, title, f"Mean {frame.objective.metric} along {found.first} for each {found.second}", 260)

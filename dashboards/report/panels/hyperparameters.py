@@ -6,6 +6,7 @@ Parallel coordinates are drawn as line traces, as plotly's own trace type needs 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
@@ -18,6 +19,7 @@ from dashboards.report.blocks import Block, Chart, Charts, Panel, Table
 from dashboards.report.figures import (
     BLUE,
     FAINT_COLOR,
+    GREEN,
     GREY,
     PAPER,
     VERMILION,
@@ -27,35 +29,55 @@ from dashboards.report.figures import (
     state_marker,
 )
 from orchestrator.spec.objectives import Objective
+from orchestrator.study.importance import MIN_PED_ANOVA_TRIALS
 from trainer.metrics import EVAL_PREFIX
 
 
 def importance_panel(analysis: SweepAnalysis) -> Panel | None:
-    """Return the fANOVA importances and a slice plot of each setting."""
+    """Return the fANOVA and PED-ANOVA importances and a slice plot of each setting."""
     frame = analysis.frame
     slices = [_slice(frame, path) for path in frame.paths if len(levels(frame, path)) > 1]
     if not slices:
         return None
     blocks: list[Block] = []
-    if analysis.importances:
-        blocks.append(Charts((_bars(analysis),), wide=True))
+    by_best = analysis.ped_anova
+    bars = [
+        _bars(frame, shares, name, color)
+        for shares, name, color in (
+            (analysis.importances, "fANOVA", BLUE),
+            (by_best.shares, f"PED-ANOVA, best {by_best.best_share:.0%}", GREEN),
+        )
+        if shares
+    ]
+    if bars:
+        blocks.append(Charts(tuple(bars), wide=len(bars) == 1))
     blocks.append(Charts(tuple(slices)))
     lead = "Each dot is a trial; the line joins the means of complete trials."
+    if by_best.shares:
+        lead = (
+            f"PED-ANOVA, which Optuna recommends: which settings the best {by_best.best_share:.0%} of the trials have "
+            f"in common, also those that only some trials have. {lead}"
+        )
+    elif by_best.trials < MIN_PED_ANOVA_TRIALS:
+        lead = (
+            f"PED-ANOVA, which Optuna recommends, needs {MIN_PED_ANOVA_TRIALS} complete trials; there are "
+            f"{by_best.trials}. {lead}"
+        )
     if analysis.importances:
         lead = (
-            "Share of the objective's variance that each setting explains among the complete trials (fANOVA with a "
-            "random forest; a rough estimate with few trials). " + lead
+            "fANOVA: share of the objective's variance that each setting explains among the complete trials (with a "
+            f"random forest; a rough estimate with few trials). {lead}"
         )
     return Panel("importance", "Importance of settings", lead, blocks)
 
 
-def _bars(analysis: SweepAnalysis) -> Chart:
-    shares = list(reversed(analysis.importances.items()))
+def _bars(frame: SweepFrame, importances: Mapping[str, float], name: str, color: str) -> Chart:
+    shares = list(reversed(list(importances.items())))
     trace = go.Bar(
         x=[share for _, share in shares],
-        y=[escape_text(analysis.frame.short_names.get(path, path)) for path, _ in shares],
+        y=[escape_text(frame.short_names.get(path, path)) for path, _ in shares],
         orientation="h",
-        marker={"color": BLUE},
+        marker={"color": color},
         text=[f"{share:.0%}" for _, share in shares],
         textposition="auto",
         hovertemplate="%{y}: %{x:.1%}<extra></extra>",
@@ -68,7 +90,8 @@ def _bars(analysis: SweepAnalysis) -> Chart:
         bargap=0.35,
         margin={"l": 20, "r": 20, "t": 6, "b": 34},
     )
-    return Chart(layout, "Importance (fANOVA)", "Importance of each searched setting", 70 + 34 * len(shares))
+    label = f"Importance of each searched setting by {name}"
+    return Chart(layout, f"Importance ({name})", label, 70 + 34 * len(shares))
 
 
 def _slice(frame: SweepFrame, path: str) -> Chart:

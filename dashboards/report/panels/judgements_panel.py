@@ -8,7 +8,7 @@ from dashboards.analysis.sweep_frame import TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.report.blocks import Block, Chart, Charts, ModelReply, Panel, Paragraph, Replies, Table
 from dashboards.report.figures import BLUE, GREEN, GREY, PINK, VERMILION, escape_text, figure
-from dashboards.terminal.judge_output import EXTRA_HEAD, HEAD, extra_rows, table_row
+from dashboards.terminal.judge_output import EXTRA_HEAD, HEAD, extra_rows, joint_conclusion, table_row
 from orchestrator.judge.judgements import Judgement, most_important
 
 _EXAMPLES = 4
@@ -23,7 +23,10 @@ def judgements_panel(analysis: SweepAnalysis) -> Panel | None:
     blocks: list[Block] = [_chart(judgements), _table(judgements)]
     blocks += [Paragraph(text) for text in _remarks([judgement for _, judgement in judgements])]
     blocks += _examples(analysis)
-    lead = "Answers to fixed prompts, the trial's against the initial model's. Ties count half."
+    lead = (
+        "Answers to fixed prompts, the trial's against the initial model's. Ties count half. Each interval is of its "
+        "trial by itself."
+    )
     return Panel("judge", "Judgements", lead, blocks)
 
 
@@ -81,7 +84,7 @@ def _chart(judgements: list[tuple[TrialFrame, Judgement]]) -> Charts:
         for kind in _JUDGE_COLORS
         if any(judgement.judge == kind for _, judgement, _ in with_rates)
     )
-    chart = Chart(made, "", "Win rate of each judged trial, with its 95 % interval", 110 + 34 * len(names))
+    chart = Chart(made, "", "Win rate of each judged trial, with its own 95 % interval", 110 + 34 * len(names))
     return Charts((chart,), (*legend, (VERMILION, "at equal length")), wide=True)
 
 
@@ -96,7 +99,7 @@ def _table(judgements: list[tuple[TrialFrame, Judgement]]) -> Table:
 
 def _remarks(judgements: list[Judgement]) -> list[str]:
     """Return notes on position bias, failed calls, unanswered questions and the length-controlled win rate."""
-    found: list[str] = []
+    found: list[str] = [conclusion] if (conclusion := joint_conclusion(judgements)) else []
     biased = [
         judgement
         for judgement in judgements

@@ -5,12 +5,14 @@ The setup lists what must be equal for two reports to be comparable.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import yaml
 
 from dashboards.analysis.param_effects import seed_groups
-from dashboards.analysis.significance import Difference, Significance
+from dashboards.analysis.significance import Significance, candidate_count, recommend
+from dashboards.analysis.simultaneous_intervals import Difference
 from dashboards.analysis.small_samples import SMALL_SAMPLE_PAIRS
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, state_counts
 from dashboards.diagnosis.diagnose import SweepAnalysis
@@ -27,6 +29,7 @@ from dashboards.formatting import (
 )
 from dashboards.report.blocks import Block, Code, Findings, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from orchestrator.judge.judgements import most_important
+from orchestrator.judge.win_rates import joint_win_rate
 from orchestrator.spec.loading.serialization import sweep_identity
 from trainer.config.trial import TrialConfig
 from trainer.data.data_report import DataReport
@@ -47,14 +50,18 @@ def no_result_text(frame: SweepFrame) -> str:
     return f"No trial has completed yet; {ends.get('running', 0)} running."
 
 
-def significance_text(frame: SweepFrame, significance: Significance) -> str:
+def significance_text(frame: SweepFrame, significance: Significance, avoid: Container[str] = ()) -> str:
     """Return the significance in words: against the other trials, then against the initial model.
 
-    Where finalists were compared, their result is the answer.
+    Where finalists were compared, their result is the answer. `avoid`: labels of trials that are not to be used, of
+    which none is recommended.
     """
+    against = _against_initial_text(frame, significance)
     if frame.confirmation is not None:
-        return f"Finalists: {frame.confirmation.text}{_against_initial_text(frame, significance)}"
-    return f"{_against_trials_text(frame, significance)}{_against_initial_text(frame, significance)}"
+        return f"Finalists: {frame.confirmation.text}{against}"
+    found = recommend(frame, significance, avoid)
+    recommended = "" if found is None else f" Of these, trial {found[0].label} is recommended: {found[1]}."
+    return f"{_against_trials_text(frame, significance)}{recommended}{against}"
 
 
 def _against_initial_text(frame: SweepFrame, significance: Significance) -> str:
@@ -63,9 +70,19 @@ def _against_initial_text(frame: SweepFrame, significance: Significance) -> str:
         return ""
     if frame.sign * against.mean <= 0:
         return " The winner is no better than the initial model."
+    chosen = _choice_text(frame)
     if against.is_clear:
-        return " The winner is clearly better than the initial model."
-    return " The winner is not clearly better than the initial model: the 95 % interval of its gain includes 0."
+        return f" The winner is clearly better than the initial model{f' (counting {chosen})' if chosen else ''}."
+    counted = f", which counts {chosen}," if chosen else ""
+    return (
+        f" The winner is not clearly better than the initial model: the 95 % interval of its gain{counted} includes 0."
+    )
+
+
+def _choice_text(frame: SweepFrame) -> str:
+    """Return what the interval of the winner's gain counts besides the pairs; "" for a single trial."""
+    count = candidate_count(frame)
+    return f"that it was chosen among {count} trials" if count > 1 else ""
 
 
 def _against_trials_text(frame: SweepFrame, significance: Significance) -> str:
@@ -78,6 +95,8 @@ def _against_trials_text(frame: SweepFrame, significance: Significance) -> str:
             )
         return "Only one trial completed: it can only be compared with the initial model."
     method = "paired bootstrap over the held-out pairs" if significance.paired else "unpaired, therefore wider"
+    if significance.runners_up[0][1].comparisons > 1:
+        method += f", for all {significance.runners_up[0][1].comparisons:,} pairs of trials together"
     runner_up, difference = significance.runners_up[0]
     if len(significance.not_distinguishable) == 1:
         return (
@@ -90,14 +109,14 @@ def _against_trials_text(frame: SweepFrame, significance: Significance) -> str:
         " and more" if count > MAX_LISTED else ""
     )
     return (
-        f"{every} {count} configurations are not distinguishable: trials {listed}. The 95 % intervals of their "
-        f"differences to the winner include 0 ({method})."
+        f"{every} {count} configurations are not distinguishable, which is a tie: trials {listed}. The 95 % intervals "
+        f"of their differences to the winner include 0 ({method})."
     )
 
 
 def interval_text(difference: Difference) -> str:
-    """Format as `95 % interval -0.01 … +0.03`."""
-    return f"95 % interval {format_signed(difference.low)} … {format_signed(difference.high)}"
+    """Format as `95 % interval -0.01 … +0.03`: the joint one, on which conclusions rest."""
+    return f"95 % interval {format_signed(difference.joint_low)} … {format_signed(difference.joint_high)}"
 
 
 _FURTHER_METRICS = {
@@ -117,7 +136,7 @@ def winner_panel(analysis: SweepAnalysis) -> Panel | None:
     winner = significance.winner
     blocks: list[Block] = [
         KeyFigures(tuple(_key_figures(frame, significance))),
-        Paragraph(significance_text(frame, significance), strong=True),
+        Paragraph(significance_text(frame, significance, trials_to_avoid(analysis)), strong=True),
     ]
     blocks += [*_judgement_figure(frame), _health(analysis, significance.winner)]
     if frame.state != "finished" and not frame.sweeps:
@@ -140,7 +159,8 @@ def winner_panel(analysis: SweepAnalysis) -> Panel | None:
             )
             for k, g in enumerate(listed)
         )
-        blocks.append(Paragraph("Mean, standard deviation and 95 % t interval over seeds of the same configuration:"))
+        about = "Mean, standard deviation and 95 % t interval over seeds of the same configuration, each by itself:"
+        blocks.append(Paragraph(about))
         head = ("configuration", "seeds", frame.objective.metric, "standard deviation", "95 % interval")
         blocks.append(Table(head, rows, frozenset({1, 2, 3, 4})))
     blocks.append(Code("The winner's searched settings", _yaml(_nested(dict(winner.record.params)))))
@@ -150,6 +170,12 @@ def winner_panel(analysis: SweepAnalysis) -> Panel | None:
         )
     )
     return Panel("answer", "Result", "", blocks)
+
+
+def trials_to_avoid(analysis: SweepAnalysis) -> frozenset[str]:
+    """Return the labels of the trials that a serious finding warns of."""
+    labels = [trial.label for trial in analysis.frame.trials]
+    return frozenset(label for label in labels if reasons_not_to_use(analysis.findings, label))
 
 
 def _health(analysis: SweepAnalysis, winner: TrialFrame) -> Paragraph:
@@ -203,11 +229,13 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
         interval = f"95 % interval {format_brief(mean.low)} … {format_brief(mean.high)}"
         found.append(KeyFigure("confirmed by finalists", format_brief(mean.value), interval))
     if significance.against_initial is not None:
+        count = significance.against_initial.comparisons
         found.append(
             KeyFigure(
                 "gain over the initial model",
                 format_signed(significance.against_initial.mean),
-                interval_text(significance.against_initial),
+                interval_text(significance.against_initial)
+                + (f", for the best of {count} trials" if count > 1 else ""),
             )
         )
     if significance.first_place_shares:
@@ -251,7 +279,11 @@ def _judgement_figure(frame: SweepFrame) -> list[Block]:
         return []
     trial, judgement, rate = with_rates[0]
     text = f"Trial {trial.label} {judgement.summary}. "
-    if not rate.is_clear:
+    judged = [each for t in frame.ranked for each in t.judgements]
+    joint, candidates = joint_win_rate(judgement, judged)
+    if candidates > 1:
+        text += f"For all {candidates} judged trials together the interval is {joint.low:.0%} … {joint.high:.0%}. "
+    if not joint.is_clear:
         text += "On these prompts its answers are not distinguishable from the initial model's."
     elif rate.value < 0.5:
         text += "The initial model's answers are better: the gain on the held-out pairs does not show in the answers."
@@ -283,7 +315,7 @@ def _table(frame: SweepFrame, significance: Significance) -> Table:
     values = [format_measured([frame.objective_value(trial, each) for trial in shown], 3) for each in frame.objectives]
     settings = [format_settings([trial.record.params.get(p) for trial in shown]) for p in frame.paths]
     head += [
-        "behind by (95 %)" + ("; ≈ not clearly" if len(significance.not_distinguishable) > 1 else ""),
+        "behind by (95 %, each by itself)" + ("; ≈ not clearly" if len(significance.not_distinguishable) > 1 else ""),
         "ranks first",
         *(_FURTHER_METRICS[m] for m in further),
     ]

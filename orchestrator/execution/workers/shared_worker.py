@@ -147,6 +147,10 @@ class SharedWorkerPool:
         self._worker_of[task.id] = worker
         return {"task": task, "worker": worker}
 
+    def actor_class(self, original: Any) -> Any:
+        """Return the remote class as it is: proxies load nothing."""
+        return original
+
     def on_attempt_end(self, task_id: str, *, lost: bool) -> None:
         """Close an attempt in its process; `lost`: its proxy died, so that its turn must be interrupted."""
         worker = self._worker_of.pop(task_id, None)

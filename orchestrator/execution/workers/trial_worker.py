@@ -1,4 +1,7 @@
-"""`DedicatedWorker`: Tune trainable, a process with one loaded training session that runs one attempt after another."""
+"""`DedicatedWorker`: Tune trainable, a process with one loaded training session that runs one attempt after another.
+
+`PrestartedWorkers` starts such processes before there is a trial, so that they import while the data are prepared.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,102 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.actor import ActorClass
+from ray.exceptions import RayError
 from ray.tune import Trainable
 
+from orchestrator.execution.local_cluster import RayDied, check_ray_health
 from orchestrator.execution.messages import REPORT_KEY, AttemptReport, AttemptStatus, AttemptTask, DeviceFailed
+from orchestrator.execution.slots import Slots, available_memory
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session, SessionFactory
 from orchestrator.study.trial_records import FailureKind
+
+WORKER_BYTES = 600 * 2**20
+"""Bytes. Memory of a worker process that has imported what a trial uses, with something to spare."""
+
+
+class PrestartedWorkers:
+    """Worker processes of trials to come, which open their sessions while the sweep prepares its data.
+
+    Only on our own cluster and without GPUs: Ray gives a process its GPUs, and its share of others' CPUs, at its start.
+    """
+
+    def __init__(self, slots: Slots, cache: Path, open_session: SessionFactory) -> None:
+        self._slots, self._config = slots, {"cache": cache, "open_session": open_session}
+        self._workers: list[tuple[Any, Any]] = []
+        """Each process with the reference that is ready when it has opened its session."""
+
+    def __enter__(self) -> PrestartedWorkers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shut_down()
+
+    def start(self, count: int) -> int:
+        """Start up to `count` processes, as many as half of the free memory holds; return their number.
+
+        Returns at once, while they load.
+        """
+        slots, is_ours = self._slots, self._slots.cpus is None and ray.is_initialized()
+        if not is_ours or slots.gpus or slots.processes > 1 or slots.trials_per_process > 1:
+            return 0
+        start: Any = ray.remote(DedicatedWorker)
+        for _ in range(min(count, slots.count, int(available_memory() // (2 * WORKER_BYTES)))):
+            worker = start.options(num_cpus=0).remote(dict(self._config))
+            self._workers.append((worker, worker.__ray_ready__.remote()))
+        return len(self._workers)
+
+    def take(self) -> Any:
+        """Return a process that no trial has, None where there is none.
+
+        A process that could not open its session is passed over: what starts with its trial fails with its trial.
+        """
+        while self._workers:
+            worker, opened = self._workers.pop(0)
+            if ray.wait([opened], timeout=0)[0]:
+                try:
+                    ray.get(opened)
+                except RayError:
+                    continue
+            return worker
+        return None
+
+    def shut_down(self) -> None:
+        """Kill the processes that no trial took; nothing to do where Ray has died."""
+        workers, self._workers = self._workers, []
+        try:
+            check_ray_health()
+        except RayDied:
+            return
+        for worker, _ in workers:
+            ray.kill(worker)
+
+
+class PrestartedActorClass(ActorClass):  # pyright: ignore[reportMissingTypeArgument]
+    """The remote class that Tune gets: its actors are prestarted processes, as long as there are some."""
+
+    def __init__(self, original: Any, prestarted: PrestartedWorkers) -> None:
+        self._original, self._prestarted = original, prestarted
+
+    def options(self, **options: Any) -> PrestartedActorClass:
+        """Return the class with these options, which do not change a process that runs."""
+        return PrestartedActorClass(self._original.options(**options), self._prestarted)
+
+    def remote(self, config: dict[str, Any], storage: Any) -> Any:
+        """Return an actor with this configuration."""
+        worker = self._prestarted.take()
+        if worker is None:
+            return self._original.remote(config=config, storage=storage)
+        worker.reset.remote(config, storage=storage)
+        return worker
 
 
 class DedicatedWorkerPool:
     """Workers with a separate process for each trial."""
 
-    def __init__(self, cache: Path, open_session: SessionFactory) -> None:
-        self._cache, self._open_session = cache, open_session
+    def __init__(self, cache: Path, open_session: SessionFactory, prestarted: PrestartedWorkers | None = None) -> None:
+        self._cache, self._open_session, self._prestarted = cache, open_session, prestarted
 
     @property
     def trainable(self) -> type[Trainable]:
@@ -30,6 +117,10 @@ class DedicatedWorkerPool:
     def config(self, task: AttemptTask) -> dict[str, Any]:
         """Return the configuration of a worker for this attempt."""
         return {"task": task, "cache": self._cache, "open_session": self._open_session}
+
+    def actor_class(self, original: Any) -> Any:
+        """Return the remote class that gives the prestarted processes first."""
+        return original if self._prestarted is None else PrestartedActorClass(original, self._prestarted)
 
     def on_attempt_end(self, task_id: str, *, lost: bool) -> None:
         """Do nothing: the worker closes its attempt itself."""
@@ -45,13 +136,22 @@ class DedicatedWorkerPool:
 class DedicatedWorker(Trainable):
     """Tune trainable: `step` returns the attempt's next report, `reset_config` starts the next attempt."""
 
+    _attempt: AttemptRunner | None = None
+    """The attempt; None in a prestarted process before its first one."""
+
     def setup(self, config: dict[str, Any]) -> None:
-        """Prepare the first attempt; loading is deferred to `step`, so that its failures belong to the trial."""
+        """Prepare the first attempt; loading is deferred to `step`, so that its failures belong to the trial.
+
+        Without a task the process is prestarted, and opens its session now.
+        """
         self._cache: Path = config["cache"]
         self._open: SessionFactory = config["open_session"]
         self._loaded: Session | None = None
         self._failed = False
-        self._start(config["task"])
+        if "task" in config:
+            self._start(config["task"])
+        else:
+            self._session()
 
     def step(self) -> dict[str, Any]:
         """Return the next report.
@@ -59,6 +159,7 @@ class DedicatedWorker(Trainable):
         Raises:
             DeviceFailed: a GPU failed; Tune calls `cleanup` next, which ends the process.
         """
+        assert self._attempt is not None
         try:
             report = self._attempt.next_report()
         except DeviceFailed:
@@ -71,7 +172,8 @@ class DedicatedWorker(Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the next attempt in the same process."""
-        self._attempt.close()
+        if self._attempt is not None:
+            self._attempt.close()
         self._start(new_config["task"])
         return True
 
@@ -79,7 +181,13 @@ class DedicatedWorker(Trainable):
         """Close the attempt before Tune ends this worker."""
         if self._failed:
             os._exit(1)  # a regular exit would call CUDA, which may hang
-        self._attempt.close()
+        if self._attempt is not None:
+            self._attempt.close()
+
+    def _setup_logdir(self) -> None:
+        """Make the trial's folder of Tune; without a trial Tune would make one in the home folder."""
+        if self._storage is not None:
+            super()._setup_logdir()
 
     def _start(self, task: AttemptTask) -> None:
         self._attempt = AttemptRunner(task, self._session)

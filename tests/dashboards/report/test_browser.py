@@ -23,7 +23,7 @@ CUT_TABLES = (
 )
 ALWAYS = {"answer", "setup"}
 ANY_TRIAL = ALWAYS | {"diagnosis", "curves", "collapse", "samples", "cost", "timeline", "trials"}
-RICH = ANY_TRIAL | {"map", "importance", "parallel", "length"}
+RICH = ANY_TRIAL | {"map", "interactions", "importance", "parallel", "length"}
 PANELS = {
     "rich": RICH,
     "one": ANY_TRIAL | {"length"},

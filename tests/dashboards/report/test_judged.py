@@ -1,4 +1,4 @@
-"""A judge's verdicts in the report and on the terminal."""
+"""A judge's conclusions in the report and on the terminal."""
 
 import io
 from pathlib import Path
@@ -12,12 +12,12 @@ from dashboards.diagnosis.diagnose import analyze
 from dashboards.report.html_page import report_page
 from dashboards.report.panels import judgements_panel, result_panels
 from dashboards.sweep_reporter import DashboardReporter
-from dashboards.terminal.judge_output import print_judgements
+from dashboards.terminal.judge_output import joint_conclusion, print_judgements
 from orchestrator.driver.parent_run import update_description
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.judge.judgements import Judgement, as_json, most_important, parse_judgements
-from orchestrator.judge.win_rates import wilson
+from orchestrator.judge.win_rates import joint_win_rate, wilson
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import rank_trials
 from orchestrator.tracking.run_metadata import NOTE
@@ -62,7 +62,7 @@ def test_the_sentence_below_the_judgements_is_about_the_columns_above_it() -> No
         shown[width] = " ".join(console.file.getvalue().split())
     assert ["characters" in shown[width] for width in shown] == [False, False, True]
     assert ["the initial model's." in shown[width] for width in shown] == [False, False, True]
-    assert all("In brackets: the 95 % interval" in text for text in shown.values())
+    assert all("In brackets: the 95 % interval of each trial by itself" in text for text in shown.values())
 
 
 def test_the_answer_names_the_verdict_first(tmp_path: Path) -> None:
@@ -73,6 +73,22 @@ def test_the_answer_names_the_verdict_first(tmp_path: Path) -> None:
     assert "0 has the highest win rate by this judge: 90%" in won
     assert "not distinguishable from the initial model's" in words(judged(tmp_path / "tied", judgement(1, 0.5)))
     assert "The initial model's answers are better" in words(judged(tmp_path / "lost", judgement(1, 0.2)))
+
+
+def test_several_judged_trials_need_more_votes_for_the_same_verdict(tmp_path: Path) -> None:
+    """60 % of 100 prompts: clear for one judged trial, and not for the best of four."""
+    alone, among = [judgement(1, 0.6)], [judgement(n, 0.6 if n == 1 else 0.5) for n in range(4)]
+    assert joint_win_rate(alone[0], alone) == (alone[0].win_rate, 1)
+    rate, candidates = joint_win_rate(among[1], among)
+    assert (rate.is_clear, candidates) == (False, 4)
+    assert alone[0].win_rate is not None
+    assert rate.low < alone[0].win_rate.low < 0.6 < alone[0].win_rate.high < rate.high
+    assert joint_conclusion(alone) == ""
+    assert joint_conclusion(among) == "For all judged trials together (95 %): none differs from the initial model."
+    better = joint_conclusion([judgement(0, 0.8), judgement(1, 0.4)])
+    assert better == "For all judged trials together (95 %): trial 0 is better (reward, greedy)."
+    text = words(judged(tmp_path, judgement(0, 0.4), judgement(1, 0.61)))
+    assert "For all 2 judged trials together the interval is 50% … 71%." in text
 
 
 def test_mlflows_description_names_the_best_judged_trial(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ EVERY = {
     "map",
     "curves",
     "collapse",
+    "interactions",
     "importance",
     "parallel",
     "samples",

@@ -1,16 +1,29 @@
 """Scripted trials on a real Ray: what ends how, and that nothing is lost or doubled."""
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import RayError
 
+from orchestrator.driver.sweep_driver import drive
+from orchestrator.errors import DataError
 from orchestrator.execution import tune_adapter
 from orchestrator.execution.messages import RELEASE_REQUEST_FILE
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
+from orchestrator.execution.workers import trial_worker
+from orchestrator.execution.workers.trial_worker import PrestartedWorkers
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
-from tests.support.fake_session import SLOTS, run_study, trained, write_script
+from tests.support.fake_session import SLOTS, FakeSession, run_study, trained, write_script
+from tests.support.processes import wait_until
+from tests.support.real_trials import is_alive
 from tests.support.recorders import ListSink, SilentView
 from tests.support.specs import make_spec, sweep_folder
 
@@ -138,3 +151,106 @@ def test_a_request_stops_one_trial_or_all(tmp_path: Path, ray_cluster: None) -> 
     assert stop.text == "enough"
     pruned = [r for r in study.trials() if r.state is TrialState.PRUNED]
     assert ([r.reason for r in pruned], study.requests()) == (["by request: enough of this one"], [])
+
+
+class Opening(FakeSession):
+    """Writes its process's id when it is opened; the first one fails where there is a file `broken`."""
+
+    def __init__(self, cache: Path) -> None:
+        super().__init__(cache)
+        try:
+            (cache.parent / "broken").unlink()
+        except FileNotFoundError:
+            with (cache.parent / "opened").open("a") as opened:
+                opened.write(f"{os.getpid()}\n")
+        else:
+            raise RuntimeError("this process cannot open its session")
+
+
+def opened(root: Path) -> list[str]:
+    return (root / "opened").read_text().splitlines() if (root / "opened").exists() else []
+
+
+def test_trials_take_the_processes_that_were_started_before_them(tmp_path: Path, ray_cluster: None) -> None:
+    study = Study.create(sweep_folder(tmp_path), make_spec(6))
+    write_script(tmp_path)
+    sink = ListSink()
+    with PrestartedWorkers(SLOTS, study.folder.cache, Opening) as prestarted:
+        assert prestarted.start(6) == SLOTS.count
+        wait_until(lambda: len(opened(study.folder.cache.parent)) == SLOTS.count)
+        stop = run_study(study, sink, open_session=Opening, prestarted=prestarted)
+    assert (stop.kind, [r.state for r in study.trials()]) == (StopKind.FINISHED, [TrialState.COMPLETE] * 6)
+    assert {sink.tags(str(n))["worker.pid"] for n in range(6)} == set(opened(study.folder.cache.parent))
+    assert len(opened(study.folder.cache.parent)) == SLOTS.count, "no other process was started"
+
+
+def test_a_process_that_cannot_open_its_session_gets_no_trial(tmp_path: Path, ray_cluster: None) -> None:
+    study = Study.create(sweep_folder(tmp_path), make_spec(2))
+    write_script(tmp_path)
+    root = study.folder.cache.parent
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "broken").touch()
+    with PrestartedWorkers(SLOTS, study.folder.cache, Opening) as prestarted:
+        prestarted.start(1)
+        ((_, ready),) = prestarted._workers  # pyright: ignore[reportPrivateUsage]
+        with pytest.raises(RayError, match="cannot open its session"):
+            ray.get(ready)
+        run_study(study, open_session=Opening, prestarted=prestarted)
+    assert [(r.state, r.attempts) for r in study.trials()] == [(TrialState.COMPLETE, 1)] * 2
+
+
+def test_worker_processes_exist_before_the_data_stage_ends_and_end_with_it(tmp_path: Path, ray_cluster: None) -> None:
+    folder = sweep_folder(tmp_path)
+    folder.path.mkdir(parents=True)
+
+    class SlowData:
+        def prepare(self, _: object) -> str:
+            wait_until(lambda: len(opened(folder.cache.parent)) == SLOTS.count)
+            raise DataError("refused after that")
+
+    with pytest.raises(DataError, match="refused after that"):
+        drive(folder, make_spec(6), SLOTS, SilentView(), SignalHandler(lambda: ""), Opening, SlowData(), None)  # pyright: ignore
+    wait_until(lambda: not any(is_alive(int(pid)) for pid in opened(folder.cache.parent)))
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [
+        replace(SLOTS, gpus=1.0),
+        replace(SLOTS, cpus=1.0),
+        replace(SLOTS, processes=2),
+        replace(SLOTS, trials_per_process=2),
+    ],
+)
+def test_processes_whose_resources_ray_gives_at_their_start_start_with_their_trial(
+    tmp_path: Path, ray_cluster: None, slots: Slots
+) -> None:
+    assert PrestartedWorkers(slots, tmp_path, Opening).start(2) == 0
+
+
+def test_no_process_is_started_early_without_memory_for_it(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_worker, "available_memory", lambda: 2.5 * trial_worker.WORKER_BYTES)
+    with PrestartedWorkers(SLOTS, tmp_path, Opening) as prestarted:
+        assert prestarted.start(2) == 1
+
+
+@pytest.mark.parametrize(
+    ("imported", "unused"),
+    [
+        (
+            "orchestrator.execution.workers.trial_worker, trainer.training_session",
+            "peft datasets trl optuna mlflow sklearn",
+        ),
+        (
+            "orchestrator.cli.composition, orchestrator.execution.workers.data_process",
+            "ray torch sklearn plotly mlflow",
+        ),
+        ("orchestrator.driver.sweep_driver", "torch sklearn plotly mlflow"),
+    ],
+)
+def test_a_worker_and_the_driver_load_nothing_that_their_beginning_does_not_use(imported: str, unused: str) -> None:
+    code = f"import sys, {imported}\nprint(*(name for name in {unused.split()} if name in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""

@@ -84,13 +84,19 @@ def constant(of: int, mean: float, cost: float, distance: float | None) -> Final
 @pytest.mark.parametrize(
     ("costs", "distances", "recommended", "reason"),
     [
-        ((8, 4, 8), (0.1, 0.9, 0.1), 1, "trains on the fewest pairs (4)"),
-        ((8, 8, 8), (0.3, 0.2, 0.1), 2, "stays closest to the initial model (0.1)"),
-        ((8, 4, 4), (0.1, 0.3, 0.2), 2, "trains on the fewest pairs (4) and stays closest to the initial model (0.2)"),
-        ((8, 8, 8), (None, None, None), 0, "has the best mean"),
+        ((8, 8, 4), (0.3, 0.102, 0.1), 2, "is closer to the initial model (0.1 nats per token against 0.3)"),
+        ((8, 8, 8), (0.3, 0.2, 0.1), 2, "is closer to the initial model (0.1 nats per token against 0.3)"),
+        ((8, 8, 4), (0.1, 0.3, 0.105), 2, "trains on fewer pairs (4 against 8)"),
+        ((8, 4, 8), (None, None, None), 1, "trains on fewer pairs (4 against 8)"),
+        (
+            (8, 8, 8),
+            (0.1, 0.1, 0.1),
+            0,
+            "has the best mean, and none is notably closer to the initial model or cheaper",
+        ),
     ],
 )
-def test_of_tied_finalists_the_cheaper_then_the_closer_one_is_recommended(
+def test_of_tied_finalists_the_closer_then_the_cheaper_one_is_recommended(
     costs: tuple[float, ...], distances: tuple[float | None, ...], recommended: int, reason: str
 ) -> None:
     samples = [constant(k, 0.2 - 0.1 * k, c, d) for k, (c, d) in enumerate(zip(costs, distances, strict=True))]

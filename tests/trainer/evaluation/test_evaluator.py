@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from tests.support.small_trials import DATA, MODEL
+from tests.support.small_trials import DATA, MODEL, trial
 from trainer.config.trial import DataConfig, GeneratedModel, ModelConfig
 from trainer.data import PairDataset, prepare
-from trainer.distributed.processes import ProcessGroup
+from trainer.distributed.processes import CancelToken, ProcessGroup
 from trainer.evaluation.completions import Completion, complete_greedily, completion_metrics, repetition, select_prompts
-from trainer.evaluation.evaluator import pair_costs, score_pairs
+from trainer.evaluation.evaluator import Evaluator, pair_costs, score_pairs
 from trainer.forward.pair_model import PairModel
 from trainer.objectives.pair_logps import RequiredStats
 from trainer.synthetic import generate_model
@@ -54,6 +54,21 @@ def test_log_probs_of_a_set_are_in_order_whatever_the_batches(
             token = logits.log_softmax(-1).gather(1, torch.tensor(response, dtype=torch.long)[:, None])
             assert float(ours) == pytest.approx(float(token.sum()), rel=1e-5)
             assert int(count) == len(response)
+
+
+@pytest.mark.parametrize("attention", ["packed", "separate"])
+def test_parts_of_a_set_have_the_log_probs_of_all_bit_for_bit(
+    model_path: Path, model: PreTrainedModel, pairs: PairDataset, attention: str
+) -> None:
+    group, tokenizer = ProcessGroup(), AutoTokenizer.from_pretrained(model_path)
+    config = trial(training={"tokens_per_micro_batch": 150})
+    cancel = CancelToken(group, lambda: False)
+    evaluator = Evaluator(config, model, PairModel(model, attention), tokenizer, pairs, group, cancel)  # pyright: ignore
+    whole, parts = evaluator.logps(pairs), evaluator.parts(pairs, 2)
+    assert (len(parts), sorted(pair for part in parts for pair in part)) == (2, list(range(len(pairs))))
+    for part in parts:
+        found, expected = evaluator.logps(pairs, part).columns(), whole.select(part).columns()
+        assert all(torch.equal(column, expected[name]) for name, column in found.items())
 
 
 def test_costs_are_what_the_model_computes(model: PreTrainedModel, pairs: PairDataset) -> None:

@@ -1,14 +1,17 @@
 import logging
+import os
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.support.local_driver import forked
 from tests.support.processes import LIMIT_SECONDS
 from trainer.distributed.processes import ProcessGroup
 from trainer.evaluation.completions import Completion
-from trainer.evaluation.reference_cache import cached_completions, cached_logps
+from trainer.evaluation.reference_cache import cached_completions, cached_logps, shared_logps
 from trainer.objectives.pair_logps import PairLogps
 
 
@@ -107,3 +110,78 @@ def test_answers_come_back_as_they_were(tmp_path: Path) -> None:
     process_group = ProcessGroup()
     assert cached_completions(tmp_path, {"start": "a"}, process_group, lambda: given) == (given, True)
     assert cached_completions(tmp_path, {"start": "a"}, process_group, list) == (given, False)
+
+
+PARTS = [[3, 1], [0], [4, 2]]
+
+
+def part(indexes: Sequence[int]) -> PairLogps:
+    values = torch.tensor([-1.0 - i / 3 for i in indexes], dtype=torch.float64)
+    counts = torch.tensor([i + 1 for i in indexes])
+    return PairLogps(values, 2 * values, counts, counts + 1)
+
+
+def shared(cache: Path, compute: Callable[[Sequence[int]], PairLogps]) -> tuple[PairLogps, bool, int]:
+    return shared_logps(cache, {"start": "a"}, ProcessGroup(), PARTS, compute, lambda: None)
+
+
+def test_processes_that_need_it_at_the_same_time_share_the_work(tmp_path: Path) -> None:
+    computed: list[Sequence[int]] = []
+    found: list[tuple[PairLogps, bool, int]] = []
+    both_work = threading.Barrier(2)
+
+    def compute(indexes: Sequence[int]) -> PairLogps:
+        if len(computed) < 2:
+            computed.append(indexes)
+            both_work.wait(LIMIT_SECONDS)  # each has a part at this moment
+        else:
+            computed.append(indexes)
+        return part(indexes)
+
+    threads = [threading.Thread(target=lambda: found.append(shared(tmp_path, compute))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(list, computed)) == sorted(PARTS), "each part once"
+    assert [same(logps, part(range(5))) for logps, _, _ in found] == [True, True]
+    assert sorted(merged for _, merged, _ in found) == [False, True]
+    assert sorted(count for _, _, count in found) == [1, 2]
+    assert not list((tmp_path / "reference").glob("*.parts")), "the parts are removed when all are together"
+
+
+def test_what_a_killed_process_had_computed_is_not_computed_again(tmp_path: Path) -> None:
+    computed: list[Sequence[int]] = []
+
+    def dies_in_the_second(indexes: Sequence[int]) -> PairLogps:
+        if computed:
+            os._exit(9)
+        computed.append(indexes)
+        return part(indexes)
+
+    def goes_on(indexes: Sequence[int]) -> PairLogps:
+        computed.append(indexes)
+        return part(indexes)
+
+    assert forked(lambda: shared(tmp_path, dies_in_the_second)) == 9
+    logps, merged, count = shared(tmp_path, goes_on)
+    assert (computed, merged, count) == (PARTS[1:], True, 2)
+    assert same(logps, part(range(5)))
+
+
+def test_a_damaged_part_and_a_damaged_whole_are_computed_again(tmp_path: Path) -> None:
+    def dies_in_the_last(indexes: Sequence[int]) -> PairLogps:
+        if indexes == PARTS[-1]:
+            os._exit(9)
+        return part(indexes)
+
+    assert forked(lambda: shared(tmp_path, dies_in_the_last)) == 9
+    (one, _) = sorted((tmp_path / "reference").glob("*.parts/*-of-3.safetensors"))
+    one.write_bytes(b"rubbish")
+    logps, _, count = shared(tmp_path, part)
+    assert (count, same(logps, part(range(5)))) == (2, True)
+    (whole,) = (tmp_path / "reference").glob("*.safetensors")
+    whole.write_bytes(b"rubbish")
+    logps, merged, _ = shared(tmp_path, part)
+    assert (merged, same(logps, part(range(5)))) == (True, True)
+    assert same(shared(tmp_path, part)[0], part(range(5)))
