@@ -39,7 +39,7 @@ class FinalistSample:
     """What one finalist was measured by.
 
     `of`: the first trial of its configuration; `values`: [S, N], the objective of each seed on each held-out pair, or
-    [S, 1], its value alone; `cost`: training pairs; `distance` from the initial model in nats per token, None if unknown.
+    [S, 1], its value alone; `cost`: training pairs; `distance` from the initial model, nats per token; None if unknown.
     """
 
     of: int
