@@ -1,6 +1,7 @@
 """The finalists' intervals hold for seeds and pairs together, and say of equal ones that they are tied."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def misses(found: Confirmation) -> tuple[bool, bool]:
     return any(v.mean.is_clear for v in found.values), len(found.tied) < len(found.values)
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "seeds": {"of_seed": 1.0, "of_rest": 0.5},
     "pairs": {"of_pair": 1.0, "of_rest": 0.5},
     "both": {"of_seed": 0.2, "of_pair": 1.0, "of_rest": 1.0},

@@ -37,15 +37,15 @@ def value_of(trial: Trial) -> float:
 
 def end(study: Study, trial: Trial, outcome: Outcome = COMPLETE, **metrics: float) -> None:
     study.report(
-        trial, [StepMetrics(0, {METRIC: 0.1, OTHER: 0.5}), StepMetrics(1, {METRIC: value_of(trial)} | metrics)]
+        trial, [StepMetrics(0, {METRIC: 0.1, OTHER: 0.5}), StepMetrics(1, {METRIC: value_of(trial), OTHER: other})]
     )
     study.tell(trial, outcome)
 
 
-def run(study: Study, count: int = 1000, **metrics: float) -> list[Trial]:
+def run(study: Study, count: int = 1000, other: float = 0.5) -> list[Trial]:
     out: list[Trial] = []
     while len(out) < count and isinstance(trial := study.ask(), Trial):
-        end(study, trial, **metrics)
+        end(study, trial, other=other)
         out.append(trial)
     return out
 
@@ -126,14 +126,14 @@ def test_paused_trials_of_the_search_do_not_hold_finalists_up(template: Template
 def test_fewer_feasible_configurations_than_asked_for_and_none(template: Template, tmp_path: Path) -> None:
     require = (Requirement.parse(OTHER, ">= initial"),)
     with Study.open(template(tmp_path, finalists_spec(top=3, require=require))) as study:
-        end(study, study.ask(), **{OTHER: 0.6})  # type: ignore[arg-type]
-        trials = run(study, **{OTHER: 0.4})
+        end(study, study.ask(), other=0.6)  # type: ignore[arg-type]
+        trials = run(study, other=0.4)
         assert [is_finalist(trial) for trial in trials] == [False] * 3 + [True] * 3
         reason = "; 1 finalist, fewer than finalists.top 3: no others keep every requirement"
         assert study.no_more_trials_reason().endswith(reason)
         assert study.best() is None, "its only feasible configuration broke the requirement as a finalist"
     with Study.open(template(tmp_path, finalists_spec(top=3, require=require))) as study:
-        assert not any(map(is_finalist, run(study, **{OTHER: 0.4})))
+        assert not any(map(is_finalist, run(study, other=0.4)))
         assert study.no_more_trials_reason().endswith("; no finalists: no complete trial keeps every requirement")
     with Study.open(template(tmp_path, finalists_spec())) as study:
         while isinstance(trial := study.ask(), Trial):
@@ -216,7 +216,7 @@ def test_several_objectives_confirm_the_front_by_the_first(template: Template, t
     also = (Objective(metric=OTHER, direction="maximize"),)
     with Study.open(template(tmp_path, finalists_spec({"loss.beta": {"choice": [2.0, 3.0, 4.0]}}, also=also))) as study:
         while isinstance(trial := study.ask(), Trial):
-            end(study, trial, **{OTHER: 1 - value_of(trial)})
+            end(study, trial, other=1 - value_of(trial))
         assert [record.finalist_of for record in study.trials()] == [None] * 3 + [2, 1] * 3
         front = study.pareto_front()
         assert {record.finalist_of for record in front} == {1, 2}
@@ -237,7 +237,7 @@ def test_a_limit_on_time_leaves_finalists_theirs(
     from orchestrator.study.sweep_terms import Usage
 
     def usage(study: Study, _: object) -> Usage:
-        return Usage(0.1 * sum(trial.state.is_final for trial in study._optuna_trials.snapshots()), 0.0)
+        return Usage(0.1 * sum(trial.state.is_final for trial in study._optuna_trials.snapshots()), 0.0)  # pyright: ignore[reportPrivateUsage]
 
     monkeypatch.setattr(Study, "_usage", usage)
     spec = finalists_spec(RANGES, sampler=SAMPLERS["random"], budget=Budget(hours=1))
