@@ -30,7 +30,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.repeats import rank_configurations
 from orchestrator.study.trial_records import TrialRecord, TrialState, best_of, requirements_text
 from orchestrator.tracking.run_metadata import trials_filter, view_key
-from trainer.metrics import CHOSEN, MARGIN, REJECTED
+from trainer.metrics import CHOSEN, LOG_RATIO_CHOSEN, LOG_RATIO_REJECTED, MARGIN, REJECTED
 
 _ROWS, _STOPPED, _FINDINGS, _MORE_IN_REPORT, _TITLES = 10, 8, 3, 4, 2
 """Numbers of rows and findings that keep the description within MLflow's limit of 8000 characters."""
@@ -164,6 +164,7 @@ _LINES = (
     (_OUTCOME, "margin per token, held out", (MARGIN,)),
     (_OUTCOME, "accuracy, held out", ("eval_accuracies/logp",)),
     (_OUTCOME, "log-probs per token, chosen and rejected", (CHOSEN, REJECTED)),
+    (_OUTCOME, "log-ratios per token to the initial model", (LOG_RATIO_CHOSEN, LOG_RATIO_REJECTED)),
     (_TRAINING, "loss", ("loss",)),
     (_TRAINING, "gradient norm", ("grad_norm",)),
     (_TRAINING, "tokens per second", ("tokens_per_second",)),
@@ -173,7 +174,7 @@ _LINES = (
 )
 """Section, name and metrics of the line charts. The UI shows the metrics as title and the name only in the editor."""
 _OF_GROUPS = ("eval_margins", "eval_accuracies", "eval_logps", "eval_logps_per_token", "eval_rewards", "eval_lengths")
-_GROUPS = (*_OF_GROUPS, *(name.removeprefix("eval_") for name in _OF_GROUPS))
+_GROUPS = (*_OF_GROUPS, "eval_log_ratio_per_token", *(name.removeprefix("eval_") for name in _OF_GROUPS))
 """Sections that MLflow generates from the metrics' names; shown collapsed below the configured ones."""
 _MORE = "Model metrics"
 """MLflow's own section for metrics without a group."""

@@ -31,6 +31,9 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 
+LIMIT_SECONDS = 600
+"""Seconds to wait for a page or an answer; a busy machine takes long to draw charts."""
+
 # The browser reads commands from descriptor 3 and writes answers to descriptor 4, whatever numbers ours have.
 _WIRE = """
 import fcntl, os, sys
@@ -78,7 +81,7 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.url = url
         self.call("Page.navigate", url=url)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < deadline:
             if self.run(f"document.readyState === 'complete' && location.href !== 'about:blank' && Boolean({ready})"):
                 return
@@ -157,7 +160,7 @@ class Chromium:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._out], [], [], 120)
+            ready, _, _ = select.select([self._out], [], [], LIMIT_SECONDS)
             if not ready:
                 raise TimeoutError("Chromium says nothing")
             got = os.read(self._out, 1 << 20)

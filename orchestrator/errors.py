@@ -131,7 +131,7 @@ class SweepHeld(OrchestrateError):
     def __init__(self, name: str, holder: str, *, stopped: bool = False) -> None:
         """`stopped`: the holder's process is suspended by a signal such as Ctrl-Z and answers no request."""
         self.name, self.holder = name, holder
-        how = f"stop it there first (`orchestrate stop {name}`)"
+        how = f"`orchestrate attach {name}` shows its table, `orchestrate stop {name}` stops it"
         if stopped:
             how = "it was stopped by a signal (Ctrl-Z?): continue it (`fg`, or `kill -CONT`), or end that process"
         super().__init__(f"sweep {name!r} is being driven by {holder}; {how}")

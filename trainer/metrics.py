@@ -47,6 +47,27 @@ _TABLE = (
     Metric("accuracies/logp", "share of pairs with margins/logp above 0", "maximize", frozenset()),
     Metric("logps_per_token/chosen", "length-averaged log-prob of the chosen responses", "maximize", frozenset()),
     Metric("logps_per_token/rejected", "length-averaged log-prob of the rejected responses", None, frozenset()),
+    Metric(
+        "log_ratio_per_token/chosen",
+        "mean log-ratio per token to the initial model, on the chosen responses",
+        None,
+        frozenset(),
+        on_train=False,
+    ),
+    Metric(
+        "log_ratio_per_token/rejected",
+        "mean log-ratio per token to the initial model, on the rejected responses",
+        None,
+        frozenset(),
+        on_train=False,
+    ),
+    Metric(
+        "kl_per_token",
+        "KL divergence from the initial model per token of the final greedy answers",
+        "minimize",
+        frozenset(),
+        on_train=False,
+    ),
     Metric("exact_answers", "share of held-out prompts answered right", "maximize", frozenset(), on_train=False),
     Metric("repetition", "share of repeated 4-grams in the greedy answers", "minimize", frozenset(), on_train=False),
     Metric("answer_length", "mean tokens of the greedy answers", None, frozenset(), on_train=False),
@@ -64,6 +85,10 @@ MARGIN = f"{EVAL_PREFIX}margins/logp"
 CHOSEN = f"{EVAL_PREFIX}logps_per_token/chosen"
 REJECTED = f"{EVAL_PREFIX}logps_per_token/rejected"
 EXACT_ANSWERS = f"{EVAL_PREFIX}exact_answers"
+LOG_RATIO_CHOSEN = f"{EVAL_PREFIX}log_ratio_per_token/chosen"
+LOG_RATIO_REJECTED = f"{EVAL_PREFIX}log_ratio_per_token/rejected"
+KL = f"{EVAL_PREFIX}kl_per_token"
+"""Measured at a trial's end; 0 at step 0 by definition (`trainer.evaluation.answer_kl`)."""
 COMPARISON_METRIC = f"{EVAL_PREFIX}accuracies/logp"
 """The held-out metric that no setting scales; sweeps of any objective can be compared by it."""
 

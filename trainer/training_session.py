@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -15,9 +17,11 @@ from transformers.utils.logging import disable_progress_bar
 from trainer.config.locations import differ_in_locations_only, stored_config
 from trainer.config.trial import TrialConfig
 from trainer.distributed.processes import CancelToken, ProcessGroup, RunInterrupted
+from trainer.evaluation.answer_kl import AnswerKl
 from trainer.evaluation.completions import Completion, SampleFile
 from trainer.evaluation.evaluator import Evaluator, write_eval_pairs
 from trainer.evaluation.reference_cache import ReferenceCache
+from trainer.metrics import KL
 from trainer.models.model_files import save_model
 from trainer.models.policy_model import PolicyModel
 from trainer.objectives.losses import required_stats
@@ -205,7 +209,7 @@ class TrainingSession:
         if digest not in _digests(config) and state is not None and state.inputs and state.inputs != fingerprints:
             raise ResumeError(f"{folder} was trained from another model or on other data than at its new location")
         if sharded:  # shard before evaluating, so that no process has the whole model
-            self._prepare_policy(policy, config, single_use=True)
+            self._prepare_policy(policy, config, single_use=config.evaluation.prompts == 0)
             policy.shard(process_group.device)
 
         initial_evaluator = make_evaluator(config, policy, prepared, tokenizer, process_group, cancel_token)
@@ -226,27 +230,36 @@ class TrainingSession:
             self._prepare_policy(policy, config)
         evaluator = make_evaluator(config, policy, prepared, tokenizer, process_group, cancel_token)
 
+        measures_kl = policy.can_become_initial and config.evaluation.prompts > 0
+        is_saved = False
+
         def evaluate(step: int, all_pairs: bool) -> tuple[dict[str, float], str]:
             """Return the metrics and packed pair margins, of completions alone without `all_pairs`."""
+            nonlocal is_saved
             completions = evaluator.completions() if completions_due(config, step, loop.total_updates) else []
             self._write_samples(samples, step, completions)
             if not all_pairs:
                 return evaluator.completion_metrics(completions), ""
             logps = evaluator.logps(prepared.eval)
-            if process_group.is_main and step == loop.total_updates:
+            last = step == loop.total_updates
+            if process_group.is_main and last:
                 write_eval_pairs(folder / "eval_pairs.safetensors", logps, initial_logps, prepared.eval)
-            return evaluator.metrics(logps, initial_logps, completions), pack_floats(logps.margins().tolist())
+            metrics = evaluator.metrics(logps, initial_logps, completions)
+            if last and measures_kl and all(map(math.isfinite, metrics.values())):
+                metrics[KL], is_saved = self._kl_of_finished(policy, evaluator, completions, folder), True
+            return metrics, pack_floats(logps.margins().tolist())
 
         inputs = TrainingInputs(policy, evaluator.pair_model, prepared.train, reference, process_group, cancel_token)
         engine = create_engine(config, inputs, tokenizer, folder)
-        evaluation = HeldOutEvaluation(evaluator.metrics(initial_logps, initial_logps, initial_completions), evaluate)
+        initial = evaluator.metrics(initial_logps, initial_logps, initial_completions)
+        evaluation = HeldOutEvaluation(initial | ({KL: 0.0} if measures_kl else {}), evaluate)
         loop = TrainLoop(config, inputs, engine, evaluation, folder, earlier_attempts, digest, fingerprints)
         if state is not None:
             loop.restore(state)
             log.info("continues after update %d of %d", state.step, loop.total_updates)
         result = yield from loop.run()
         stored = StoredRunResult(digest, result, loop.history, fingerprints)
-        self._finish(stored, policy, evaluator, [*earlier_attempts, folder])
+        self._finish(stored, policy, evaluator, [*earlier_attempts, folder], is_saved=is_saved)
         return result
 
     def _load_state(self, folders: Sequence[Path], config: TrialConfig, folder: Path) -> checkpoints.TrainState | None:
@@ -277,21 +290,41 @@ class TrainingSession:
             self._resources.drop_model()  # some of its layers may have adapters already
             raise
 
+    def _kl_of_finished(
+        self, policy: PolicyModel, evaluator: Evaluator, completions: Sequence[Completion], folder: Path
+    ) -> float:
+        """Return the KL divergence from the initial model on these answers, and save the final weights.
+
+        They are saved first: the same module then becomes the initial model, so that no second one is in memory.
+        """
+        kl = AnswerKl(evaluator, completions)
+        kl.read_policy()
+        self._save_final_model(policy, evaluator, folder)
+        policy.become_initial()
+        return kl.against_initial()
+
+    def _save_final_model(self, policy: PolicyModel, evaluator: Evaluator, folder: Path) -> None:
+        main = self._process_group.is_main
+        tensors = policy.gather(on_this_process=main)
+        if main:
+            save_model(policy.model_to_save, evaluator.tokenizer, folder / "model", tensors, evaluator.extra_end_tokens)
+
     def _finish(
-        self, stored: StoredRunResult, policy: PolicyModel, evaluator: Evaluator, folders: Sequence[Path]
+        self,
+        stored: StoredRunResult,
+        policy: PolicyModel,
+        evaluator: Evaluator,
+        folders: Sequence[Path],
+        *,
+        is_saved: bool,
     ) -> None:
-        status, main = stored.result.status, self._process_group.is_main
-        finished = status is RunStatus.FINISHED
-        tensors = policy.gather(on_this_process=main) if finished else None
-        if status is not RunStatus.STOPPED and main:
-            if finished:
-                save_model(
-                    policy.model_to_save,
-                    evaluator.tokenizer,
-                    folders[-1] / "model",
-                    tensors,
-                    evaluator.extra_end_tokens,
-                )
+        """Write the result of a run that finished or diverged. `is_saved`: the final weights are written already."""
+        status = stored.result.status
+        if status is RunStatus.FINISHED and not is_saved:
+            self._save_final_model(policy, evaluator, folders[-1])
+        if status is RunStatus.DIVERGED and is_saved and self._process_group.is_main:
+            shutil.rmtree(folders[-1] / "model")  # a training metric of the last update was not finite
+        if status is not RunStatus.STOPPED and self._process_group.is_main:
             save_run_result(folders[-1], stored)
             checkpoints.remove_checkpoints(folders)
         self._process_group.barrier()

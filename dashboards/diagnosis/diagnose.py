@@ -17,6 +17,7 @@ from dashboards.diagnosis.collapse_rules import (
     unlikely_text,
 )
 from dashboards.diagnosis.conflicts import resolve_conflicts
+from dashboards.diagnosis.distance_rules import answers_fall_with_distance
 from dashboards.diagnosis.findings import DiagnosisFinding, by_level
 from dashboards.diagnosis.search_rules import (
     confounded,
@@ -56,6 +57,7 @@ def diagnose(frame: SweepFrame, significance: Significance | None = None) -> lis
             *gain_not_clear(frame, significance),
             *chosen_logps_falling(frame, winner),
             *exact_answers_lost(frame, winner),
+            *answers_fall_with_distance(frame),
             *unlikely_text(frame, winner),
             *degenerate_text(frame, winner),
             *margin_below_gamma(frame, winner),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
@@ -23,6 +24,7 @@ from dashboards.formatting import (
     tie_text,
     wide_console,
 )
+from dashboards.terminal.advice_output import print_advice_of_plan
 from orchestrator.spec.estimates.published_sizes import NOT_COUNTED
 
 if TYPE_CHECKING:
@@ -39,11 +41,13 @@ def print_plan(plan: SweepPlan) -> None:
     """Print the plan, the estimate, the probe, the corner trials, the files to be written, and notices."""
     console = wide_console(_PIPED_WIDTH, highlight=False)
     table = _key_figures(f"plan of {plan.name}")
-    table.add_row("objective", plan.goal)
+    table.add_row("objective", plan.goal.replace(", ", "\n"))
     for path, values in plan.searched.items():
         table.add_row(path, escape(values))
     unknown = "unknown until downloaded"
     grid = f" (the grid has {plan.grid:,} distinct points)" if plan.grid is not None else ""
+    if plan.sampler == "staged" and plan.trials:
+        grid = " at most"
     table.add_row("trials", f"{plan.trials:,}{grid}" if plan.trials else "until the budget's hours are spent")
     if plan.finalists is not None:
         table.add_row("trials of finalists", f"{plan.finalists:,}")
@@ -85,6 +89,7 @@ def print_plan(plan: SweepPlan) -> None:
     for file in plan.writes:
         writes.add_row(escape(file.path), file.what)
     console.print(writes)
+    print_advice_of_plan(console, plan.advice)
     for notice in plan.notices:
         console.print(f"note: {notice}", markup=False)
 
@@ -218,6 +223,36 @@ def print_status(status: Mapping[str, Any]) -> None:
         for line in (*([] if fits else reached), _params(trial.get("params", {})), text):
             if line:
                 console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+
+
+_HOURS_AS_DAYS = 48
+
+
+def print_sweeps(found: Mapping[str, Any]) -> None:
+    """Print one row per sweep of the runs folder, the newest first."""
+    console = wide_console(_PIPED_WIDTH, highlight=False)
+    sweeps: Sequence[Mapping[str, Any]] = found["sweeps"]
+    console.print(f"sweeps in {found['runs_folder']}: {len(sweeps)}", markup=False, soft_wrap=True)
+    if not sweeps:
+        return
+    table = Table(box=None, header_style="bold")
+    for column in ("sweep", "state", "trials", "best so far", "begun"):
+        table.add_column(column, overflow="fold", justify="right" if column == "trials" else "left")
+    for sweep in sweeps:
+        if sweep["state"] == "unreadable":
+            table.add_row(escape(sweep["name"]), "unreadable", "", escape(sweep["why"]), _ago(sweep["began"]))
+            continue
+        best = sweep["best"]
+        value = "" if best is None else f"{sweep['goal']['metric']} {_short(best['value'])}, trial {best['trial']}"
+        trials = f"{sweep['finished']}/{sweep['planned'] or '?'}"
+        table.add_row(escape(sweep["name"]), sweep["state"], trials, escape(value), _ago(sweep["began"]))
+    console.print(table)
+
+
+def _ago(began: float) -> str:
+    seconds = time.time() - began
+    days = round(seconds / 86400)
+    return f"{days} days ago" if seconds > _HOURS_AS_DAYS * 3600 else f"{format_about(seconds)} ago"
 
 
 def _state(trial: Mapping[str, Any]) -> str:

@@ -93,7 +93,8 @@ class SweepProgress:
         extra = sum(curves.record.by_command for curves in self.trials.values())
         total = max((self.total or 0) + extra, len(self.trials))
         share = self._done() / max(1, total)
-        text = [f"{progress_bar(share, 20)} {done}/{total} trials" + (f" ({extra} enqueued)" if extra else "")]
+        count = f"{progress_bar(share, 20)} {done}/{total} trials" + (f" ({extra} enqueued)" if extra else "")
+        text = [count] if total else []
         text += [f"{ends[word]} {word}" for word in _COUNTED_STATES if word in ends]
         elapsed = self._before + self.clock() - self._began
         text.append(f"{format_duration(elapsed)} so far")

@@ -203,7 +203,11 @@ def _marked(all_curves: Sequence[TrialCurves], objectives: Sequence[Objective], 
     """Return the number of the best trial; with several objectives those of the Pareto front."""
     records = [curves.record for curves in all_curves]
     if len(objectives) > 1:
-        return {record.number for record in pareto_front(records, objectives)}
+        missing = {record.number: max(0, seeds - record.complete_seeds) for record in records}
+        for least in sorted(set(missing.values())):  # those with the most of their seeds, as in the sweep's own front
+            if front := pareto_front([r for r in records if missing[r.number] == least], objectives):
+                return {record.number for record in front}
+        return set()
     best = best_record(records, objectives[0], seeds)
     return set() if best is None else {best.number}
 
@@ -353,7 +357,7 @@ def _print_front(spec: SweepSpec, best: Sequence[TrialRecord], console: Console)
         objective_values = zip(spec.objectives, record.values or (), strict=True)
         values = "  ".join(f"{objective.metric}={format_value(value)}" for objective, value in objective_values)
         console.print(
-            Text(f"  trial {record.number}", style="bold green")
+            Text(f"  {'trials' if len(record.seeds) > 1 else 'trial'} {record.label}", style="bold green")
             + Text(f"  {format_params(record.params, compared_paths(spec))}  {values}")
         )
 

@@ -47,6 +47,7 @@ for command in (
     setup_commands.init,
     run_commands.plan,
     data_command.data,
+    data_command.advise,
     run_commands.sweep,
     submit_command.submit,
     run_commands.resume,

@@ -22,7 +22,7 @@ _WHY = click.option("--why", default="", metavar="TEXT", help="Reason, stored in
 @click.option("--abandon", is_flag=True, help="End the sweep for good, running or not: unfinished trials are PRUNED.")
 @_WHY
 def stop(name: str, trial: int | None, abandon: bool, why: str) -> None:
-    """Stop a running sweep, which can be resumed; or stop one TRIAL for good."""
+    """Stop a sweep, which can be resumed, or one TRIAL for good."""
     if not abandon:
         _request("stop", name, trial, why or "stopped")
         return
@@ -42,7 +42,10 @@ def stop(name: str, trial: int | None, abandon: bool, why: str) -> None:
 @_OPTIONAL_TRIAL
 @_WHY
 def pause(name: str, trial: int | None, why: str) -> None:
-    """Checkpoint one TRIAL and free its slot for the next one; or pause the whole sweep."""
+    """Pause one TRIAL, or the whole sweep.
+
+    A paused trial writes a checkpoint and frees its slot for the next one.
+    """
     _request("pause", name, trial, why)
 
 
@@ -99,9 +102,9 @@ def set_budget(name: str, settings: Sequence[str]) -> None:
 )
 @_WHY
 def clone(name: str, trial: int, overrides: Sequence[str], why: str, from_checkpoint: bool) -> None:
-    """Enqueue a copy of TRIAL with some settings changed; runs next, in addition to budget.trials.
+    """Enqueue a copy of TRIAL with some settings changed; it runs next.
 
-    A FAILED trial may be cloned without changes.
+    It comes in addition to budget.trials. A FAILED trial may be cloned without changes.
     """
     existing_sweep(runs_folder(), name)
     from orchestrator.commands.request_commands import enqueue_clone
@@ -114,7 +117,10 @@ def clone(name: str, trial: int, overrides: Sequence[str], why: str, from_checkp
 @SET
 @click.option("--again", is_flag=True, help="Train a trial with these settings once more, with another training.seed.")
 def enqueue(name: str, overrides: Sequence[str], again: bool) -> None:
-    """Enqueue a trial with these settings, the others as in base; runs next, in addition to budget.trials."""
+    """Enqueue a trial with these settings; it runs next.
+
+    Others are as in base. It comes in addition to budget.trials.
+    """
     existing_sweep(runs_folder(), name)
     from orchestrator.commands.request_commands import enqueue_trial
 

@@ -1,4 +1,4 @@
-"""Command `data`: shows preference rows as the model sees them."""
+"""Commands `data` and `advise`: what is seen of the pairs before training."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import SET, TRUST
+from orchestrator.cli.options import JSON, SET, TRUST, print_json, read_spec
 from orchestrator.errors import ExitCode
 from orchestrator.folders import runs_folder
+from orchestrator.terminal_streams import wrapped
 
 
 @click.command()
@@ -30,10 +31,11 @@ def data(
     as_json: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
-    """Show rows of FILE's data as the model sees them: prompt, answers, token counts and notices.
+    """Show rows of FILE's data as the model sees them, with notices.
 
-    FILE is a sweep file, or a trial file as for `python -m trainer`. Rows with notices come first. Loads no model and
-    needs no GPU. Exit code 2 where a sweep would be refused because of these rows.
+    Of each row: prompt, answers, token counts and notices. FILE is a sweep file, or a trial file as for `python -m
+    trainer`. Rows with notices come first. Loads no model and needs no GPU. Exit code 2 where a sweep would be refused
+    because of these rows.
     """
     from dashboards.terminal.data_output import print_data
     from orchestrator.commands.data_preview import SHOWN, chosen_rows, config_of, preview_here
@@ -57,3 +59,52 @@ def data(
         click.echo(str(preview.refused), err=True)
         return ExitCode.USER
     return ExitCode.DONE
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@SET
+@click.option("--rows", type=click.IntRange(2), metavar="N", help="Score a sample of N pairs instead of all.")
+@click.option("--write", is_flag=True, help="Write the advised values into FILE; the file as it was becomes FILE.bak.")
+@JSON
+@TRUST
+def advise(
+    file: Path, overrides: Sequence[str], rows: int | None, write: bool, as_json: bool, trust_remote_code: bool
+) -> None:
+    """Advise on the settings of a sweep FILE before training, each with its reason and source.
+
+    Scores pairs under the initial model, as the sweep does before its first trial: what one of them has computed, the
+    other finds in the cache. An `sft:` stage that has not run yet is trained first.
+    """
+    if write and overrides:
+        raise click.UsageError("--write changes FILE, which --set does not: leave out one of the two")
+    from dashboards.terminal.advice_output import print_advice
+    from orchestrator.commands.advice.advise_sweep import ProgressLine, advise_sweep
+    from orchestrator.commands.advice.advised_file import write_advice
+
+    spec, notices = read_spec(file, overrides, None, False)
+    progress = ProgressLine()
+    try:
+        made = advise_sweep(
+            spec, runs_folder(), rows=rows, trust_remote_code=trust_remote_code, on_progress=progress.show
+        )
+    finally:
+        progress.close()
+    for notice in (*notices, *made.notices):
+        click.echo(wrapped(notice), err=True)
+    done = write_advice(file, made.to_write) if write else None
+    if as_json:
+        written = None if done is None else {"settings": list(done.written), "refused": dict(done.refused)}
+        print_json(made.as_json() | {"written": written})
+    else:
+        print_advice(made)
+    if done is None:
+        if made.to_write and not as_json:
+            click.echo(f"orchestrate advise {file} --write    writes these values into the file", err=True)
+        return
+    for setting, reason in done.refused.items():
+        click.echo(wrapped(f"{setting}: not written, set it by hand: {reason}"), err=True)
+    if done.backup is None:
+        click.echo(f"{file}: nothing was written", err=True)
+    else:
+        click.echo(f"{file}: {len(done.written)} settings written; as it was: {done.backup}", err=True)

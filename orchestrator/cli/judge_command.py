@@ -36,10 +36,10 @@ def judge(
     as_json: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
-    """Compute win rates of the best trials against the initial model with an independent judge.
+    """Compute win rates of the best trials against the initial model.
 
-    The judge is the checker of known answers, a reward model or an OpenAI-compatible endpoint, configured by `judge:`
-    in the sweep file or --set. After Ctrl-C the same command continues; no call is repeated.
+    The judge is independent: the checker of known answers, a reward model or an OpenAI-compatible endpoint, configured
+    by `judge:` in the sweep file or --set. After Ctrl-C the same command continues; no call is repeated.
     """
     existing_sweep(runs_folder(), name)
     from dashboards.formatting import wide_console

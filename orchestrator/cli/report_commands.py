@@ -17,7 +17,7 @@ from orchestrator.folders import existing_sweep, runs_folder
 )
 @JSON
 def report(name: str, to: Path | None, as_json: bool) -> None:
-    """Write an HTML report: best trial, significance, diagnosis, next steps."""
+    """Write an HTML report: best trial, diagnosis, next steps."""
     existing_sweep(runs_folder(), name)
     from orchestrator.cli.report_data import report as make
 
@@ -35,7 +35,7 @@ def report(name: str, to: Path | None, as_json: bool) -> None:
     "--output", "to", type=click.Path(path_type=Path, dir_okay=False), help="Write to this new file instead of stdout."
 )
 def suggest(name: str, to: Path | None) -> None:
-    """Write a follow-up sweep file from the diagnosis, with a reason for each range."""
+    """Write a follow-up sweep file, with a reason for each range."""
     existing_sweep(runs_folder(), name)
     from orchestrator.cli.report_data import suggest as make
 
@@ -53,7 +53,10 @@ def suggest(name: str, to: Path | None) -> None:
 )
 @JSON
 def compare(names: tuple[str, ...], to: Path | None, as_json: bool) -> None:
-    """Compare sweeps by a common metric; check for equal data, initial model and tokens."""
+    """Compare sweeps by a common metric.
+
+    Data, initial model and tokens are checked for equality.
+    """
     if len(set(names)) < 2:
         raise click.UsageError("name at least two sweeps")
     for name in names:

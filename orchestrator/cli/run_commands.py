@@ -23,9 +23,10 @@ from orchestrator.cli.options import (
     spec_options,
 )
 from orchestrator.cli.submit_command import job_options, render
-from orchestrator.errors import ExitCode
+from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.folders import SweepFolder, existing_sweep, runs_folder
-from orchestrator.terminal_streams import drop_failed_output
+from orchestrator.terminal_streams import drop_failed_output, wrapped
+from trainer.results import TrialError
 
 if TYPE_CHECKING:
     from orchestrator.spec.estimates.gpu_table import PlannedMachine
@@ -82,9 +83,10 @@ def plan(
     trust_remote_code: bool,
     **job_settings: Any,
 ) -> None:
-    """Show what a sweep would do: trials, corners, steps, tokens, memory, GPU-hours, files. Runs no trial.
+    """Show what a sweep would do, without running a trial.
 
-    With --slurm or --kuberay: print the job exactly as `submit` would submit it.
+    Trials, corners, steps, tokens, memory, GPU-hours, files. With --slurm or --kuberay: print the job exactly as
+    `submit` would submit it.
     """
     machines = _read_machines(on)
     from dashboards.terminal.command_output import print_plan
@@ -127,15 +129,20 @@ def plan(
         return
     if probe:
         click.echo("measuring one update on this machine", err=True)
-    made = plan_locally(
-        spec,
-        runs_folder(),
-        notices,
-        assumptions,
-        probe=probe,
-        trust_remote_code=trust_remote_code,
-        command=_command(file, overrides, name),
-    )
+    try:
+        made = plan_locally(
+            spec,
+            runs_folder(),
+            notices,
+            assumptions,
+            probe=probe,
+            trust_remote_code=trust_remote_code,
+            command=_command(file, overrides, name),
+        )
+    except (OrchestrateError, TrialError):
+        for notice in notices:  # they may name the cause, such as a misspelt folder that became a name on the hub
+            click.echo(wrapped(notice), err=True)
+        raise
     if as_json:
         print_json(made.as_json())
     else:

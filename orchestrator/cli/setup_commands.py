@@ -26,7 +26,7 @@ from orchestrator.terminal_streams import wrapped
 def init(
     file: Path, model: str | None, data: str | None, gpus: str | None, objective: str | None, lora: bool
 ) -> ExitCode:
-    """Write a sweep file from four answers, sized for the model and the data. Never overwrites a file.
+    """Write a sweep file from four answers, sized for model and data. Never overwrites a file.
 
     Prompts on a terminal for missing options, else uses defaults. Reads a model folder and a file of pairs; with both,
     counts the tokens of the rows, which takes seconds.
@@ -85,9 +85,10 @@ def init(
 @SET
 @JSON
 def doctor(file: Path | None, overrides: Sequence[str], as_json: bool) -> ExitCode:
-    """Check this machine's installation, GPUs and disks, with a fix for each problem.
+    """Check this machine's installation, GPUs and disks.
 
-    With a sweep FILE: also check access to its models, data sets, tracking server and database.
+    Each problem has its fix. With a sweep FILE: also check access to its models, data sets, tracking server and
+    database.
     """
     from dashboards.terminal.command_output import print_checks
     from orchestrator.commands.doctor import is_healthy, run_checks

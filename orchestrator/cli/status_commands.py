@@ -12,11 +12,19 @@ from orchestrator.folders import existing_sweep, runs_folder
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", required=False)
 @JSON
 @click.option("--watch", is_flag=True, help="Show live progress until the sweep ends.")
-def status(name: str, as_json: bool, watch: bool) -> None:
-    """Show the state of a sweep and its trials."""
+def status(name: str | None, as_json: bool, watch: bool) -> None:
+    """Show the state of a sweep and its trials.
+
+    Without NAME: list the sweeps of the runs folder.
+    """
+    if name is None:
+        if watch:
+            raise click.UsageError("--watch requires NAME")
+        _list_sweeps(as_json=as_json)
+        return
     existing_sweep(runs_folder(), name)
     from dashboards.terminal.command_output import print_status
     from orchestrator.commands.status import status as read_status
@@ -33,6 +41,17 @@ def status(name: str, as_json: bool, watch: bool) -> None:
     else:
         print_status(found)
     end_orphaned_runs(name)
+
+
+def _list_sweeps(*, as_json: bool) -> None:
+    from dashboards.terminal.command_output import print_sweeps
+    from orchestrator.commands.status import list_sweeps
+
+    found = list_sweeps(runs_folder())
+    if as_json:
+        print_json(found)
+    else:
+        print_sweeps(found)
 
 
 @click.command()
@@ -55,7 +74,10 @@ def attach(name: str) -> None:
 @click.argument("name")
 @JSON
 def history(name: str, as_json: bool) -> None:
-    """List the events of a sweep with times and reasons, and the changes of its spec."""
+    """List the events of a sweep and the changes of its spec.
+
+    Events have times and reasons.
+    """
     existing_sweep(runs_folder(), name)
     from dashboards.terminal.command_output import print_history
     from orchestrator.commands.status import history as read_history
@@ -125,7 +147,10 @@ def _log(text: str) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0: any free one.")
 @click.option("--open/--no-open", "open_browser", default=False, help="Open a browser.")
 def ui(name: str | None, port: int, open_browser: bool) -> ExitCode:
-    """Serve the MLflow UI on this machine only; print the URL of sweep NAME if given."""
+    """Serve the MLflow UI on this machine only.
+
+    With NAME: print the URL of that sweep.
+    """
     if name is not None:
         existing_sweep(runs_folder(), name)
         end_orphaned_runs(name)

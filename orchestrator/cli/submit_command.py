@@ -124,7 +124,10 @@ def _assumptions(job_settings: dict[str, Any]) -> str:
 def submit(
     file: Path, overrides: Sequence[str], name: str | None, rehearse: bool, trust_remote_code: bool, **job_settings: Any
 ) -> None:
-    """Submit a sweep to Slurm or Kubernetes, exactly as `plan` prints it with the same options."""
+    """Submit a sweep to Slurm or Kubernetes.
+
+    The job is exactly what `plan` prints with the same options.
+    """
 
     spec, notices = read_spec(file, overrides, name, rehearse)
     job = render(spec, job_settings, trust_remote_code=trust_remote_code)

@@ -1,8 +1,13 @@
-"""`orchestrate data`: loads the configuration of a sweep or trial file and selects the rows to show."""
+"""`orchestrate data`: loads the configuration of a sweep or trial file and selects the rows to show.
+
+Also checks, before a sweep starts, whether its first rows need a decision on the chat template.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +16,23 @@ from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_with_notices
 from orchestrator.spec.loading.overrides import parse_overrides
 from orchestrator.spec.loading.validation_errors import read_document
-from trainer.config.trial import TrialConfig
-from trainer.config.yaml_files import load_trial
+from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.hub_cache import model_file
+from trainer.config.trial import DataConfig, FileSource, ModelConfig, TrialConfig
+from trainer.config.yaml_files import Document, load_trial
+from trainer.results import TrialError
 
 if TYPE_CHECKING:
+    from trainer.data.data_findings import FindingKind
+    from trainer.data.formats import Preference
     from trainer.data.row_preview import Preview, PreviewRow
 
 SHOWN = 3
 """Rows shown without `--rows`."""
+_FIRST_ROWS = 8
+"""Rows of each file that `check_templates` reads."""
+_UNDECIDED: tuple[FindingKind, ...] = ("template_undecided", "needs_template")
+"""Findings that `data.apply_template` answers."""
 
 
 def config_of(file: Path, overrides: Sequence[str]) -> tuple[TrialConfig, list[str]]:
@@ -88,3 +102,86 @@ def chosen_rows(
     shown_kinds = {notice.kind for item in shown for notice in item.notices}
     all_kinds = {notice.kind for item in rows for notice in item.notices}
     return shown, len(all_kinds - shown_kinds)
+
+
+# --- before a sweep --------------------------------------------------------------------------------------------------
+
+
+def check_templates(spec: SweepSpec, document: Document) -> None:
+    """Check the first rows of local files for plain text of which only `data.apply_template` says how it is rendered.
+
+    A sweep checks every row of all its sources; this finds the usual case before it starts, and in `plan`.
+
+    Raises:
+        SpecError: with the setting and its values.
+    """
+    problems: list[SpecProblem] = []
+    parts = [("base", spec.base.data)]
+    if spec.sft is not None and spec.sft.data is not None:
+        parts.append(("sft", spec.sft.data))
+    for section, data in parts:
+        if data.apply_template is True or "data.apply_template" in spec.search.paths:
+            continue
+        plain = [row for source in (*data.train, *(data.eval or ())) for row in _plain_rows(source, data)]
+        kind = next(_undecided(plain, data, spec.base.model), None) if plain else None
+        if kind is not None:
+            from trainer.data.data_findings import DataFinding, severity_of
+
+            finding = DataFinding(kind=kind, severity=severity_of(kind), count=0, rows=())
+            loc = (section, "data", "apply_template")
+            where = document.location(loc)
+            problems.append(SpecProblem(where, ".".join(loc), f"the rows {finding}", finding.advice))
+    if problems:
+        raise SpecError(problems)
+
+
+def _plain_rows(source: object, data: DataConfig) -> list[Preference]:
+    """Return the first rows of a local file if all of them are plain text; what else they lack is not asked here."""
+    if not isinstance(source, FileSource):
+        return []
+    from trainer.data import UnreadableData
+    from trainer.data.chat_messages import InvalidRow
+    from trainer.data.formats import to_preference
+    from trainer.data.sources import first_rows
+
+    try:
+        rows = first_rows(source, _FIRST_ROWS)
+    except UnreadableData:  # the data check says why
+        return []
+    found = [to_preference(row.fields, score=data.score) for row in rows if row.fields is not None]
+    valid = [row for row in found if not isinstance(row, InvalidRow)]
+    return valid if all(isinstance(row.prompt, str) for row in valid) else []
+
+
+def _undecided(rows: Sequence[Preference], data: DataConfig, model: ModelConfig) -> Iterator[FindingKind]:
+    """Yield the findings about these rows that `data.apply_template` answers."""
+    if data.apply_template is None and _has_template(model, data):
+        from trainer.data import load_tokenizer
+        from trainer.data.tokenization import PairTokenizer
+
+        try:
+            with tempfile.TemporaryDirectory() as cache:
+                pairs = PairTokenizer(load_tokenizer(model, data, Path(cache)), data)(rows)
+        except TrialError:  # the data check says why
+            return
+        notices = [notice for pair in pairs for notice in pair.notices]
+    else:
+        notices = [notice for row in rows for notice in row.notices]
+    for kind in _UNDECIDED:
+        if any(notice[0] == kind for notice in notices):
+            yield kind
+
+
+def _has_template(model: ModelConfig, data: DataConfig) -> bool:
+    """Return whether the tokenizer has a chat template, by its files on this machine."""
+    if data.chat_template is not None or model.generated is not None:
+        return True
+    name, revision = (model.tokenizer, None) if model.tokenizer else (str(model.name_or_path), model.revision)
+    if model_file(name, "chat_template.jinja", revision) is not None:
+        return True
+    file = model_file(name, "tokenizer_config.json", revision)
+    try:
+        found = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # loading the tokenizer says why
+        return False
+    return isinstance(found, dict) and bool(found.get("chat_template"))

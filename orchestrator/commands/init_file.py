@@ -5,35 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from orchestrator.commands import model_sizing
-from orchestrator.commands.model_sizing import Facts, LossName, ValueWithReason
+from orchestrator.commands.model_sizing import Facts, ValueWithReason
 from orchestrator.errors import SpecError
+from orchestrator.spec.advice.published_values import LOSS_NAMES, SEARCHED, LossName
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.right_forms import loss_form
 from orchestrator.spec.loading.variables import escape
 
-LOSSES: dict[str, LossName] = {name: name for name in get_args(LossName)}
+LOSSES: dict[str, LossName] = {name: name for name in LOSS_NAMES}
 DEFAULT_MODEL = "princeton-nlp/Llama-3-Base-8B-SFT"
 DEFAULT_DATA = "HuggingFaceH4/ultrafeedback_binarized"
 _FILES = (".jsonl", ".json", ".parquet", ".csv")
 _COMMENTS_AT = 51
-
-_SEARCH: dict[LossName, tuple[tuple[str, str, str, str], ...]] = {
-    "simpo": (
-        ("loss.beta", "2.0", "[2.0, 2.5, 10.0]", "the SimPO paper; 10 is its authors' later advice"),
-        ("loss.gamma_beta_ratio", "0.5", "[0.3, 0.5]", "gamma / beta; the SimPO authors start with 0.5"),
-    ),
-    "dpo": (("loss.beta", "0.05", "[0.01, 0.05, 0.1]", "0.01 is the best for every model in SimPO's README"),),
-    "orpo": (("loss.beta", "0.1", "[0.1, 0.2]", "the ORPO paper's lambda, fairseq2's guide"),),
-    "cpo": (
-        ("loss.beta", "0.1", "[0.1, 1.0]", "the CPO paper, fairseq2's default"),
-        ("loss.nll_scale", "1.0", "[0.0, 1.0]", "fairseq2's guide, the CPO paper"),
-    ),
-    "simper": (),
-}
-"""Each searched setting: its value in `base`, its values in the search, and their source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +86,18 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
         f"    kind: {answers.loss}",
         *(
             line(f"    {path.removeprefix('loss.')}: {value}", _IN_BASE[is_staged])
-            for path, value, *_ in _SEARCH[answers.loss]
+            for path, value, *_ in SEARCHED[answers.loss]
         ),
         "  training:",
         line(
             f"    learning_rate: {model_sizing.base_rate(answers.loss, facts, lora=answers.lora)}",
             _IN_BASE[is_staged],
         ),
-        _value_line("    pairs_per_update", model_sizing.per_update(facts)),
-        *(_value_line(f"    {key}", choice) for key, choice in model_sizing.duration(facts, cpu=cpu)),
+        _value_line("    pairs_per_update", model_sizing.per_update(facts, lora=answers.lora)),
+        *(
+            _value_line(f"    {key}", choice)
+            for key, choice in model_sizing.duration(facts, cpu=cpu, lora=answers.lora)
+        ),
         "    lr_scheduler_type: cosine",
         "    warmup_ratio: 0.1",
         line(
@@ -123,7 +111,7 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
         else line("  # lora: {}", "adapters instead of all weights: far less memory, ten times the learning rates"),
         "",
         "search:",
-        *(line(f"  {path}: {values}", reason) for path, _, values, reason in _SEARCH[answers.loss]),
+        *(line(f"  {path}: {values}", reason) for path, _, values, reason in SEARCHED[answers.loss]),
         _value_line("  training.learning_rate", model_sizing.rates(answers.loss, facts, lora=answers.lora)),
         "",
         line("sampler: staged", "learning rate, then gamma / beta, then beta") if is_staged else "sampler: grid",

@@ -8,9 +8,18 @@ import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import DataError
+from orchestrator.spec.advice.published_values import (
+    FEWEST_UPDATES,
+    LARGEST_BATCH,
+    MOST_EPOCHS,
+    SMALL,
+    LossName,
+    learning_rates,
+    rate_text,
+)
 from orchestrator.spec.estimates.input_sizes import count_rows, model_shape
 from trainer.config.model_folder import check_model_files, count_elements
 from trainer.config.trial import DataConfig, ModelConfig
@@ -20,17 +29,9 @@ if TYPE_CHECKING:
     from trainer.data.data_findings import FindingKind
     from trainer.data.data_report import DataReport
 
-LossName = Literal["simpo", "dpo", "orpo", "cpo", "simper"]
-SMALL, TINY = 300e6, 20e6
-"""Parameters. Below SMALL no settings are published; below TINY the quickstart's settings are the closest."""
 _SAMPLE = 1000
 """Rows whose lengths are measured."""
-_FEWEST_UPDATES = 30
 _MOST_UPDATES_ON_CPU = 200
-_MOST_PER_UPDATE = {False: 128, True: 32}
-"""Pairs per update, by whether the model is small."""
-_FURTHEST_RATE = 5e-3
-"""Largest learning rate of adapters, whose rates are ten times those of all weights."""
 _TRUST = "--trust-remote-code"
 _NAMED = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
 
@@ -88,7 +89,7 @@ def find_facts(model: str, data: str, *, is_file: bool) -> Facts:
     rows = count_rows(DataConfig.model_validate({"train": data})).train if is_file else None
     stored = json.loads((Path(model) / "config.json").read_bytes()) if (Path(model) / "config.json").is_file() else {}
     positions = next((stored[key] for key in ("max_position_embeddings", "n_positions") if key in stored), None)
-    facts = Facts(_parameters(model), positions if isinstance(positions, int) else None, rows)
+    facts = Facts(parameters_of(model), positions if isinstance(positions, int) else None, rows)
     if not is_file:
         return facts
     try:
@@ -97,7 +98,8 @@ def find_facts(model: str, data: str, *, is_file: bool) -> Facts:
         raise DataError(f"no file is written, as a sweep would refuse it: {error}") from error
 
 
-def _parameters(model: str) -> float | None:
+def parameters_of(model: str) -> float | None:
+    """Return the parameters of a folder or hub name: counted, by formula, or as its name says; None if unknown."""
     folder = Path(model)
     if folder.is_dir() and (files := sorted(folder.glob("*.safetensors"))):
         return float(sum(map(count_elements, files)))
@@ -178,67 +180,23 @@ def _with_form(facts: Facts, data: str) -> Facts:
 
 def rates(loss: LossName, facts: Facts, *, lora: bool) -> ValueWithReason:
     """Return the learning rates to search."""
-    listed, reason = _listed_rates(loss, facts, lora)
-    return ValueWithReason("[" + ", ".join(map(_short, listed)) + "]", reason)
+    found = learning_rates(loss, facts.parameters, lora=lora)
+    return ValueWithReason("[" + ", ".join(map(rate_text, found.rates)) + "]", found.reason)
 
 
 def base_rate(loss: LossName, facts: Facts, *, lora: bool) -> str:
     """Return the base learning rate: the middle one of the search, the lower of two."""
-    listed, _ = _listed_rates(loss, facts, lora)
-    return _short(listed[(len(listed) - 1) // 2])
+    return rate_text(learning_rates(loss, facts.parameters, lora=lora).middle)
 
 
-def _listed_rates(loss: LossName, facts: Facts, lora: bool) -> tuple[list[float], str]:
-    listed, reason = _orpo_rates(facts.parameters) if loss == "orpo" else _rates(loss, facts.parameters)
-    if lora:
-        listed = list(dict.fromkeys(min(10 * rate, _FURTHEST_RATE) for rate in listed))
-        reason = f"ten times those of all weights, as in TRL's dpo script: {reason}"
-    return listed, reason
-
-
-def _rates(loss: LossName, parameters: float | None) -> tuple[list[float], str]:
-    if parameters is None or 5e9 <= parameters < 10e9:
-        match loss:
-            case "simpo":
-                return [3e-7, 5e-7, 8e-7, 1e-6], "the SimPO authors' README, 7 to 9 billion parameters"
-            case "simper":
-                return [3e-7, 5e-7, 6e-7, 1e-6], "the SimPER authors' four setups, 7 to 8 billion parameters"
-            case "dpo":
-                return [3e-7, 5e-7, 7e-7], "the best of SimPO's README, 7 to 9 billion parameters"
-            case _:
-                return [5e-7, 1e-6], "SimPO's README and fairseq2's guide, 7 to 9 billion parameters"
-    if parameters >= 40e9:
-        return [5e-8, 1e-7, 2e-7], "a public guide's for 70 billion parameters; 2e-7 is Tulu 3's"
-    if parameters >= 10e9:
-        return [1e-7, 2e-7, 3e-7, 5e-7], "a public guide's 1e-7 to 3e-7 for 13 to 30 billion parameters"
-    if parameters >= SMALL:
-        return [5e-7, 7e-7, 1e-6], "a public guide's 5e-7 to 1e-6 for 1 to 3 billion parameters"
-    return _small_rates(parameters)
-
-
-def _orpo_rates(parameters: float | None) -> tuple[list[float], str]:
-    if parameters is None or 5e9 <= parameters < 10e9:
-        return [5e-6, 8e-6], "the ORPO paper, fairseq2's guide"
-    if parameters >= 10e9:
-        return [1e-6, 3e-6, 5e-6], "below the ORPO paper's 5e-6, as for larger models in general; nothing is published"
-    if parameters >= SMALL:
-        return [5e-6, 8e-6], "the ORPO paper's and fairseq2's for larger models"
-    return _small_rates(parameters)
-
-
-def _small_rates(parameters: float) -> tuple[list[float], str]:
-    if parameters >= TINY:
-        return [1e-6, 1e-5, 1e-4], "wide: nothing is published between 1 billion parameters and tiny models"
-    return [1e-4, 3e-4, 1e-3], "sweeps/quickstart.yaml, a million parameters: 3e-4 and 1e-3"
-
-
-def per_update(facts: Facts) -> ValueWithReason:
+def per_update(facts: Facts, *, lora: bool = False) -> ValueWithReason:
     """Return the pairs per update."""
-    pairs = most = _MOST_PER_UPDATE[facts.small]
-    reason = "as sweeps/quickstart.yaml" if facts.small else "as in the papers; independent of the micro-batch"
+    pairs = most = LARGEST_BATCH[facts.small or lora]
+    source = "adapters tolerate large batches less: LoRA Without Regret" if lora else "as in the papers"
+    reason = "as sweeps/quickstart.yaml" if facts.small else f"{source}; independent of the micro-batch"
     trained = _trained(facts)
     if trained is not None:
-        while pairs > 2 and trained / pairs < (_FEWEST_UPDATES if pairs > 8 else 4):
+        while pairs > 2 and trained / pairs < (FEWEST_UPDATES if pairs > 8 else 4):
             pairs //= 2
         pairs = max(1, min(pairs, trained))
         if pairs < most:
@@ -250,12 +208,12 @@ def per_update(facts: Facts) -> ValueWithReason:
     return ValueWithReason(str(pairs), reason)
 
 
-def duration(facts: Facts, *, cpu: bool) -> list[tuple[str, ValueWithReason]]:
+def duration(facts: Facts, *, cpu: bool, lora: bool = False) -> list[tuple[str, ValueWithReason]]:
     """Return `num_train_epochs`, or on a CPU `max_steps` where an epoch takes too many updates."""
-    pairs, trained = int(per_update(facts).value), _trained(facts)
+    pairs, trained = int(per_update(facts, lora=lora).value), _trained(facts)
     epochs, reason = 1, "as in the papers"
-    if trained is not None and trained < _FEWEST_UPDATES * pairs:
-        epochs = min(3, math.ceil(_FEWEST_UPDATES * pairs / max(1, trained)))
+    if trained is not None and trained < FEWEST_UPDATES * pairs:
+        epochs = min(MOST_EPOCHS, math.ceil(FEWEST_UPDATES * pairs / max(1, trained)))
         reason = "few rows: several epochs"
     chosen = [("num_train_epochs", ValueWithReason(str(epochs), reason))]
     if cpu and (trained is None or epochs * trained / pairs > _MOST_UPDATES_ON_CPU):
@@ -314,9 +272,3 @@ def _trained(facts: Facts) -> int | None:
     if facts.train_rows is not None or facts.rows is None:
         return facts.train_rows
     return round(facts.rows * (1 - float(held_out(facts).value)))
-
-
-def _short(rate: float) -> str:
-    """Format a learning rate as 3e-7."""
-    digits, _, power = f"{rate:.3e}".partition("e")
-    return f"{float(digits):g}e{int(power)}"

@@ -30,6 +30,7 @@ from orchestrator.driver.checkpoint_retention import fork_lock
 from orchestrator.errors import OrchestrateError, SpecError, SpecProblem
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.spec.loading.overrides import parse_overrides
+from orchestrator.spec.loading.right_forms import option_form
 from orchestrator.spec.samplers import StagedSampler
 from orchestrator.spec.search.manual_trials import (
     allowed_values,
@@ -40,7 +41,14 @@ from orchestrator.spec.search.manual_trials import (
     short_value,
 )
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, SEED, apply_params, list_as_text
+from orchestrator.spec.search.trial_params import (
+    EQUIVALENT_PATHS,
+    LOSS_KIND,
+    SEED,
+    apply_params,
+    config_paths,
+    list_as_text,
+)
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.retried_trials import can_begin_again
@@ -159,7 +167,9 @@ def open_study(folder: SweepFolder, *, read_only: bool = False) -> StudyReader:
         RequestRefused: the sweep has no study before its data is prepared.
     """
     if not StudyReader.exists(folder):
-        raise RequestRefused(f"{folder.name} is still preparing its data: it has no trials yet")
+        name, is_preparing = folder.name, folders.lock_holder(folder) is not None
+        why = "is still preparing its data" if is_preparing else f"is not running (`orchestrate resume {name}` runs it)"
+        raise RequestRefused(f"{name} {why}: it has no trials yet")
     return StudyReader.open(folder, read_only=read_only)
 
 
@@ -362,6 +372,9 @@ def _raise_problems(overrides: Sequence[str], found: Iterable[SpecProblem], sear
     problems: list[SpecProblem] = []
     for problem in found:
         sampled = "" if search is None else allowed_values(search, problem.path)
+        if problem.path in flags and problem.path not in config_paths():
+            value = flags[problem.path].partition("=")[2]
+            problem = replace(problem, hint=option_form(problem.path, value) or problem.hint)
         hints = [h for h in (problem.hint, f"the search has {sampled}" if sampled else "") if h]
         where = f"--set {flags[problem.path]}" if problem.path in flags else "--set"
         problems.append(replace(problem, where=where, hint="; ".join(hints)))

@@ -17,10 +17,11 @@ from orchestrator.commands.request_commands import open_study
 from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.crash_report import crashed_at, last_crash
 from orchestrator.driver.data_stage import updates_if_known
-from orchestrator.errors import NoTrialCompleted
+from orchestrator.errors import NoTrialCompleted, OrchestrateError, first_line
 from orchestrator.execution.messages import MIRROR_EVENT
 from orchestrator.folders import RUNS_FILE, SweepFolder, existing_sweep
 from orchestrator.interfaces import UpdatesOf
+from orchestrator.spec.estimates.sweep_plan import planned_trials
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
@@ -87,6 +88,47 @@ def _finalists(study: StudyReader) -> dict[str, Any]:
             "text": found.text,
             "search_values": {str(first_number(r)): _json(r.value) for r in search if first_number(r) in found.of},
         }
+    }
+
+
+def list_sweeps(root: Path) -> dict[str, Any]:
+    """Return the sweeps of the runs folder as printed by `status --json` without a name, the newest first.
+
+    Of each: `name`, `state` (unreadable, with the reason in `why`, where its study cannot be opened), `finished` and
+    `planned` trials (None if only time limits it), the best trial, when it began in seconds since 1970.
+    """
+    found: list[dict[str, Any]] = []
+    for name in folders.known_sweeps(root):
+        folder = SweepFolder(root, name)
+        try:
+            found.append(_summary(folder))
+        except OrchestrateError as error:
+            began = folder.spec.stat().st_mtime
+            found.append({"name": name, "state": "unreadable", "why": first_line(error), "began": began})
+    return {"runs_folder": str(root), "sweeps": sorted(found, key=lambda sweep: sweep["began"], reverse=True)}
+
+
+def _summary(folder: SweepFolder) -> dict[str, Any]:
+    if not Study.exists(folder):
+        spec, state = (
+            load_spec(folder.spec, is_new=False),
+            "preparing" if folders.lock_holder(folder) else "interrupted",
+        )
+        trials, enqueued, front, began = list[TrialRecord](), 0, list[TrialRecord](), folder.spec.stat().st_mtime
+    else:
+        with Study.open(folder, read_only=True) as study:
+            spec, state, trials, front = study.spec, sweep_state(study), study.trials(), study.pareto_front()
+            enqueued, began = sum(each.by_command for each in study.enqueued_trials()), study.spec_history()[0].at
+    planned = planned_trials(spec)
+    return {
+        "name": spec.name,
+        "state": state,
+        "why": "",
+        "finished": sum(trial.state.is_final for trial in trials),
+        "planned": None if planned is None else max(planned + enqueued, len(trials)),
+        "goal": {"metric": spec.first_objective.metric, "direction": spec.first_objective.direction},
+        "best": None if not front else {"trial": front[0].number, "value": _json(front[0].value)},
+        "began": began,
     }
 
 

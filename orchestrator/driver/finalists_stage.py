@@ -18,11 +18,8 @@ from orchestrator.study.finalists import trial_config
 from orchestrator.study.repeats import CONFIRMING_SEEDS, first_number, group_by_configuration, merge_records
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
-from trainer.metrics import CHOSEN
+from trainer.metrics import CHOSEN, KL
 from trainer.storage.failpoints import failpoint
-
-KL = "eval_kl_per_token"
-"""Of a trial's greedy answers from the initial model, where it is measured."""
 
 
 def confirm_finalists(

@@ -12,7 +12,7 @@ from orchestrator.driver.data_stage import load_data_report
 from orchestrator.driver.sft_stage import sft_model_folder, with_model
 from orchestrator.errors import NoTrialCompleted, OrchestrateError
 from orchestrator.judge.answer_pairs import AnswerPair
-from orchestrator.spec.judge_config import JudgeConfig
+from orchestrator.spec.judge_config import JudgeConfig, RewardModel
 from orchestrator.study.finalists import trial_config
 from orchestrator.study.reader import StudyReader
 from trainer.config.position_limits import known_positions, refuse_long_answers
@@ -233,7 +233,7 @@ def reward_scores(
     trust_remote_code: bool,
 ) -> Mapping[str, float]:
     """Return the reward model's score of every answer by its key, computing the missing ones."""
-    from trainer.evaluation.reward_model import RewardInput, RewardScorer, reward_model_fingerprint
+    from trainer.evaluation.reward_model import RewardInput, RewardScorer
 
     reward_config = config.reward_model
     assert reward_config is not None
@@ -245,13 +245,7 @@ def reward_scores(
 
     # The commit of a hub model, part of its fingerprint, is known only after loading.
     scorer = None if Path(reward_config.name_or_path).is_dir() else open_session()
-    identity = [
-        reward_model_fingerprint(reward_config.name_or_path, reward_config.revision),
-        reward_config.label,
-        reward_config.dtype,
-        reward_config.max_length,
-    ]
-    with JsonlStore(cache / "rewards" / f"{digest_of(identity)[:32]}.jsonl") as store:
+    with JsonlStore(reward_scores_file(reward_config, cache)) as store:
         inputs = {d.key: d for m in pairs for d in _reward_inputs(m, RewardInput)}
         missing = [dialogue for key, dialogue in inputs.items() if key not in store.values]
         if missing:
@@ -261,6 +255,15 @@ def reward_scores(
                 done = sum(key in store.values for key in inputs)
                 set_activity(f"judge: {reward_config.name_or_path} scores answers: {done} of {len(inputs)}")
         return {key: float(store.values[key]) for key in inputs}
+
+
+def reward_scores_file(config: RewardModel, cache: Path) -> Path:
+    """Return the file with this reward model's scores; its name follows from weights and settings, not from places."""
+    from trainer.evaluation.reward_model import reward_model_fingerprint
+
+    fingerprint = reward_model_fingerprint(config.name_or_path, config.revision)
+    identity = [fingerprint, config.label, config.dtype, config.max_length]
+    return cache / "rewards" / f"{digest_of(identity)[:32]}.jsonl"
 
 
 def _reward_inputs(answer_pair: AnswerPair, make: Callable[[str, str, Any, str], Any]) -> Iterator[Any]:

@@ -11,8 +11,10 @@ from orchestrator.driver.sft_stage import sft_config
 from orchestrator.errors import DataError, SpecError, SpecProblem
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import is_location, spec_differences
 from trainer.config.locations import found_below, stored_config, with_source_paths
+from trainer.config.model_folder import check_model_files
 from trainer.config.trial import DataConfig, FileSource, ModelConfig, TrialConfig
 from trainer.storage.checkpoint_manifest import list_checkpoints, read_json_object
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from trainer.data import Prepared
 
 _RESULT, _STATE = "ending.json", "state.json"
+_REWARD_MODEL = "judge.reward_model.name_or_path"
 
 
 def follow_folder(spec: SweepSpec, root: Path) -> SweepSpec:
@@ -58,7 +61,10 @@ def check_moved_inputs(folder: SweepFolder, old: SweepSpec, new: SweepSpec, *, t
         SpecError: a model has other weights, or nothing says which it had.
         TrialError: data or model cannot be read.
     """
-    moved = {change.path for change in spec_differences(old, new) if is_location(change)}
+    differences = spec_differences(old, new)
+    if any(change.path == _REWARD_MODEL and change.old is not None for change in differences):
+        _check_reward_model(folder, old, new)
+    moved = {change.path for change in differences if is_location(change)}
     if "base.model.name_or_path" in moved:
         _check_model(folder, old, new)
     if any(path.startswith("base.") for path in moved):
@@ -79,6 +85,7 @@ def _check_model(folder: SweepFolder, old: SweepSpec, new: SweepSpec) -> None:
     before, after = old.base.model, new.base.model
     assert before.name_or_path is not None
     assert after.name_or_path is not None
+    _check_is_model(new.name, "base.model.name_or_path", after.name_or_path)
     now = model_fingerprint(after, after.name_or_path)
     if Path(before.name_or_path).is_dir():
         known = {model_fingerprint(before, before.name_or_path)}
@@ -95,6 +102,44 @@ def _check_model(folder: SweepFolder, old: SweepSpec, new: SweepSpec) -> None:
         )
     )
     raise SpecError([SpecProblem(new.name, "base.model.name_or_path", f"{after.name_or_path} {problem}", hint)])
+
+
+def _check_is_model(sweep: str, path: str, name: str) -> None:
+    """Raise SpecError for a folder without config.json, ModelError for one with damaged files."""
+    check_model_files(name)
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise SpecError([SpecProblem(sweep, path, f"{name} is no model: it has no config.json")])
+
+
+def _check_reward_model(folder: SweepFolder, old: SweepSpec, new: SweepSpec) -> None:
+    """Check that a reward model that has judged trials has the same weights at its new place.
+
+    Trials judged by another model would stand beside them unnoticed. Before it has judged any, and by the command
+    `judge`, another model may be used.
+    """
+    before = None if old.judge is None else old.judge.reward_model
+    after = None if new.judge is None else new.judge.reward_model
+    if before is None or after is None:
+        return
+    _check_is_model(new.name, _REWARD_MODEL, after.name_or_path)
+    from orchestrator.driver.judge_candidates import reward_scores_file
+    from orchestrator.judge.judgements import parse_judgements
+
+    with Study.open(folder, read_only=True) as study:
+        if not any(each.judge == "reward" for each in parse_judgements(study.judgements())):
+            return
+    if Path(before.name_or_path).is_dir():
+        is_same = reward_scores_file(before, folder.cache) == reward_scores_file(
+            before.model_copy(update={"name_or_path": after.name_or_path}), folder.cache
+        )
+        problem = "has other weights than the reward model that has judged this sweep's trials"
+    else:
+        moved = before.model_copy(update={"name_or_path": after.name_or_path})
+        is_same = reward_scores_file(moved, folder.cache).is_file()
+        problem = f"is not {before.name_or_path}, which has judged this sweep's trials and is gone, by its weights"
+    if not is_same:
+        hint = f"judge all trials anew: orchestrate judge {new.name} --set judge.reward_model={after.name_or_path}"
+        raise SpecError([SpecProblem(new.name, _REWARD_MODEL, f"{after.name_or_path} {problem}", hint)])
 
 
 def _recorded_models(folder: SweepFolder, name: str) -> set[str]:

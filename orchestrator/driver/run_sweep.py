@@ -331,7 +331,7 @@ def _run_driver(
     session_opener = functools.partial(open_session, trust_remote_code=trust_remote_code)
     with SignalHandler(lambda: f"Resume it with:\n  orchestrate resume {spec.name}") as signals:
         with (
-            _open_view(spec, presentation) as base_view,
+            _open_view(folder, spec, presentation) as base_view,
             notify_events(folder, spec, base_view) as (view, notify_end),
             _own_gpus(folder, spec, cluster_at, signals, view, waits=waits),
             DataProcess(
@@ -434,8 +434,9 @@ def _cluster(
 
 
 @contextmanager
-def _open_view(spec: SweepSpec, presentation: Presentation) -> Generator[ProgressView]:
-    view = presentation.open_view(spec, planned_trials(spec))
+def _open_view(folder: SweepFolder, spec: SweepSpec, presentation: Presentation) -> Generator[ProgressView]:
+    is_new = not Study.exists(folder)  # else nothing is counted until earlier trials are known
+    view = presentation.open_view(spec, planned_trials(spec) if is_new else None)
     try:
         yield view
     finally:

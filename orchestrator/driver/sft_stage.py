@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,21 @@ from uuid import uuid4
 
 from orchestrator.errors import SpecError, SpecProblem, StorageRefused
 from orchestrator.execution import trial_retries
-from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
+from orchestrator.execution.messages import (
+    MIRROR_EVENT,
+    RELEASE_REQUEST_FILE,
+    WORKER_FILE,
+    AttemptReport,
+    AttemptResult,
+    AttemptStatus,
+    AttemptTask,
+)
 from orchestrator.execution.sft_cache_key import stage_key
 from orchestrator.execution.stop_reasons import StageInterrupted
 from orchestrator.execution.trainer_warnings import WarningLog
 from orchestrator.execution.trial_retries import MAX_LOST_WORKERS
 from orchestrator.execution.user_requests import StopConditions
+from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, StageWorker
 from orchestrator.folders import SweepFolder
@@ -32,7 +41,7 @@ from trainer.config.locations import differ_in_locations_only, relocated
 from trainer.config.loss_config import SftLoss
 from trainer.config.trial import STORED, ModelConfig, TrialConfig
 from trainer.data.data_report import DataReport
-from trainer.results import clause
+from trainer.results import TrialError, clause
 from trainer.training.schedule import total_updates
 
 _SHOWN_METRICS = ("eval_nll_loss", "eval_exact_answers")
@@ -203,6 +212,37 @@ def run_sft_stage(
         raise StageFailed(f"the sft stage ended as {end.status}: {end.reason} (see {stage.folder})")
     view.log(f"sft: {end.updates} updates done; every trial starts from {stage.folder / 'model'}")
     return stage.folder / "model"
+
+
+def train_here(
+    config: TrialConfig,
+    fingerprint: str,
+    cache: Path,
+    session: Session,
+    on_report: Callable[[AttemptReport], None],
+) -> Path:
+    """Train the stage in this process, unless the cache has its result, and return its model folder.
+
+    A sweep with this stage finds the result, or continues from its checkpoint. Waits while another process trains it.
+
+    Raises:
+        TrialError: the training failed.
+    """
+    folder = _folder(cache, stage_key(config, fingerprint, cache), config)
+    config = _begin(folder, config, None)
+    for name in (RELEASE_REQUEST_FILE, WORKER_FILE):  # left by an earlier process in the same folder
+        (folder / name).unlink(missing_ok=True)
+    runner = AttemptRunner(
+        AttemptTask(SFT_RUN, 1, config.model_dump_json(), folder), lambda: session, lock_timeout=float("inf")
+    )
+    try:
+        while (result := (report := runner.next_report()).result) is None:
+            on_report(report)
+    finally:
+        runner.close()
+    if result.status is not AttemptStatus.FINISHED:
+        raise TrialError(f"the sft stage ended as {result.status}: {result.reason} (see {folder})")
+    return folder / "model"
 
 
 class _Stage:

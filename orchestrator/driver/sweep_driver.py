@@ -223,6 +223,7 @@ def _run_trials(
     view.set_total_updates(updates_by_params(spec, trial_inputs.data))
     sharing = f", {slots.trials_per_process} trials in each" if slots.trials_per_process > 1 else ""
     view.set_activity(f"starting {slots.shared_processes} worker{'s' if slots.shared_processes > 1 else ''}{sharing}")
+    view.change_spec(spec, total_trials(spec))
     for record in study.trials():
         view.update_trial(record)
         view.add_metrics(record.number, study.metric_history(record.number))

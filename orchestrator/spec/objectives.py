@@ -14,8 +14,15 @@ from typing import Literal
 
 from orchestrator.errors import closest_match
 from trainer.config.base import FrozenModel, NonEmptyStr
-from trainer.config.trial import DataConfig, EvaluationConfig, FileSource, GeneratedSource, HubSource, Source
-from trainer.metrics import COMPARISON_METRIC, EVAL_PREFIX, MARGIN, METRICS, base_name, lookup, scaled_by
+from trainer.config.trial import (
+    DataConfig,
+    EvaluationConfig,
+    FileSource,
+    GeneratedSource,
+    HubSource,
+    Source,
+)
+from trainer.metrics import COMPARISON_METRIC, EVAL_PREFIX, KL, MARGIN, METRICS, base_name, lookup, scaled_by
 
 
 class Objective(FrozenModel):
@@ -26,7 +33,7 @@ class Objective(FrozenModel):
 
 
 ALTERNATIVES = (f"{EVAL_PREFIX}rewards/accuracies", MARGIN, COMPARISON_METRIC)
-_COMPLETION_METRICS = ("exact_answers", "repetition", "answer_length")
+_COMPLETION_METRICS = ("exact_answers", "repetition", "answer_length", "kl_per_token")
 
 MessageAndHint = tuple[str, str]
 """A message and a hint."""
@@ -99,6 +106,8 @@ def check_completion_metric(metric: str, evaluation: EvaluationConfig) -> Messag
 
 def unmeasured_reason(metric: str, evaluation: EvaluationConfig) -> MessageAndHint | None:
     """Return why a trial cannot be pruned by `metric`; None if it can."""
+    if metric == KL:
+        return f"{metric} is measured at the end only, too late to prune", f"use {COMPARISON_METRIC}"
     if base_name(metric) in _COMPLETION_METRICS and evaluation.answer_steps == 0:
         return (
             f"with evaluation.answer_steps 0, {metric} is measured at the start and the end only, too late to prune",

@@ -54,7 +54,7 @@ def test_the_table_of_commands_has_every_command_once() -> None:
     assert sorted(named) == sorted(cli.commands)
 
 
-HERE = ("best", "compare", "data", "doctor", "init", "report", "status", "suggest", "--help")
+HERE = ("advise", "best", "compare", "data", "doctor", "init", "report", "status", "suggest", "--help")
 """Run in this process: a start costs seconds."""
 
 
@@ -148,6 +148,8 @@ def run_orchestrate(arguments: list[str], where: Path) -> subprocess.CompletedPr
             planned = run([*ORCHESTRATE, "plan", *rest], where)
             assert (where / "submitted.txt").read_text() == planned.stdout
             return done
+        case ["advise", file] if file.startswith("sweeps/"):
+            return run([*ORCHESTRATE, *arguments, *SMALL], where)
         case ["ui", name]:
             return run_until_the_url(name, where)
         case ["sweep", file] if file.startswith("sweeps/"):

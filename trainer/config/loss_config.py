@@ -14,7 +14,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from trainer.config.base import Fraction, FrozenModel, NonNegativeFloat, PositiveFloat
 
 _REFERENCE = "is not supported; for an objective without reference use loss.kind cpo or simpo"
-_MARGIN = "belongs to SimPO: loss.kind simpo with gamma, or gamma_beta_ratio for gamma / beta"
+_MARGIN = "belongs to SimPO: write loss: {kind: simpo, gamma_beta_ratio: RATIO}, or leave it out of other kinds"
 _LAMBDA = "belongs to ORPO: loss.kind orpo, where it is called beta"
 _MIXTURE = "belongs to DPO: loss.kind dpo with a list in loss_type"
 _LD = "belongs to DPO: loss.kind dpo with ld_alpha (LD-DPO)"

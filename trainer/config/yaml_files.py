@@ -38,9 +38,19 @@ class Document:
     lines: dict[Location, str] = field(default_factory=dict[Location, str])
     unquoted_none: list[Location] = field(default_factory=list[Location])
     """Where the file has the word None without quotes: text in YAML, and null in Python."""
+    shorthands: dict[Location, Location] = field(default_factory=dict[Location, Location])
+    """Places that only the expansion of a short form has, each with the place of that form in the file."""
+
+    def as_written(self, loc: Location) -> Location:
+        """Return the place that the file itself has for a place of its expanded form."""
+        for end in range(len(loc), 0, -1) if loc not in self.lines else ():
+            if loc[:end] in self.shorthands:
+                return (*self.shorthands[loc[:end]], *loc[end:])
+        return loc
 
     def location(self, loc: Location) -> str:
         """Return `file:line` of this path, or of the nearest group around it."""
+        loc = self.as_written(loc)
         while loc and loc not in self.lines:
             loc = loc[:-1]
         return self.lines.get(loc, f"{self.source}:1")

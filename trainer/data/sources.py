@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -88,6 +89,15 @@ def read_source(source: Source, required: Collection[str] = ("chosen", "rejected
         case _:
             assert_never(source)
     return _rename_columns(rows, source, required)
+
+
+def first_rows(source: FileSource, count: int) -> list[RawRow]:
+    """Return the first rows of a local file as `read_source` does; of a .json file all rows are parsed.
+
+    Raises UnreadableData if the file cannot be opened or these rows lack a column.
+    """
+    path = _existing_file(source.path)
+    return _rename_columns(list(islice(_reader(path)(path), count)), source, ("chosen", "rejected"))
 
 
 def _rename_columns(rows: list[RawRow], source: FileSource | HubSource, needed: Collection[str]) -> list[RawRow]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -48,6 +48,8 @@ class Completion:
     right: bool | None
     tokens: int
     repetition: float
+    token_ids: Sequence[int] = field(default=(), compare=False, repr=False)
+    """The tokens themselves, while the completion is in memory; not stored."""
 
 
 def select_prompts(pairs: PairDataset, count: int) -> list[int]:
@@ -98,6 +100,7 @@ def complete_greedily(
                     right=None if expected is None else is_correct(text, expected),
                     tokens=len(new),
                     repetition=repetition(new),
+                    token_ids=tuple(new),
                 )
             )
     return completions

@@ -23,12 +23,20 @@ from trainer.data.pair_dataset import PairDataset
 from trainer.distributed.fsdp import reshard
 from trainer.distributed.processes import CancelToken, ProcessGroup
 from trainer.evaluation.completions import Completion, complete_greedily, completion_metrics, select_prompts
-from trainer.forward.packing import micro_batches, packed_lengths
+from trainer.forward.packing import TokenPair, micro_batches, packed_lengths
 from trainer.forward.pair_model import PairModel
 from trainer.metrics import EVAL_PREFIX
 from trainer.models.model_files import end_token_ids
 from trainer.objectives.losses import pair_loss, required_stats
-from trainer.objectives.pair_logps import PairLogps, RequiredStats, UpdateTotals, metric_means, metric_sums, to_device
+from trainer.objectives.pair_logps import (
+    PairLogps,
+    RequiredStats,
+    UpdateTotals,
+    log_ratio_sums,
+    metric_means,
+    metric_sums,
+    to_device,
+)
 from trainer.storage.atomic_files import write_file
 
 
@@ -196,6 +204,28 @@ class Evaluator:
             for one in self.process_group.broadcast([json.dumps(asdict(one)) for one in found])
         ]
 
+    def read_next_token_logps(
+        self,
+        answers: Sequence[TokenPair],
+        batches: Sequence[Sequence[int]],
+        read: Callable[[torch.Tensor], None],
+        check_cancelled: Callable[[], None],
+    ) -> None:
+        """Call `read` with the next-token log-probs of these answers, the chosen responses, batch by batch.
+
+        See `PairModel.read_next_token_logps`. Every process of a trial computes all of them.
+        """
+        training = self.config.training
+        with (
+            _eval_mode(self.model),
+            self.process_group.autocast(training.bf16, cache_weights=not self.pair_model.sharded),
+            # Adapters that are on and off would be compiled twice.
+            torch.compiler.set_stance("force_eager") if self.config.model.compile else nullcontext(),
+        ):
+            for batch in batches:
+                check_cancelled()
+                self.pair_model.read_next_token_logps([answers[index] for index in batch], read)
+
     @property
     def end_tokens(self) -> list[int]:
         """Ids of the tokens that end a completion."""
@@ -205,6 +235,8 @@ class Evaluator:
         """Return all `eval_` metrics; `reference` are the initial model's log-probs of the same pairs."""
         with_reference = logps.with_reference(reference) if required_stats(self.config.loss).reference else logps
         held_out = eval_metrics(self.config.loss, with_reference, [int(n) for n in self.pairs.prompt_lengths])
+        ratios = metric_means(log_ratio_sums(logps, reference))
+        held_out |= {f"{EVAL_PREFIX}{name}": value for name, value in ratios.items()}
         return held_out | self.completion_metrics(completions)
 
     @staticmethod

@@ -45,7 +45,8 @@ MAX_PARTS = 64
 _POLL_SECONDS = 0.1
 
 
-def _logps_path(cache: Path, key: dict[str, Any]) -> Path:
+def logps_path(cache: Path, key: dict[str, Any]) -> Path:
+    """Return the file of the log-probs with this key."""
     return cache / "reference" / f"{digest_of(key)[:32]}.safetensors"
 
 
@@ -56,7 +57,7 @@ def cached_logps(
 
     `key` has everything they depend on as JSON values. `compute` is called in every process or in none.
     """
-    path = _logps_path(cache, key)
+    path = logps_path(cache, key)
 
     def write(found: PairLogps) -> None:
         write_file(path, lambda temporary: _save_logps(found, temporary, key))
@@ -85,7 +86,7 @@ def shared_logps(
     Returns:
         The log-probs, whether they were put together here, and how many parts were computed here.
     """
-    path = _logps_path(cache, key)
+    path = logps_path(cache, key)
     folder, computed = path.with_suffix(".parts"), 0
 
     def part_of(number: int) -> Path:
@@ -136,7 +137,7 @@ def cached_completions(
     path = cache / "reference" / f"{digest_of(key)[:32]}.json"
 
     def write(found: list[Completion]) -> None:
-        rows = [asdict(answer) for answer in found]
+        rows = [{k: v for k, v in asdict(answer).items() if k != "token_ids"} for answer in found]
         write_json(path, {"sha256": digest_of(rows), "answers": rows})
 
     return _compute_once(path, process_group, compute, write, _read_completions)
@@ -216,20 +217,29 @@ class ReferenceCache:
         fingerprint: str,
         prepared: Prepared,
         evaluator: Evaluator,
+        sample: int | None = None,
     ) -> PairLogps:
-        """Return the log-probs of all pairs of a split. `evaluator`: of the initial model with this `fingerprint`."""
+        """Return the log-probs of all pairs of a split. `evaluator`: of the initial model with this `fingerprint`.
+
+        `sample`: only of this many pairs, evenly spread over the split, unless the cache has those of all.
+        """
         key = self._key(config, fingerprint, prepared, evaluator) | {"split": split}
-        name, pairs = digest_of(key), prepared.train if split == "train" else prepared.eval
+        pairs = prepared.train if split == "train" else prepared.eval
+        indexes: list[int] | None = None
+        if sample is not None and sample < len(pairs) and not logps_path(self._cache, key).exists():
+            indexes = [k * len(pairs) // sample for k in range(sample)]
+            key |= {"sample": sample}
+        name = digest_of(key)
         if name not in self._logps:
             where, kind = (self._cache, key, self._process_group), "reference" if split == "train" else "start"
-            parts = evaluator.parts(pairs, MAX_PARTS) if self._process_group.size == 1 else []
+            parts = evaluator.parts(pairs, MAX_PARTS) if self._process_group.size == 1 and indexes is None else []
             if len(parts) > 1:
                 self._logps[name], was_computed, count = shared_logps(
-                    *where, parts, lambda indexes: evaluator.logps(pairs, indexes), evaluator.cancel_token.check
+                    *where, parts, lambda part: evaluator.logps(pairs, part), evaluator.cancel_token.check
                 )
                 self.counters[f"{kind}_parts"] += count
             else:
-                self._logps[name], was_computed = cached_logps(*where, lambda: evaluator.logps(pairs))
+                self._logps[name], was_computed = cached_logps(*where, lambda: evaluator.logps(pairs, indexes))
             self._count_use(kind, was_computed)
         return self._logps[name]
 

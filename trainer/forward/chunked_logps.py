@@ -7,7 +7,7 @@ Peak memory beyond inputs and gradients: rows x vocabulary x 4 bytes, where rows
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, cast
@@ -65,6 +65,22 @@ def sequence_logps(
             pairs = slice(0, len(batch))
             buffer = _logits_buffer(min(chunk_size.target_rows, len(batch.rows)), product)
             return _pair_logps(batch, pairs, _sums(hidden[batch.rows], batch, product, pairs, buffer, collision_prob))
+
+
+def next_token_logps(hidden: Tensor, batch: Batch, head: Head, chunk_size: ChunkSize) -> Iterator[Tensor]:
+    """Yield the log-probs of the whole vocabulary at the batch's scored positions, without gradient.
+
+    [rows, vocabulary] in at least float32, in order of `batch.rows`, `chunk_size.target_rows` at a time; each lies in a
+    buffer that the next one overwrites. `hidden`: [positions, hidden size].
+    """
+    with torch.no_grad():
+        product = head.for_product(hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            buffer = _logits_buffer(min(chunk_size.target_rows, len(batch.rows)), product)
+            for low in range(0, len(batch.rows), len(buffer)):
+                selected = hidden[batch.rows[low : low + len(buffer)]].to(product.weight.dtype)
+                logits, _ = _logits(selected, product, buffer, with_grad=False)
+                yield logits.sub_(logits.logsumexp(1, keepdim=True))
 
 
 def objective_loss(
@@ -238,7 +254,18 @@ def _logits_buffer(rows: int, head: Head) -> Tensor:
 
 def _chunk_logps(hidden: Tensor, targets: Tensor, head: Head, buffer: Tensor) -> _Chunk:
     """hidden [r, hidden size], targets [r] -> log-probs and the inputs of their gradient, with one exp per logit."""
-    hidden, logits = hidden.to(head.weight.dtype), buffer[: len(hidden)]
+    hidden = hidden.to(head.weight.dtype)
+    logits, softcap_grad = _logits(hidden, head, buffer)
+    top = logits.amax(1, keepdim=True)
+    target_logits = logits.gather(1, targets.unsqueeze(1))
+    exp_logits = logits.sub_(top).exp_()
+    exp_sum = exp_logits.sum(1, keepdim=True)
+    return _Chunk(hidden, exp_logits, exp_sum, (target_logits - top - exp_sum.log()).squeeze(1), softcap_grad)
+
+
+def _logits(hidden: Tensor, head: Head, buffer: Tensor, *, with_grad: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Return the logits [r, vocabulary] in the buffer and, `with_grad` and a softcap, its derivative."""
+    logits = buffer[: len(hidden)]
     _product_into(logits, hidden, head.weight.t())
     if head.bias is not None:
         logits.add_(head.bias)
@@ -247,13 +274,9 @@ def _chunk_logps(hidden: Tensor, targets: Tensor, head: Head, buffer: Tensor) ->
     softcap_grad = None
     if head.softcap is not None:
         squashed = logits.div_(head.softcap).tanh_()
-        softcap_grad = (squashed * squashed).neg_().add_(1)
+        softcap_grad = (squashed * squashed).neg_().add_(1) if with_grad else None
         logits = squashed.mul_(head.softcap)
-    top = logits.amax(1, keepdim=True)
-    target_logits = logits.gather(1, targets.unsqueeze(1))
-    exp_logits = logits.sub_(top).exp_()
-    exp_sum = exp_logits.sum(1, keepdim=True)
-    return _Chunk(hidden, exp_logits, exp_sum, (target_logits - top - exp_sum.log()).squeeze(1), softcap_grad)
+    return logits, softcap_grad
 
 
 def _backward(chunk: _Chunk, targets: Tensor, per_row: Tensor, head: Head, grads: _Gradients, rows: slice) -> None:

@@ -24,7 +24,7 @@ from trainer.forward.architecture import (
     packing_unsupported_reason,
     use_attention,
 )
-from trainer.forward.chunked_logps import ChunkSize, Head, objective_loss, sequence_logps
+from trainer.forward.chunked_logps import ChunkSize, Head, next_token_logps, objective_loss, sequence_logps
 from trainer.forward.packing import Batch, TokenPair, pack_pairs, pad_pairs
 from trainer.forward.rotary_embeddings import RotarySwitch
 from trainer.objectives.losses import coupled_loss, pair_loss, required_stats
@@ -153,6 +153,20 @@ class PairModel:
         found = sequence_logps(hidden, batch, self._current_head(), self.chunk_size, required.collision_prob)
         reshard(self._core)
         return found
+
+    def read_next_token_logps(self, pairs: Sequence[TokenPair], read: Callable[[Tensor], None]) -> None:
+        """Call `read` with the log-probs of the vocabulary wherever a token of a chosen response is predicted.
+
+        One forward pass over prompts and chosen responses, without gradient. `read` gets chunks [rows, vocabulary] in
+        order of the pairs and their tokens; it may overwrite a chunk, and must copy what it keeps.
+        """
+        batch = self._make_batch(pairs, RequiredStats(rejected=False))
+        self._count(batch)
+        with torch.no_grad(), use_attention(self._core, batch, self.rotary):
+            hidden = hidden_states(self._core, self._core, batch)
+        for logps in next_token_logps(hidden, batch, self._current_head(), self.chunk_size):
+            read(logps)
+        reshard(self._core)
 
     def prepare(self, pairs: Sequence[TokenPair], loss: LossConfig, reference: PairLogps | None) -> PreparedPairs:
         """Lay out the pairs of a micro-batch and start their copy to the device; nothing is computed there.

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from trainer.distributed.fsdp import copy_into
 from trainer.results import ModelError
 
 
@@ -39,13 +40,20 @@ class InitialWeights:
                 self._copied[name] = tensor.detach().to("cpu", copy=True)
 
     def restore(self, model: nn.Module) -> None:
-        """Copy the initial weights into the model, bit for bit. Raises ModelError if a file was changed meanwhile."""
+        """Copy the initial weights into the model, of which this process may hold shards, bit for bit.
+
+        Raises ModelError if a file was changed meanwhile.
+        """
         for file, stamp in self._stamps.items():
             if _file_stamp(file) not in (stamp, None):
                 raise ModelError(f"{file} was changed; all trials of a sweep must start from the same initial model")
         with torch.no_grad():
             for name, tensor in named_tensors(model):
-                tensor.copy_(self._mapped[name] if name in self._mapped else self._copied[name])
+                initial = self._mapped[name] if name in self._mapped else self._copied[name]
+                if isinstance(tensor, nn.Parameter):
+                    copy_into(tensor, initial)
+                else:
+                    tensor.copy_(initial)
 
 
 def _map_files(files: Iterable[Path]) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from trainer.config.model_folder import check_model_files
 from trainer.config.trial import LoraConfig, ModelConfig, TrainingConfig
 from trainer.distributed.fsdp import CannotShard, gather_full, is_sharded, shard
-from trainer.models.adapters import adapt, not_causal_message
+from trainer.models.adapters import adapt, not_causal_message, without_peft_warnings
 from trainer.models.initial_weights import InitialWeights, named_tensors
 from trainer.models.layer_kernels import compile_layers, drop_compiled_layers
 from trainer.randomness import switch_off
@@ -145,17 +145,35 @@ class PolicyModel:
         self._shared_base = shared_base
         self._adapted: PeftModel | None = None
         self._initial_weights: InitialWeights | None = None
-        self._is_modified = False
+        self._is_modified = self._was_restored = False
+
+    @property
+    def can_become_initial(self) -> bool:
+        """Whether `become_initial` is possible: adapters, or initial weights that were kept."""
+        return self._adapted is not None or self._initial_weights is not None
+
+    def become_initial(self) -> None:
+        """Turn `base` into the initial model in place, until `reset`: adapters off, or the initial weights copied back.
+
+        Copying overwrites the trained weights. Only where `can_become_initial`.
+        """
+        if self._adapted is not None:
+            with without_peft_warnings():
+                cast(Any, self._adapted.base_model).disable_adapter_layers()
+        elif self._initial_weights is not None and self._is_modified:
+            self._initial_weights.restore(self.base)
+            self._is_modified, self._was_restored = False, True
 
     def reset(self) -> bool:
-        """Remove adapters and restore the initial weights. Return whether weights had to be copied."""
+        """Remove adapters and restore the initial weights. Return whether weights had to be copied since the last."""
         if self._adapted is not None:
             self.base = self._adapted.unload()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
             self._adapted = None
-        copied = self._is_modified and self._initial_weights is not None
+        copied = self._was_restored
         if self._is_modified and self._initial_weights is not None:
             self._initial_weights.restore(self.base)
-        self._is_modified = False
+            copied = True
+        self._is_modified = self._was_restored = False
         if self.config.compile:
             drop_compiled_layers(self.base)
         self.base.activation_checkpointing_disable()

@@ -286,6 +286,18 @@ def _comparison_values(logps: PairLogps) -> dict[str, Tensor]:
     }
 
 
+def log_ratio_sums(logps: PairLogps, initial: PairLogps) -> MetricSums:
+    """Return the sums of the mean log-ratio per token, log pi(y|x) - log pi_0(y|x) over |y|, of chosen and rejected.
+
+    `initial`: the initial model's log-probs of the same pairs. Means over pairs, in nats per token; 0 where nothing has
+    changed. Without rejected responses their metric is left out.
+    """
+    ratios = {"log_ratio_per_token/chosen": (logps.chosen - initial.chosen) / logps.chosen_tokens}
+    if bool(logps.rejected_tokens.any()):
+        ratios["log_ratio_per_token/rejected"] = (logps.rejected - initial.rejected) / logps.rejected_tokens
+    return {name: (float(values.sum()), float(len(logps))) for name, values in ratios.items()}
+
+
 def _to_sums(sums: Mapping[str, Tensor], pairs: int) -> MetricSums:
     dtype = sum_dtype(next(iter(sums.values())).device)
     values: list[float] = torch.stack([value.to(dtype) for value in sums.values()]).tolist()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.report.blocks import Panel
 from dashboards.report.panels import (
+    distance_panel,
     finalists_panel,
     heatmaps,
     hyperparameters,
@@ -26,6 +27,7 @@ PANELS: tuple[Callable[[SweepAnalysis], Panel | None], ...] = (
     finalists_panel.finalists_panel,
     judgements_panel.judgements_panel,
     result_panels.diagnosis_panel,
+    distance_panel.distance_panel,
     hyperparameters.pareto_front_panel,
     heatmaps.heatmap_panel,
     heatmaps.interactions_panel,

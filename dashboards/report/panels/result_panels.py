@@ -33,7 +33,7 @@ from orchestrator.judge.win_rates import joint_win_rate
 from orchestrator.spec.loading.serialization import sweep_identity
 from trainer.config.trial import TrialConfig
 from trainer.data.data_report import DataReport
-from trainer.metrics import CHOSEN, EVAL_PREFIX, EXACT_ANSWERS, MARGIN
+from trainer.metrics import CHOSEN, EVAL_PREFIX, EXACT_ANSWERS, KL, MARGIN
 
 MAX_LISTED = 10
 
@@ -123,8 +123,9 @@ _FURTHER_METRICS = {
     MARGIN: "margin",
     CHOSEN: "chosen log-prob",
     EXACT_ANSWERS: "right answers",
+    KL: "KL per token",
 }
-"""Metric -> column that shows its newest value and the change since step 0."""
+"""Metric -> column that shows its newest value and the change since step 0, of the KL divergence 0."""
 
 
 def winner_panel(analysis: SweepAnalysis) -> Panel | None:
@@ -320,7 +321,9 @@ def _table(frame: SweepFrame, significance: Significance) -> Table:
         *(_FURTHER_METRICS[m] for m in further),
     ]
     behind = format_intervals([_behind(frame, differences.get(trial.number)) for trial in shown])
-    changes = [format_changes([t.last(m) for t in shown], [t.change(m) for t in shown]) for m in further]
+    changes = [
+        format_changes([t.last(m) for t in shown], [None if m == KL else t.change(m) for t in shown]) for m in further
+    ]
     rows: list[tuple[str, ...]] = []
     for k, trial in enumerate(shown):
         row = [trial.label, *(column[k] for column in (*values, *settings))]

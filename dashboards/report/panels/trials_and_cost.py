@@ -18,7 +18,7 @@ from dashboards.report.blocks import Block, Chart, Charts, Code, KeyFigure, KeyF
 from dashboards.report.figures import BLUE, GOLD, GREEN, GREY, PINK, VERMILION, escape_text, figure, state_marker
 from orchestrator.study.retried_trials import never_trained, numbers_text
 from orchestrator.study.trial_records import TrialState
-from trainer.metrics import CHOSEN, MARGIN
+from trainer.metrics import CHOSEN, KL, MARGIN
 
 _MAX_REASON_LENGTH = 300
 _MAX_TRACEBACKS = 5
@@ -81,7 +81,7 @@ def _past_failures(frame: SweepFrame) -> Table | None:
 
 
 def _all_trials_table(frame: SweepFrame) -> Table:
-    metrics = (*(objective.metric for objective in frame.objectives), MARGIN, CHOSEN, "eval_loss")
+    metrics = (*(objective.metric for objective in frame.objectives), MARGIN, CHOSEN, KL, "eval_loss")
     names = list(dict.fromkeys(m for m in metrics if any(trial.last(m) is not None for trial in frame.trials)))
     head = ("trial", "ended", *(frame.short_names.get(p, p) for p in frame.paths), "update", "attempts", *names)
     settings = [format_settings([trial.record.params.get(p) for trial in frame.trials]) for p in frame.paths]

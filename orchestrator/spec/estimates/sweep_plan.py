@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
@@ -23,6 +23,9 @@ from orchestrator.spec.search.space import Grid
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import TrialConfig
+
+if TYPE_CHECKING:
+    from orchestrator.spec.advice.advice_lines import AdviceLine
 
 _JSON_NAMES = {"gpu_description": "place", "optimizer": "optimiser"}
 """Field -> its name in JSON, where the two differ."""
@@ -122,6 +125,8 @@ class SweepPlan:
     """One measured update, with `plan --probe`."""
     wall_clock: WallClock | None = None
     """Time on this machine, with `plan --probe`."""
+    advice: tuple[AdviceLine, ...] = ()
+    """Advice that needs no model run: on settings, and on pairs that `advise` has scored before."""
     finalists: int | None = None
     """Trainings of the finalists, on top of `trials` and counted in tokens, time and cost; None in a sweep without."""
 
@@ -209,7 +214,7 @@ def make_plan(
     return SweepPlan(
         name=spec.name,
         sweep_identity=sweep_identity(spec),
-        goal=f"{spec.first_objective.direction} {spec.first_objective.metric}",
+        goal=", ".join(f"{objective.direction} {objective.metric}" for objective in spec.objectives),
         sampler=spec.sampler.kind,
         searched=_searched(spec),
         trials=trials,

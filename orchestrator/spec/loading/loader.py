@@ -297,7 +297,7 @@ def _load_document(
         )
         raise SpecError(problems.items)
     tree = cast(dict[str, Any], document.value)
-    expand_shorthands(tree)
+    expand_shorthands(document)
     notices = apply_overrides(document, overrides, problems.items)
     for key in [key for key in tree if key.startswith(_EXTENSION)]:
         del tree[key]

@@ -169,9 +169,10 @@ def _get(tree: Any, loc: Location) -> Any:
 def _set(document: Document, flag: str, loc: Location, value: Any) -> None:
     document.lines = {known: at for known, at in document.lines.items() if known[: len(loc)] != loc}
     document.lines[loc] = flag
+    document.shorthands = {at: short for at, short in document.shorthands.items() if at[: len(loc)] != loc}
     try:
         document.value = _with_value(document.value, loc, value)
-        expand_shorthands(document.value)
+        expand_shorthands(document)
     except IndexError as error:
         raise SpecError([SpecProblem(flag, ".".join(map(str, loc)), str(error))]) from None
 

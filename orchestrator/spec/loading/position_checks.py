@@ -27,7 +27,9 @@ def check_lengths(spec: SweepSpec, document: Document) -> list[str]:
     refused: list[SpecProblem] = []
     warned: list[str] = []
     for loc, found in dict.fromkeys(_found(spec)):
-        problem = SpecProblem(document.location(loc), ".".join(map(str, loc)), found.problem, found.hint)
+        problem = SpecProblem(
+            document.location(loc), ".".join(map(str, document.as_written(loc))), found.problem, found.hint
+        )
         if found.refused:
             refused.append(problem)
         else:

@@ -118,12 +118,15 @@ def _special_form(name: str, parents: list[str], value: Any) -> str:
         case (("steps" | "epochs" | "max_steps" | "num_train_epochs" | "learning_rate" | "lr"), ["sft"]):
             own = {"steps": "max_steps", "epochs": "num_train_epochs", "lr": "learning_rate"}.get(name, name)
             return f"write sft: {flow({'training': {own: value}})}"
+        case "data", [] if "columns" in given:
+            return f"write base: {flow({'data': {'train': {'path': 'FILE', 'columns': given['columns']}}})}"
         case "metric", [] if isinstance(given.get("name"), str):
             return f"write {_direction(given.get('goal', given.get('mode')))}: {given['name']}"
         case "metric", [] if isinstance(value, str):
             return f"write maximize: {value}, or minimize: {value}"
         case (("direction" | "mode" | "goal"), []) if isinstance(value, str):
-            return f"write {_direction(value)}: METRIC, such as maximize: eval_accuracies/logp"
+            metric = "eval_accuracies/logp" if _direction(value) == "maximize" else "eval_nll_loss"
+            return f"write {_direction(value)}: METRIC, such as {_direction(value)}: {metric}"
         case (("method" | "search_alg" | "algorithm"), []) if isinstance(value, str):
             return f"write sampler: {METHODS.get(value.lower(), value.lower())}"
         case (("early_terminate" | "early_stopping" | "scheduler"), []) if "type" in given or isinstance(value, str):

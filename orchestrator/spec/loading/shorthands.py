@@ -12,23 +12,33 @@ from orchestrator.errors import closest_match
 from orchestrator.spec.loading.validation_errors import ErrorCollector
 from orchestrator.spec.sweep_spec import AUTO, AUTO_TRAINING, GPUS_PER_TRIAL, MICRO_BATCH
 from trainer.config.trial import TrialConfig
-from trainer.config.yaml_files import Location
+from trainer.config.yaml_files import Document, Location
 
 
-def expand_shorthands(tree: Any) -> None:
-    """Expand the shorthands in place: `model: NAME`, `train: FILE`, `reward_model: NAME`, a loss without its kind."""
+def expand_shorthands(document: Document) -> None:
+    """Expand the shorthands in place: `model: NAME`, `train: FILE`, `reward_model: NAME`, a loss without its kind.
+
+    Their places are added to the document's `shorthands`.
+    """
+    tree = document.value
     base = _group(tree, "base")
     if base is not None:
-        if isinstance(base.get("model"), str):
-            base["model"] = {"name_or_path": base["model"]}
+        _model_name(document, base, ("base", "model"))
         loss = base.get("loss")
         if isinstance(loss, dict) and "kind" not in loss:
             base["loss"] = {"kind": TrialConfig.model_fields["loss"].default.kind, **cast(dict[str, Any], loss)}
-        _sources(_group(base, "data"))
-    _sources(_group(_group(tree, "sft"), "data"))
+        _sources(document, _group(base, "data"), ("base", "data"))
+    _sources(document, _group(_group(tree, "sft"), "data"), ("sft", "data"))
     judge = _group(tree, "judge")
-    if judge is not None and isinstance(judge.get("reward_model"), str):
-        judge["reward_model"] = {"name_or_path": judge["reward_model"]}
+    if judge is not None:
+        _model_name(document, judge, ("judge", "reward_model"))
+
+
+def _model_name(document: Document, group: dict[str, Any], loc: Location) -> None:
+    name = str(loc[-1])
+    if isinstance(group.get(name), str):
+        group[name] = {"name_or_path": group[name]}
+        document.shorthands[*loc, "name_or_path"] = loc
 
 
 def resolve_paths(problems: ErrorCollector, tree: Any, folder: Path) -> list[str]:
@@ -143,7 +153,7 @@ class _PathResolver:
             hint = f"did you mean {near}?" if near else self._first_existing(given, loc)
             self._findings.add(loc, f"there is no {given}", hint)
         elif near is not None and loc[-1] != "chat_template":
-            path = ".".join(map(str, loc))
+            path = ".".join(map(str, self._findings.document.as_written(loc)))
             self.notices.append(f"{path}: there is no folder {given}, so it is a name on the hub; did you mean {near}?")
         return given
 
@@ -207,12 +217,18 @@ def _path_exists(test: Callable[[], bool]) -> bool:
         return False
 
 
-def _sources(data: dict[str, Any] | None) -> None:
+def _sources(document: Document, data: dict[str, Any] | None, loc: Location) -> None:
     for split in ("train", "eval"):
         given = (data or {}).get(split)
         if data is None or given is None:
             continue
         many = cast(tuple[Any, ...], given) if isinstance(given, tuple) else (given,)
+        if not isinstance(given, tuple):
+            document.shorthands[*loc, split, 0] = (*loc, split)
+        for index, one in enumerate(many):
+            if isinstance(one, str):
+                at = (*loc, split, index)
+                document.shorthands[*at, "path"] = document.as_written(at)
         data[split] = tuple({"path": one} if isinstance(one, str) else one for one in many)
 
 
@@ -227,7 +243,9 @@ def _as_list(given: Any) -> tuple[Any, ...]:
 
 def _as_given(given: str, near: Path | None) -> str | None:
     """Return the path as the file writes the given one: relative where that is relative."""
-    if near is None or given.startswith(("/", "../", "~")):
+    if near is None or given.startswith(("/", "~")):
         return None if near is None else str(near)
-    own = Path(*near.parts[-len(Path(given).parts) :])
+    parts = Path(given).parts
+    above = [part for part in parts if part == ".."]
+    own = Path(*above, *near.parts[len(near.parts) - len(parts) + len(above) :])
     return f"./{own}" if given.startswith("./") else str(own)

@@ -101,7 +101,8 @@ class ErrorCollector:
 
     def add(self, loc: Location, problem: str, hint: str = "") -> None:
         """Add a finding at this location of the file."""
-        self.items.append(SpecProblem(self.document.location(loc), ".".join(map(str, loc)), problem, hint))
+        path = ".".join(map(str, self.document.as_written(loc)))
+        self.items.append(SpecProblem(self.document.location(loc), path, problem, hint))
 
     def unknown_key(self, loc: Location, known: list[str]) -> None:
         """Add a finding for an unknown key: the form to write, else the most similar known key or all of them."""
@@ -192,8 +193,8 @@ def _error_messages(model: type[BaseModel], value: Any, error: ValidationError) 
     """One message per location: several errors of a union's members are joined with `or`."""
     at: dict[Location, list[tuple[str, str]]] = {}
     for item in error.errors(include_url=False):
-        if _other_member(value, item["loc"]):
-            continue
+        if _other_member(value, item["loc"]) or (item["type"] == "too_short" and item["input"]):
+            continue  # a list is too short only without its invalid items, which have errors of their own
         clean = _clean_location(value, item)
         messages = _error_message(model, item)
         if messages not in at.setdefault(clean, []):

@@ -161,7 +161,8 @@ def _expand(problems: ErrorCollector, loc: Location, text: str, notices: list[st
     if wrong:
         problems.explained.add(loc)
         return text
-    notices += [f"{'.'.join(map(str, loc))}: {value}" for value in values]
+    path = ".".join(map(str, problems.document.as_written(loc)))
+    notices += [f"{path}: {value}" for value in values]
     return expanded
 
 

@@ -56,6 +56,8 @@ def test_no_two_findings_advise_opposite_moves_of_one_setting(frame: SweepFrame)
         for path, direction in read(one):
             against = {d for p, d in read(other) if p == path} - {direction}
             assert not against, (path, one.title, one.next_step, other.title, other.next_step)
+    to_use = [finding.rule for finding in findings if any(direction == "use" for _, direction in read(finding))]
+    assert len(to_use) <= 1, "one finding says which trial to use"
     moved = [step.setting for finding in findings for step in finding.steps if step.setting]
     assert len(moved) == len(set(moved)), "one finding for each setting"
     about = [finding.setting for finding in findings if finding.setting]

@@ -21,9 +21,13 @@ CUT_TABLES = (
     "[...document.querySelectorAll('.scroll')].filter((s) => s.scrollWidth > s.clientWidth)"
     ".map((s) => `${s.scrollWidth} > ${s.clientWidth}: ${s.innerText.slice(0, 60)}`)"
 )
+TALL_ROWS = (
+    "[...document.querySelectorAll('tr')].map((r) => [Math.round(r.getBoundingClientRect().height), r.innerText])"
+    ".filter(([height]) => height > 120)"
+)
 ALWAYS = {"answer", "setup"}
 ANY_TRIAL = ALWAYS | {"diagnosis", "curves", "collapse", "samples", "cost", "timeline", "trials"}
-RICH = ANY_TRIAL | {"map", "interactions", "importance", "parallel", "length"}
+RICH = ANY_TRIAL | {"distance", "map", "interactions", "importance", "parallel", "length"}
 PANELS = {
     "rich": RICH,
     "one": ANY_TRIAL | {"length"},
@@ -94,6 +98,10 @@ def test_tables_with_long_names_fit_the_page_and_headings_break_after_underscore
         breaks = page.run(WRAPPED)
         assert breaks, "the names are too short to show anything"
         assert [each for each in breaks if each[0] not in "_/ " and each[2] != " "] == []
+        page.look(path.as_uri(), width=390, ready=DRAWN)
+        page.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        assert page.run(TALL_ROWS) == [], "a column of text is squeezed on a phone"
+        assert page.run(WIDE) <= 0
 
 
 @pytest.mark.browser

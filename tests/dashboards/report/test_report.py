@@ -91,6 +91,7 @@ EVERY = {
     "map",
     "curves",
     "collapse",
+    "distance",
     "interactions",
     "importance",
     "parallel",

@@ -29,7 +29,7 @@ from orchestrator.cli.sweep_summary import watch_sweep
 from orchestrator.spec.search.space import Choice, SearchSpace
 from orchestrator.spec.sweep_spec import Objective, SweepSpec
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import FailureKind, TrialRecord, TrialState, rank_trials
+from orchestrator.study.trial_records import FailureKind, Trial, TrialRecord, TrialState, rank_trials
 from tests.support.scripted_sweep import COMPLETE, PRUNED, Script, make_spec, run_sweep
 from trainer.config.trial import DataConfig, ModelConfig, TrialConfig
 from trainer.results import StepMetrics
@@ -276,6 +276,30 @@ def test_watching_a_sweep_that_is_over_shows_its_table(tmp_path: Path, capsys: p
     assert "2/12 trials" in messages.err
     assert "mine is interrupted" in messages.err
     assert "orchestrate resume mine" in messages.err
+
+
+def test_a_pareto_front_is_marked_among_configurations_with_the_most_of_their_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = make_spec(
+        search={"loss.beta": {"choice": [2.0, 2.5]}}, repeats=2, also=[{"metric": "eval_loss", "direction": "minimize"}]
+    )
+
+    def script(trial: Trial) -> Script:
+        return Script(quality=0.9 if trial.number == 0 else 0.5, outcome=PRUNED if trial.number == 1 else COMPLETE)
+
+    folder = run_sweep(tmp_path, spec, script)
+    watch_sweep(folder.name, tmp_path)
+    shown = capsys.readouterr().out
+    assert "★ 2-3" in shown
+    assert "★ 0-1" not in shown, "one lucky seed"
+    assert "trials 2-3 " in shown.partition("Pareto front of 2 objectives:")[2]
+
+
+def test_a_resumed_sweep_counts_nothing_before_it_knows_its_trials() -> None:
+    resumed = SweepProgress(make_spec(), total=None)
+    assert "trials" not in resumed.headline()
+    assert "0/12 trials" in SweepProgress(make_spec(), total=12).headline()
 
 
 def test_what_stands_in_brackets_has_the_columns_number_format() -> None:

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import sweeps
 from orchestrator import cli
@@ -153,6 +154,19 @@ def test_a_users_mistake_is_a_sentence(
     assert said in err
     assert "Traceback" not in err
     assert (out, sorted(known.root.rglob("*"))) == ("", before)
+
+
+def test_no_summary_of_a_command_is_cut_on_80_columns() -> None:
+    listed = CliRunner().invoke(cli.cli, ["--help"], terminal_width=80).output.partition("Commands:")[2]
+    assert len(listed.split("\n")) > len(cli.cli.commands)
+    assert "..." not in listed
+    assert max(map(len, listed.split("\n"))) <= 80
+
+
+def test_a_driver_that_runs_is_answered_with_how_to_see_and_how_to_stop_it() -> None:
+    said = str(SweepHeld("known", "process 7 on here"))
+    assert "`orchestrate attach known`" in said
+    assert "`orchestrate stop known`" in said
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------

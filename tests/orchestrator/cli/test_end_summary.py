@@ -12,6 +12,8 @@ from orchestrator.cli import main
 from orchestrator.cli.sweep_summary import print_summary
 from orchestrator.commands.model_export import model_card
 from orchestrator.execution.stop_reasons import StopKind, StopReason
+from orchestrator.folders import SweepFolder, create_sweep_folder
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialRecord, TrialState
 from orchestrator.terminal_streams import wrapped
@@ -123,6 +125,42 @@ def test_status_says_how_to_go_on_and_calls_a_trial_as_the_table_does(
     assert json.loads(capsys.readouterr().out)["trials"][0]["state"] == "PRUNED"
     out_of_budget = "out of budget: 0.2 of 0.1 hours spent; `--set budget.hours=0.4` extends it"
     assert resume_command("new", out_of_budget) == "orchestrate resume new --set budget.hours=0.4"
+
+
+def test_status_without_a_name_lists_the_sweeps_of_the_runs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out == f"sweeps in {tmp_path / 'runs'}: 0\n"
+    root = tmp_path / "runs"
+    run_sweep(root, make_spec("ended", RATES), lambda trial: Script(quality=0.5 + 0.1 * trial.number))
+    folder = run_sweep(root, make_spec("begun", RATES), lambda _: Script(), trials=1)
+    with Study.open(folder) as study:
+        study.enqueue({"training.learning_rate": 2e-6}, "by hand", kind="enqueued")
+    new = SweepFolder(root, "new")
+    create_sweep_folder(new, dump_spec(make_spec("new", RATES)))
+    damaged = run_sweep(root, make_spec("damaged", RATES), lambda _: Script())
+    damaged.database.write_bytes(b"no database")
+    assert main(["status", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    sweeps = {sweep["name"]: sweep for sweep in found["sweeps"]}
+    assert {name: sweep["state"] for name, sweep in sweeps.items()} == {
+        "ended": "finished",
+        "begun": "interrupted",
+        "new": "interrupted",
+        "damaged": "unreadable",
+    }
+    counts = {name: (sweep["finished"], sweep["planned"]) for name, sweep in sweeps.items() if name != "damaged"}
+    assert counts == {"ended": (2, 2), "begun": (1, 3), "new": (0, 2)}
+    assert sweeps["ended"]["best"]["trial"] == 1
+    assert sweeps["new"]["best"] is None
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in shown.splitlines()[2:]}
+    assert all(word in rows["ended"] for word in ("finished", "2/2", "eval_accuracies/logp", "trial 1", "ago"))
+    assert all(name in rows for name in sweeps)
+    assert main(["status", "--watch"]) == 2
 
 
 def test_messages_break_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:

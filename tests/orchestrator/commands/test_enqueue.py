@@ -55,6 +55,8 @@ def test_paths_lengths_rows_and_memory_are_checked_before_a_trial_is_queued(
             enqueue_trial("s", tmp_path, overrides)
         return str(error.value)
 
+    assert "write --set training.learning_rate=1e-4" in refused(SpecError, "lr=1e-4")
+    assert "did you mean loss.beta?" in refused(SpecError, "loss.bta=3")
     wrong = refused(SpecError, "model.name_or_path=./nowhere")
     assert "--set model.name_or_path=./nowhere: " in wrong
     assert "there is no ./nowhere" in wrong

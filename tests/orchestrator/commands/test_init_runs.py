@@ -422,3 +422,36 @@ def test_pages_take_a_winner_outside_of_the_search(made: Path, monkeypatch: pyte
     assert found["best"] == 0
     assert {t["params"]["loss.gamma_beta_ratio"] for t in found["trials"]} == {0.25, 0.3, 0.5}
     assert [t["params"].get("training.weight_decay") for t in found["trials"]].count(0.1) > 2
+
+
+@pytest.mark.parametrize("section", ["base", "sft"])
+def test_plain_text_without_a_decision_is_refused_before_a_sweep_starts(
+    section: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the first rows: what `sweep` would say after its start, each command that reads the file says at once."""
+    plain = write_text_rows(tmp_path / "plain.jsonl", "columns")
+    given = json.dumps({"train": str(plain), "max_length": 128})
+    decided = json.dumps({"train": str(plain), "max_length": 128, "apply_template": True})
+    base, stage = (given, "") if section == "base" else (decided, f"\nsft:\n  data: {given}\n")
+    file = Path("mine.yaml")
+    file.write_text(
+        f"name: mine\nbase:\n  model: {made / 'model'}\n  data: {base}\n  training: {{pairs_per_update: 8}}\n{stage}"
+    )
+    line, option = (4, "data") if section == "base" else (8, "sft.data")
+    for command in ("plan", "sweep", "doctor"):
+        assert cli.main([command, str(file)]) == 2
+        said = capsys.readouterr().err
+        assert f"mine.yaml:{line}: {section}.data.apply_template: the rows are plain text, and the tokenizer" in said
+        assert "set data.apply_template: true" in said
+    assert not Path("runs").exists()
+    for decision in ("true", "false"):
+        assert cli.main(["plan", str(file), "--set", f"{option}.apply_template={decision}"]) == 0
+    write_text_rows(plain, "system")
+    assert cli.main(["plan", str(file), "--set", f"{option}.apply_template=false"]) == 2, "only a template renders it"
+    assert "are plain text with a system text or tools" in capsys.readouterr().err
+    write_text_rows(plain, "columns")
+    bare = ["--set", f"model={without_template(made, tmp_path)}", "--set", "data.apply_template=null"]
+    assert cli.main(["plan", str(file), *bare]) == 0, "there is nothing to decide"
+    rendered = [{**row, "prompt": f"<|im_start|>{row['prompt']}"} for row in text_rows()]
+    plain.write_text("no JSON\n" + "".join(json.dumps(row) + "\n" for row in rendered))
+    assert cli.main(["plan", str(file)]) == 2, "rendered by another template"

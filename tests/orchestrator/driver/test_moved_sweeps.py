@@ -9,11 +9,13 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.driver.data_stage import check_data
+from orchestrator.driver.judge_candidates import reward_scores_file
 from orchestrator.driver.moved_inputs import check_inputs_exist, check_moved_inputs, follow_folder
 from orchestrator.driver.sft_stage import sft_config
 from orchestrator.errors import DataError, SpecChanged, SpecError
 from orchestrator.execution.sft_cache_key import stage_key
 from orchestrator.folders import SweepFolder
+from orchestrator.judge.answer_pairs import AnswerPair, Preferences, make_judgements
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -148,6 +150,7 @@ def test_equal_sft_data_and_a_judges_model_elsewhere_are_accepted(
         pass
     moved = tmp_path / "there"
     (moved / "reward").mkdir(parents=True)
+    (moved / "reward" / "config.json").write_text("{}")
     shutil.copy(tmp_path / "sft" / "rows.jsonl", moved / "rows.jsonl")
     reward = f"judge.reward_model={moved}/reward"
     new = changed(folder, spec, f"sft.data.train={moved}/rows.jsonl", reward)
@@ -168,6 +171,49 @@ def test_equal_sft_data_and_a_judges_model_elsewhere_are_accepted(
     with Study.open(folder) as study:
         assert {change.path for change in study.amend(new)} == {"sft.data.train", "judge.reward_model.name_or_path"}
         assert study.spec.judge == new.judge
+
+
+def test_a_reward_model_that_has_judged_trials_keeps_its_weights_at_its_new_place(
+    begun: tuple[SweepFolder, SweepSpec], tmp_path: Path
+) -> None:
+    folder, _ = begun
+    first, other = model_in(tmp_path / "first"), model_in(tmp_path / "other", seed=1)
+    spec = changed(folder, begun[1], f"judge.reward_model={first}")
+    with Study.open(folder) as study:
+        study.amend(spec)
+    moved = Path(shutil.copytree(first, tmp_path / "moved"))
+    to_moved, to_other = (changed(folder, spec, f"judge.reward_model={place}") for place in (moved, other))
+    check_moved_inputs(folder, spec, to_other)  # it has not judged any trial
+    pair = AnswerPair(0, "key", "text", None, None, None, "longer", "short")
+    (judged,) = make_judgements("reward", str(first), "greedy", {0: ([pair], Preferences((1.0,)))})
+    with Study.open(folder) as study:
+        study.save_judgement(0, judged.key, judged.model_dump_json())
+    assert spec.judge is not None
+    assert spec.judge.reward_model is not None
+    scores = reward_scores_file(spec.judge.reward_model, folder.cache)
+    scores.parent.mkdir(parents=True)
+    scores.touch()
+    for weights_known_by in ("its folder", "its scores"):
+        check_moved_inputs(folder, spec, to_moved)
+        with pytest.raises(SpecError, match=r"judge\.reward_model\.name_or_path") as refused:
+            check_moved_inputs(folder, spec, to_other)
+        assert f"orchestrate judge s --set judge.reward_model={other}" in str(refused.value), weights_known_by
+        if first.exists():
+            first.rename(tmp_path / "gone")
+    scores.unlink()
+    with pytest.raises(SpecError, match="by its weights"):
+        check_moved_inputs(folder, spec, to_moved)
+
+
+@pytest.mark.parametrize("path", ["base.model.name_or_path", "judge.reward_model.name_or_path"])
+def test_a_folder_without_a_model_is_refused_as_a_models_new_place(
+    begun: tuple[SweepFolder, SweepSpec], tmp_path: Path, path: str
+) -> None:
+    folder, spec = begun
+    (tmp_path / "empty").mkdir()
+    judged = changed(folder, spec, f"judge.reward_model={tmp_path}/mine/model")
+    with pytest.raises(SpecError, match=f"s: {path}: .*/empty is no model: it has no config.json"):
+        check_moved_inputs(folder, judged, changed(folder, judged, f"{path}={tmp_path}/empty"))
 
 
 def test_missing_inputs_are_named_with_what_to_type_and_found_in_a_moved_runs_folder(

@@ -39,7 +39,7 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     folder = sweep_folder(root)
     folder.path.mkdir(parents=True)
     folder.spec.write_text(dump_spec(make_spec(4)))
-    assert "still preparing" in refused(root, "pause", "s")
+    assert "not running (`orchestrate resume s` runs it): it has no trials yet" in refused(root, "pause", "s")
     driver = drive(root)
     wait_for(lambda: {"0 2", "1 2"} <= set(trained(root)), driver)
 

@@ -273,7 +273,7 @@ def test_a_hub_name_that_is_nearly_a_folder_here_is_said(findings: Refused, fold
     file.write_text("name: a\nbase: {model: models/tiny-lama, data: {train: rows.jsonl}}\n")
     near = "models/tiny-llama"  # as the file writes it
     said = "there is no folder models/tiny-lama, so it is a name on the hub"
-    assert f"base.model.name_or_path: {said}; did you mean {near}?" in load_with_notices(file).notices
+    assert f"base.model: {said}; did you mean {near}?" in load_with_notices(file).notices
     file.write_text("name: a\nbase: {model: modles/tiny-llama, data: {train: rows.jsonl}}\n")
     assert any(f"did you mean {near}?" in notice for notice in load_with_notices(file).notices)
     file.write_text("name: a\nbase: {model: org/other, data: {train: rows.jsonl}}\n")

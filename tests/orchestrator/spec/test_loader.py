@@ -178,9 +178,33 @@ def test_files_are_found_from_the_sweeps_folder_then_from_here(tmp_path: Path, m
 
 def test_a_missing_file_names_its_neighbour(findings: Refused) -> None:
     (messages,) = findings("name: a\nbase:\n  model: m/m\n  data: {train: rows.json}\n")
-    assert messages.startswith(
-        "sweep.yaml:4: base.data.train.0.path: there is no file rows.json (did you mean rows.jsonl?)"
+    assert messages.startswith("sweep.yaml:4: base.data.train: there is no file rows.json (did you mean rows.jsonl?)")
+
+
+def test_errors_name_settings_as_the_file_writes_them(findings: Refused, folder: Path) -> None:
+    """Short forms are no other settings, and a single source has no position in a list."""
+    found = findings(
+        "base:\n  model: ./nowhere\n  data:\n    train:\n      path: rows.jsonl\n      wieght: 2\n"
+        "    eval: [rows.jsonl, none.jsonl]\nsft:\n  data: {train: none.jsonl}\njudge:\n  reward_model: ./nothing\n"
     )
+    at = [": ".join(each.split(": ")[:2]) for each in found]
+    assert at == [
+        "sweep.yaml:2: base.model",
+        "sweep.yaml:6: base.data.train.wieght",
+        "sweep.yaml:7: base.data.eval.1",
+        "sweep.yaml:9: sft.data.train",
+        "sweep.yaml:11: judge.reward_model",
+    ]
+    given = ("model=./nowhere", "data.train=none.jsonl", "data.eval=[none.jsonl]", "data.eval.0.weight=-1")
+    file = folder / "s.yaml"
+    file.write_text("name: a\nbase: {model: m/m, data: {train: [rows.jsonl, rows.jsonl]}}\n")
+    with pytest.raises(SpecError) as refused:
+        load_spec(file, given)
+    paths = {problem.where: problem.path for problem in refused.value.problems}
+    assert paths == {
+        f"--set {one}": f"base.{path}"
+        for one, path in zip(given, ("model", "data.train", "data.eval.0", "data.eval.0.weight"), strict=True)
+    }
 
 
 @pytest.mark.parametrize("name", ['"a\\0b"', "x" * 5000, "~nobody-here/x", "/", "/proc/self/mem/x"])

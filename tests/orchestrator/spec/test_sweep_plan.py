@@ -29,6 +29,13 @@ def test_numbers(load_text: Load) -> None:
     json.dumps(found.as_json())
 
 
+def test_every_objective_is_named(load_text: Load) -> None:
+    found = planned(load_text("search: {loss.beta: [2.0, 2.5]}\nminimize: eval_nll_loss"))
+    assert found.goal == "minimize eval_nll_loss"
+    both = "search: {loss.beta: [2.0, 2.5]}\nmaximize: eval_accuracies/logp\nminimize: eval_nll_loss"
+    assert planned(load_text(both)).goal == "maximize eval_accuracies/logp, minimize eval_nll_loss"
+
+
 def test_equal_points_and_a_budget_above_the_grid_are_told(load_text: Load) -> None:
     found = planned(load_text("search: {loss.beta: [2, 2.0, 2.5]}\nbudget: {trials: 9}"))
     assert (found.trials, found.grid) == (2, 2)

@@ -49,8 +49,8 @@ def test_each_variable_is_named_with_its_value(folder: Path, monkeypatch: pytest
         'name: a\nbase: {model: m/m, data: {train: "${DATA}/rows.jsonl", eval: "${HELD:-rows}.jsonl"}}\n'
     )
     notices = load_with_notices(folder / "s.yaml").notices
-    assert f"base.data.train.0.path: DATA is {folder}" in notices
-    assert "base.data.eval.0.path: HELD is not set, its default is rows" in notices
+    assert f"base.data.train: DATA is {folder}" in notices
+    assert "base.data.eval: HELD is not set, its default is rows" in notices
 
 
 def test_what_is_said_of_several_settings_is_said_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_what_is_said_of_several_settings_is_said_once(folder: Path, monkeypatch
     (folder / "s.yaml").write_text(
         'name: a\nbase: {model: m/m, data: {train: "${DATA}/rows.jsonl", eval: "${DATA}/rows.jsonl"}}\n'
     )
-    paths = "base.data.train.0.path, base.data.eval.0.path"
+    paths = "base.data.train, base.data.eval"
     assert load_with_notices(folder / "s.yaml").notices == (f"{paths}: DATA is {folder}",)
 
 
@@ -129,4 +129,4 @@ def test_set_expands_variables_too(load_text: Load, findings: Refused, monkeypat
     monkeypatch.setenv("ORG", "other")
     assert load_text("", "model=${ORG}/model").base.model.name_or_path == "other/model"
     (found,) = findings("", "model=${NOT_SET}/model")
-    assert found.startswith("--set model=${NOT_SET}/model: base.model.name_or_path: the environment variable NOT_SET")
+    assert found.startswith("--set model=${NOT_SET}/model: base.model: the environment variable NOT_SET")

@@ -35,7 +35,7 @@ def value_of(trial: Trial) -> float:
     return 1 - beta if trial.config.data.eval_on == "confirm" else beta
 
 
-def end(study: Study, trial: Trial, outcome: Outcome = COMPLETE, **metrics: float) -> None:
+def end(study: Study, trial: Trial, outcome: Outcome = COMPLETE, other: float = 0.5) -> None:
     study.report(
         trial, [StepMetrics(0, {METRIC: 0.1, OTHER: 0.5}), StepMetrics(1, {METRIC: value_of(trial), OTHER: other})]
     )

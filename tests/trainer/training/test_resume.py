@@ -50,7 +50,7 @@ def test_interrupted_anywhere_it_ends_where_the_whole_run_does(
     full, _ = finish(session.train(config(kind), tmp_path / "whole"))
     # Scoring calls (start and evaluations) and training calls: an interruption at each of them in turn.
     calls, stop_at = 0, 0
-    plain = {name: getattr(PairModel, name) for name in ("backward", "logps")}
+    plain = {name: getattr(PairModel, name) for name in ("backward", "logps", "read_next_token_logps")}
 
     def counted(name: str) -> object:
         def call(self: PairModel, *args: object) -> object:

@@ -1,0 +1,1 @@
+"""Advice before training: published ranges and formulas over the initial model's log-probs."""
