@@ -13,17 +13,16 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from dashboards.analysis.distance import log_ratio
 from dashboards.analysis.held_out_pairs import Column, HeldOutPairs, metric_by_pair
 from dashboards.analysis.simultaneous_intervals import Difference, PairedColumns, SeedVariance
 from dashboards.analysis.small_samples import ROUNDING_TOLERANCE, bonferroni, share_difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.formatting import format_brief, format_count, format_duration
 from orchestrator.study.trial_records import TrialState
-from trainer.metrics import CHOSEN, base_name
+from trainer.metrics import KL, LOG_RATIO_CHOSEN, base_name
 
 _FRACTION_METRICS = ("accuracies/logp", "rewards/accuracies", "exact_answers")
-KL = "eval_kl_per_token"
-LOG_RATIO = "eval_log_ratio_per_token/chosen"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -280,9 +279,8 @@ def _kl(trial: TrialFrame) -> float | None:
 
 
 def _log_ratio(trial: TrialFrame) -> float | None:
-    """Return the size of the mean log-ratio per token of the chosen responses: the change of their log-prob."""
-    value = trial.last(LOG_RATIO)
-    value = trial.change(CHOSEN) if value is None else value
+    """Return the size of the mean log-ratio per token of the chosen responses."""
+    value = log_ratio(trial, LOG_RATIO_CHOSEN)
     return None if value is None else abs(value)
 
 

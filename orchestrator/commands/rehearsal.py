@@ -61,6 +61,7 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
             "enqueue": enqueued,
             "sampler": GridSampler(),
             "finalists": None if spec.finalists is None else Finalists(top=1, seeds=2),
+            "require": (),  # a few updates of a random model say nothing about them
             "budget": Budget(trials=MAX_TRIALS if size > MAX_TRIALS else None, concurrency=spec.budget.concurrency),
             "resources": Resources(),
             "notify": None,

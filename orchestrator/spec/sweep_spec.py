@@ -127,6 +127,14 @@ class Finalists(FrozenModel):
         """Trainings of all finalists."""
         return self.top * self.seeds
 
+    def plan_text(self, share: float) -> str:
+        """Return what `plan` says of finalists; `share`: of the held-out prompts, kept for them."""
+        return (
+            f"after the search its best {self.top} configurations are trained again with {self.seeds} fresh seeds each "
+            f"and evaluated on {share:.0%} of the held-out prompts, which the search does not see: {self.trials} trials "
+            "on top of budget.trials, counted in the time; the search leaves them theirs of budget.hours and gpu_hours"
+        )
+
 
 class Budget(FrozenModel):
     """Limits on the whole sweep, all its drivers together."""

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy import Connection
 
 from orchestrator.errors import first_line
-from orchestrator.spec.pruners import NoPruner
+from orchestrator.spec.pruners import NoPruner, broken_evaluations
 from orchestrator.spec.search.manual_trials import out_of_space, resolve_params
 from orchestrator.spec.search.trial_params import SEED, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -37,6 +37,7 @@ from orchestrator.study.finalists import (
     reserved_time_reason,
     with_confirm_rows,
 )
+from orchestrator.study.pruning.early_stopping import BrokenRequirements
 from orchestrator.study.pruning.pruner import TrialPruner
 from orchestrator.study.repeats import NextRepeat, configuration_key, merge_snapshots, next_repeat
 from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPolicy
@@ -329,12 +330,19 @@ class TrialIssuer:
             spec = self._spec.model_copy(update={"pruner": NoPruner()})  # compared at their end, on other rows
             return TrialPruner.create(spec, number, updates, (), lambda _: {})
         snapshots = visible_trials(trials, number, self._terms.lag)
+        if self._terms.prunes_broken:  # else one that can never be the best would stop those that can
+            snapshots = [trial for trial in snapshots if not miss_of(trial.violations)[0]]
         if self._spec.repeats > 1:  # compared with other configurations, never with another seed of its own
             key = configuration_key(next(trial.params for trial in trials if trial.number == number))
             snapshots = [trial for trial in snapshots if configuration_key(trial.params) != key]
         return TrialPruner.create(
             self._spec, number, updates, snapshots, lambda other: self._repository.pair_margins(connection, other)
         )
+
+    def broken_requirements(self, pruner: TrialPruner) -> BrokenRequirements:
+        """Return what prunes a trial with this pruner by the requirements; nothing prunes finalists."""
+        evaluations = broken_evaluations(pruner.pruner) if self._terms.prunes_broken else None
+        return BrokenRequirements(self._spec.require, evaluations, pruner.updates)
 
     def _updates(self, config: TrialConfig) -> int | None:
         """Updates of the whole run; None if the number of training pairs is unknown."""

@@ -22,6 +22,7 @@ base:
 search:
   loss.beta: [2.0, 10.0]
 maximize: eval_margins/logp
+require: off
 finalists: {top: 2, seeds: 2}
 """.replace("TINY_MODEL", TINY_MODEL)
 

@@ -29,6 +29,7 @@ from dashboards.report.figures import (
     state_marker,
     text_color_on,
 )
+from trainer.results import clause
 
 STATE_MARKS = {"PRUNED": "▼ pruned", "DIVERGED": "✕ diverged", "FAILED": "■ failed", "RUNNING": "◆ running"}
 
@@ -285,7 +286,7 @@ def interactions_panel(analysis: SweepAnalysis) -> Panel | None:
     if known:
         blocks.append(Table(("settings", "largest effect", "difference (95 %, together)", ""), tuple(rows)))
     else:
-        blocks += [Paragraph(f"{name}: {reason}.") for name, reason, *_ in rows]
+        blocks += [Paragraph(f"{name}: {clause(reason)}.") for name, reason, *_ in rows]
     charts = [_lines(frame, each) for each in known if not each.fitted]
     if charts:
         blocks.append(Charts(tuple(charts)))

@@ -120,8 +120,8 @@ class _Progress:
 
     def advance(self) -> bool:
         """Report one more micro-batch; never cancels."""
-        self._send({"progress": f"{self._what}: batch {self._done + 1} of {self.total}"})
-        self._done += 1
+        self._done = min(self._done + 1, self.total)  # it asks too while it waits for another process
+        self._send({"progress": f"{self._what}: batch {self._done} of {self.total}"})
         return False
 
 

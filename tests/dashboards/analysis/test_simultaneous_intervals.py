@@ -15,8 +15,6 @@ from dashboards.analysis.comparison import as_json, compare_sweeps
 from dashboards.analysis.held_out_pairs import HeldOutPairs
 from dashboards.analysis.param_effects import has_clear_effect
 from dashboards.analysis.significance import (
-    KL,
-    LOG_RATIO,
     Significance,
     analyze_significance,
     paired_difference,
@@ -31,7 +29,7 @@ from dashboards.report.panels.result_panels import significance_text
 from orchestrator.study.trial_records import Trial
 from tests.support.metrics import COMPLETE
 from tests.support.scripted_sweep import METRIC, PRUNED, Script, frame_of, make_spec, run_sweep
-from trainer.metrics import EXACT_ANSWERS
+from trainer.metrics import EXACT_ANSWERS, KL, LOG_RATIO_CHOSEN
 
 RATES = [1e-7, 2e-7, 4e-7, 8e-7, 1.6e-6, 3.2e-6, 6.4e-6, 1.28e-5]
 RATE = "training.learning_rate"
@@ -246,13 +244,13 @@ def test_of_tied_trials_the_closest_then_the_cheapest_is_recommended() -> None:
     near = next(number for number in range(3) if number != winner)
     distances = tuple(-0.1 if number == near else -0.9 for number in range(3))
     tokens = tuple(100.0 if number == winner else 900.0 for number in range(3))
-    label, reason = recommended(tied(**{LOG_RATIO: distances, "tokens_per_second": tokens})) or ("", "")
+    label, reason = recommended(tied(**{LOG_RATIO_CHOSEN: distances, "tokens_per_second": tokens})) or ("", "")
     assert (label, reason) == (
         str(near),
         f"closer to the initial model (log-ratio per token 0.1 against 0.9 of trial {winner})",
     )
     kl = tuple(0.5 if number == winner else 0.9 for number in range(3))
-    label, _ = recommended(tied(**{KL: kl, LOG_RATIO: distances})) or ("", "")
+    label, _ = recommended(tied(**{KL: kl, LOG_RATIO_CHOSEN: distances})) or ("", "")
     assert label == str(winner), "the KL is the better measure"
     kl = tuple(0.1 if number == near else 0.9 for number in range(3))
     assert "KL per token 0.1 against 0.9" in (recommended(tied(**{KL: kl})) or ("", ""))[1]
@@ -268,7 +266,7 @@ def test_of_tied_trials_the_closest_then_the_cheapest_is_recommended() -> None:
 
 
 def test_a_tie_is_called_one_and_the_diagnosis_names_the_trial_to_use() -> None:
-    frame = tied(**{LOG_RATIO: (0.9, 0.9, 0.1)})
+    frame = tied(**{LOG_RATIO_CHOSEN: (0.9, 0.9, 0.1)})
     significance = analyze_significance(frame)
     assert significance is not None
     text = significance_text(frame, significance)
@@ -280,7 +278,7 @@ def test_a_tie_is_called_one_and_the_diagnosis_names_the_trial_to_use() -> None:
 
 
 def test_no_trial_to_avoid_and_none_of_several_objectives_is_recommended(tmp_path: Path) -> None:
-    frame = tied(**{LOG_RATIO: (0.9, 0.5, 0.1)})
+    frame = tied(**{LOG_RATIO_CHOSEN: (0.9, 0.5, 0.1)})
     assert (recommended(frame) or ("",))[0] == "2"
     assert (recommended(frame, {"2"}) or ("",))[0] == "1"
     assert recommended(frame, {"0", "1", "2"}) is None
