@@ -132,11 +132,8 @@ class SweepPlan:
     """Advice that needs no model run: on settings, and on pairs that `advise` has scored before."""
     finalists: int | None = None
     """Trainings of the finalists, on top of `trials` and counted in tokens, time and cost; None in a sweep without."""
-
-    @property
-    def trainings(self) -> int | None:
-        """Trials of the search and of the finalists; None if only time limits the search."""
-        return None if self.trials is None else self.trials + (self.finalists or 0)
+    trainings: int | None = None
+    """Trials of the search and of the finalists; None if only time limits the search."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as JSON values; `sweep_identity` has the key `identity`."""
@@ -147,7 +144,7 @@ class SweepPlan:
             ).items()
         }
         if self.finalists is None:
-            del written["finalists"]
+            del written["finalists"], written["trainings"]
         return written
 
 
@@ -186,8 +183,9 @@ def make_plan(
     notices_out = [*notices, *_kept_models_notice(spec)]
     grid = _grid(spec)
     trials, distinct = _trials(spec, grid, notices_out)
-    finalists = 0 if spec.finalists is None else spec.finalists.trials
+    finalists = 0
     if spec.finalists is not None:
+        finalists = spec.finalists.trials
         notices_out.append(spec.finalists.plan_text(spec.base.data.confirm_share or 0.0))
     trainings = None if trials is None else trials + finalists
     part = None if grid is None or trials is None or distinct is None else _grid_part(spec, grid, trials, distinct)
@@ -244,6 +242,7 @@ def make_plan(
         device=device,
         require=tuple(requirement.name for requirement in spec.require),
         finalists=finalists or None,
+        trainings=trainings,
     )
 
 
@@ -297,7 +296,7 @@ def total_trials(spec: SweepSpec) -> int | None:
 def planned_trials(spec: SweepSpec) -> int | None:
     """Return the number of trials with those of the finalists; None if only time limits the search."""
     trials = total_trials(spec)
-    return None if trials is None else trials + (0 if spec.finalists is None else spec.finalists.trials)
+    return trials if trials is None or spec.finalists is None else trials + spec.finalists.trials
 
 
 def sweep_disk_need(spec: SweepSpec, slots: int | None) -> DiskNeed | None:
