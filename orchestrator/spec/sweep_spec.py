@@ -132,7 +132,8 @@ class Finalists(FrozenModel):
         return (
             f"after the search its best {self.top} configurations are trained again with {self.seeds} fresh seeds each "
             f"and evaluated on {share:.0%} of the held-out prompts, which the search does not see: {self.trials} "
-            "trials on top of budget.trials, counted in the time; the search leaves them theirs of budget.hours and gpu_hours"
+            "trials on top of budget.trials, counted in the time; of budget.hours and gpu_hours the search leaves them "
+            "theirs"
         )
 
 

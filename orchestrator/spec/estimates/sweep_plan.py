@@ -183,11 +183,9 @@ def make_plan(
     notices_out = [*notices, *_kept_models_notice(spec)]
     grid = _grid(spec)
     trials, distinct = _trials(spec, grid, notices_out)
-    finalists = 0
-    if spec.finalists is not None:
-        finalists = spec.finalists.trials
-        notices_out.append(spec.finalists.plan_text(spec.base.data.confirm_share or 0.0))
-    trainings = None if trials is None else trials + finalists
+    finalists = None if spec.finalists is None else spec.finalists.trials
+    trainings = None if trials is None else trials + (finalists or 0)
+    notices_out += [] if spec.finalists is None else [spec.finalists.plan_text(spec.base.data.confirm_share or 0.0)]
     part = None if grid is None or trials is None or distinct is None else _grid_part(spec, grid, trials, distinct)
     if part is not None:
         notices_out.append(str(part))
@@ -241,7 +239,7 @@ def make_plan(
         parameters=None if shape is None else shape.parameters,
         device=device,
         require=tuple(requirement.name for requirement in spec.require),
-        finalists=finalists or None,
+        finalists=finalists,
         trainings=trainings,
     )
 
