@@ -88,7 +88,7 @@ curves: install ## Learning curves of 180 small trials into benchmarks/recorded.
 	nice -n 15 $(BIN)/python -m benchmarks.recorded
 
 replay: install ## What pruning and samplers find on the recorded curves, without training (minutes)
-	$(BIN)/python -m benchmarks.replay --write
+	$(BIN)/python -m benchmarks.replay --write --keep runs/replay.jsonl
 
 winners: install ## What is shipped by accuracy, with requirements, with finalists, over 20 seeds (hours of CPU; continues)
 	nice -n 15 $(BIN)/python -m benchmarks.winners --write

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from benchmarks.pruning import PAGE, PRUNERS
 from benchmarks.recorded import FILE, FRESH, RecordedTask, RecordedTrial, read_tasks, task_spec
 from benchmarks.results import markdown_table, put_between
 from benchmarks.simulation import Curve, SimulatedSweep, simulate
+from benchmarks.tiny_trials import Progress
 from orchestrator.spec.pruners import Pruner
 from orchestrator.spec.requirements import find_violations
 from orchestrator.spec.samplers import (
@@ -37,6 +37,7 @@ from orchestrator.spec.samplers import (
 from orchestrator.spec.search.dimensions import LogUniform, Uniform
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.metrics import COMPARISON_METRIC
+from trainer.storage.atomic_files import digest_of
 
 SLOTS, LAG = 4, 8
 SAMPLED = 30
@@ -130,18 +131,23 @@ def _outcome(sweep: SimulatedSweep, trials: Sequence[int]) -> Outcome:
 class ReplayCache:
     """Outcomes by task, sampler, pruner and seed, kept in a file if there is one."""
 
-    def __init__(self, tasks: Mapping[str, RecordedTask], file: Path | None) -> None:
+    def __init__(self, tasks: Mapping[str, RecordedTask], file: Path | None, count: int) -> None:
         self._tasks, self._file = tasks, file
+        self._digests = {name: digest_of([trial.as_json for trial in task.trials])[:12] for name, task in tasks.items()}
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
         self._specs = {name: task_spec(name) for name in tasks}
         self._found: dict[str, Outcome] = {}
         for line in file.read_text().splitlines() if file is not None and file.is_file() else ():
             key, values = json.loads(line)
             self._found[key] = Outcome(**values)
+        current = sum(any(f" {digest}, " in key for digest in self._digests.values()) for key in self._found)
+        self._progress = Progress(count - current)
 
     def run(self, name: str, sampler: str, pruner: str, seed: int) -> Outcome:
         """Return one outcome; sampler "": the recorded trials in another order."""
         task = self._tasks[name]
-        key = f"{name} ({len(task.trials)} trials), {sampler}, {pruner}, {seed}"
+        key = f"{name} {self._digests[name]}, {sampler or 'recorded order'}, {pruner}, {seed}"
         if key not in self._found:
             spec, rule = self._specs[name], REPLAYED[pruner]
             found = (
@@ -153,8 +159,7 @@ class ReplayCache:
             if self._file is not None:
                 with self._file.open("a") as file:
                     file.write(json.dumps([key, asdict(found)]) + "\n")
-            if sys.stderr.isatty():
-                sys.stderr.write(f"\r\x1b[K{key}")
+            self._progress.advance(key)
         return self._found[key]
 
     def regrets(self, name: str, outcomes: Sequence[Outcome]) -> tuple[float, float]:
@@ -253,7 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = read_tasks(options.file)
     if not tasks:
         parser.error(f"{options.file} has no curves: record them with `make curves`")
-    cache, names = ReplayCache(tasks, options.keep), list(tasks)
+    names = list(tasks)
+    each = len(REPLAYED) * options.seeds + 2 * len(SAMPLERS) * options.sampler_seeds
+    cache = ReplayCache(tasks, options.keep, len(names) * each)
     pruners = pruner_rows(cache, names, range(options.seeds))
     samplers = sampler_rows(cache, names, range(options.sampler_seeds), options.with_pruner)
     head = ["task", "pruner", "updates saved", "same winner", "regret, accuracy", "regret, answers (points)"]

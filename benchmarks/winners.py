@@ -31,6 +31,7 @@ from orchestrator.study.finalists import FIRST_SEED, with_confirm_rows
 from trainer.config.trial import TrialConfig
 from trainer.metrics import COMPARISON_METRIC, EXACT_ANSWERS, KL
 from trainer.results import StepMetrics, unpack_floats
+from trainer.storage.atomic_files import digest_of
 from trainer.storage.jsonl_store import JsonlStore
 
 ROOT = Path(__file__).parents[1]
@@ -86,10 +87,12 @@ class Measured:
 class SeedRun:
     """The trials of one seed, each trained once and stored."""
 
-    def __init__(self, seed: int, spec: SweepSpec, store: JsonlStore, scratch: Path, progress: Progress) -> None:
+    def __init__(
+        self, seed: int, spec: SweepSpec, fresh: int, store: JsonlStore, scratch: Path, progress: Progress
+    ) -> None:
         from orchestrator.driver.sft_stage import with_model
 
-        self.seed, self.spec, self._store, self._progress = seed, spec, store, progress
+        self.seed, self.spec, self._fresh, self._store, self._progress = seed, spec, fresh, store, progress
         self._trainer = TinyTrainer(scratch)
         self._initial = self._trainer.initial_model(spec)
         self._base = with_model(spec.base, self._initial)
@@ -112,7 +115,7 @@ class SeedRun:
             trained = self._trainer.train(config, "finalist")
             last, fresh = _last(trained), 0.0
             if trained.model is not None:
-                fresh = self._trainer.confirm(self._base, trained.model, FRESH)
+                fresh = self._trainer.confirm(self._base, trained.model, self._fresh)
             found = {
                 "metrics": dict(last.metrics),
                 "pairs": last.pair_margins,
@@ -142,7 +145,7 @@ class SeedRun:
             else:
                 rows = dict(self._trainer.measure(self._base, model).metrics)
             search_rows = dict(self._trainer.measure(self._halves(self._base), model).metrics)
-            fresh = self._trainer.confirm(self._base, model, FRESH)
+            fresh = self._trainer.confirm(self._base, model, self._fresh)
             self._put(
                 key,
                 {
@@ -271,24 +274,26 @@ def main() -> None:
     """Run the seeds, and print or write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--fresh", type=int, default=FRESH, help="fresh prompts")
     parser.add_argument("--scratch", type=Path, default=Path("runs/winners"), help="models, data and results by seed")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="as of orchestrate sweep")
     parser.add_argument("--write", action="store_true", help="put the table into docs/search.md")
     options = parser.parse_args()
     results: dict[int, SeedResult] = {}
     trials = len(grid_of(spec_of(0, options.set)))
-    progress = Progress(options.seeds * (1 + trials + FINALISTS.trials))
-    with JsonlStore(options.scratch / "results.jsonl") as store:
+    settings = digest_of([SMALLER, options.set, options.fresh, FINALISTS.model_dump()])[:12]
+    with JsonlStore(options.scratch / f"results-{settings}.jsonl") as store:
+        progress = Progress(options.seeds * (1 + trials + FINALISTS.trials) - len(store.values))
         for seed in range(options.seeds):
             # A session a seed: data and models of earlier seeds do not stay loaded.
-            run = SeedRun(seed, spec_of(seed, options.set), store, options.scratch, progress)
+            run = SeedRun(seed, spec_of(seed, options.set), options.fresh, store, options.scratch, progress)
             results[seed] = run_seed(run)
     initial, best = mean(r.initial for r in results.values()), mean(r.best for r in results.values())
     text = (
         f"`make winners`: {options.seeds} seeds, grids of {trials} trials, {FINALISTS.top} finalists of "
-        f"{FINALISTS.seeds} seeds, exact answers on {FRESH:,} fresh prompts ({EXACT_ANSWERS}); on average the initial "
-        f"model answers {initial:.3f} right and the best of the grid {best:.3f}. Means with their standard errors; "
-        f"{machine()}.\n\n{table(results)}"
+        f"{FINALISTS.seeds} seeds, exact answers on {options.fresh:,} fresh prompts ({EXACT_ANSWERS}); on average the "
+        f"initial model answers {initial:.3f} right and the best of the grid {best:.3f}. Means with their standard "
+        f"errors; {machine()}.\n\n{table(results)}"
     )
     if options.write:
         put_between(PAGE, BEGIN, END, text)
