@@ -84,10 +84,10 @@ bench-driver: install ## What an event costs the driver of 2,000 trials over 64 
 simulate: install ## What pruning saves and what the visibility rule costs, without training (a quarter of an hour)
 	$(BIN)/python -m benchmarks.pruning
 
-curves: install ## Learning curves of 180 small trials into benchmarks/recorded.json (half an hour of CPU; continues)
+curves: install ## Learning curves of 180 small trials into benchmarks/recorded.json (three quarters of an hour of CPU; continues)
 	nice -n 15 $(BIN)/python -m benchmarks.recorded
 
-replay: install ## What pruning and samplers find on the recorded curves, without training (minutes)
+replay: install ## What pruning and samplers find on the recorded curves, without training (half an hour of CPU; continues)
 	$(BIN)/python -m benchmarks.replay --write --keep runs/replay.jsonl
 
 winners: install ## What is shipped by accuracy, with requirements, with finalists, over 20 seeds (hours of CPU; continues)

@@ -99,7 +99,7 @@ class Progress:
     """One line on stderr: what is done, and the CPU seconds of this process per unit and until the end."""
 
     def __init__(self, total: int) -> None:
-        self._total, self._done, self._began, self._said = total, 0, time.process_time(), 0.0
+        self._total, self._done, self._began, self._written_at = total, 0, time.process_time(), 0.0
 
     def advance(self, what: str) -> None:
         """Report one more unit."""
@@ -107,9 +107,9 @@ class Progress:
         each = (time.process_time() - self._began) / self._done
         left = each * (self._total - self._done)
         is_terminal = sys.stderr.isatty()
-        if not is_terminal and time.monotonic() - self._said < _SECONDS and self._done < self._total:
+        if not is_terminal and time.monotonic() - self._written_at < _SECONDS and self._done < self._total:
             return
-        self._said = time.monotonic()
+        self._written_at = time.monotonic()
         line = f"{self._done} of {self._total}: {what}; {each:.1f} s of CPU each, about {left / 60:.0f} min of CPU left"
         sys.stderr.write(f"\r\x1b[K{line}" if is_terminal else f"{line}\n")
         sys.stderr.flush()
