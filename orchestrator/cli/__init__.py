@@ -21,6 +21,7 @@ import click
 from orchestrator.cli import (
     control_commands,
     data_command,
+    folder_commands,
     judge_command,
     report_commands,
     run_commands,
@@ -51,6 +52,7 @@ for command in (
     run_commands.sweep,
     submit_command.submit,
     run_commands.resume,
+    folder_commands.list_sweeps,
     status_commands.status,
     status_commands.history,
     status_commands.attach,

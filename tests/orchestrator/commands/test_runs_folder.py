@@ -1,0 +1,83 @@
+"""`list`, `logs`, `delete`, `archive` and `clean` over real runs folders."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, event
+
+from orchestrator.cli import main
+from orchestrator.commands.runs_folder.sweep_list import list_sweeps
+from orchestrator.folders import disk_usage, sweep_lock
+from orchestrator.study.study import Study
+from tests.support.scripted_sweep import Script, make_spec, run_sweep
+
+RATES = {"training.learning_rate": {"choice": [3e-7, 1e-6]}}
+
+
+@contextmanager
+def counted_queries() -> Iterator[list[str]]:
+    """The statements that any database gets meanwhile."""
+    seen: list[str] = []
+
+    def note(*arguments: object) -> None:
+        seen.append(str(arguments[2]))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> str:
+    out = capsys.readouterr()
+    return out.out + out.err
+
+
+def test_list_has_the_disk_of_each_sweep(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_sweep(home, make_spec("a", RATES), lambda trial: Script(quality=0.5 + 0.1 * trial.number))
+    weights = folder.attempt(0, 1) / "model.safetensors"
+    weights.write_bytes(b"w" * 300_000)
+    before = disk_usage(folder.path)
+    assert before >= 300_000
+    (folder.forks / "1").mkdir(parents=True)
+    (folder.forks / "1" / "model.safetensors").hardlink_to(weights)
+    assert disk_usage(folder.path) - before < 100_000
+    (home / "cache").mkdir()
+    (home / "cache" / "file").write_bytes(b"c" * 5000)
+    assert main(["list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["cache"] == disk_usage(home / "cache")
+    assert found["sweeps"][0]["disk"] == disk_usage(folder.path)
+    assert main(["list"]) == 0
+    row = shown(capsys).splitlines()[-1].split()
+    assert row[:3] == ["a", "finished", "2/2"]
+    assert row[-1] in ("kB", "MB")
+    assert main(["status", "--json"]) == 0
+    assert "disk" not in json.loads(capsys.readouterr().out)["sweeps"][0]
+
+
+def test_listing_costs_the_same_queries_however_many_trials_and_none_where_nothing_changed(home: Path) -> None:
+    def queries() -> int:
+        with counted_queries() as seen:
+            list_sweeps(home)
+        return len(seen)
+
+    run_sweep(home, make_spec("few"), lambda _: Script(files=False), trials=2)
+    of_few = queries()
+    assert 0 < of_few <= 40
+    folder = run_sweep(home, make_spec("many"), lambda _: Script(files=False), trials=8)
+    assert queries() == of_few
+    assert queries() == 0
+    with Study.open(folder) as study:
+        study.enqueue({"loss.beta": 3.0}, "by hand", kind="enqueued")
+    before = list_sweeps(home)
+    assert {s["name"]: s["planned"] for s in before["sweeps"]} == {"few": 12, "many": 13}
+    (home / "cache" / "list.json").write_text("{")
+    assert list_sweeps(home) == before
+    with sweep_lock(folder):  # a driver
+        states = {sweep["name"]: sweep["state"] for sweep in list_sweeps(home)["sweeps"]}
+    assert states == {"few": "interrupted", "many": "running"}
