@@ -56,6 +56,7 @@ for command in (
     status_commands.status,
     status_commands.history,
     status_commands.attach,
+    folder_commands.logs,
     control_commands.stop,
     control_commands.pause,
     control_commands.unpause,

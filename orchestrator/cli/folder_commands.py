@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 import click
 
 from orchestrator.cli.options import JSON, print_json
-from orchestrator.folders import runs_folder
+from orchestrator.folders import existing_sweep, runs_folder
 
 
 @click.command("list")
@@ -25,3 +28,45 @@ def show_sweeps(*, as_json: bool, with_disk: bool = False) -> None:
         print_json(found)
     else:
         print_sweeps(found)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("trial", type=click.IntRange(min=0), required=False)
+@click.option("-f", "--follow", is_flag=True, help="Print what is added, until the sweep or the TRIAL ends or Ctrl-C.")
+@click.option("--tail", type=click.IntRange(min=0), default=200, show_default=True, help="Last lines; 0: all.")
+@click.option("--attempt", type=click.IntRange(min=1), help="With TRIAL: events and traceback of this attempt.")
+def logs(name: str, trial: int | None, follow: bool, tail: int, attempt: int | None) -> None:
+    """Show the log of a sweep, or of one TRIAL.
+
+    A sweep's log is its history, then the output of its driver if that runs in the background. A trial's log is its
+    events, its metrics by update and the tracebacks of its attempts.
+    """
+    if attempt is not None and trial is None:
+        raise click.UsageError("--attempt requires TRIAL")
+    existing_sweep(runs_folder(), name)
+    from orchestrator.commands.runs_folder.sweep_logs import SweepLog
+
+    with SweepLog.open(name, runs_folder(), trial, attempt) as log:
+        lines = log.new_lines(at_end=not follow)
+        shown = lines[-tail:] if tail else lines
+        if len(shown) < len(lines):
+            click.echo(f"{len(lines) - len(shown)} earlier lines; `--tail 0` shows all", err=True)
+        _print_lines(shown)
+        for other in log.other_logs():
+            click.echo(other, err=True)
+        if not follow:
+            return
+        try:
+            for added in log.followed():
+                _print_lines(added)
+        except KeyboardInterrupt:
+            click.echo(f"{name} continues; `orchestrate stop {name}` stops it", err=True)
+
+
+def _print_lines(lines: Sequence[str]) -> None:
+    from orchestrator.redaction import redact
+
+    for line in lines:
+        click.echo(redact(line))
+    sys.stdout.flush()
