@@ -71,6 +71,7 @@ for command in (
     report_commands.suggest,
     report_commands.compare,
     judge_command.judge,
+    folder_commands.delete,
     setup_commands.doctor,
     setup_commands.schema,
 ):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import click
 
 from orchestrator.cli.options import JSON, print_json
-from orchestrator.folders import existing_sweep, runs_folder
+from orchestrator.folders import existing_sweep, known_sweeps, runs_folder
+from orchestrator.terminal_streams import wrapped
 
 
 @click.command("list")
@@ -70,3 +71,55 @@ def _print_lines(lines: Sequence[str]) -> None:
     for line in lines:
         click.echo(redact(line))
     sys.stdout.flush()
+
+
+_YES = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@click.command()
+@click.argument("name")
+@_YES
+@click.option("--keep-mlflow", is_flag=True, help="Leave its runs in MLflow.")
+def delete(name: str, yes: bool, keep_mlflow: bool) -> None:
+    """Delete a sweep: its folder, its study and its runs in MLflow.
+
+    Says what that frees, and asks. Caches that sweeps share stay; `clean` removes those that no sweep needs.
+    """
+    from orchestrator.commands.runs_folder.sweep_deletion import (
+        delete_sweep,
+        finish_deletion,
+        half_deleted,
+        plan_deletion,
+    )
+
+    root = runs_folder()
+    if name in half_deleted(root):
+        freed = finish_deletion(root, name)
+        _say(f"the deletion of a sweep named {name} was interrupted: it is finished now ({_size(freed)})")
+        if name not in known_sweeps(root):
+            return
+    deletion = plan_deletion(name, root, keep_mlflow=keep_mlflow)
+    for line in deletion.lines():
+        _say(line)
+    _confirm(f"Delete {name}?", yes=yes)
+    delete_sweep(deletion)
+    _say(f"{name} is deleted; {_size(deletion.frees)} freed")
+
+
+def _confirm(question: str, *, yes: bool) -> None:
+    """Ask, unless `yes`. Raises click.UsageError where there is no terminal to ask on, click.Abort after a no."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal to ask on, and nothing was changed; add --yes")
+    click.confirm(question, abort=True, err=True)
+
+
+def _say(text: str) -> None:
+    click.echo(wrapped(text), err=True)
+
+
+def _size(count: float) -> str:
+    from orchestrator.spec.estimates.disk_space import format_bytes
+
+    return format_bytes(count)
