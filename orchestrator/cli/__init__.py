@@ -72,6 +72,8 @@ for command in (
     report_commands.compare,
     judge_command.judge,
     folder_commands.delete,
+    folder_commands.archive,
+    folder_commands.unarchive,
     setup_commands.doctor,
     setup_commands.schema,
 ):

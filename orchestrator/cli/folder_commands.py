@@ -106,6 +106,29 @@ def delete(name: str, yes: bool, keep_mlflow: bool) -> None:
     _say(f"{name} is deleted; {_size(deletion.frees)} freed")
 
 
+@click.command()
+@click.argument("name")
+@click.option("--to", "url", required=True, metavar="URL", help="s3://, gs://, file:// or another fsspec URL.")
+def archive(name: str, url: str) -> None:
+    """Move a sweep's folder to a URL: copied, compared by digest, then removed here.
+
+    An interrupted call is continued by the same call. `unarchive` brings the sweep back; its runs in MLflow stay.
+    """
+    from orchestrator.commands.runs_folder.sweep_archive import archive_sweep
+
+    archive_sweep(name, runs_folder(), url, _say)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--from", "url", metavar="URL", help="The URL of `archive --to`; known for what was archived from here.")
+def unarchive(name: str, url: str | None) -> None:
+    """Bring an archived sweep back; it can be resumed as before."""
+    from orchestrator.commands.runs_folder.sweep_archive import unarchive_sweep
+
+    unarchive_sweep(name, runs_folder(), url, _say)
+
+
 def _confirm(question: str, *, yes: bool) -> None:
     """Ask, unless `yes`. Raises click.UsageError where there is no terminal to ask on, click.Abort after a no."""
     if yes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from trainer.storage.failpoints import failpoint
 
 DELETED_SWEEPS = ".deleted"
 """In the runs folder: sweeps whose deletion has begun."""
-_LIST = "deletion.json"
+DELETION_LIST = "deletion.json"
 """In the folder of such a sweep: MLflow's run ids that are to be deleted; null: they stay."""
 
 
@@ -108,33 +109,48 @@ def delete_sweep(deletion: Deletion) -> None:
     Raises:
         SweepHeld: a driver has begun since.
     """
-    folder, to = deletion.folder, _moved(deletion.folder)
-    if to.path.exists():
-        finish_deletion(folder.root, folder.name)
+    folder = deletion.folder
     with sweep_lock(folder):
-        runs = None if deletion.runs is None else list(deletion.runs.ids)
-        write_json(folder.path / _LIST, {"runs": runs})
-        if folder.log.is_file():
-            folder.log.rename(folder.path / folder.log.name)
-        to.path.parent.mkdir(exist_ok=True)
-        failpoint("delete.listed")
-        folder.path.rename(to.path)
-        fsync(to.path.parent)
-        fsync(folder.root)
-        failpoint("delete.moved")
+        move_to_deleted(folder, None if deletion.runs is None else list(deletion.runs.ids))
         finish_deletion(folder.root, folder.name)
+
+
+def move_to_deleted(folder: SweepFolder, runs: list[str] | None) -> None:
+    """Take the sweep's name away from it; `finish_deletion` does the rest. The caller holds the sweep's lock.
+
+    `runs`: ids of the runs in MLflow to delete.
+    """
+    to = root_of_deleted(folder.root) / folder.name
+    if to.exists():
+        finish_deletion(folder.root, folder.name)
+    write_json(folder.path / DELETION_LIST, {"runs": runs})
+    if folder.log.is_file():
+        folder.log.rename(folder.path / folder.log.name)
+        with suppress(OSError):  # logs of other sweeps
+            folder.log.parent.rmdir()
+    to.parent.mkdir(exist_ok=True)
+    failpoint("delete.listed")
+    folder.path.rename(to)
+    fsync(to.parent)
+    fsync(folder.root)
+    failpoint("delete.moved")
+
+
+def root_of_deleted(root: Path) -> Path:
+    """Return the folder of sweeps whose deletion has begun."""
+    return root / DELETED_SWEEPS
 
 
 def half_deleted(root: Path) -> list[str]:
     """Return the names of sweeps whose deletion was interrupted."""
-    folder = root / DELETED_SWEEPS
+    folder = root_of_deleted(root)
     return sorted(p.name for p in folder.iterdir() if SWEEP_NAME_PATTERN.fullmatch(p.name)) if folder.is_dir() else []
 
 
 def finish_deletion(root: Path, name: str) -> int:
     """Do what is left of a deletion that has begun; return the bytes of its folder."""
     folder = SweepFolder(root, f"{DELETED_SWEEPS}/{name}")
-    size, listed = disk_usage(folder.path), folder.path / _LIST
+    size, listed = disk_usage(folder.path), folder.path / DELETION_LIST
     if listed.is_file():
         todo: dict[str, Any] = json.loads(listed.read_text(encoding="utf-8"))
         if todo.get("runs") and (spec := _spec(folder)) is not None:
@@ -194,10 +210,6 @@ def _own_notices(folder: SweepFolder, spec: SweepSpec | None) -> list[str]:
     if state is not None and (waiting := state.pending + state.deferred):
         found.append(f"{waiting} messages that MLflow has not received yet are dropped")
     return found
-
-
-def _moved(folder: SweepFolder) -> SweepFolder:
-    return SweepFolder(folder.root, f"{DELETED_SWEEPS}/{folder.name}")
 
 
 def _spec(folder: SweepFolder) -> SweepSpec | None:

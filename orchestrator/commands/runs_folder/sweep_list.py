@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import folders
+from orchestrator.commands.runs_folder.archive_records import archived_sweeps
 from orchestrator.commands.status import json_number, sweep_state
 from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.folders import SweepFolder, disk_usage
@@ -28,7 +29,7 @@ from trainer.storage.atomic_files import write_json
 _KEPT = "list.json"
 _VERSION = f"{version('prefsweep')}, 1"
 """Summaries of another version are read anew; the number counts their formats within a version."""
-UNREADABLE, PREPARING, INTERRUPTED = "unreadable", "preparing", "interrupted"
+UNREADABLE, ARCHIVED, PREPARING, INTERRUPTED = "unreadable", "archived", "preparing", "interrupted"
 
 
 def list_sweeps(root: Path, *, with_disk: bool = False) -> dict[str, Any]:
@@ -37,7 +38,8 @@ def list_sweeps(root: Path, *, with_disk: bool = False) -> dict[str, Any]:
     Of each: `name`, `state` (unreadable, with the reason in `why`, where its study cannot be opened), `finished` and
     `planned` trials (None if only time limits it), the best trial, when it began in seconds since 1970.
 
-    `with_disk`: also `disk`, the bytes of its folder, and beside the sweeps `cache`, the bytes of what they share.
+    `with_disk`: also `disk`, the bytes of its folder, and the archived sweeps, whose `why` says where they are; beside
+    the sweeps `cache`, the bytes of what they share.
     """
     found: list[dict[str, Any]] = []
     kept, now = _kept(root), dict[str, dict[str, Any]]()
@@ -51,6 +53,12 @@ def list_sweeps(root: Path, *, with_disk: bool = False) -> dict[str, Any]:
         if stamp is not None and sweep["state"] != UNREADABLE:
             now[name] = {"stamp": stamp, "summary": sweep}
         found.append(sweep | ({"disk": disk_usage(folder.path)} if with_disk else {}))
+    here = {sweep["name"] for sweep in found}
+    for record in archived_sweeps(root) if with_disk else ():
+        if record.name in here:  # its removal was interrupted, or the name is used again
+            continue
+        why = f"at {record.url}; `orchestrate unarchive {record.name}` brings it back"
+        found.append({"name": record.name, "state": ARCHIVED, "why": why, "began": record.began, "disk": 0})
     if now != kept:
         _keep(root, now)
     listed = {"runs_folder": str(root), "sweeps": sorted(found, key=lambda sweep: sweep["began"], reverse=True)}
