@@ -74,6 +74,7 @@ for command in (
     folder_commands.delete,
     folder_commands.archive,
     folder_commands.unarchive,
+    folder_commands.clean,
     setup_commands.doctor,
     setup_commands.schema,
 ):

@@ -129,6 +129,44 @@ def unarchive(name: str, url: str | None) -> None:
     unarchive_sweep(name, runs_folder(), url, _say)
 
 
+@click.command()
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Leave what was used since.",
+)
+@click.option(
+    "--max-size",
+    type=click.FloatRange(min=0),
+    metavar="GB",
+    help="Remove only until the cache is this small, what was used longest ago first.",
+)
+@click.option("--yes", is_flag=True, help="Remove; without it, only show what would be removed.")
+@JSON
+def clean(older_than: float, max_size: float | None, yes: bool, as_json: bool) -> None:
+    """Show what no sweep needs of the cache that sweeps share; with --yes, remove it.
+
+    What a sweep that runs or can be resumed may need stays, and SFT models of all sweeps that are there or archived.
+    """
+    from dashboards.terminal.folder_output import cleaning_as_json, print_cleaning
+    from orchestrator.commands.runs_folder.cache_cleaning import clean as remove
+    from orchestrator.commands.runs_folder.cache_cleaning import plan_cleaning
+
+    root = runs_folder()
+    cleaning = plan_cleaning(
+        root, older_than=older_than * 86400, max_bytes=None if max_size is None else max_size * 1e9
+    )
+    if yes:
+        remove(root, cleaning)
+    if as_json:
+        print_json(cleaning_as_json(cleaning, is_removed=yes))
+    else:
+        print_cleaning(cleaning, is_removed=yes)
+
+
 def _confirm(question: str, *, yes: bool) -> None:
     """Ask, unless `yes`. Raises click.UsageError where there is no terminal to ask on, click.Abort after a no."""
     if yes:
