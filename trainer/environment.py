@@ -6,13 +6,14 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 from trainer.results import TrialError
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from typing_extensions import TypeIs
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ _PROBED_SHAPES = ((512, 256, 1024), (512, 1024, 64), (96, 64, 300))
 """Rows, summed and columns of the products that are compared before oneDNN is used."""
 
 
-def has_adapters(model: object) -> TypeGuard[PeftModel]:
+def has_adapters(model: object) -> TypeIs[PeftModel]:
     """Return whether this is a model with peft's adapters; peft takes a second to load, and is not loaded for that."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)

@@ -84,6 +84,7 @@ def measure(
     import torch
     from transformers.utils.logging import disable_progress_bar
 
+    from trainer.data import score_gaps
     from trainer.distributed.processes import CancelToken, ProcessGroup, limit_gpu_memory
     from trainer.resource_cache import ResourceCache, check_positions, check_vocabulary, make_evaluator
     from trainer.training.engine import TrainingInputs
@@ -109,7 +110,16 @@ def measure(
     if not sharded:
         policy.prepare_for_trial(config.lora, config.training)
     evaluator = make_evaluator(config, policy, prepared, tokenizer, process_group, cancel_token)
-    inputs = TrainingInputs(policy, evaluator.pair_model, prepared.train, reference, process_group, cancel_token)
+    gaps = score_gaps(config.data, prepared, cache).train if config.loss.needs_scores else None
+    inputs = TrainingInputs(
+        policy,
+        evaluator.pair_model,
+        prepared.train,
+        reference,
+        process_group,
+        cancel_token,
+        None if gaps is None else torch.from_numpy(gaps),
+    )
     seconds, sums = list[float](), dict[str, tuple[float, float]]()
     with tempfile.TemporaryDirectory() as folder:
         engine = create_engine(config, inputs, tokenizer, Path(folder))
@@ -166,7 +176,7 @@ def _reference(config: TrialConfig, evaluator: Evaluator, pairs: PairDataset) ->
     from trainer.training.schedule import DataOrder
 
     required, training = required_stats(config.loss), config.training
-    if not required.reference:
+    if not required.reference or config.loss.moves_reference:
         return None
     order = DataOrder(len(pairs), training.pairs_per_update, training.seed)
     used = sorted({index for step in range(1, _UPDATES + 1) for index in order.pairs_of(step)})

@@ -8,14 +8,18 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, assert_never
 
+import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from trainer.config.locations import differ_in_locations_only, stored_config
+from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import TrialConfig
+from trainer.data import Prepared, ScoreGaps, score_gaps
 from trainer.distributed.processes import CancelToken, ProcessGroup, RunInterrupted
 from trainer.evaluation.answer_kl import AnswerKl
 from trainer.evaluation.completions import Completion, SampleFile
@@ -214,10 +218,12 @@ class TrainingSession:
 
         initial_evaluator = make_evaluator(config, policy, prepared, tokenizer, process_group, cancel_token)
         reference_key = (config, policy.fingerprint, prepared, initial_evaluator)
-        reference = (
-            self._reference_cache.logps("train", *reference_key) if required_stats(config.loss).reference else None
-        )
+        cached = required_stats(config.loss).reference and not config.loss.moves_reference
+        reference = self._reference_cache.logps("train", *reference_key) if cached else None
         initial_logps = self._reference_cache.logps("eval", *reference_key)
+        gaps = self._score_gaps(config, prepared)
+        if gaps is not None:
+            initial_logps = replace(initial_logps, score_gap=torch.from_numpy(gaps.eval))
         initial_completions = self._reference_cache.completions(*reference_key)
         samples = SampleFile(folder, config.evaluation.samples)
         samples.restore(
@@ -249,7 +255,10 @@ class TrainingSession:
                 metrics[KL], is_saved = self._kl_of_finished(policy, evaluator, completions, folder), True
             return metrics, pack_floats(logps.margins().tolist())
 
-        inputs = TrainingInputs(policy, evaluator.pair_model, prepared.train, reference, process_group, cancel_token)
+        train_gap = None if gaps is None else torch.from_numpy(gaps.train)
+        inputs = TrainingInputs(
+            policy, evaluator.pair_model, prepared.train, reference, process_group, cancel_token, train_gap
+        )
         engine = create_engine(config, inputs, tokenizer, folder)
         initial = evaluator.metrics(initial_logps, initial_logps, initial_completions)
         evaluation = HeldOutEvaluation(initial | ({KL: 0.0} if measures_kl else {}), evaluate)
@@ -261,6 +270,16 @@ class TrainingSession:
         stored = StoredRunResult(digest, result, loop.history, fingerprints)
         self._finish(stored, policy, evaluator, [*earlier_attempts, folder], is_saved=is_saved)
         return result
+
+    def _score_gaps(self, config: TrialConfig, prepared: Prepared) -> ScoreGaps | None:
+        """Return the gaps of the pairs' scores if the loss reads them; log pairs without a positive one."""
+        if not (isinstance(config.loss, DpoLoss) and config.loss.needs_scores):
+            return None
+        with self._process_group.main_first():
+            gaps = score_gaps(config.data, prepared, self._cache)
+        if self._log_line is not None and self.is_main and (notice := gaps.notice(config.loss.odpo_scale)):
+            self._log_line(f"data: {notice}")
+        return gaps
 
     def _load_state(self, folders: Sequence[Path], config: TrialConfig, folder: Path) -> checkpoints.TrainState | None:
         with self._process_group.main_first():  # only the main process renames damaged ones

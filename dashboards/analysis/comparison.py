@@ -56,6 +56,7 @@ def find_mismatches(entries: Sequence[Entry]) -> list[str]:
             "the trained weights differ", entries, lambda frame, _: "LoRA" if frame.spec.base.lora else "all weights"
         ),
         _effort_mismatch(entries),
+        _differ("the best had to keep other bounds", entries, lambda frame, _: _requirements(frame)),
     ]
     rehearsed = [
         f"{frame.name} is a rehearsal: its figures say nothing about the settings."
@@ -86,6 +87,10 @@ def _model(frame: SweepFrame) -> str:
     name = base.model.name_or_path or "generated"
     after = "" if sft is None else f" after {sft.training.max_steps or 'some'} updates of sft"
     return f"{name}{after}"
+
+
+def _requirements(frame: SweepFrame) -> str:
+    return ", ".join(requirement.name for requirement in frame.spec.require) or "none"
 
 
 def _precision(frame: SweepFrame) -> str:

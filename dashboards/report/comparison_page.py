@@ -12,6 +12,8 @@ from rich.text import Text
 
 from dashboards.analysis.comparison import SweepComparison
 from dashboards.analysis.run_costs import costs
+from dashboards.analysis.sweep_frame import SweepFrame
+from dashboards.diagnosis.findings import lower_first
 from dashboards.formatting import (
     format_brief,
     format_count,
@@ -74,6 +76,10 @@ def comparison_summary(found: SweepComparison) -> str:
     """Return one sentence: the best sweep, and from which others it is not distinguishable."""
     first, *others = found.sweeps
     if first.trial is None:
+        broken = [sweep.frame for sweep in found.sweeps if sweep.frame.ranked]
+        if broken:
+            listed = " ".join(f"{frame.name}: {lower_first(frame.requirements_text)}." for frame in broken)
+            return f"No trial of these sweeps can be compared. {listed}"
         return "No trial of these sweeps completed."
     indistinguishable = [sweep for sweep in others if sweep.behind is not None and not sweep.behind.is_clear]
     unknown = [sweep for sweep in others if sweep.trial is not None and sweep.behind is None]
@@ -96,7 +102,7 @@ def table_rows(found: SweepComparison) -> tuple[tuple[str, ...], ...]:
     differences = [sweep.behind if sweep.trial is not None else None for sweep in found.sweeps]
     behind = format_intervals([None if d is None else (d.mean, d.joint_low, d.joint_high) for d in differences])
     return tuple(
-        ("–", sweep.frame.name, sweep.loss_name, "–", "no trial completed", "–", "–")
+        ("–", sweep.frame.name, sweep.loss_name, "–", _without_trial(sweep.frame), "–", "–")
         if sweep.trial is None
         else (
             str(k + 1),
@@ -109,6 +115,10 @@ def table_rows(found: SweepComparison) -> tuple[tuple[str, ...], ...]:
         )
         for k, sweep in enumerate(found.sweeps)
     )
+
+
+def _without_trial(frame: SweepFrame) -> str:
+    return "no trial keeps the requirements" if frame.ranked else "no trial completed"
 
 
 def extra_rows(found: SweepComparison) -> tuple[tuple[str, ...], ...]:

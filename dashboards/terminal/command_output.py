@@ -41,6 +41,7 @@ def print_plan(plan: SweepPlan) -> None:
     console = wide_console(_PIPED_WIDTH, highlight=False)
     table = _key_figures(f"plan of {plan.name}")
     table.add_row("objective", plan.goal.replace(", ", "\n"))
+    table.add_row("required of the best", escape("\n".join(plan.require)) or "nothing")
     for path, values in plan.searched.items():
         table.add_row(path, escape(values))
     unknown = "unknown until downloaded"

@@ -71,7 +71,7 @@ def data(
 def advise(
     file: Path, overrides: Sequence[str], rows: int | None, write: bool, as_json: bool, trust_remote_code: bool
 ) -> None:
-    """Advise on the settings of a sweep FILE before training, each with its reason and source.
+    """Advise on the settings of a sweep FILE before it trains.
 
     Scores pairs under the initial model, as the sweep does before its first trial: what one of them has computed, the
     other finds in the cache. An `sft:` stage that has not run yet is trained first.

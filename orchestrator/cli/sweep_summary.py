@@ -99,9 +99,11 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason)
     resume_line = f"  {resume_command(spec.name, stop_reason.text)}"
     records: Sequence[TrialRecord] = []
     reasons: Sequence[str] = ()
+    nearest: TrialRecord | None = None
     if Study.exists(folder):
         with Study.open(folder, read_only=True) as study:
             records = study.trials()
+            nearest = next(iter(study.ranked()), None)
             curves = [_trial_curves(study, record) for record in records]
         console = wide_console()
         print_final_summary(spec, curves, console, updates_of=updates_if_known(folder, spec))
@@ -115,7 +117,7 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason)
     if stop_reason.kind not in (StopKind.FINISHED, StopKind.ABANDONED):
         progress.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=piped)
     if any_complete:
-        _print_next(spec, reasons, progress)
+        _print_next(spec, reasons, nearest, progress)
     return _exit_code(stop_reason.kind, any_complete, any_failed=bool(never_trained(records)))
 
 
@@ -143,11 +145,20 @@ def _print_findings(folder: SweepFolder, console: Console) -> list[str]:
     return reasons_not_to_use(findings, frame.ranked[0].label)
 
 
-def _print_next(spec: SweepSpec, reasons: Sequence[str], progress: Console) -> None:
-    """Print the next commands; the export only of a model that the diagnosis does not advise against."""
+def _print_next(spec: SweepSpec, reasons: Sequence[str], first: TrialRecord | None, progress: Console) -> None:
+    """Print the next commands; the export only of a model that the diagnosis does not advise against.
+
+    `first`: the best trial, or the nearest to it where none keeps the requirements.
+    """
     commands = [f"best {spec.name} --export DIR", f"ui {spec.name}", f"report {spec.name}", f"status {spec.name}"]
     if is_rehearsal(spec):
         text, commands = f"{NO_DIAGNOSIS} Run the same command without --rehearse.\n", commands[1:]
+    elif first is not None and not first.keeps_requirements:
+        metric = next(name.split(" ")[0] for name, missed in first.violations.items() if missed > 0)
+        text = f"No trial to export: none keeps every requirement, trial {first.label} is nearest. If a bound is not "
+        text += "meant for this task, another one ranks the trials anew without training.\n"
+        change = f"resume {spec.name} --set 'require.{metric}=\"BOUND\"'"
+        commands = [f"report {spec.name}", change, *commands[1:2], *commands[3:]]
     elif reasons:
         text, commands = "Do not use the best trial yet; the report has the evidence.\n", commands[1:]
     else:

@@ -63,7 +63,8 @@ def preview_here(config: TrialConfig, root: Path, *, trust_remote_code: bool = F
     from trainer.data.row_preview import preview
 
     cache = SweepFolder(root, "data").cache
-    return preview(config.data, config.model, cache, trust_remote_code=trust_remote_code)
+    scores = config.loss.needs_scores
+    return preview(config.data, config.model, cache, trust_remote_code=trust_remote_code, needs_scores=scores)
 
 
 def chosen_rows(

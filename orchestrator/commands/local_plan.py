@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.commands.advice.advise_sweep import free_advice
 from orchestrator.errors import DataError, SpecError, StorageRefused
 from orchestrator.execution.local_cluster import worker_environment
 from orchestrator.execution.slots import Slots, gpu_memory, machine_gpus, plan_slots
@@ -122,6 +121,8 @@ def plan_locally(
         device=device,
         about_gpus=about_gpus,
     )
+    from orchestrator.commands.advice.advise_sweep import free_advice  # numpy: not for a file with errors
+
     made = replace(made, advice=free_advice(spec, root, rows.train).lines)
     if not probe or slots is None:
         return made

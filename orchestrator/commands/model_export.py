@@ -11,6 +11,7 @@ from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.data_stage import load_data_report
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.folders import DATA_FILE, SweepFolder, existing_sweep
+from orchestrator.spec.requirements import Requirement
 from orchestrator.spec.search.trial_params import SEED, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
@@ -229,9 +230,24 @@ def model_card(
         lines[-1] += f"`{found.fingerprint}`."
     if searched:
         lines += ["## Searched settings", "| setting | value |\n|---|---|\n" + "\n".join(searched)]
+    if spec.require:
+        kept = [f"| {_metric_bound(r, start)} | {_measured(r, record)} |" for r in spec.require]
+        lines += ["## Requirements", "The best trial had to keep these bounds.", "| bound | this model |\n|---|---|\n"]
+        lines[-1] += "\n".join(kept)
     lines += ["## Metrics", "| metric | last value | initial model |\n|---|---|---|\n" + "\n".join(metrics)]
     lines += ["## Configuration", "| setting | value |\n|---|---|\n" + "\n".join(fixed)]
     return "\n\n".join(lines) + "\n"
+
+
+def _metric_bound(requirement: Requirement, start: Mapping[str, float]) -> str:
+    """Return the requirement with the initial model's value: "eval_exact_answers >= initial (0.39)"."""
+    first = start.get(requirement.metric)
+    return requirement.name + (f" ({first:.6g})" if requirement.relative_to_initial and first is not None else "")
+
+
+def _measured(requirement: Requirement, record: TrialRecord) -> str:
+    value = record.metrics.get(requirement.metric)
+    return "not measured" if value is None else f"{value:.6g}"
 
 
 def _is_local(name: str) -> bool:

@@ -60,6 +60,7 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
             "search": search,
             "enqueue": enqueued,
             "sampler": GridSampler(),
+            "require": (),  # a few updates of a random model say nothing about them
             "budget": Budget(trials=MAX_TRIALS if size > MAX_TRIALS else None, concurrency=spec.budget.concurrency),
             "resources": Resources(),
             "notify": None,

@@ -12,6 +12,7 @@ from orchestrator.folders import DATA_FILE, SweepFolder
 from orchestrator.interfaces import ProgressView, UpdatesOf
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import TrialConfig, flatten
 from trainer.data.data_findings import UnreadableData
 from trainer.data.data_report import DataReport
@@ -41,7 +42,7 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: ProgressView, data: D
         found = DataReport.model_validate_json(data.prepare(variant))
         total_updates_of(variant, found)
         _log_new_findings(view, _data_label(spec, variant), found, logged)
-    for notice in adapter_notices(spec, data):
+    for notice in [*_score_notices(spec, data), *adapter_notices(spec, data)]:
         view.log(notice)
     sft = sft_config(spec)
     if sft is not None:
@@ -67,17 +68,26 @@ def _by_data_and_model(spec: SweepSpec) -> list[TrialConfig]:
 
 
 def _data_variants(spec: SweepSpec) -> list[TrialConfig]:
-    """Return one corner of the search per distinct combination of data, model and adapted layers."""
+    """Return one corner of the search per distinct combination of data, model, adapted layers and use of scores; also
+    enqueued trials that read scores.
+    """
     corners = spec.search.corners()
     configs = [spec.search.apply(spec.base, corners.params_at(i)) for i in range(min(len(corners), _MAX_CORNERS))] or [
         spec.base
     ]
+    configs += [given for given in (apply_params(spec.base, p) for p in spec.enqueue) if given.loss.needs_scores]
     return list({_inputs(config): config for config in configs}.values())
 
 
 def _inputs(config: TrialConfig) -> tuple[object, ...]:
     adapted = None if config.lora is None else config.lora.target_modules
-    return config.data.model_dump_json(), config.model.model_dump_json(), adapted
+    scores = config.loss.odpo_scale if isinstance(config.loss, DpoLoss) and config.loss.needs_scores else None
+    return config.data.model_dump_json(), config.model.model_dump_json(), adapted, scores
+
+
+def _score_notices(spec: SweepSpec, data: DataProcess) -> list[str]:
+    notices = [data.score_notice(config) for config in (spec.base, *_data_variants(spec))]
+    return list(dict.fromkeys(filter(None, notices)))
 
 
 def adapter_notices(spec: SweepSpec, data: DataProcess) -> list[str]:

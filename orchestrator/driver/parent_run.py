@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.data_stage import load_data_report, updates_if_known
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.execution.trainer_warnings import WARNINGS_TAG, recorded_warnings
@@ -25,7 +26,7 @@ from orchestrator.spec.loading.serialization import sweep_identity
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.retried_trials import never_trained, numbers_text
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import requirements_text
+from orchestrator.study.trial_records import TrialState, requirements_text
 from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import NOTE, environment, environment_tags
@@ -93,6 +94,21 @@ def start_parent_run(
     sink.start_run(SWEEP_RUN, name=spec.name, params=_params(spec), tags=tags | environment_tags(found), at=time.time())
     for file in (folder.spec, path, folder.path / DATA_FILE):
         sink.log_artifact(SWEEP_RUN, file)
+
+
+def apply_changed_requirements(study: Study, sink: TrackingSink) -> list[str]:
+    """Tag the ended trials' runs by the requirements, where a resume has changed them; return notices."""
+    if len({json.dumps(json.loads(version.text).get("require", [])) for version in study.spec_history()}) == 1:
+        return []
+    for record in study.trials():
+        if record.state is TrialState.COMPLETE:
+            sink.set_tags(str(record.number), {"breaks": "; ".join(record.breaks) or "none"})
+    best = study.best()
+    if best is None or model_folder(study.folder, best) is not None:
+        return []
+    return [
+        f"by the changed requirements trial {best.number} is the best, and its weights were removed when it was not"
+    ]
 
 
 def end_parent_run(

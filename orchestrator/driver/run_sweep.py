@@ -42,6 +42,7 @@ from orchestrator.spec.estimates.input_sizes import check_models
 from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
+from orchestrator.spec.requirements import default_requirements
 from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import budget_changes, sweep_terms
@@ -131,18 +132,23 @@ def start_or_resume(
     if Study.exists(folder):
         with Study.open(folder) as study:
             original = SweepSpec.from_stored(study.spec_history()[0].text)
-    if sweep_identity(original) not in (sweep_identity(spec), sweep_identity(_in_file_order(spec))):
+    if sweep_identity(original) not in {sweep_identity(each) for each in _as_begun_earlier(spec)}:
         raise NameTaken(spec.name, folder.path)
     return resume(
         spec.name, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=waits
     )
 
 
-def _in_file_order(spec: SweepSpec) -> SweepSpec:
-    """Return the sweep as versions before `sampler.order` began it from the same file, and continue it."""
-    if not isinstance(spec.sampler, GridSampler):
-        return spec
-    return spec.model_copy(update={"sampler": GridSampler()})
+def _as_begun_earlier(spec: SweepSpec) -> list[SweepSpec]:
+    """Return the sweep, and as earlier versions began it from the same file: without `sampler.order`, without default
+    requirements.
+    """
+    defaults = default_requirements(spec.base)
+    stated = {"require": tuple(requirement for requirement in spec.require if requirement not in defaults)}
+    begun = [spec, spec.model_copy(update=stated)]
+    if isinstance(spec.sampler, GridSampler):
+        begun += [each.model_copy(update={"sampler": GridSampler()}) for each in begun]
+    return begun
 
 
 def resume(

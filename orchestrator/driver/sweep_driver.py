@@ -13,6 +13,7 @@ from orchestrator.driver.data_stage import adapter_notices, check_data, updates_
 from orchestrator.driver.mirror_maintenance import MirrorMaintenance, claim_mirror, maintain_mirror
 from orchestrator.driver.parent_run import (
     DraftReport,
+    apply_changed_requirements,
     end_parent_run,
     open_sink,
     start_parent_run,
@@ -117,6 +118,8 @@ def drive(
                     view.log(notice)
                 claim_mirror(study)
                 start_parent_run(study, sink, reporter, report.fingerprint, adapter_notices(spec, data))
+                for notice in apply_changed_requirements(study, sink):
+                    view.log(notice)
                 if arrangement is not None and slots.gpus:
                     sink.set_tags(SWEEP_RUN, arrangement_tags(arrangement, slots))
                 initial_model = run_sft_stage(study, data, report, sink, view, worker, stop_conditions, arrangement)

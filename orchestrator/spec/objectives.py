@@ -131,20 +131,20 @@ def _closest_metric_hint(metric: str) -> str:
 ANSWER = "answer"
 
 
-def eval_rows_have_answers(data: DataConfig) -> bool:
-    """Return whether the held-out rows may have correct answers; False only if a source certainly has none."""
-    return any(_may_have_answers(source) for source in (data.eval or data.train))
+def eval_rows_have_answers(data: DataConfig, *, if_unknown: bool = True) -> bool:
+    """Return whether the held-out rows have correct answers, `if_unknown` where a source is not read here."""
+    return any(_has_answers(source, if_unknown) for source in (data.eval or data.train))
 
 
-def _may_have_answers(source: Source) -> bool:
+def _has_answers(source: Source, if_unknown: bool) -> bool:
     match source:
         case GeneratedSource():
             return True
         case HubSource(columns=columns):
-            return ANSWER in columns or not columns
+            return ANSWER in columns if columns else if_unknown
         case FileSource(path=path, columns=columns):
             first = _first_row(Path(path))
-            return first is None or columns.get(ANSWER, ANSWER) in first
+            return if_unknown if first is None else columns.get(ANSWER, ANSWER) in first
 
 
 def _first_row(path: Path) -> set[str] | None:

@@ -35,13 +35,25 @@ PruningMetric = Annotated[
 ]
 
 
+BROKEN_EVALUATIONS = 3
+"""Default of `broken_evaluations`."""
+
+
 class NoPruner(FrozenModel):
     """Every trial runs to its end."""
 
     kind: Literal["none"] = "none"
 
 
-class _RungSettings(FrozenModel):
+class _StopsBrokenTrials(FrozenModel):
+    broken_evaluations: Annotated[int, Field(ge=2)] | None = Field(
+        default=BROKEN_EVALUATIONS,
+        description="Evaluations in a row at which a trial breaks the same requirement (`require`), never nearer to it "
+        "than at the one before and at the last farther than at the first, after which it is pruned; null: never.",
+    )
+
+
+class _RungSettings(_StopsBrokenTrials):
     metric: PruningMetric = None
     min_resource: Amount = 0.1
     reduction_factor: Annotated[int, Field(ge=2, description="One of this many trials continues at each rung.")] = 3
@@ -67,7 +79,7 @@ class HyperbandPruner(_RungSettings):
     kind: Literal["hyperband"] = "hyperband"
 
 
-class PercentilePruner(FrozenModel):
+class PercentilePruner(_StopsBrokenTrials):
     """Stops a trial whose best value so far is outside the best `percentile` of the other trials at the same update."""
 
     kind: Literal["percentile"] = "percentile"
@@ -84,7 +96,7 @@ class PercentilePruner(FrozenModel):
     )
 
 
-class MedianPruner(FrozenModel):
+class MedianPruner(_StopsBrokenTrials):
     """Stops a trial whose best value so far is worse than the median of the other trials at the same update."""
 
     kind: Literal["median"] = "median"
@@ -98,7 +110,7 @@ class MedianPruner(FrozenModel):
     )
 
 
-class ThresholdPruner(FrozenModel):
+class ThresholdPruner(_StopsBrokenTrials):
     """Stops a trial whose metric leaves fixed bounds, or is NaN."""
 
     kind: Literal["threshold"] = "threshold"
@@ -116,7 +128,7 @@ class ThresholdPruner(FrozenModel):
         return self
 
 
-class WilcoxonPruner(FrozenModel):
+class WilcoxonPruner(_StopsBrokenTrials):
     """Stops a trial that is worse than the best one by a Wilcoxon signed-rank test over the held-out pairs."""
 
     kind: Literal["wilcoxon"] = "wilcoxon"
@@ -133,7 +145,7 @@ RankingPruner = (
 )
 
 
-class PatientPruner(FrozenModel):
+class PatientPruner(_StopsBrokenTrials):
     """Stops a trial whose best value of the last patience + 1 evaluations is worse than its best before.
 
     With `wrapped`, only if that pruner agrees.
@@ -169,6 +181,11 @@ def pruning_metric(pruner: Pruner, objectives: tuple[Objective, ...]) -> Objecti
             return Objective(metric=metric, direction=known.better)
         case _:
             return None
+
+
+def broken_evaluations(pruner: Pruner) -> int | None:
+    """Return the pruner's `broken_evaluations`; None if it never stops a trial for a requirement."""
+    return None if isinstance(pruner, NoPruner) else pruner.broken_evaluations
 
 
 def depends_on_other_trials(pruner: Pruner) -> bool:

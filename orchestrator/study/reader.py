@@ -23,7 +23,7 @@ from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.database.study_database import StudyDatabase, study_exists, study_url
 from orchestrator.study.database.tables import OLDEST_SCHEMA, SCHEMA
 from orchestrator.study.repeats import front_of_configurations, rank_configurations
-from orchestrator.study.sweep_terms import TERMS_KEY, SweepTerms, Usage
+from orchestrator.study.sweep_terms import EARLIEST_TERMS, TERMS_KEY, SweepTerms, Usage
 from orchestrator.study.trial_records import (
     DRIVER_EVENT,
     ISSUED,
@@ -74,7 +74,7 @@ class StudyReader:
         self._study_id = row.study_id
         self._optuna_trials = OptunaTrials(database.storage, row.study_id)
         database.on_rollback = self._optuna_trials.invalidate
-        self.terms = SweepTerms.from_json(attrs[TERMS_KEY]) if TERMS_KEY in attrs else SweepTerms(distinct=False)
+        self.terms = SweepTerms.from_json(attrs[TERMS_KEY]) if TERMS_KEY in attrs else EARLIEST_TERMS
         self.spec = SweepSpec.from_stored(versions[-1].text)
         self._first_spec = self.spec if len(versions) == 1 else SweepSpec.from_stored(versions[0].text)
 

@@ -170,13 +170,15 @@ class Study(StudyReader):
     def amend(self, spec: SweepSpec) -> list[SettingChange]:
         """Continue with another spec and return the settings that changed; the old spec stays in the history.
 
-        Budget, resources and other settings that no result depends on may change. Raises SpecChanged for others.
+        What no result depends on may change, and `require`, by which ended trials are measured anew. Else SpecChanged.
         """
         changed = sweep_terms.allowed_changes(self.spec, spec)
         if changed:
             with self._driving() as connection:
                 self._repository.add_spec(connection, spec.model_dump_json(), sweep_terms.full_spec_digest(spec))
                 self._repository.add_event(connection, "spec", "; ".join(map(str, changed)), None)
+                if spec.require != self.spec.require:
+                    self._optuna_trials.measure_again(connection, lambda n: self._violations(connection, n, spec))
             self._set_spec(spec)
         return changed
 
@@ -439,7 +441,8 @@ class Study(StudyReader):
                 return self._issuer.make_pruner(connection, pruner.number, self._optuna_trials.snapshots())
 
         guard = DivergenceGuard(self.spec.guard, *(objective.metric for objective in self.spec.objectives))
-        return EarlyStopping(guard, make_pruner, pruner.objective.metric, inherited_until=inherited_until)
+        broken = self._issuer.broken_requirements(pruner.updates)
+        return EarlyStopping(guard, make_pruner, pruner.objective.metric, broken, inherited_until=inherited_until)
 
     def _with_micro_batch_limit(self, trial: Trial) -> Trial:
         """Return the trial with the limit on tokens per micro-batch that out-of-memory errors have set."""

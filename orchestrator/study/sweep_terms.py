@@ -16,6 +16,7 @@ from typing import Any, Self
 from orchestrator.errors import SearchNarrowed, SpecChanged, TooManySlots
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import depends_on_other_trials
+from orchestrator.spec.requirements import written_bounds
 from orchestrator.spec.samplers import AdaptiveSampler, Asap
 from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from orchestrator.study.search_widening import widening_problems
@@ -36,13 +37,15 @@ class SweepTerms:
 
     `lag`: trial n sees the results of trials up to n - lag, None in `order: asap`; `train_pairs`: None if unknown;
     `warm_start_trials`: trials of the sweep named by `warm_start`; `distinct`: see `SamplingPolicy`, false for sweeps
-    of earlier versions, which continue as they began.
+    of earlier versions, which continue as they began. `prunes_broken`: whether the pruner stops trials that break a
+    requirement for good (`broken_evaluations`) and compares with none that did; false for sweeps of earlier versions.
     """
 
     lag: int | None = LAG_PER_SLOT
     train_pairs: int | None = None
     warm_start_trials: tuple[TrialSnapshot, ...] = ()
     distinct: bool = True
+    prunes_broken: bool = True
 
     @classmethod
     def create(
@@ -79,7 +82,10 @@ class SweepTerms:
             | ({"violations": {k: str(v) for k, v in trial.violations.items()}} if trial.violations else {})
             for trial in self.warm_start_trials
         ]
-        return {"lag": self.lag, "train_pairs": self.train_pairs, "earlier": stored_trials, "distinct": self.distinct}
+        return {"lag": self.lag, "train_pairs": self.train_pairs, "earlier": stored_trials} | {
+            "distinct": self.distinct,
+            "prunes_broken": self.prunes_broken,
+        }
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
@@ -96,11 +102,18 @@ class SweepTerms:
             )
             for trial in stored["earlier"]
         ]
-        return cls(stored["lag"], stored["train_pairs"], tuple(trials), stored.get("distinct", False))
+        flags = (stored.get(name, False) for name in ("distinct", "prunes_broken"))
+        return cls(stored["lag"], stored["train_pairs"], tuple(trials), *flags)
 
 
-AMENDABLE = ("budget", "resources", "tracking", "notify", "judge", "keep_models", "description", "mirror")
-"""Sections of a spec that no trial's result depends on. Lists and ranges of `search` may grow (`search_widening`)."""
+EARLIEST_TERMS = SweepTerms(distinct=False, prunes_broken=False)
+"""Of sweeps that began before terms were stored."""
+
+AMENDABLE = ("budget", "resources", "tracking", "notify", "judge", "keep_models", "description", "mirror", "require")
+"""Sections of a spec that no trial's result depends on; with another `require`, ended trials are measured again.
+
+Lists and ranges of `search` may grow (`search_widening`).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +135,7 @@ def full_spec_digest(spec: SweepSpec) -> str:
 
 def spec_differences(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
     """Return every setting that differs, sorted by path."""
-    before, after = flatten(old.written()), flatten(new.written())
+    before, after = (flatten(spec.written() | {"require": written_bounds(spec.require)}) for spec in (old, new))
     paths = sorted(path for path in before.keys() | after.keys() if before.get(path, ...) != after.get(path, ...))
     return [
         SettingChange(path.replace("search.dimensions.", "search."), before.get(path), after.get(path))
@@ -136,11 +149,11 @@ def allowed_changes(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
     Files and folders of `base` and `sft` may have other paths; the caller checks that their contents are equal.
 
     Raises:
-        SpecChanged: a change would make trials incomparable.
+        SpecChanged: a change would make trials incomparable; the trials of `warm_start` were measured by `require`.
         SearchNarrowed: the search is not only wider than before.
     """
     found = spec_differences(old, new)
-    amendable = (*AMENDABLE, "search")
+    amendable = [section for section in (*AMENDABLE, "search") if section != "require" or old.warm_start is None]
     fixed = [change for change in found if change.path.split(".")[0] not in amendable and not is_location(change)]
     if fixed:
         raise SpecChanged(new.name, [change.path for change in fixed], [str(change) for change in fixed], AMENDABLE)

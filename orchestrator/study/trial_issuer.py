@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy import Connection
 
 from orchestrator.errors import first_line
+from orchestrator.spec.pruners import broken_evaluations
 from orchestrator.spec.search.manual_trials import out_of_space, resolve_params
 from orchestrator.spec.search.trial_params import SEED, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -29,6 +30,7 @@ from orchestrator.study.database.optuna_trials import (
     OptunaTrials,
 )
 from orchestrator.study.database.repository import SweepRepository
+from orchestrator.study.pruning.early_stopping import BrokenRequirements
 from orchestrator.study.pruning.pruner import TrialPruner
 from orchestrator.study.repeats import NextRepeat, configuration_key, merge_snapshots, next_repeat
 from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPolicy
@@ -245,12 +247,19 @@ class TrialIssuer:
         """Return the pruner of trial `number` with the trials that are visible to it."""
         updates = next(trial.updates for trial in trials if trial.number == number)
         snapshots = visible_trials(trials, number, self._terms.lag)
+        if self._terms.prunes_broken:  # else one that can never be the best would stop those that can
+            snapshots = [trial for trial in snapshots if not miss_of(trial.violations)[0]]
         if self._spec.repeats > 1:  # compared with other configurations, never with another seed of its own
             key = configuration_key(next(trial.params for trial in trials if trial.number == number))
             snapshots = [trial for trial in snapshots if configuration_key(trial.params) != key]
         return TrialPruner.create(
             self._spec, number, updates, snapshots, lambda other: self._repository.pair_margins(connection, other)
         )
+
+    def broken_requirements(self, updates: int | None) -> BrokenRequirements:
+        """Return what prunes a trial of so many updates by the requirements."""
+        evaluations = broken_evaluations(self._spec.pruner) if self._terms.prunes_broken else None
+        return BrokenRequirements(self._spec.require, evaluations, updates)
 
     def _updates(self, config: TrialConfig) -> int | None:
         """Updates of the whole run; None if the number of training pairs is unknown."""

@@ -11,24 +11,31 @@ from dashboards.analysis.comparison import compare_sweeps
 from dashboards.analysis.follow_up import NothingLearned, follow_up
 from dashboards.diagnosis.diagnose import analyze
 from dashboards.mlflow_pages import run_description
+from dashboards.report.comparison_page import comparison_page
 from dashboards.report.html_page import report_page
 from dashboards.terminal.trial_tables import print_final_summary
 from orchestrator.cli.report_data import as_json
+from orchestrator.cli.sweep_summary import print_summary
 from orchestrator.commands import status as status_command
-from orchestrator.commands.model_export import export_best_model
+from orchestrator.commands.model_export import export_best_model, model_card
 from orchestrator.driver.judge_candidates import make_judge_task
-from orchestrator.driver.parent_run import end_parent_run
-from orchestrator.errors import NoTrialCompleted
+from orchestrator.driver.parent_run import apply_changed_requirements, end_parent_run
+from orchestrator.errors import ExitCode, NoTrialCompleted
+from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.execution.trial_lifecycle import AttemptLauncher, finish_attempt
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.judge_config import JudgeConfig
+from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.requirements import Requirement
+from orchestrator.spec.sweep_spec import Budget, Objective
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
 from tests.support.metrics import COMPLETE
 from tests.support.recorders import ListSink, SilentView
 from tests.support.scripted_sweep import Script, TrialCurves, frame_of, make_spec, run_sweep
 from tests.support.specs import METRIC
+from trainer.metrics import MARGIN
 from trainer.results import StepMetrics
 
 ANSWERS = "eval_exact_answers"
@@ -144,6 +151,45 @@ def test_where_none_keeps_it_no_trial_is_called_the_best(all_break: SweepFolder)
     assert "best.trial" not in tags
 
 
+def test_the_last_lines_of_such_a_sweep_name_another_bound_and_no_export(
+    all_break: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Study.open(all_break, read_only=True) as study:
+        assert print_summary(all_break, study.spec, StopReason(StopKind.FINISHED)) == ExitCode.DONE
+    last = " ".join(capsys.readouterr().err.split())
+    assert last.startswith("No trial to export: none keeps every requirement, trial 0 is nearest.")
+    assert f"orchestrate resume s --set 'require.{ANSWERS}=\"BOUND\"'" in last
+    assert "--export" not in last
+
+
+def test_one_trial_and_several_objectives_say_it_too(fast_tmp_path: Path) -> None:
+    also = Objective(metric=MARGIN, direction="maximize")
+    for name, more in (("front", {"also": (also,)}), ("one", {"budget": Budget(trials=1)})):
+        folder = swept(fast_tmp_path / name, {2.0: 0.4, 4.0: 0.3, 8.0: 0.25}, **more)
+        text = (
+            "The complete trial does not keep every" if name == "one" else "None of the 3 complete trials keeps every"
+        )
+        analysis = analyze(frame_of(folder))
+        for shown in (summary(folder), described(folder), report_page(analysis), ended(folder)["requirements"]):
+            assert text in shown
+            assert "★" not in shown
+        with pytest.raises(NoTrialCompleted, match="nearest is trial 0"):
+            status_command.best("s", folder.path.parent)
+        (compared,) = compare_sweeps([frame_of(folder)]).sweeps
+        assert compared.trial is None
+        assert text[1:] in comparison_page(compare_sweeps([frame_of(folder)]))
+
+
+def test_a_model_card_lists_the_bounds_and_what_the_model_has(one_breaks: SweepFolder) -> None:
+    with Study.open(one_breaks, read_only=True) as study:
+        best = study.best()
+        assert best is not None
+        card = model_card(study.spec, best, None, merged=False, initial=study.initial_metrics())
+        bare = study.spec.model_copy(update={"require": ()})
+        assert "## Requirements" not in model_card(bare, best, None, merged=False)
+    assert "| bound | this model |\n|---|---|\n| eval_exact_answers >= initial (0.5) | 0.6 |" in card
+
+
 def test_a_sweep_without_requirements_shows_nothing_of_them(fast_tmp_path: Path) -> None:
     folder = run_sweep(fast_tmp_path, make_spec(search=SEARCH), lambda _: Script(last={ANSWERS: 0.1}))
     shown = f"{summary(folder)}{described(folder)}{report_page(analyze(frame_of(folder)))}"
@@ -167,3 +213,18 @@ def test_a_run_in_mlflow_is_tagged_with_what_its_trial_breaks(fast_tmp_path: Pat
             finish_attempt(study, sink, active, COMPLETE)
     assert sink.tags("0")["breaks"] == BREAKS
     assert "breaks" not in sink.tags("1")
+
+
+def test_another_bound_on_resume_follows_into_mlflow_and_names_lost_weights(one_breaks: SweepFolder) -> None:
+    sink = ListSink()
+    with Study.open(one_breaks) as study:
+        assert apply_changed_requirements(study, sink) == []
+        assert sink.calls == []
+        changed = load_spec_text(dump_spec(study.spec), one_breaks.path, [f'require.{ANSWERS}=">= initial - 0.3"'])
+        assert [change.path for change in study.amend(changed)] == [f"require.{ANSWERS}"]
+        (notice,) = apply_changed_requirements(study, sink)
+        assert notice == (
+            "by the changed requirements trial 2 is the best, and its weights were removed when it was not"
+        )
+    assert [sink.tags(str(number))["breaks"] for number in range(3)] == ["none", "none", "none"]
+    assert status_command.best("s", one_breaks.path.parent)["number"] == 2

@@ -119,9 +119,13 @@ def test_every_loss_of_dpo_is_tried_once() -> None:
     spec = load_spec(Path(sweeps.__file__).parent / "llama3-8b-dpo-losses.yaml")
     grid = spec.search.grid_index()
     losses = [apply_params(spec.base, grid.params_at(index)).loss for index in range(len(grid))]
-    rdpo = DpoLoss(length_alpha=0.01)
-    assert sorted(str(loss.loss_type) for loss in losses if loss != rdpo) == sorted(get_args(DpoLossType))
-    assert losses.count(rdpo) == 1
+    more = [
+        DpoLoss(length_alpha=0.01),
+        DpoLoss(beta=0.01, odpo_alpha=1.0),
+        DpoLoss(beta=0.05, sync_ref_model=True, ref_model_sync_steps=64),
+    ]
+    assert sorted(str(loss.loss_type) for loss in losses if loss not in more) == sorted(get_args(DpoLossType))
+    assert [losses.count(each) for each in more] == [1, 1, 1]
 
 
 def test_the_methods_are_compared_at_the_first_trials_of_their_own_sweeps() -> None:

@@ -38,6 +38,9 @@ OBJECTIVES: dict[str, LossConfig] = {
     "dpo-ld": DpoLoss(ld_alpha=0.5),
     "dpo-chipo-limited": DpoLoss(loss_type="chipo", beta=0.05, chipo_r_max=1.0),
     "dpo-length": DpoLoss(length_alpha=0.05),
+    "dpo-offset": DpoLoss(odpo_alpha=0.5),
+    "dpo-offset-identity": DpoLoss(odpo_alpha=0.5, odpo_scale="identity"),
+    "dpo-moving": DpoLoss(sync_ref_model=True, ref_model_sync_steps=2),
     "dpo-wpo": DpoLoss(use_weighting=True),
     "cpo": CpoLoss(),
     "cpo-smoothed": CpoLoss(label_smoothing=0.2, nll_scale=0.0),
@@ -96,7 +99,8 @@ def random_logps(pairs: int = 5, seed: int = 0, per_token: float = 1.0) -> PairL
         found["prompt"] = -per_token * uniform(0.2, 2.0) * p
         return found
 
-    return PairLogps(**sums(0.0), reference=PairLogps(**sums(1.0)))
+    policy, frozen = sums(0.0), sums(1.0)
+    return PairLogps(**policy, reference=PairLogps(**frozen, score_gap=uniform(0.1, 3.0)))
 
 
 def update_totals(logps: PairLogps) -> UpdateTotals:

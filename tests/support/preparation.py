@@ -22,6 +22,9 @@ class PreparedHere:
     def notices(self, _: TrialConfig) -> list[str]:
         return []
 
+    def score_notice(self, _: TrialConfig) -> str:
+        return ""
+
 
 def prepared_sweep(root: Path, spec: SweepSpec) -> tuple[SweepFolder, DataReport]:
     """The sweep's folder, with the files and the data that a driver has before it creates the study."""

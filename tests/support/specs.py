@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.folders import SweepFolder
-from orchestrator.spec import samplers
+from orchestrator.spec import pruners, samplers
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import Budget, GridSampler, Objective, SweepSpec
 from tests.support.small_trials import DATA, MODEL
@@ -19,6 +19,16 @@ SAMPLERS: dict[str, samplers.Sampler] = {
     "cmaes": samplers.CmaEsSampler(seed=1, population_size=4),
     "nsgaii": samplers.NsgaIISampler(seed=1, population_size=3),
     "staged": samplers.StagedSampler(points=4),
+}
+PRUNERS: dict[str, pruners.Pruner] = {
+    "none": pruners.NoPruner(),
+    "hyperband": pruners.HyperbandPruner(),
+    "successive_halving": pruners.SuccessiveHalvingPruner(rungs=(0.1, 0.3)),
+    "median": pruners.MedianPruner(n_startup_trials=2),
+    "percentile": pruners.PercentilePruner(n_startup_trials=2, percentile=40.0, n_warmup_steps=0.2),
+    "threshold": pruners.ThresholdPruner(lower=0.56, n_warmup_steps=100),
+    "patient": pruners.PatientPruner(patience=2),
+    "patient median": pruners.PatientPruner(patience=1, wrapped=pruners.MedianPruner(n_startup_trials=2)),
 }
 TINY_MODEL = (
     "{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 2}"

@@ -11,13 +11,18 @@ from typing import Annotated, Any, Literal, Self, cast, get_args
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from trainer.config.base import Fraction, FrozenModel, NonNegativeFloat, PositiveFloat
+from trainer.config.base import Fraction, FrozenModel, NonNegativeFloat, PositiveFloat, PositiveInt
 
 _REFERENCE = "is not supported; for an objective without reference use loss.kind cpo or simpo"
 _MARGIN = "belongs to SimPO: write loss: {kind: simpo, gamma_beta_ratio: RATIO}, or leave it out of other kinds"
 _LAMBDA = "belongs to ORPO: loss.kind orpo, where it is called beta"
 _MIXTURE = "belongs to DPO: loss.kind dpo with a list in loss_type"
 _LD = "belongs to DPO: loss.kind dpo with ld_alpha (LD-DPO)"
+_TRUST_REGION = dict.fromkeys(
+    ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+    "belongs to TR-DPO: loss.kind dpo with sync_ref_model",
+)
+_ODPO = dict.fromkeys(("odpo_alpha", "odpo_scale"), "belongs to ODPO: loss.kind dpo with odpo_alpha")
 _ALPHA = "is AlphaPO's: loss.kind simpo with alpha"
 
 PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
@@ -30,6 +35,8 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
         "orpo_lambda": _LAMBDA,
         "loss_weights": _MIXTURE,
         "ld_alpha": _LD,
+        **_TRUST_REGION,
+        **_ODPO,
     },
     "dpo": {
         "rpo_alpha": "is written nll_scale here (or loss_type [sigmoid, sft] with loss_weights [1, rpo_alpha])",
@@ -41,7 +48,9 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
         "gamma_beta_ratio": _MARGIN,
         "lambda": "is not a parameter of DPO; the strength of the preference is beta, DPOP's lambda dpop_lambda",
         "orpo_lambda": _LAMBDA,
-        "alpha": f"{_ALPHA}; R-DPO's is called length_alpha here",
+        "alpha": f"{_ALPHA}; R-DPO's is called length_alpha here, ODPO's odpo_alpha, TR-DPO's ref_model_mixup_alpha",
+        "tau": "of TR-DPO is called ref_model_sync_steps here, of discopop discopop_tau",
+        **dict.fromkeys(("offset", "offset_alpha"), "is called odpo_alpha here (ODPO), the weight of the offset"),
         **dict.fromkeys(("rdpo_alpha", "lenN_lambda", "length_penalty"), "is called length_alpha here (R-DPO)"),
     },
     "cpo": {
@@ -57,6 +66,8 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
         "alpha": "AlphaPO's alpha is offered with loss.kind simpo",
         "loss_weights": _MIXTURE,
         "ld_alpha": _LD,
+        **_TRUST_REGION,
+        **_ODPO,
     },
     "orpo": {
         "lambda": "is called beta here, as in TRL",
@@ -69,6 +80,8 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
         "simpo_gamma": _MARGIN,
         "gamma": _MARGIN,
         "gamma_beta_ratio": _MARGIN,
+        **_TRUST_REGION,
+        **_ODPO,
     },
     "simper": {
         "sft_weight": "is SimPO's name of nll_scale; write nll_scale",
@@ -122,6 +135,16 @@ class BaseLoss(FrozenModel):
     @property
     def couples_pairs(self) -> bool:
         """Whether the loss of a pair depends on the other pairs of its update."""
+        return False
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the loss reads the scores of the rows."""
+        return False
+
+    @property
+    def moves_reference(self) -> bool:
+        """Whether the reference model changes during training, so that cached log-probs do not serve."""
         return False
 
 
@@ -214,6 +237,8 @@ F_DIVERGENCE_TERMS = frozenset[DpoLossType](
 """Terms of a score difference, in which the f-divergence's unknown constant cancels."""
 LENGTH_TERMS = frozenset[DpoLossType]({"sigmoid", "hinge", "robust", "exo_pair", "discopop", "dpop"})
 """Terms of a difference of rewards that are sums over tokens, to which R-DPO's length term is added."""
+OFFSET_TERMS = frozenset[DpoLossType]({"sigmoid"})
+"""Terms from whose difference of rewards ODPO's offset is subtracted."""
 _SETTINGS_OF_A_TERM: Mapping[str, DpoLossType] = {
     "discopop_tau": "discopop",
     "dpop_lambda": "dpop",
@@ -223,10 +248,11 @@ _SETTINGS_OF_A_TERM: Mapping[str, DpoLossType] = {
 
 
 class DpoLoss(BaseLoss):
-    """DPO and related losses relative to the frozen initial model: one term, or a weighted sum of several.
+    """DPO and related losses relative to a reference, the initial model: one term, or a weighted sum of several.
 
     Names, defaults and formulas are those of TRL's DPOTrainer 1.16; of dpop (Pal et al. 2024),
-    chipo (Huang et al. 2024) and length_alpha (R-DPO, Park et al. 2024) those of their papers.
+    chipo (Huang et al. 2024), length_alpha (R-DPO, Park et al. 2024) and odpo_alpha (ODPO, Amini et al. 2024) those of
+    their papers.
     """
 
     kind: Literal["dpo"] = "dpo"
@@ -249,6 +275,15 @@ class DpoLoss(BaseLoss):
     length_alpha: NonNegativeFloat = Field(
         default=0.0, description="R-DPO: alpha, the price of a token of length in units of reward; 0 is DPO."
     )
+    odpo_alpha: NonNegativeFloat = Field(
+        default=0.0,
+        description="ODPO: weight of the offset by the gap of a pair's scores, score_chosen - score_rejected in the "
+        "rows; 0 is DPO, which reads no scores.",
+    )
+    odpo_scale: Literal["log", "identity"] = Field(
+        default="log",
+        description="ODPO: the offset is odpo_alpha times log(gap), as in the paper, or times the gap itself.",
+    )
     use_weighting: bool = Field(default=False, description="WPO: weight pairs by their likelihood under the policy.")
     discopop_tau: PositiveFloat = Field(default=0.05, description="Temperature of discopop.")
     dpop_lambda: NonNegativeFloat = Field(
@@ -258,6 +293,17 @@ class DpoLoss(BaseLoss):
     chipo_r_max: PositiveFloat | None = Field(
         default=None,
         description="chi-PO: R_max; a pair with a margin beyond 2 R_max has no gradient.",
+    )
+    sync_ref_model: bool = Field(
+        default=False,
+        description="TR-DPO: move the reference model towards the policy during training; it is then computed in every "
+        "update, with weights of its own.",
+    )
+    ref_model_mixup_alpha: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.6, description="TR-DPO: share of the policy in the new reference; 1 replaces it (hard update)."
+    )
+    ref_model_sync_steps: PositiveInt = Field(
+        default=512, description="TR-DPO: updates between two moves of the reference (tau)."
     )
 
     @field_validator("loss_type", mode="before")
@@ -285,6 +331,16 @@ class DpoLoss(BaseLoss):
     def couples_pairs(self) -> bool:
         """Whether pairs of an update are coupled: AOT sorts over them."""
         return any(term in SORTED_TERMS for term, _ in self.terms)
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether ODPO's offset is used."""
+        return self.odpo_alpha > 0
+
+    @property
+    def moves_reference(self) -> bool:
+        """Whether TR-DPO moves the reference model."""
+        return self.sync_ref_model
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -324,6 +380,15 @@ class DpoLoss(BaseLoss):
             )
         if self.length_alpha > 0 and not (used <= LENGTH_TERMS | {"sft"} and used & LENGTH_TERMS):
             raise ValueError(f"length_alpha is not used by {named}: only with {', '.join(sorted(LENGTH_TERMS))}")
+        if self.odpo_alpha > 0 and not (used <= OFFSET_TERMS | {"sft"} and used & OFFSET_TERMS):
+            raise ValueError(f"odpo_alpha is not used by {named}: only with {', '.join(sorted(OFFSET_TERMS))}")
+        if self.odpo_alpha == 0 and self.odpo_scale != "log":
+            raise ValueError("odpo_scale is used only with odpo_alpha above 0")
+        if self.sync_ref_model and used == {"sft"}:
+            raise ValueError("sync_ref_model is not used by sft, which has no reference")
+        for setting in ("ref_model_mixup_alpha", "ref_model_sync_steps"):
+            if not self.sync_ref_model and getattr(self, setting) != type(self).model_fields[setting].default:
+                raise ValueError(f"{setting} is used only with sync_ref_model: true")
         if used == {"sft"} and self.ld_alpha is not None:
             raise ValueError("ld_alpha is not used by sft")
         if "sft" in used and self.nll_scale > 0:

@@ -65,6 +65,10 @@ def _dpo_unsupported(loss: DpoLoss, single_batch: bool) -> Iterator[str]:
         yield f"TRL's DPOTrainer has no loss_type {', '.join(own)}; use engine packed"
     if loss.length_alpha > 0:
         yield "TRL's DPOTrainer has no length_alpha (R-DPO); use engine packed"
+    if loss.odpo_alpha > 0:
+        yield "TRL's DPOTrainer has no odpo_alpha (ODPO); use engine packed"
+    if loss.sync_ref_model:
+        yield "engine trl takes the initial model's cached log-probs: for sync_ref_model (TR-DPO) use engine packed"
     if {term for term, _ in loss.terms} == {"sft"}:
         yield "engine trl trains on preferences: loss_type sft alone uses none; use engine packed"
     if loss.nll_scale > 0 and loss.use_weighting:

@@ -3,7 +3,7 @@
 from trainer.data.data_findings import BadData, UnreadableData
 from trainer.data.data_report import DataReport
 from trainer.data.pair_dataset import PairDataset
-from trainer.data.preparation import Prepared, prepare
+from trainer.data.preparation import Prepared, ScoreGaps, prepare, score_gaps
 from trainer.data.tokenization import TokenizerError, load_tokenizer
 
 __all__ = [
@@ -11,8 +11,10 @@ __all__ = [
     "DataReport",
     "PairDataset",
     "Prepared",
+    "ScoreGaps",
     "TokenizerError",
     "UnreadableData",
     "load_tokenizer",
     "prepare",
+    "score_gaps",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -138,6 +139,17 @@ def to_template_kwargs(value: Any) -> dict[str, Any] | InvalidRow:
     out = {str(key): each for key, each in value.items() if each is not None}
     reserved = sorted(out.keys() & _RESERVED)
     return InvalidRow("bad_template_kwargs", f"{', '.join(reserved)} cannot be set per row") if reserved else out
+
+
+def to_score(value: Any) -> float | None:
+    """Return a score as a finite number; None if it is none. Text is parsed, as every cell of a CSV file is text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def type_name(value: Any) -> str:

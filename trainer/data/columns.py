@@ -203,10 +203,8 @@ def find_columns(
                 )
     for field_name in needed:
         if present and field_name not in out.column_of:
-            raise UnreadableData(
-                _other_format_message(present, name)
-                or _missing_column_message(field_name, field_name, name, list(present))
-            )
+            other = _other_format_message(present, name) if not field_name.startswith("score_") else None
+            raise UnreadableData(other or _missing_column_message(field_name, field_name, name, list(present)))
     left_out = {field_name for field_name, column in columns.items() if column is None}
     left_out |= {each for field_name in left_out for each in _ALTERNATIVE_NAMES.get(field_name, ())}
     unused = [

@@ -81,6 +81,7 @@ FindingKind = Literal[
     "turns_cut",
     "score_contradicts",
     "score_tie",
+    "missing_score",
 ]
 RowNotice = tuple[FindingKind, str]
 """A kind of finding and a detail of this case."""
@@ -234,6 +235,11 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     "recognised_column": (_N, "have a column that is recognized by its name", ""),
     "score_contradicts": (_N, "have a lower score for chosen than for rejected", "remove them, or exchange the two"),
     "score_tie": (_N, "have equal scores for chosen and rejected", ""),
+    "missing_score": (
+        _F,
+        "have no finite number as score_chosen or score_rejected, which loss.odpo_alpha needs",
+        "name the columns (columns: {score_chosen: NAME, score_rejected: NAME}), or correct or remove the rows",
+    ),
 }
 _SINGULAR = {"are": "is", "have": "has"}
 

@@ -8,20 +8,29 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from trainer.config.trial import DataConfig, GeneratedSource, ModelConfig, Source
-from trainer.data.data_findings import BadData, Severity, raise_if_refused, severity_of
+from trainer.data.chat_messages import to_score, type_name
+from trainer.data.data_findings import (
+    BadData,
+    FindingCollector,
+    Severity,
+    UnreadableData,
+    raise_if_refused,
+    severity_of,
+)
 from trainer.data.data_report import DataReport, SourceRows, length_table
 from trainer.data.pair_dataset import PairDataset, TokenizedPair, get_or_create, write_pairs
 from trainer.data.row_selection import EVAL, TRAIN, PreferenceRow, RowAddress, Selection, Split, select_rows, sources_of
-from trainer.data.sources import source_digest, source_name
+from trainer.data.sources import RawRow, read_source, source_digest, source_name
 from trainer.data.tokenization import EncodedPair, PairTokenizer, load_tokenizer, tokenizer_digest
 from trainer.storage.atomic_files import digest_of
 
@@ -122,6 +131,90 @@ def data_fingerprint(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> st
 def _source_identity(source: Source) -> list[object]:
     columns = {} if isinstance(source, GeneratedSource) else source.columns
     return [source_digest(source), source.weight, columns]
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+Gaps = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreGaps:
+    """Score of the chosen minus that of the rejected response of every pair, float64, [N] each."""
+
+    train: Gaps
+    eval: Gaps
+
+    def notice(self, scale: str) -> str:
+        """Return how many training pairs have no positive gap and what `loss.odpo_scale` makes of them; "" if none."""
+        equal, lower = int((self.train == 0).sum()), int((self.train < 0).sum())
+        if not equal + lower:
+            return ""
+        effect = "their loss and gradient are 0" if scale == "log" else "their offset is not above 0"
+        return (
+            f"odpo_alpha: of {len(self.train):,} training pairs {equal:,} have equal scores and {lower:,} a lower one "
+            f"for chosen: {effect}"
+        )
+
+
+def score_gaps(data: DataConfig, prepared: Prepared, cache: Path) -> ScoreGaps:
+    """Return the gaps of `score_chosen` and `score_rejected` of prepared pairs.
+
+    They are read from the sources again, as tokenized data holds no scores, and cached beside it.
+
+    Raises:
+        BadData: A row has no finite number as one of its scores.
+        UnreadableData: A source lacks a column of scores, or cannot be opened.
+        OSError: The cache cannot be written.
+    """
+    folder = cache / "data" / f"{prepared.fingerprint}-scores"
+
+    def write(temporary: Path) -> None:
+        splits: dict[Split, PairDataset] = {TRAIN: prepared.train, EVAL: prepared.eval}
+        addresses: dict[Split, list[tuple[int, int]]] = {
+            s: [*zip(p.sources.tolist(), p.rows.tolist(), strict=True)] for s, p in splits.items()
+        }
+        for split, gaps in read_score_gaps(data, addresses).items():
+            np.save(temporary / f"{split}.gaps.npy", gaps)
+
+    get_or_create(folder, write)
+    return ScoreGaps(*(np.load(folder / f"{split}.gaps.npy") for split in (TRAIN, EVAL)))
+
+
+def read_score_gaps(data: DataConfig, addresses: Mapping[Split, Sequence[tuple[int, int]]]) -> dict[Split, Gaps]:
+    """Return the gap of the scores of the rows at these addresses (source, row number) of each split; raises as
+    `score_gaps` does.
+    """
+    findings, gaps = FindingCollector(), dict[Split, Gaps]()
+    read: dict[str, dict[int, RawRow]] = {}
+    for split, rows in addresses.items():
+        sources = sources_of(data, split)
+        found: list[float] = []
+        names = [source.model_dump_json() for source in sources]
+        for source, number in rows:
+            if names[source] not in read:
+                read[names[source]] = _rows_with_scores(sources[source])
+            fields = read[names[source]][number].fields or {}
+            chosen, rejected = (to_score(fields.get(name)) for name in _SCORES)
+            if chosen is None or rejected is None:
+                wrong = next(name for name in _SCORES if to_score(fields.get(name)) is None)
+                detail = f"In the first, {wrong} is {type_name(fields.get(wrong))}"
+                findings.add("missing_score", source_name(sources[source]), number, detail)
+            found.append((chosen or 0.0) - (rejected or 0.0))
+        gaps[split] = np.array(found, dtype=np.float64)
+    if missing := findings.as_tuple():
+        raise BadData(missing, "Set loss.odpo_alpha to 0 for DPO, which needs no scores.")
+    return gaps
+
+
+_SCORES = ("score_chosen", "score_rejected")
+
+
+def _rows_with_scores(source: Source) -> dict[int, RawRow]:
+    try:
+        return {row.number: row for row in read_source(source, ("chosen", "rejected", *_SCORES))}
+    except UnreadableData as error:
+        raise UnreadableData(f"loss.odpo_alpha needs the scores of the rows: {error}") from error
 
 
 # --- computation -----------------------------------------------------------------------------------------------------

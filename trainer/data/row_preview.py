@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.data_findings import BadData, Severity, describe_finding, severity_of
 from trainer.data.data_report import DataReport
-from trainer.data.preparation import CheckedData, cited_values, data_fingerprint, examine
+from trainer.data.preparation import CheckedData, cited_values, data_fingerprint, examine, read_score_gaps
 from trainer.data.row_selection import EVAL, TRAIN, RowAddress, Split
 from trainer.data.tokenization import load_tokenizer
 
@@ -94,15 +94,26 @@ class Preview:
         return report | {"notices": notices, "refused": None if self.refused is None else str(self.refused)}
 
 
-def preview(data: DataConfig, model: ModelConfig, cache: Path, *, trust_remote_code: bool = False) -> Preview:
+def preview(
+    data: DataConfig,
+    model: ModelConfig,
+    cache: Path,
+    *,
+    trust_remote_code: bool = False,
+    needs_scores: bool = False,
+) -> Preview:
     """Read, check and tokenize the data as a trial would, and decode it again. Loads no model and writes no data.
 
-    Raises UnreadableData if a source cannot be opened, and TokenizerError.
+    `needs_scores`: the loss reads the rows' scores, so that rows without one are refused.
+
+    Raises UnreadableData if a source cannot be opened, or lacks a column of scores that the loss needs; TokenizerError.
     """
     tokenizer = load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
     found = examine(data, tokenizer, data_fingerprint(data, tokenizer))
     try:
         found.raise_if_unusable(data)
+        if needs_scores:
+            read_score_gaps(data, {split: [(p.source, p.row) for p in pairs] for split, pairs in found.pairs.items()})
         refused = None
     except BadData as error:
         refused = error

@@ -152,7 +152,7 @@ class Evaluator:
         """Return the log-probs of these pairs (by default all), on the CPU."""
         training = self.config.training
         with (
-            _eval_mode(self.model),
+            eval_mode(self.model),
             self.process_group.autocast(training.bf16, cache_weights=not self.pair_model.sharded),
         ):
             return score_pairs(
@@ -182,7 +182,7 @@ class Evaluator:
         """
         evaluation, training = self.config.evaluation, self.config.training
         with (
-            _eval_mode(self.model),
+            eval_mode(self.model),
             self.process_group.autocast(training.bf16, cache_weights=not self.pair_model.sharded),
             # Each token would have another length. torch.compiler takes a second to load.
             torch.compiler.set_stance("force_eager") if self.config.model.compile else nullcontext(),
@@ -217,7 +217,7 @@ class Evaluator:
         """
         training = self.config.training
         with (
-            _eval_mode(self.model),
+            eval_mode(self.model),
             self.process_group.autocast(training.bf16, cache_weights=not self.pair_model.sharded),
             # Adapters that are on and off would be compiled twice.
             torch.compiler.set_stance("force_eager") if self.config.model.compile else nullcontext(),
@@ -246,7 +246,8 @@ class Evaluator:
 
 
 @contextmanager
-def _eval_mode(model: PreTrainedModel) -> Generator[None]:
+def eval_mode(model: PreTrainedModel) -> Generator[None]:
+    """Put the model into evaluation mode, without adapters' dropout, for the time of the context."""
     before = model.training
     model.eval()
     try:

@@ -41,6 +41,8 @@ class LogRatios:
     rejected_score: Tensor
     chosen_tokens: Tensor
     rejected_tokens: Tensor
+    score_gap: Tensor | None
+    """Score of the chosen minus that of the rejected response in the data; None if the loss reads no scores."""
 
 
 def log_ratios(loss: DpoLoss, chosen: Tensor, rejected: Tensor, logps: PairLogps, reference: PairLogps) -> LogRatios:
@@ -56,6 +58,7 @@ def log_ratios(loss: DpoLoss, chosen: Tensor, rejected: Tensor, logps: PairLogps
         rejected_score=_score(loss, rejected_ratio),
         chosen_tokens=logps.chosen_tokens,
         rejected_tokens=logps.rejected_tokens,
+        score_gap=reference.score_gap,
     )
 
 
@@ -109,13 +112,18 @@ def term_losses(term: DpoLossType, loss: DpoLoss, ratios: LogRatios) -> Tensor:
     -ls(beta (a - d - dpop_lambda max(0, -a))). length_alpha (R-DPO, Park et al. 2024, arXiv 2403.19159): beta delta +
     length_alpha (n_w - n_l) in place of beta delta, as beta log(pi / pi_ref) + length_alpha n is the reward of a policy
     that is optimal for the reward less length_alpha a token. chipo (Huang et al. 2024, arXiv 2407.13399, algorithm 1):
-    -ls(clip(beta (phi(a) - phi(d)))), phi the link function of `chi_squared_link`, clip to +-2 R_max.
+    -ls(clip(beta (phi(a) - phi(d)))), phi the link function of `chi_squared_link`, clip to +-2 R_max. odpo_alpha (Amini
+    et al. 2024, arXiv 2402.10571; the authors' code, rycolab/odpo, trainers.py): beta delta minus `score_offset`.
     """
     beta, smoothing = loss.beta, loss.label_smoothing
     scaled = beta * (ratios.chosen_score - ratios.rejected_score)
     if loss.length_alpha:
         # In the log-probs' precision: a number times whole numbers would be float32.
         scaled = scaled + loss.length_alpha * (ratios.chosen_tokens - ratios.rejected_tokens).to(scaled.dtype)
+    if loss.odpo_alpha:
+        if ratios.score_gap is None:
+            raise ValueError("odpo_alpha needs the gaps of the pairs' scores")
+        scaled = scaled - score_offset(loss, ratios.score_gap)
     chosen, rejected = beta * ratios.chosen, beta * ratios.rejected
     match term:
         case "sigmoid":
@@ -160,6 +168,21 @@ def term_losses(term: DpoLossType, loss: DpoLoss, ratios: LogRatios) -> Tensor:
             raise ValueError("sft is a mean over tokens, not a per-pair term")
         case _:
             assert_never(term)
+
+
+def score_offset(loss: DpoLoss, gap: Tensor) -> Tensor:
+    """Return ODPO's offset of each pair, [N]: odpo_alpha log(gap), or odpo_alpha gap with odpo_scale identity.
+
+    The logarithm of a gap of 0 is -inf, with which the pair's loss and gradient are 0; so it is here for negative gaps.
+    The authors' pairs are ordered by score and have no equal ones.
+    """
+    match loss.odpo_scale:
+        case "log":
+            return loss.odpo_alpha * gap.clamp(min=0.0).log()
+        case "identity":
+            return loss.odpo_alpha * gap
+        case _:
+            assert_never(loss.odpo_scale)
 
 
 def chi_squared_link(ratio: Tensor) -> Tensor:

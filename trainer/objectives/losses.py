@@ -41,7 +41,10 @@ def required_stats(loss: LossConfig) -> RequiredStats:
         case DpoLoss():
             reference = compares_with_reference(loss)
             return RequiredStats(
-                reference=reference, collision_prob=loss.use_weighting, couples_pairs=loss.couples_pairs
+                reference=reference,
+                collision_prob=loss.use_weighting,
+                couples_pairs=loss.couples_pairs,
+                scores=loss.needs_scores,
             )
         case OrpoLoss():
             return RequiredStats(prompt=loss.nll_prompt and loss.nll_scale > 0)

@@ -52,8 +52,11 @@ class PairLogps:
     prompt: Tensor | None = None
     """Sum over the prompt's tokens after its first (ORPO's cross-entropy covers them)."""
     prompt_tokens: Tensor | None = None
+    score_gap: Tensor | None = None
+    """Of a reference: score of the chosen minus that of the rejected response in the data (ODPO)."""
     reference: PairLogps | None = None
-    """The same pairs under the frozen initial model."""
+    """The same pairs under the reference model, with the other inputs of the loss that do not change with the policy.
+    """
 
     def margins(self) -> Tensor:
         """Return the margin of length-averaged log-probs, chosen minus rejected, of each pair: [N]."""
@@ -138,6 +141,8 @@ class RequiredStats:
     collision_prob: bool = False
     couples_pairs: bool = False
     """Whether the loss couples the pairs of an update (a sort) and is not a sum over pairs."""
+    scores: bool = False
+    """Whether the loss reads the gaps of the pairs' scores (`PairLogps.score_gap` of the reference)."""
 
 
 @dataclass(frozen=True, slots=True)

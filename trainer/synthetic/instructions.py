@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from difflib import SequenceMatcher
 from hashlib import sha256
 from typing import Any
 
@@ -178,7 +179,14 @@ def _row(rng: random.Random) -> dict[str, Any]:
         "chosen": [{"role": "assistant", "content": _phrase(rng, name, right)}],
         "rejected": [{"role": "assistant", "content": _phrase(rng, name, wrong)}],
         "answer": right,
+        "score_chosen": 10.0,
+        "score_rejected": _score(wrong, right),
     }
+
+
+def _score(answer: str, right: str) -> float:
+    """Return how similar an answer is to the right one, 0 to 10; below 10 unless they are equal."""
+    return round(10 * SequenceMatcher(None, answer, right, autojunk=False).ratio(), 3)
 
 
 def is_held_out(prompt: str) -> bool:
@@ -188,7 +196,7 @@ def is_held_out(prompt: str) -> bool:
 
 def generate_rows(source: GeneratedSource) -> list[dict[str, Any]]:
     """Return `source.rows` rows with distinct prompts: `prompt`, `chosen`, `rejected` (conversational), `answer`
-    (text).
+    (text), `score_chosen` (10) and `score_rejected` (the wrong answer's similarity to the right one, 0 to 10).
 
     Determined by rows, split and seed; a larger number of rows extends the smaller one. The prompts of the splits are
     disjoint for all seeds. Raises ValueError if the task has fewer prompts.

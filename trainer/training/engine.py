@@ -29,9 +29,11 @@ class TrainingInputs:
     pair_model: PairModel
     train: PairDataset
     reference: PairLogps | None
-    """Log-probs of `train` under the initial model, for objectives with a reference."""
+    """Log-probs of `train` under the initial model, for objectives with a reference that does not change."""
     process_group: ProcessGroup
     cancel_token: CancelToken
+    score_gap: torch.Tensor | None = None
+    """[len(train)], float64, on the CPU: gaps of the pairs' scores, for objectives that read them."""
 
 
 class Diverged(Exception):

@@ -6,7 +6,9 @@ is the same in a resumed run as in an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -15,14 +17,79 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import TrialConfig
-from trainer.evaluation.evaluator import pair_batches, pair_costs, score_pairs
+from trainer.distributed.fsdp import as_shard, shard_of
+from trainer.evaluation.evaluator import eval_mode, pair_batches, pair_costs, score_pairs
 from trainer.forward.pair_model import PreparedPairs, UpdateLogps
 from trainer.objectives.losses import required_stats
 from trainer.objectives.pair_logps import LossTerms, MetricSums, PairLogps, PendingSums, UpdateTotals, to_device
 from trainer.training.engine import TrainingInputs, UpdatePlan
 from trainer.training.optimizer import Optimizer
+
+_log = logging.getLogger(__name__)
+_REFERENCE = "reference."
+
+
+class MovingReference:
+    """TR-DPO's reference model (Gorbatovski et al. 2024, arXiv 2404.09656): a second set of the trained weights.
+
+    Every `ref_model_sync_steps` updates it becomes alpha * policy + (1 - alpha) * reference, alpha being
+    `ref_model_mixup_alpha`, as by TRL's SyncRefModelCallback. It begins as the model does. Its log-probs are computed
+    by the model, whose weights are exchanged meanwhile. Of sharded weights it has this process's shards.
+    """
+
+    def __init__(self, loss: DpoLoss, trained: Mapping[str, nn.Parameter]) -> None:
+        self._alpha, self._every, self._trained = loss.ref_model_mixup_alpha, loss.ref_model_sync_steps, trained
+        self._weights = {name: _local(parameter).clone() for name, parameter in trained.items()}
+
+    @contextmanager
+    def in_model(self) -> Generator[None]:
+        """Put the reference's weights into the model for the time of the context; no gradient may be pending."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for name, parameter in self._trained.items():
+            weight, kept = _local(parameter), self._weights[name].clone()
+            self._weights[name].copy_(weight)
+            weight.copy_(kept)
+
+    def after_update(self, number: int) -> None:
+        """Move the reference towards the policy if it is due after update `number`."""
+        if number % self._every == 0:
+            for name, parameter in self._trained.items():
+                self._weights[name].mul_(1.0 - self._alpha).add_(_local(parameter), alpha=self._alpha)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the weights as `reference.<parameter>`, sharded like the parameters."""
+        return {
+            f"{_REFERENCE}{name}": as_shard(weight, like)
+            if isinstance(like := self._trained[name], DTensor)
+            else weight
+            for name, weight in self._weights.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Load full tensors as of `state_dict`; without them (a fork of a run whose reference does not move) the
+        reference stays the initial model.
+        """
+        for name, weight in self._weights.items():
+            full = state.get(f"{_REFERENCE}{name}")
+            if full is not None:
+                like = self._trained[name]
+                weight.copy_(shard_of(full, like) if isinstance(like, DTensor) else full)
+
+
+def _local(parameter: nn.Parameter) -> torch.Tensor:
+    """Return a parameter, or this process's shard of it, without autograd; shares its memory."""
+    detached = parameter.detach()
+    return detached.to_local() if isinstance(detached, DTensor) else detached
 
 
 class PackedEngine:
@@ -34,6 +101,10 @@ class PackedEngine:
         self._trained = inputs.policy.trainable_parameters()
         self._optimizer = Optimizer(inputs.policy.base, self._trained, config.training)
         self._costs = pair_costs(inputs.pair_model, inputs.train)
+        self._moving: MovingReference | None = None
+        if isinstance(config.loss, DpoLoss) and config.loss.moves_reference:
+            self._moving = MovingReference(config.loss, self._trained)
+            self._warn_if_still(config.loss.ref_model_sync_steps)
         self._first: tuple[int, PreparedPairs] | None = None
         """An update, and its first micro-batch."""
 
@@ -42,12 +113,14 @@ class PackedEngine:
         return self._trained
 
     def state_dict(self) -> Mapping[str, torch.Tensor]:
-        """Return the optimizer's moments by name."""
-        return self._optimizer.state_dict()
+        """Return the optimizer's moments by name, and the weights of a moving reference."""
+        return self._optimizer.state_dict() | ({} if self._moving is None else self._moving.state_dict())
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Load what `state_dict` returned."""
-        self._optimizer.load_state_dict(state)
+        self._optimizer.load_state_dict({n: t for n, t in state.items() if not n.startswith(_REFERENCE)})
+        if self._moving is not None:
+            self._moving.load_state_dict(state)
 
     def close(self) -> None:
         """Do nothing: this engine adds nothing to the model."""
@@ -62,13 +135,15 @@ class PackedEngine:
         if not self._inputs.pair_model.sharded:  # backward has reduced those of sharded weights
             process_group.all_reduce_gradients(self._trained.values())
         norm = self._optimizer.clip_gradients()
-        if number < plan.total_updates:
+        if number < plan.total_updates and self._moving is None:
             self._prepare_first(number + 1)
         # The host waits for the device here and at no other place of an update.
         sums, tokens, grad_norm = self._read(pending, tokens, norm)
         loss, weight = sums["loss"]
         plan.check_finite(number, loss=loss / weight, grad_norm=grad_norm)
         rate = self._optimizer.step(plan.lr_factor(number))
+        if self._moving is not None:
+            self._moving.after_update(number)
         seconds = perf_counter() - began
         return sums | {
             "grad_norm": (grad_norm, 1.0),
@@ -93,15 +168,29 @@ class PackedEngine:
             for rank in range(size)
         ]
 
-    def _prepare(self, indexes: Sequence[int], positions: Sequence[int]) -> PreparedPairs:
+    def _prepare(self, indexes: Sequence[int], positions: Sequence[int], reference: PairLogps | None) -> PreparedPairs:
+        """Lay out the pairs at these positions of an update; `reference` is that of the whole update."""
         inputs, batch = self._inputs, [indexes[position] for position in positions]
-        reference = None if inputs.reference is None else inputs.reference.select(batch)
-        return inputs.pair_model.prepare([inputs.train.pair(i) for i in batch], self._loss, reference)
+        part = None if reference is None else reference.select(list(positions))
+        return inputs.pair_model.prepare([inputs.train.pair(i) for i in batch], self._loss, part)
 
     def _prepare_first(self, number: int) -> None:
         """Lay out the first micro-batch of an update while the device still computes the one before."""
         indexes = self.plan.order.pairs_of(number)
-        self._first = number, self._prepare(indexes, self._shares(indexes)[self._inputs.process_group.rank][0])
+        first = self._shares(indexes)[self._inputs.process_group.rank][0]
+        self._first = number, self._prepare(indexes, first, self._reference(indexes))
+
+    def _reference(self, indexes: Sequence[int]) -> PairLogps | None:
+        """Return the reference log-probs of an update's pairs on the CPU: cached ones, or of the moving reference."""
+        inputs, chosen = self._inputs, list(indexes)
+        if self._moving is not None:
+            with self._moving.in_model(), eval_mode(inputs.policy.base):
+                found = self._logps(indexes).to("cpu")
+        elif inputs.reference is None:
+            return None
+        else:
+            found = inputs.reference.select(chosen)
+        return found if inputs.score_gap is None else replace(found, score_gap=inputs.score_gap[chosen])
 
     def _accumulate(self, number: int, indexes: Sequence[int]) -> tuple[PendingSums, float]:
         """Add the gradients of this process's micro-batches; return their sums and tokens.
@@ -116,14 +205,17 @@ class PackedEngine:
         first = None if self._first is None or self._first[0] != number else self._first[1]
         self._first = None
         before = model.counters.tokens
-        update_logps = self._update_logps(indexes) if required_stats(self._loss).couples_pairs else None
+        reference = self._reference(indexes)
+        update_logps = None
+        if required_stats(self._loss).couples_pairs:
+            update_logps = replace(self._logps(indexes), reference=reference).to(process_group.device)
 
         def run_micro_batch(
             positions: Sequence[int], backward: Callable[[torch.Tensor], None], prepared: PreparedPairs | None = None
         ) -> LossTerms:
             with process_group.autocast(self._training.bf16, cache_weights=not model.sharded):
                 return model.backward(
-                    prepared or self._prepare(indexes, positions),
+                    prepared or self._prepare(indexes, positions, reference),
                     self._loss,
                     None,
                     totals,
@@ -145,11 +237,11 @@ class PackedEngine:
                 run_micro_batch(shares[process_group.rank][0], zero_backward)
         return reduce(add, parts), float(done - before)
 
-    def _update_logps(self, indexes: Sequence[int]) -> PairLogps:
-        """Return the log-probs of all pairs of an update, in an extra pass, for objectives that couple them."""
+    def _logps(self, indexes: Sequence[int]) -> PairLogps:
+        """Return the log-probs of all pairs of an update under the model as it is, in an extra pass, on its device."""
         inputs, budget = self._inputs, self._training.tokens_per_micro_batch
         with inputs.process_group.autocast(self._training.bf16, cache_weights=not inputs.pair_model.sharded):
-            found = score_pairs(
+            return score_pairs(
                 inputs.pair_model,
                 inputs.train,
                 required_stats(self._loss),
@@ -158,5 +250,11 @@ class PackedEngine:
                 inputs.cancel_token.check,
                 indexes,
             )
-        reference = None if inputs.reference is None else inputs.reference.select(list(indexes))
-        return replace(found, reference=reference).to(inputs.process_group.device)
+
+    def _warn_if_still(self, every: int) -> None:
+        if every >= self.plan.total_updates:
+            _log.warning(
+                "loss.ref_model_sync_steps %d: the reference does not move in %d updates, so this is DPO",
+                every,
+                self.plan.total_updates,
+            )

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 
 from trainer.config.loss_config import CpoLoss, DpoLoss, OrpoLoss, SftLoss, SimperLoss, SimpoLoss
 from trainer.config.trial import TrialConfig
-from trainer.environment import remove_foreign_settings
+from trainer.environment import choose_float32_products, remove_foreign_settings
 from trainer.evaluation.evaluator import longest_sequence
 from trainer.models.policy_model import PolicyModel
 from trainer.objectives.pair_logps import MetricSums
@@ -179,6 +179,7 @@ class TrlEngine:
     def _train(self, done: int, emit: Callable[[MetricSums], None]) -> None:
         inputs = self._inputs
         remove_foreign_settings()
+        choose_float32_products(inputs.process_group.device)
         with restore_model_state(inputs.policy):
             trainer = self._trainer(done)
             trainer.callbacks = StepCallbacks(self.plan, done, inputs.cancel_token, emit)

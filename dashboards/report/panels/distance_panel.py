@@ -18,7 +18,7 @@ from trainer.metrics import EVAL_PREFIX, EXACT_ANSWERS, KL, LOG_RATIO_CHOSEN, LO
 _MIN_TRIALS = 2
 _LEAD = (
     "For one gain, the trial closer to the initial model is the safer one: far from it a held-out accuracy says less "
-    "about the answers. No trial that keeps the requirements is both closer and better than one on the front."
+    "about the answers. No trial that can be the best is both closer and better than one on the front."
 )
 _MEASURES = {
     KL: "KL per token",

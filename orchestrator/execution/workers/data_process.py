@@ -24,6 +24,7 @@ from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted,
 from orchestrator.execution.workers.stage_worker import StageFailed
 from orchestrator.redaction import redact
 from orchestrator.spec.judge_config import JudgeConfig
+from trainer.config.loss_config import DpoLoss
 from trainer.config.position_limits import known_positions, refuse_long_answers
 from trainer.config.trial import TrialConfig
 from trainer.data.data_findings import UnreadableData
@@ -98,6 +99,12 @@ class DataProcess:
         """Return notices about the adapters of a prepared configuration."""
         return list(json.loads(self._answers[_request(config)]).get("notices", []))
 
+    def score_notice(self, config: TrialConfig) -> str:
+        """Return how many pairs of a prepared configuration have no positive gap of scores; "" if all do, or if its
+        loss reads none.
+        """
+        return str(json.loads(self._answers[_request(config)]).get("scores", ""))
+
     def check_judge(self, config: TrialConfig, judge: JudgeConfig, *, checked: bool = False) -> None:
         """Check that a trial of this configuration can answer the judge's prompts; raises as `prepare` does.
 
@@ -169,7 +176,7 @@ def _request(config: TrialConfig, judge: JudgeConfig | None = None, *, checked: 
 
 
 def _prepare(cache: Path, request: str, trust_remote_code: bool) -> dict[str, Any]:
-    from trainer.data import prepare
+    from trainer.data import prepare, score_gaps
 
     fields = json.loads(request)
     trial = TrialConfig.model_validate(fields["config"])
@@ -181,11 +188,14 @@ def _prepare(cache: Path, request: str, trust_remote_code: bool) -> dict[str, An
         found = prepare(trial.data, trial.model, cache, trust_remote_code=trust_remote_code)
         _check_answers(trial, found.eval)
         notices: list[str] = []
+        scores = ""
+        if isinstance(trial.loss, DpoLoss) and trial.loss.needs_scores:
+            scores = score_gaps(trial.data, found, cache).notice(trial.loss.odpo_scale)
         if trial.lora is not None:
             from trainer.models.adapters import describe_adapters  # imports torch, which data alone does not need
 
             notices.append(describe_adapters(trial.model, trial.lora, cache, trust_remote_code=trust_remote_code))
-        return {"report": found.report.model_dump_json(), "notices": notices}
+        return {"report": found.report.model_dump_json(), "notices": notices, "scores": scores}
     except TrialError as error:
         return {"data": str(error)}
     except OSError as error:

@@ -159,7 +159,7 @@ def _distinct(cases: Iterator[Case]) -> list[Case]:
     found: dict[object, Case] = {}
     for config, shape in cases:
         training = config.training
-        weighting = isinstance(config.loss, DpoLoss) and config.loss.use_weighting
+        weighting = isinstance(config.loss, DpoLoss) and config.loss.use_weighting, config.loss.moves_reference
         rank = None if config.lora is None else config.lora.r
         of_model = config.model.dtype, config.model.load_in_4bit, config.data.max_length
         of_training = training.pairs_per_update, training.bf16, training.stochastic_rounding, settings_of(training)

@@ -139,7 +139,11 @@ def estimate_cost(
     speed = assumptions.tflops * 1e12 * assumptions.efficiency * 3600
     each = None if flops is None else flops / speed
     total = None if flops is None or trials is None else trials * flops / speed
-    if total is not None and updates and any(isinstance(c.loss, DpoLoss) for c in configs):
+    if (
+        total is not None
+        and updates
+        and any(isinstance(c.loss, DpoLoss) and not c.loss.sync_ref_model for c in configs)
+    ):
         total += _reference_flops(configs, updates, shape, assumptions) / speed
     return CostEstimate(
         parameters=shape.parameters,
@@ -196,9 +200,11 @@ def update_seconds(config: TrialConfig, shape: ModelShape, assumptions: GpuAssum
 
 
 def _update_flops(config: TrialConfig, shape: ModelShape, assumptions: GpuAssumptions) -> float:
-    """FLOPs: 6 per weight and token, 4 with adapters, 2 more if gradient checkpointing repeats the forward pass."""
+    """FLOPs: 6 per weight and token, 4 with adapters, 2 more if gradient checkpointing repeats the forward pass, 2 more
+    for a reference that moves.
+    """
     tokens = assumptions.tokens_per_pair or 2 * config.data.max_length
-    forwards = (3 if config.lora is None else 2) + (1 if config.training.gradient_checkpointing else 0)
+    forwards = (3 if config.lora is None else 2) + config.training.gradient_checkpointing + config.loss.moves_reference
     return config.training.pairs_per_update * _forward_flops(shape, tokens) * forwards
 
 

@@ -14,7 +14,8 @@ from trainer.config.trial import GeneratedModel, LoraConfig, ModelConfig
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _STATES = 3
-"""Tensors per trained weight in a checkpoint: the weight and two moments of AdamW, in its dtype."""
+"""Tensors per trained weight in a checkpoint: the weight and two moments of AdamW, in its dtype; one more where the
+reference model moves (loss.sync_ref_model)."""
 _CHECKPOINTS = 2
 """Checkpoints of a trial at its peak: the older one is deleted after the new one is complete."""
 _IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[bB](?![A-Za-z])")
@@ -56,7 +57,8 @@ def disk_need(spec: SweepSpec, trials: int) -> DiskNeed | None:
         return None
     trained = count if config.lora is None else _adapter_count(config.lora, count)
     each = _BYTES[config.model.dtype]
-    checkpoint, model = trained * each * _STATES, trained * each
+    moves = config.loss.moves_reference or True in (spec.search.choices("loss.sync_ref_model") or ())
+    checkpoint, model = trained * each * (_STATES + moves), trained * each
     several = _CHECKPOINTS + (spec.mirror is not None)  # one more is being uploaded
     kept = spec.models_kept + _undecided(spec, trials)
     need = trials * several * checkpoint + (kept + trials) * model

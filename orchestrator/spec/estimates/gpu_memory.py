@@ -52,7 +52,8 @@ def memory(config: TrialConfig, shape: ModelShape, tokens: int, processes: int =
             moments; the rest exists once, as gradients and activations are freed after each turn.
 
     Full fine-tuning, per weight: 16 bytes in float32, 12 in bfloat16 with stochastic rounding (moments in float32), 8
-    in bfloat16 without. With adapters: the base without gradients, and 16 bytes per adapter weight.
+    in bfloat16 without. With adapters: the base without gradients, and 16 bytes per adapter weight. A reference that
+    moves (loss.sync_ref_model) is the trained weights a second time.
 
     An update has three peaks, of which the highest counts: the output layer, with all activations; the end of the
     backward pass, where the gradients of output layer and embedding wait to be added; the optimizer's step.
@@ -60,12 +61,13 @@ def memory(config: TrialConfig, shape: ModelShape, tokens: int, processes: int =
     each = 4 if config.model.dtype == "float32" else 2
     linear, count = shape.linear_parameters, shape.parameters
     base = int(_BYTES_PER_4BIT_WEIGHT * linear + each * (count - linear)) if config.model.load_in_4bit else each * count
+    copies = 2 if config.loss.moves_reference else 1
     if config.lora is not None:
         trained = shape.adapters(config.lora.r)
-        weights, gradients, optimizer = base + trials * 4 * trained, 4 * trained, trials * 8 * trained
+        weights, gradients, optimizer = base + trials * copies * 4 * trained, 4 * trained, trials * 8 * trained
     else:
         moments = 8 if each == 4 or config.training.stochastic_rounding else 4
-        weights, gradients, optimizer = base, each * count, moments * count
+        weights, gradients, optimizer = copies * base, each * count, moments * count
     autocast = config.training.bf16 and each == 4 and not config.model.load_in_4bit
     cut = processes > 1 and config.training.distributed != "ddp"
     again = config.training.gradient_checkpointing

@@ -144,7 +144,7 @@ def wall_clock(
     """
     trial_seconds = max(run_seconds(config, measured) for config in configs)
     shared_seconds = _evaluation_seconds(measured)
-    if any(isinstance(config.loss, DpoLoss) for config in configs):
+    if any(isinstance(config.loss, DpoLoss) and not config.loss.sync_ref_model for config in configs):
         shared_seconds += measured.train_pairs * measured.scoring_seconds
     sft_seconds = None if sft is None else run_seconds(*sft) + _evaluation_seconds(sft[1])
     at_a_time = min(slots, trials or slots)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.estimates.cost_estimate import CostEstimate, GpuAssumptions, estimate_cost
-from orchestrator.spec.estimates.disk_space import DiskNeed, disk_need
+from orchestrator.spec.estimates.disk_space import DiskNeed, disk_need, format_bytes
 from orchestrator.spec.estimates.gpu_layouts import Arrangement
-from orchestrator.spec.estimates.input_sizes import RowCounts, model_shape
+from orchestrator.spec.estimates.input_sizes import ModelShape, RowCounts, model_shape
 from orchestrator.spec.estimates.measured_update import ProbeResult, WallClock
 from orchestrator.spec.loading.serialization import sweep_identity
 from orchestrator.spec.samplers import GridSampler, StagedSampler, max_trials, stage_paths
@@ -22,6 +22,7 @@ from orchestrator.spec.search.manual_trials import short_value
 from orchestrator.spec.search.space import Grid
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import TrialConfig
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ class SweepPlan:
     """One measured update, with `plan --probe`."""
     wall_clock: WallClock | None = None
     """Time on this machine, with `plan --probe`."""
+    require: tuple[str, ...] = ()
+    """What the best trial must keep: metric and bound."""
     advice: tuple[AdviceLine, ...] = ()
     """Advice that needs no model run: on settings, and on pairs that `advise` has scored before."""
 
@@ -184,6 +187,7 @@ def make_plan(
     valid = valid_corners(spec.search, (chosen or spec).base)
     corners, configs = [params for params, _ in valid], [config for _, config in valid]
     updates = list(_updates(configs, rows.train))
+    notices_out += _moving_reference_notices(configs, updates, model_shape(spec.base.model))
     pairs = [u * c.training.pairs_per_update for u, c in zip(updates, configs, strict=False)]
     # Both responses at full length with their own prompt; packing computes a shared prompt once, so it needs less.
     tokens = [p * 2 * c.data.max_length for p, c in zip(pairs, configs, strict=False)]
@@ -224,6 +228,7 @@ def make_plan(
         published=rows.published,
         parameters=None if shape is None else shape.parameters,
         device=device,
+        require=tuple(requirement.name for requirement in spec.require),
     )
 
 
@@ -234,6 +239,39 @@ def _kept_models_notice(spec: SweepSpec) -> list[str]:
         f"judge.top {spec.judge.top} is above keep_models {spec.keep_models}: the weights of the best "
         f"{spec.judge.top} trials stay on disk, as judging needs them"
     ]
+
+
+def _moving_reference_notices(
+    configs: Sequence[TrialConfig], updates: Sequence[int], shape: ModelShape | None
+) -> list[str]:
+    """Return what a reference that moves costs, and whether it never does."""
+    moving = [(i, c) for i, c in enumerate(configs) if c.loss.moves_reference]
+    if not moving:
+        return []
+    config = moving[0][1]
+    forwards = (3 if config.lora is None else 2) + config.training.gradient_checkpointing
+    what = "a second set of weights" if config.lora is None else "a second set of adapters"
+    size = ""
+    if shape is not None:
+        each = 2 if config.model.dtype == "bfloat16" and config.lora is None else 4
+        trained = shape.parameters if config.lora is None else shape.adapters(config.lora.r)
+        size = f" ({format_bytes(each * trained)})"
+    notices = [
+        f"loss.sync_ref_model: the reference moves, so that its log-probs are not cached but computed in every update, "
+        f"about {1 / forwards:.0%} more FLOPs, with {what} in memory{size} and in each checkpoint"
+    ]
+    still = [
+        (loss.ref_model_sync_steps, updates[i])
+        for i, c in moving
+        if isinstance(loss := c.loss, DpoLoss) and i < len(updates) and loss.ref_model_sync_steps >= updates[i]
+    ]
+    if still:
+        every, most = still[0]
+        notices.append(
+            f"loss.ref_model_sync_steps {every:,}: the reference does not move in {most:,} updates, so that such a "
+            "trial is DPO; set it lower"
+        )
+    return notices
 
 
 def total_trials(spec: SweepSpec) -> int | None:

@@ -185,8 +185,7 @@ SENTENCES: Mapping[str, str] = {
         ),
         (
             "rope_scaling use_unsloth shift_attn resize_vocab upcast_layernorm use_galore use_badam "
-            "use_fast_tokenizer neftune_noise_alpha router_aux_loss_coef ref_model_mixup_alpha ref_model_sync_steps "
-            "sync_ref_model ignore_bias_buffers",
+            "use_fast_tokenizer neftune_noise_alpha router_aux_loss_coef ignore_bias_buffers",
             "is not offered; remove it",
         ),
         ("full_determinism", "a trial is reproducible by training.seed; remove it"),
@@ -238,7 +237,8 @@ SENTENCES: Mapping[str, str] = {
         ("model_init_kwargs", "write base: {model: {dtype: ..., attention: ..., revision: ...}}"),
         (
             "reference_free ref_model ref_model_name_or_path precompute_ref_log_probs precompute_ref_batch_size",
-            "the reference is the initial model, its log-probs are computed once and cached; remove it",
+            "the reference is the initial model, its log-probs are computed once and cached (TR-DPO moves it: "
+            "loss.sync_ref_model); remove it",
         ),
         ("disable_dropout", "dropout is off unless lora.dropout is set; remove it"),
         ("generate_during_eval", "write base: {evaluation: {prompts: 4}}: greedy completions of held-out prompts"),
@@ -329,6 +329,8 @@ LOSS_NAMES: Mapping[str, str] = {
     "sppo": "{kind: dpo, loss_type: sppo_hard}",
     "apo": "{kind: dpo, loss_type: apo_zero}",
     **dict.fromkeys(("r-dpo", "r_dpo", "length_dpo", "lendpo"), "{kind: dpo, length_alpha: 0.01}"),
+    **dict.fromkeys(("odpo", "dpo-offset", "dpo_offset"), "{kind: dpo, odpo_alpha: 1.0}"),
+    **dict.fromkeys(("tr-dpo", "tr_dpo", "trdpo"), "{kind: dpo, sync_ref_model: true}"),
     "exo": "{kind: dpo, loss_type: exo_pair, label_smoothing: 0.001}",
     "nca": "{kind: dpo, loss_type: nca_pair}",
     "bco": "{kind: dpo, loss_type: bco_pair}",

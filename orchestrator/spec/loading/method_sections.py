@@ -27,7 +27,7 @@ from orchestrator.spec.objectives import (
     unmeasured_reason,
 )
 from orchestrator.spec.pruners import NoPruner, PatientPruner, Pruner, WilcoxonPruner, pruning_metric
-from orchestrator.spec.requirements import RIGHT_FORM, Requirement, check_required_metric
+from orchestrator.spec.requirements import OFF, RIGHT_FORM, Requirement, check_required_metric, default_requirements
 from orchestrator.spec.samplers import (
     AdaptiveSampler,
     CmaEsSampler,
@@ -263,10 +263,16 @@ def load_objectives(
 def load_requirements(
     problems: ErrorCollector, tree: dict[str, Any], search: SearchSpace | None, base: TrialConfig | None
 ) -> tuple[Requirement, ...] | None:
-    """Load `require`, a mapping of metrics to a bound or to a list of bounds; None if it is invalid."""
+    """Load `require`, a mapping of metrics to a bound or to a list of bounds; None if it is invalid.
+
+    Default bounds of metrics that it does not name are added to a new sweep's.
+    """
     given = tree.get("require")
-    if given is None:
+    if _is_off(given) or given == "none":
         return ()
+    defaults = default_requirements(base) if problems.is_new and base is not None else ()
+    if given is None:
+        return defaults
     if not isinstance(given, dict):
         problem = f"must be a mapping of metrics to bounds, not {describe_value(given)}"
         problems.add(("require",), problem, f'write require: {{{EXACT_ANSWERS}: ">= initial"}}')
@@ -276,9 +282,12 @@ def load_requirements(
     found: list[Requirement] = []
     for metric, value in cast(dict[str, Any], given).items():
         problem = check_required_metric(metric, searched)
-        problem = problem or _unmeasured(metric, base) or _unreported_by_kinds(metric, search, base)
+        if not _is_off(value):
+            problem = problem or _unmeasured(metric, base) or _unreported_by_kinds(metric, search, base)
         if problem is not None:
             problems.add(("require", metric), *problem)
+            continue
+        if _is_off(value):
             continue
         listed = cast(tuple[Any, ...], value) if isinstance(value, tuple) else (value,)
         if not listed:
@@ -295,7 +304,13 @@ def load_requirements(
                 problems.add(loc, f"{requirement.name} is required twice")
             else:
                 found.append(requirement)
-    return tuple(found) if len(problems.items) == before else None
+    if len(problems.items) > before:
+        return None
+    return (*found, *(default for default in defaults if default.metric not in given))
+
+
+def _is_off(value: Any) -> bool:
+    return value is False or value == OFF
 
 
 def _bound_form(metric: str, given: Any) -> str:

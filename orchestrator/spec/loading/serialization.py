@@ -18,7 +18,8 @@ from orchestrator.spec.loading.method_sections import ORDERS, PRUNERS, SAMPLERS
 from orchestrator.spec.loading.validation_errors import models_in
 from orchestrator.spec.loading.variables import escape_names
 from orchestrator.spec.objectives import objective_metrics
-from orchestrator.spec.requirements import BOUND_PATTERN
+from orchestrator.spec.pruners import BROKEN_EVALUATIONS
+from orchestrator.spec.requirements import BOUND_PATTERN, DEFAULT_BOUNDS, OFF, default_requirements, written_bounds
 from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Choice, Scalar
 from orchestrator.spec.search.trial_params import config_paths, list_settings, read_list
@@ -54,8 +55,8 @@ def dump_spec(spec: SweepSpec, *, brief: bool = False) -> str:
         if metrics:
             tree[direction] = metrics if len(metrics) > 1 else metrics[0]
     tree.pop("require", None)
-    if spec.require:
-        tree["require"] = _require(spec)
+    if not brief or spec.require != default_requirements(spec.base):
+        tree["require"] = written_bounds(spec.require)
     tree["search"] = _search(spec)
     ordered = escape_names({key: tree[key] for key in SECTION_ORDER if key in tree})
     return yaml.dump(ordered, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
@@ -115,15 +116,10 @@ def sweep_identity(spec: SweepSpec) -> str:
         del tree["repeats"]
     if not spec.require:  # as before there were requirements
         del tree["require"]
+    for pruner in (tree["pruner"], tree["pruner"].get("wrapped") or {}):  # as before pruners looked at requirements
+        if pruner.get("broken_evaluations") == BROKEN_EVALUATIONS:
+            del pruner["broken_evaluations"]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def _require(spec: SweepSpec) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for metric in dict.fromkeys(requirement.metric for requirement in spec.require):
-        bounds = [requirement.bound_text for requirement in spec.require if requirement.metric == metric]
-        out[metric] = bounds if len(bounds) > 1 else bounds[0]
-    return out
 
 
 def _search(spec: SweepSpec) -> dict[str, Any]:
@@ -179,6 +175,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_representer(list, _Dumper.represent_list_short)
 
 
+_DEFAULTS = ", ".join(f"{metric} {bound}" for metric, bound in DEFAULT_BOUNDS.items())
 Json = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -205,7 +202,7 @@ def schema() -> Json:
         ]
     }
     bound: Json = {"type": "string", "pattern": BOUND_PATTERN}
-    bounds: Json = {"anyOf": [bound, {"type": "array", "minItems": 1, "items": bound}]}
+    bounds: Json = {"anyOf": [bound, {"type": "array", "minItems": 1, "items": bound}, {"enum": [OFF, False]}]}
     given: Json = {"type": "object", "minProperties": 1, "propertyNames": {"enum": list(config_paths())}}
     given["additionalProperties"] = TypeAdapter(Scalar).json_schema()
     properties: Json = {
@@ -240,9 +237,11 @@ def schema() -> Json:
         "minimize": several | {"description": "A metric to minimize, or several; with maximize: a Pareto front."},
         "require": {
             "description": "Metric -> a bound that a trial must keep at its end to be the best: >= or <= and a number, "
-            "or initial (the initial model's value), also with + or - a number; or a list of bounds.",
+            "or initial (the initial model's value), also with + or - a number or multiplied by one (2 * initial); or "
+            f"a list of bounds; or off. Metrics that it does not name keep their default: {_DEFAULTS}. off: no bound.",
+            "default": DEFAULT_BOUNDS,
             "anyOf": [
-                {"type": "null"},
+                {"enum": [OFF, "none", False, None]},
                 {"type": "object", "propertyNames": objective, "additionalProperties": bounds},
             ],
         },

@@ -6,16 +6,20 @@ A finished trial is read once; the driver's own writes update the cache.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
-from optuna.storages._rdb.models import TrialIntermediateValueModel, TrialModel  # tables without a public name
+from optuna.storages._rdb.models import (  # tables without a public name
+    TrialIntermediateValueModel,
+    TrialModel,
+    TrialSystemAttributeModel,
+)
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY  # pyright: ignore[reportPrivateUsage]
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
-from sqlalchemy import Connection, delete, update
+from sqlalchemy import Connection, delete, insert, update
 
 from orchestrator.study.trial_records import FailedAttempt, FailureKind, Fork, TrialRecord, TrialState
 from orchestrator.study.trial_snapshots import PastFailure, TrialSnapshot
@@ -181,6 +185,11 @@ def by_end(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return sorted((t for t in trials if t.user_attrs.get(OUTCOME)), key=lambda t: t.user_attrs[OUTCOME]["order"])
 
 
+def _constraint(name: str) -> str:
+    """Key among a trial's system attributes, as Optuna's `Trial.set_constraint` has it."""
+    return f"{_CONSTRAINTS_KEY}:{name}"
+
+
 class OptunaTrials:
     """All trials of a study: cached reads, and writes.
 
@@ -277,9 +286,34 @@ class OptunaTrials:
     ) -> None:
         """Set a trial's final state and values, and its constraints as Optuna's `Trial.set_constraint` does."""
         for name, violation in violations.items():
-            self._storage.set_trial_system_attr(trial_id, f"{_CONSTRAINTS_KEY}:{name}", violation)
+            self._storage.set_trial_system_attr(trial_id, _constraint(name), violation)
         self._storage.set_trial_state_values(trial_id, state, values)
         self._stale.add(trial_id)
+
+    def measure_again(self, connection: Connection, violations_of: Callable[[int], Mapping[str, float]]) -> None:
+        """Replace the constraints of every ended trial with values; `violations_of`: those of a trial by its number.
+
+        Optuna itself changes no ended trial.
+        """
+        table = TrialSystemAttributeModel.__table__
+        for trial in self.trials():
+            if VALUES not in trial.user_attrs or FROM_OPTUNA[trial.state] not in (
+                TrialState.COMPLETE,
+                TrialState.PRUNED,
+            ):
+                continue
+            if trial.user_attrs[OUTCOME]["diverged"]:
+                continue
+            trial_id = self.optuna_id(trial.number)
+            own = table.c.trial_id == trial_id
+            connection.execute(delete(table).where(own, table.c.key.startswith(_constraint(""), autoescape=True)))
+            rows = [
+                {"trial_id": trial_id, "key": _constraint(name), "value_json": json.dumps(violation)}
+                for name, violation in violations_of(trial.number).items()
+            ]
+            if rows:
+                connection.execute(insert(table), rows)
+            self._stale.add(trial_id)
 
     def reopen(self, connection: Connection, trial_id: int) -> None:
         """Make a failed trial RUNNING again, without its intermediate values. Optuna itself changes no ended trial."""

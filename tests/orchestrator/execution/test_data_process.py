@@ -54,6 +54,24 @@ def test_data_that_cannot_be_used_are_refused_in_words_and_the_next_are_read(tmp
         assert DataReport.model_validate_json(data.prepare(config(GOOD))).train_rows == 22
 
 
+def test_rows_without_scores_are_refused_only_where_the_loss_reads_scores(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": f"yes {n}", "rejected": "no", "score_chosen": 2, "score_rejected": n % 3}
+            for n in range(30)]  # fmt: skip
+    del rows[6]["score_chosen"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"model": MODEL, "data": {"train": str(path), "max_length": 96, "apply_template": False}}
+    plain = TrialConfig.model_validate(given | {"loss": {"kind": "dpo"}})
+    scored = TrialConfig.model_validate(given | {"loss": {"kind": "dpo", "odpo_alpha": 1.0}})
+    with SignalHandler(lambda: "") as signals, begun(tmp_path, plain, signals) as data:
+        assert DataReport.model_validate_json(data.prepare(plain)).train_rows == 27
+        with pytest.raises(DataError, match=r"1 row has no finite number as score_chosen .*rows\.jsonl: 7\)"):
+            data.prepare(scored)
+        made = TrialConfig.model_validate({"model": MODEL, "data": {"train": GOOD}, "loss": scored.loss})
+        assert DataReport.model_validate_json(data.prepare(made)).train_rows == 22
+        assert data.score_notice(made) == data.score_notice(plain) == ""
+
+
 def test_prompts_without_positions_for_their_answers_are_refused_before_a_trial(tmp_path: Path) -> None:
     """What fits is decided by the held-out rows: the limits of the configuration alone do not say it."""
     tokenizer = AutoTokenizer.from_pretrained(generate_model(GeneratedModel(**MODEL["generated"]), tmp_path / "made"))

@@ -172,6 +172,21 @@ def test_time_and_cost_are_the_flops() -> None:
     assert made.warnings == ()
 
 
+def test_a_reference_that_moves_is_a_forward_pass_an_update_and_weights_of_its_own() -> None:
+    shape = ModelShape(64, 2, 4, 4, 16, 128, 100)
+    machine = GpuAssumptions(tflops=1.0, efficiency=0.5, tokens_per_pair=1)
+    training = {"pairs_per_update": 10, "eval_steps": 5}
+    still, moving = (trial(training=training, loss={"kind": "dpo", "sync_ref_model": moves}) for moves in (False, True))
+    one, two = (estimate_cost([config], [20], shape, machine, 3, eval_pairs=None) for config in (still, moving))
+    forward = 2 * (shape.linear_parameters + 6400) + 2 * 64
+    assert (two.flops_per_trial or 0) - (one.flops_per_trial or 0) == pytest.approx(20 * 10 * forward)
+    # Without a pass over all training pairs before the first trial.
+    assert (two.gpu_hours or 0) == pytest.approx(3 * (two.gpu_hours_per_trial or 0))
+    assert (one.gpu_hours or 0) > 3 * (one.gpu_hours_per_trial or 0)
+    assert two.memory.weights == 2 * one.memory.weights
+    assert two.memory.optimizer == one.memory.optimizer
+
+
 def test_what_does_not_fit_is_said_with_what_does() -> None:
     config = trial(training=CHECKPOINTED)
     made = estimate_cost([config], [], LLAMA, GpuAssumptions(gpu_memory=80 * GB), 3, eval_pairs=None)

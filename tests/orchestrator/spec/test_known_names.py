@@ -104,9 +104,10 @@ def test_the_table_names_only_settings_methods_and_losses_that_exist(load_text: 
         ("DPO-Positive", "write loss: {kind: dpo, loss_type: dpop}"),
         ("chipo", "write loss: {kind: dpo, loss_type: chipo}"),
         ("chi-PO", "write loss: {kind: dpo, loss_type: chipo}"),
+        ("odpo", "write loss: {kind: dpo, odpo_alpha: 1.0}"),
+        ("TR-DPO", "write loss: {kind: dpo, sync_ref_model: true}"),
         ("r-dpo", "write loss: {kind: dpo, length_alpha: 0.01}"),
         ("rdpo", "{kind: dpo, loss_type: robust, label_smoothing: 0.1} for robust DPO"),
-        ("odpo", "is not offered"),
     ],
 )
 def test_a_papers_name_of_a_loss_is_answered(name: str, answer: str) -> None:

@@ -8,12 +8,13 @@ import pytest
 
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
-from orchestrator.spec.requirements import Requirement, describe_break, find_violations
+from orchestrator.spec.requirements import DEFAULT_BOUNDS, Requirement, describe_break, find_violations
 from orchestrator.spec.sweep_spec import SweepSpec
 
 Load = Callable[..., SweepSpec]
 Refused = Callable[..., list[str]]
 REPETITION, ANSWERS, CHOSEN = "eval_repetition", "eval_exact_answers", "eval_logps_per_token/chosen"
+LENGTH = "eval_answer_length"
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,8 @@ REPETITION, ANSWERS, CHOSEN = "eval_repetition", "eval_exact_answers", "eval_log
         (" <= initial + 5 ", "<=", 5.0, True, "<= initial + 5.0"),
         ("<= 0.1", "<=", 0.1, False, "<= 0.1"),
         (">= -1.5e-1", ">=", -0.15, False, ">= -0.15"),
+        ("<= 2*initial", "<=", 0.0, True, "<= 2 * initial"),
+        ("<= 1.5 * initial + 1", "<=", 1.0, True, "<= 1.5 * initial + 1.0"),
     ],
 )
 def test_a_bound_is_read_and_written_back(
@@ -35,8 +38,8 @@ def test_a_bound_is_read_and_written_back(
     assert Requirement.parse(REPETITION, made.bound_text) == made
 
 
-def test_the_file_comes_back_and_sweeps_without_requirements_keep_their_identity(load_text: Load, folder: Path) -> None:
-    spec = load_text(f'require: {{{CHOSEN}: [">= initial - 0.2", "<= 0"], {REPETITION}: "<= 0.1"}}\n')
+def test_the_file_comes_back_with_what_is_off(load_text: Load, folder: Path) -> None:
+    spec = load_text(f'require: {{{CHOSEN}: [">= initial - 0.2", "<= 0"], {REPETITION}: "<= 0.1", {LENGTH}: off}}\n')
     assert [requirement.name for requirement in spec.require] == [
         f"{CHOSEN} >= initial - 0.2",
         f"{CHOSEN} <= 0.0",
@@ -44,11 +47,46 @@ def test_the_file_comes_back_and_sweeps_without_requirements_keep_their_identity
     ]
     for brief in (False, True):
         assert load_spec_text(dump_spec(spec, brief=brief), folder).require == spec.require
-    without = load_text("")
-    assert "require" not in dump_spec(without)
-    assert load_text("require: {}\n") == load_text("require:\n") == without
-    assert sweep_identity(without) != sweep_identity(spec)
-    assert load_text("", f"require.{REPETITION}=<= 0.1").require == spec.require[2:]
+    assert load_text("", f"require.{REPETITION}=<= 0.1").require[0] == spec.require[2]
+
+
+def test_a_default_set_guards_what_a_sweep_measures(load_text: Load, folder: Path) -> None:
+    (folder / "answered.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c", "answer": "b"}\n')
+    rows = "base: {model: org/model, data: {train: rows.jsonl}}\n"
+    answered = rows.replace("rows.jsonl", "answered.jsonl")
+    unread = "base: {model: org/model, data: {train: {dataset: org/rows, split: train}}}\n"
+    silent = "base: {model: org/model, data: {train: answered.jsonl}, evaluation: {prompts: 0}}\n"
+    without_answers = {metric: bound for metric, bound in DEFAULT_BOUNDS.items() if metric != ANSWERS}
+    for text, expected in (
+        (rows, without_answers),
+        (unread, without_answers),
+        (answered, DEFAULT_BOUNDS),
+        (silent, {CHOSEN: DEFAULT_BOUNDS[CHOSEN]}),
+    ):
+        spec = load_text(text)
+        assert spec.require == tuple(Requirement.parse(*each) for each in expected.items()), text
+        assert spec == load_text(f"{text}require: {{}}\n") == load_text(f"{text}require:\n")
+        assert "require" not in dump_spec(spec, brief=True)
+        assert load_spec_text(dump_spec(spec), folder) == spec
+    one = load_text(f"{answered}require: {{{REPETITION}: off, {ANSWERS}: '>= initial'}}\n")
+    assert [r.name for r in one.require] == [
+        f"{ANSWERS} >= initial",
+        f"{CHOSEN} >= initial - 0.7",
+        f"{LENGTH} <= 2 * initial",
+    ]
+
+
+@pytest.mark.parametrize("off", ["off", "none", "false"])
+def test_all_of_them_are_turned_off_and_stored_sweeps_have_none(off: str, load_text: Load, folder: Path) -> None:
+    spec, guarded = load_text(f"require: {off}\n"), load_text("")
+    assert spec.require == ()
+    assert guarded.require != ()
+    assert sweep_identity(spec) != sweep_identity(guarded)
+    for brief in (False, True):
+        assert load_spec_text(dump_spec(spec, brief=brief), folder) == spec
+    stored = "\n".join(line for line in dump_spec(guarded).splitlines() if not line.startswith(("require", "  eval_")))
+    assert "require" not in stored
+    assert load_spec_text(stored, folder, is_new=False) == spec, "as earlier versions wrote it"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +98,7 @@ def test_the_file_comes_back_and_sweeps_without_requirements_keep_their_identity
         (f'{{{REPETITION}: "< 0.1"}}', 'write "<= 0.1"'),
         (f"{{{CHOSEN}: initial - 0.2}}", 'write ">= initial - 0.2"'),
         (f'{{{CHOSEN}: "= initial"}}', 'write ">= initial"'),
-        (f'{{{CHOSEN}: "about the same"}}', 'write ">= initial", ">= initial - 0.2" or "<= 0.1"'),
+        (f'{{{CHOSEN}: "about the same"}}', 'write ">= initial", ">= initial - 0.2", "<= 2 * initial" or "<= 0.1"'),
         (f"{{{CHOSEN}: []}}", "the list is empty"),
         (f'{{{CHOSEN}: [">= 0", ">= 0.0"]}}', "is required twice"),
         (f'{{{ANSWERS}: ">= initial"}}', "have no correct answer"),
@@ -98,6 +136,8 @@ def test_a_violation_is_the_amount_that_is_missing_in_the_metrics_units() -> Non
     found = find_violations(required, metrics, {ANSWERS: 0.39, CHOSEN: -1.0})
     assert found == pytest.approx(dict(zip((r.name for r in required), (0.14, -0.1, -0.05), strict=True)))
     assert describe_break(required[0].name, found[required[0].name], metrics) == "eval_exact_answers 0.25 < 0.39"
+    longer = Requirement.parse(LENGTH, "<= 2 * initial + 1")
+    assert longer.violation({LENGTH: 12.0}, {LENGTH: 5.0}) == 1.0
     too_high = required[2].violation({REPETITION: 0.3}, {})
     assert describe_break(required[2].name, too_high, {REPETITION: 0.3}) == "eval_repetition 0.3 > 0.1"
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import DataError
+from orchestrator.spec.estimates.disk_space import disk_need
 from orchestrator.spec.estimates.input_sizes import RowCounts, count_rows
 from orchestrator.spec.estimates.sweep_plan import IntRange, SweepPlan, make_plan, total_trials
 from orchestrator.spec.sweep_spec import SweepSpec
-from tests.support.specs import make_spec
+from tests.support.specs import BASE, make_spec
 from trainer.config.trial import DataConfig
 
 Load = Callable[..., SweepSpec]
@@ -144,6 +145,35 @@ def test_rows_of_a_downloaded_data_set(tmp_path: Path, monkeypatch: pytest.Monke
 
 def _data(path: Path) -> DataConfig:
     return DataConfig.model_validate({"train": [{"path": str(path)}], "eval": [{"path": str(path)}]})
+
+
+@pytest.mark.parametrize(
+    ("lora", "cost"),
+    [
+        (None, "about 33% more FLOPs, with a second set of weights in memory"),
+        ({"r": 4}, "about 50% more FLOPs, with a second set of adapters in memory"),
+    ],
+)
+def test_a_reference_that_moves_is_told_with_its_cost_and_where_it_never_does(lora: object, cost: str) -> None:
+    def notices(steps: list[int]) -> list[str]:
+        base = BASE | {"loss": {"kind": "dpo", "sync_ref_model": True}, "lora": lora}
+        spec = make_spec({"loss.ref_model_sync_steps": {"choice": steps}}, base=base)
+        return [note for note in planned(spec).notices if "ref_model" in note]
+
+    (said,) = notices([2, 4])  # of 7 updates
+    assert "log-probs are not cached but computed in every update" in said
+    assert cost in said
+    assert "B) and in each checkpoint" in said
+    told, still = notices([2, 512])
+    assert told == said
+    assert "ref_model_sync_steps 512: the reference does not move in 7 updates" in still
+    plain = make_spec({"loss.beta": {"choice": [0.1, 0.2]}}, base=BASE | {"loss": {"kind": "dpo"}, "lora": lora})
+    assert not [note for note in planned(plain).notices if "ref_model" in note]
+    searched = make_spec({"loss.sync_ref_model": {"choice": [False, True]}}, base=plain.base.model_dump())
+    still, moving = (disk_need(spec, 1) for spec in (plain, searched))
+    assert still is not None
+    assert moving is not None
+    assert 3 * moving.checkpoint == 4 * still.checkpoint
 
 
 def test_fewer_kept_than_judged_models_are_told(load_text: Load) -> None:

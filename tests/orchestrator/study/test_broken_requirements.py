@@ -7,18 +7,20 @@ from typing import Any
 import pytest
 
 from orchestrator.driver.checkpoint_retention import models_to_keep
-from orchestrator.errors import NoTrialCompleted
+from orchestrator.errors import NoTrialCompleted, SpecChanged
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.serialization import dump_spec
+from orchestrator.spec.pruners import MedianPruner, WilcoxonPruner
 from orchestrator.spec.requirements import Requirement
-from orchestrator.spec.samplers import StagedSampler, TpeSampler
+from orchestrator.spec.samplers import Asap, StagedSampler, TpeSampler
 from orchestrator.spec.sweep_spec import Budget, Objective, SweepSpec
 from orchestrator.study.repeats import rank_configurations
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
+from orchestrator.study.sweep_terms import SweepTerms
 from orchestrator.study.trial_records import Outcome, Trial, requirements_text
 from tests.support.metrics import COMPLETE, DIVERGED, bug
-from tests.support.specs import METRIC, RANGES, SAMPLERS, make_spec
+from tests.support.specs import BASE, GRID, METRIC, PRUNERS, RANGES, SAMPLERS, make_spec
 from trainer.results import StepMetrics
 
 Template = Callable[[Path, SweepSpec], SweepFolder]
@@ -190,3 +192,123 @@ def test_trials_of_another_sweep_are_measured_by_this_sweeps_requirements(fast_t
     assert [dict(trial.violations) for trial in taken] == expected
     with Study.create(SweepFolder(fast_tmp_path, "s"), spec, warm_start_trials=taken) as study:
         assert [trial.violations for trial in study.terms.warm_start_trials] == [t.violations for t in taken]
+
+
+# --- pruners ---------------------------------------------------------------------------------------------------------
+
+LONG = {**BASE, "training": {"max_steps": 100}}
+
+
+def verdict(folder: SweepFolder, spec: SweepSpec, answers: list[float], *, killed: bool = False) -> tuple[int, str]:
+    """Report answers every ten updates; `killed`: a new driver reports everything again after each evaluation."""
+    Study.create(folder, spec).dispose()
+    points = [StepMetrics(0, INITIAL)]
+    points += [StepMetrics(10 * k, {METRIC: 0.5 + k / 50, ANSWERS: a}) for k, a in enumerate(answers, start=1)]
+    while True:
+        with Study.open(folder) as study:
+            trial = claimed(study)
+            upto = len(points) if not killed else min(trial.attempt + 1, len(points))
+            counted, decision = study.report(trial, points[:upto])
+            if decision.stop or upto == len(points):
+                return counted[-1].step, decision.reason
+
+
+@pytest.mark.parametrize("pruner", [*PRUNERS, "wilcoxon"])
+def test_pruners_stop_a_trial_that_moves_away_from_its_bound(pruner: str, fast_tmp_path: Path) -> None:
+    chosen = WilcoxonPruner() if pruner == "wilcoxon" else PRUNERS[pruner]
+    spec = make_spec(GRID, base=LONG, pruner=chosen, require=(KEEP,))
+    away = [0.30, 0.20, 0.20, 0.10]
+    straight = verdict(SweepFolder(fast_tmp_path, "s"), spec, away)
+    if pruner == "none":
+        assert straight == (40, ""), "without a pruner every trial runs to its end"
+        return
+    assert straight == (
+        30,
+        "pruned at update 30: it breaks the requirement eval_exact_answers >= initial (eval_exact_answers 0.2 < 0.39), "
+        "farther from it at each of 3 evaluations or as far",
+    )
+    assert verdict(SweepFolder(fast_tmp_path / "killed", "s"), spec, away, killed=True) == straight
+
+
+@pytest.mark.parametrize(
+    ("answers", "stopped"),
+    [
+        ([0.30, 0.20, 0.25, 0.20, 0.22], False),
+        ([0.20, 0.20, 0.20, 0.20, 0.20], False),
+        ([0.30, 0.20, 0.39, 0.30, 0.20], False),
+        ([0.50, 0.38, 0.37, 0.36, 0.35], True),
+    ],
+)
+def test_what_comes_nearer_stays_as_far_or_keeps_it_meanwhile_continues(
+    answers: list[float], stopped: bool, fast_tmp_path: Path
+) -> None:
+    spec = make_spec(GRID, base=LONG, pruner=MedianPruner(), require=(KEEP,))
+    assert (verdict(SweepFolder(fast_tmp_path, "s"), spec, answers)[1] != "") == stopped
+    off = spec.model_copy(update={"pruner": MedianPruner(broken_evaluations=None)})
+    assert verdict(SweepFolder(fast_tmp_path / "off", "s"), off, answers)[1] == ""
+
+
+def test_a_trial_at_its_end_is_complete_and_a_sweep_of_an_earlier_version_prunes_as_before(
+    fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = [0.30, 0.20, 0.10]
+    short = {**BASE, "training": {"max_steps": 30}}
+    spec = make_spec(GRID, base=short, pruner=MedianPruner(), require=(KEEP,))
+    assert verdict(SweepFolder(fast_tmp_path, "s"), spec, away) == (30, "")
+    stored = SweepTerms.as_json
+    monkeypatch.setattr(
+        SweepTerms, "as_json", lambda terms: {k: v for k, v in stored(terms).items() if k != "prunes_broken"}
+    )
+    earlier = make_spec(GRID, base=LONG, pruner=MedianPruner(), require=(KEEP,))
+    assert verdict(SweepFolder(fast_tmp_path / "earlier", "s"), earlier, away) == (30, "")
+
+
+def test_trials_that_break_a_requirement_are_no_rivals(template: Template, tmp_path: Path) -> None:
+    pruner = MedianPruner(n_startup_trials=1)
+    reasons = []
+    for answers in (0.2, 0.5):
+        spec = make_spec(4, base=LONG, pruner=pruner, require=(KEEP,), order=Asap(), description=str(answers))
+        with Study.open(template(tmp_path, spec)) as study:
+            end(study, claimed(study), value=0.9, answers=answers)
+            _, decision = study.report(claimed(study), [StepMetrics(0, INITIAL), StepMetrics(10, {METRIC: 0.6})])
+            reasons.append(decision.reason)
+    assert reasons[0] == ""
+    assert reasons[1].startswith(f"pruned at update 10: {METRIC} 0.6 is below the median 0.9")
+
+
+# --- other requirements for a sweep that has begun -------------------------------------------------------------------
+
+
+def test_other_requirements_rank_ended_trials_anew(template: Template, tmp_path: Path) -> None:
+    spec = make_spec(4, require=(KEEP,))
+    with Study.open(template(tmp_path, spec)) as study:
+        end(study, claimed(study), value=0.9, answers=0.25, repetition=0.0)
+        end(study, claimed(study), value=0.8, answers=0.36, repetition=0.5)
+        end(study, claimed(study), value=0.7, answers=0.50, repetition=0.0)
+        end(study, claimed(study), DIVERGED, value=0.99, answers=0.9, repetition=0.0)
+        assert [record.number for record in study.ranked()] == [2, 1, 0]
+        loose = (Requirement.parse(ANSWERS, ">= initial - 0.05"), Requirement.parse(REPETITION, "<= 0.6"))
+        (answers, repetition) = study.amend(spec.model_copy(update={"require": loose}))
+        assert str(answers) == f'require.{ANSWERS}: ">= initial" -> ">= initial - 0.05"'
+        assert str(repetition) == f'require.{REPETITION}: "off" -> "<= 0.6"'
+        assert [record.number for record in study.ranked()] == [1, 2, 0]
+        assert study.ranked()[2].breaks == ("eval_exact_answers 0.25 < 0.34",)
+        assert study.trials()[3].violations == {}
+    with Study.open(SweepFolder(tmp_path, "s"), read_only=True) as again:
+        assert again.best().number == 1  # type: ignore[union-attr]
+        assert [event.text for event in again.events() if event.kind == "spec"] == [f"{answers}; {repetition}"]
+        names = {requirement.name for requirement in loose}
+        assert [set(trial.constraints) for trial in again._frozen()] == [names, names, names, set()]
+    with Study.open(SweepFolder(tmp_path, "s")) as study:
+        study.amend(spec.model_copy(update={"require": ()}))
+        assert [record.number for record in study.ranked()] == [0, 1, 2]
+        assert all(record.violations == {} for record in study.trials())
+
+
+def test_trials_of_another_sweep_fix_the_requirements(template: Template, tmp_path: Path) -> None:
+    spec = make_spec(RANGES, sampler=TpeSampler(seed=1), budget=Budget(trials=4), warm_start="other", require=(KEEP,))
+    with (
+        Study.open(template(tmp_path, spec)) as study,
+        pytest.raises(SpecChanged, match=r'require\.eval_exact_answers: ">= initial" -> "off"'),
+    ):
+        study.amend(spec.model_copy(update={"require": ()}))

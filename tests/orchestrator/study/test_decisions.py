@@ -16,11 +16,8 @@ from orchestrator.spec.pruners import (
     HyperbandPruner,
     MedianPruner,
     NoPruner,
-    PatientPruner,
-    PercentilePruner,
     Pruner,
     SuccessiveHalvingPruner,
-    ThresholdPruner,
     WilcoxonPruner,
 )
 from orchestrator.spec.samplers import Asap, GridSampler, RandomSampler, Reproducible, Sampler, TpeSampler
@@ -30,7 +27,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState, WaitForTrial
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from tests.support.metrics import COMPLETE, bug
-from tests.support.specs import METRIC, SAMPLERS, make_spec
+from tests.support.specs import METRIC, PRUNERS, SAMPLERS, make_spec
 from trainer.results import StepMetrics
 
 LISTS = {
@@ -43,16 +40,6 @@ CONDITIONAL = {
     "loss.gamma_beta_ratio": {"uniform": [0.0, 1.0], "step": 0.1, "when": {"loss.kind": "simpo"}},
     "training.learning_rate": {"log_uniform": [1e-7, 1e-5]},
     "loss.beta": {"uniform": [1.0, 10.0]},
-}
-PRUNERS: dict[str, Pruner] = {
-    "none": NoPruner(),
-    "hyperband": HyperbandPruner(),
-    "successive_halving": SuccessiveHalvingPruner(rungs=(0.1, 0.3)),
-    "median": MedianPruner(n_startup_trials=2),
-    "percentile": PercentilePruner(n_startup_trials=2, percentile=40.0, n_warmup_steps=0.2),
-    "threshold": ThresholdPruner(lower=0.56, n_warmup_steps=100),
-    "patient": PatientPruner(patience=2),
-    "patient median": PatientPruner(patience=1, wrapped=MedianPruner(n_startup_trials=2)),
 }
 
 

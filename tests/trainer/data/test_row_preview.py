@@ -67,3 +67,20 @@ def test_a_tokenizer_with_code_of_its_own_needs_the_flag(tmp_path: Path, capsys:
     assert "--trust-remote-code" in capsys.readouterr().err
     assert cli.main(["data", str(file), "--trust-remote-code", "--json", "--rows", "1"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_rows_without_a_score_are_shown_as_refused_where_the_loss_reads_scores(
+    tmp_path: Path, model: ModelConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [chat(f"ask {n}", f"yes {n}", "no") | {"score_chosen": 3, "score_rejected": 1} for n in range(12)]
+    del rows[4]["score_rejected"]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    trial = {"model": model.model_dump(), "data": {"train": path, "max_length": 64}}
+    for alpha, code in ((0.0, 0), (1.0, 2)):
+        file = tmp_path / f"{alpha}.json"
+        file.write_text(json.dumps(trial | {"loss": {"kind": "dpo", "odpo_alpha": alpha}}))
+        assert cli.main(["data", str(file.rename(file.with_suffix(".yaml")))]) == code
+        refused = (
+            f"1 row has no finite number as score_chosen or score_rejected, which loss.odpo_alpha needs ({path}: 5)"
+        )
+        assert (refused in capsys.readouterr().err) is bool(code)

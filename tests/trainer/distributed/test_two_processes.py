@@ -22,6 +22,7 @@ from trainer.training_session import TrainingSession
 UNEVEN = {"learning_rate": 1e-3, "pairs_per_update": 7, "num_train_epochs": 2, "tokens_per_micro_batch": 150}
 # Of a gradient near zero AdamW's first steps magnify the rounding of sums; this floor lets them vanish.
 STEADY = {"adam_epsilon": 1e-4, "adam_beta2": 0.95}
+MOVING = {"kind": "dpo", "sync_ref_model": True, "ref_model_sync_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,12 @@ CASES = {
     "slices, computed again": config("fsdp2", "simpo", {"gradient_checkpointing": True}),
     "slices of adapters": config("fsdp2", lora={"r": 1, "alpha": 4}),
     "slices, pairs coupled": config("fsdp2", {"kind": "dpo", "loss_type": "aot"}),
+    "copies, reference moved": config("ddp", MOVING),
+    "slices, reference moved": config("fsdp2", MOVING),
+    "slices of adapters, reference moved": config("fsdp2", MOVING, lora={"r": 1, "alpha": 4}),
     "slices, separate sequences": config("fsdp2", "sft", model=MODEL | {"attention": "separate"}),
 }
-SLOW = ("computed again", "pairs coupled", "separate sequences")
+SLOW = ("computed again", "pairs coupled", "separate sequences", "copies, reference moved", "adapters, reference moved")
 
 
 @pytest.mark.parametrize(

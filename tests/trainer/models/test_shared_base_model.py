@@ -23,6 +23,9 @@ TRIALS: dict[str, TrialConfig] = {
         lora={"r": 2, "alpha": 8, "dropout": 0.1, "target_modules": ["q_proj", "down_proj"]},
         training={"learning_rate": 1e-2, "gradient_checkpointing": True, "logging_steps": 2},
     ),
+    "reference moved": trial(
+        {"kind": "dpo", "sync_ref_model": True, "ref_model_sync_steps": 2}, lora=LORA, training={"bf16": True}
+    ),
     "autocast": trial("simpo", lora=LORA | {"r": 8}, training={"bf16": True, "pairs_per_update": 5}),
 }
 Told = tuple[list[tuple[int, dict[str, float]]], RunStatus, dict[str, bytes]]
@@ -54,7 +57,7 @@ def in_turn(curves: Mapping[str, Course]) -> dict[str, tuple[list[StepMetrics], 
     return out
 
 
-@pytest.mark.parametrize("names", [("simpo", "dpo, dropout"), tuple(TRIALS)], ids=["two", "four"])
+@pytest.mark.parametrize("names", [("simpo", "dpo, dropout"), tuple(TRIALS)], ids=["two", "all"])
 def test_trials_in_turn_over_one_base_are_what_each_is_alone(
     cache: Path, tmp_path: Path, alone: dict[str, Told], names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

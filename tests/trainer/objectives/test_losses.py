@@ -201,6 +201,34 @@ def test_alpha_zero_is_dpo_and_a_longer_chosen_response_pulls_less() -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@given(a=st.floats(-20, 20), d=st.floats(-20, 20), gap=st.floats(-10, 10), alpha=st.floats(0.01, 3))
+def test_the_offset_is_a_margin_that_grows_with_the_gap_of_scores(a: float, d: float, gap: float, alpha: float) -> None:
+    logps = pair_logps([a], [d], [5], [9], ([0.0], [0.0]))
+    assert logps.reference is not None
+    logps = replace(logps, reference=replace(logps.reference, score_gap=torch.tensor([gap], dtype=torch.float64)))
+    dpo = evaluate(DpoLoss(), logps)
+    for scale, offset in (("log", math.log(gap) if gap > 0 else -math.inf), ("identity", gap)):
+        chosen = logps.chosen.clone().requires_grad_()
+        odpo = evaluate(DpoLoss(odpo_alpha=alpha, odpo_scale=scale), replace(logps, chosen=chosen))
+        assert torch.equal(odpo.chosen_rewards, dpo.chosen_rewards)
+        odpo.loss.backward()
+        assert chosen.grad is not None
+        if offset == -math.inf:  # equal scores, or a lower one for chosen: the pair counts for nothing
+            assert (float(odpo.loss.detach()), float(chosen.grad)) == (0.0, 0.0)
+        else:
+            margin = 0.1 * (a - d) - alpha * offset
+            assert float(odpo.loss.detach()) == pytest.approx(-log_sigmoid(margin), rel=1e-9, abs=1e-12)
+            assert float(odpo.loss.detach() - dpo.loss) * offset >= 0
+    assert torch.equal(evaluate(DpoLoss(odpo_alpha=0.0), logps).loss, dpo.loss)
+
+
+def test_the_offset_needs_scores() -> None:
+    logps = pair_logps([-9.0], [-9.0], [5], [9], ([-9.0], [-9.0]))
+    with pytest.raises(ValueError, match="odpo_alpha needs the gaps"):
+        evaluate(DpoLoss(odpo_alpha=1.0), logps)
+
+
+@settings(max_examples=60, deadline=None)
 @given(a=st.floats(-60, 60), more=st.floats(1e-3, 60), d=st.floats(-10, 10))
 def test_the_link_of_chipo_is_strictly_increasing(a: float, more: float, d: float) -> None:
     low, high = (float(chi_squared_link(torch.tensor(x, dtype=torch.float64))) for x in (a, a + more))
@@ -344,8 +372,8 @@ def test_a_missing_reference_is_an_error(name: str) -> None:
 RANKING = (
     "simpo", "simpo-sft", "simpo-hinge", "alphapo", "dpo-sigmoid", "dpo-sigmoid_norm", "dpo-hinge", "dpo-bco_pair",
     "dpo-apo_zero", "dpo-discopop", "dpo-aot_unpaired", "dpo-sft", "dpo-mixture", "dpo-nll", "dpo-forward-kl", "dpo-js",
-    "dpo-alpha", "dpo-alpha-one", "dpo-ld", "dpo-length", "dpo-dpop", "dpo-chipo", "dpo-chipo-limited", "cpo",
-    "cpo-hinge", "orpo", "orpo-response", "simper", "simper-nll", "sft",
+    "dpo-alpha", "dpo-alpha-one", "dpo-ld", "dpo-length", "dpo-offset", "dpo-offset-identity", "dpo-moving", "dpo-dpop",
+    "dpo-chipo", "dpo-chipo-limited", "cpo", "cpo-hinge", "orpo", "orpo-response", "simper", "simper-nll", "sft",
 )  # fmt: skip
 """Objectives that only push apart. The others pull towards a target gap (ipo, sppo, smoothed ones), or push the chosen
 response down as well by their formula (nca, apo_down, exo)."""
@@ -366,7 +394,8 @@ def test_what_policy_and_reference_share_does_not_matter(name: str, shift: float
 
     def moved(of: PairLogps) -> PairLogps:
         columns = {
-            n: c if "tokens" in n or "purity" in n or n == "prompt" else c + shift for n, c in of.columns().items()
+            n: c if "tokens" in n or "purity" in n or n in ("prompt", "score_gap") else c + shift
+            for n, c in of.columns().items()
         }
         return PairLogps.from_columns(columns)
 

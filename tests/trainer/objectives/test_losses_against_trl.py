@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,6 +39,7 @@ from trainer.objectives.losses import required_stats
 from trainer.objectives.pair_logps import LossTerms, PairLogps, metric_means, metric_sums
 
 PAIRS = make_pairs(6)
+GAPS = torch.tensor([0.5, 1.0, 3.5, 0.1, 2.0, 7.0], dtype=torch.float64)
 SIDES = ("chosen", "rejected")
 _OPTIONS: dict[str, dict[str, Any]] = {
     "robust": {"label_smoothing": 0.1},
@@ -237,6 +238,15 @@ FORMULAS: dict[str, tuple[LossConfig, Callable[[Exact], torch.Tensor]]] = {
         DpoLoss(beta=0.2, length_alpha=0.05),
         lambda x: -torch.log(sigma(0.2 * (x.w - x.ref_w - x.l + x.ref_l) + 0.05 * (x.n_w - x.n_l))).mean(),
     ),
+    # The authors' preference_loss in rycolab/odpo, trainers.py: -log sigma(beta delta - alpha log(score gap)).
+    "odpo": (
+        DpoLoss(beta=0.2, odpo_alpha=0.7),
+        lambda x: -torch.log(sigma(0.2 * (x.w - x.ref_w - x.l + x.ref_l) - 0.7 * torch.log(GAPS))).mean(),
+    ),
+    "odpo-identity-nll": (
+        DpoLoss(beta=0.2, odpo_alpha=0.7, odpo_scale="identity", nll_scale=0.3),
+        lambda x: -torch.log(sigma(0.2 * (x.w - x.ref_w - x.l + x.ref_l) - 0.7 * GAPS)).mean() + 0.3 * token_nll(x),
+    ),
     # The authors' simper_trainer.py: losses = -exp(average of chosen) + exp(average of rejected).
     "simper": (SimperLoss(), lambda x: (-torch.exp(x.w / x.n_w) + torch.exp(x.l / x.n_l)).mean()),
     "simper-nll": (
@@ -251,6 +261,7 @@ FORMULAS: dict[str, tuple[LossConfig, Callable[[Exact], torch.Tensor]]] = {
 def test_what_trl_lacks_against_its_formula_in_float64(case: str, models: tuple[Any, Any, PairLogps]) -> None:
     model, _, reference = models
     loss, formula = FORMULAS[case]
+    reference = replace(reference, score_gap=GAPS)
     exact, counts = tiny_model().double(), [torch.tensor([len(getattr(p, s)) for p in PAIRS]) for s in SIDES]
     with torch.no_grad():
         frozen = sums_of(moved(tiny_model()).double())
