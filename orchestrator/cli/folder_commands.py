@@ -15,7 +15,7 @@ from orchestrator.terminal_streams import wrapped
 @click.command("list")
 @JSON
 def list_sweeps(as_json: bool) -> None:
-    """List the sweeps of the runs folder with state, trials, best value, age and disk."""
+    """List all sweeps with state, trials, best value, age and disk."""
     show_sweeps(as_json=as_json, with_disk=True)
 
 
@@ -110,9 +110,10 @@ def delete(name: str, yes: bool, keep_mlflow: bool) -> None:
 @click.argument("name")
 @click.option("--to", "url", required=True, metavar="URL", help="s3://, gs://, file:// or another fsspec URL.")
 def archive(name: str, url: str) -> None:
-    """Move a sweep's folder to a URL: copied, compared by digest, then removed here.
+    """Move a sweep's folder to a URL, and free its disk.
 
-    An interrupted call is continued by the same call. `unarchive` brings the sweep back; its runs in MLflow stay.
+    Each file is copied and compared by its digest, then the folder is removed here. An interrupted call is continued by
+    the same call. `unarchive` brings the sweep back; its runs in MLflow stay.
     """
     from orchestrator.commands.runs_folder.sweep_archive import archive_sweep
 
@@ -147,7 +148,7 @@ def unarchive(name: str, url: str | None) -> None:
 @click.option("--yes", is_flag=True, help="Remove; without it, only show what would be removed.")
 @JSON
 def clean(older_than: float, max_size: float | None, yes: bool, as_json: bool) -> None:
-    """Show what no sweep needs of the cache that sweeps share; with --yes, remove it.
+    """Show what no sweep needs of the cache; remove it with --yes.
 
     What a sweep that runs or can be resumed may need stays, and SFT models of all sweeps that are there or archived.
     """

@@ -67,7 +67,8 @@ class Deletion:
             lines.append("its runs in MLflow stay")
         elif self.runs.ids:
             size = "" if self.runs.stays_restorable else f", {format_bytes(self.runs.bytes)} of artifacts"
-            lines.append(f"{len(self.runs.ids)} runs in MLflow ({self.runs.store}{size})")
+            count = len(self.runs.ids)
+            lines.append(f"{count} run{'' if count == 1 else 's'} in MLflow ({self.runs.store}{size})")
             if self.runs.stays_restorable:
                 lines.append("  that server marks them as deleted; its `mlflow gc` frees their space")
         return [*lines, *self.notices, f"this frees {format_bytes(self.frees)} and cannot be undone"]

@@ -1,7 +1,7 @@
 """`list`, `logs`, `delete`, `archive` and `clean` over real runs folders."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ RATES = {"training.learning_rate": {"choice": [3e-7, 1e-6]}}
 
 
 @contextmanager
-def counted_queries() -> Iterator[list[str]]:
+def counted_queries() -> Generator[list[str]]:
     """The statements that any database gets meanwhile."""
     seen: list[str] = []
 
