@@ -95,15 +95,15 @@ def delete(name: str, yes: bool, keep_mlflow: bool) -> None:
     root = runs_folder()
     if name in half_deleted(root):
         freed = finish_deletion(root, name)
-        _say(f"the deletion of a sweep named {name} was interrupted: it is finished now ({_size(freed)})")
+        _log(f"the deletion of a sweep named {name} was interrupted: it is finished now ({_size(freed)})")
         if name not in known_sweeps(root):
             return
     deletion = plan_deletion(name, root, keep_mlflow=keep_mlflow)
     for line in deletion.lines():
-        _say(line)
+        _log(line)
     _confirm(f"Delete {name}?", yes=yes)
     delete_sweep(deletion)
-    _say(f"{name} is deleted; {_size(deletion.frees)} freed")
+    _log(f"{name} is deleted; {_size(deletion.frees)} freed")
 
 
 @click.command()
@@ -117,7 +117,7 @@ def archive(name: str, url: str) -> None:
     """
     from orchestrator.commands.runs_folder.sweep_archive import archive_sweep
 
-    archive_sweep(name, runs_folder(), url, _say)
+    archive_sweep(name, runs_folder(), url, _log)
 
 
 @click.command()
@@ -127,7 +127,7 @@ def unarchive(name: str, url: str | None) -> None:
     """Bring an archived sweep back; it can be resumed as before."""
     from orchestrator.commands.runs_folder.sweep_archive import unarchive_sweep
 
-    unarchive_sweep(name, runs_folder(), url, _say)
+    unarchive_sweep(name, runs_folder(), url, _log)
 
 
 @click.command()
@@ -177,7 +177,7 @@ def _confirm(question: str, *, yes: bool) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     click.echo(wrapped(text), err=True)
 
 

@@ -168,7 +168,7 @@ class _Needs:
             return ""
         found = [config for run in _children(path) if (config := stored_stage_config(run)) is not None]
         if not found:
-            return self._stages[0][1]  # it is not said for which settings this was begun
+            return self._stages[0][1]  # its settings are not recorded
         used = [settings_of_weights(config) for config in found]
         return next((name for settings, name in self._stages if settings in used), "")
 
