@@ -1,8 +1,8 @@
 """`SweepLog`: what happened in a sweep, or in one of its trials, as lines of text that can be followed.
 
 A sweep's log is its history and, below it, the output of its detached driver. A trial's log is its events, its metrics
-by update, and the traceback of each attempt that failed. All of it is read from the study and from files, also after the
-sweep has ended.
+by update, and the traceback of each attempt that failed. All of it is read from the study and from files, also
+after the sweep has ended.
 """
 
 from __future__ import annotations
