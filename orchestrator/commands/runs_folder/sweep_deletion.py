@@ -33,6 +33,7 @@ from orchestrator.study.study import Study
 from orchestrator.tracking.deferred_messages import outbox_state
 from orchestrator.tracking.run_removal import SweepRuns, delete_runs, find_runs
 from orchestrator.tracking.tracking_store import sweep_tracking_uri
+from trainer.results import clause
 from trainer.storage.atomic_files import fsync, write_json
 from trainer.storage.failpoints import failpoint
 
@@ -99,7 +100,7 @@ def plan_deletion(name: str, root: Path, *, keep_mlflow: bool = False) -> Deleti
                 uri = sweep_tracking_uri(folder, spec.tracking.uri)
                 runs = find_runs(root, uri, spec.tracking.experiment, sweep_id, _run_ids(folder))
             except StorageRefused as error:
-                raise StorageRefused(f"{error}; nothing was deleted; --keep-mlflow leaves its runs there") from error
+                raise StorageRefused(f"{clause(error)}; nothing was deleted; --keep-mlflow leaves its runs there") from error
     notices = [*_own_notices(folder, spec), *references(folder)]
     return Deletion(folder, found["state"], found.get("finished", 0), disk_usage(folder.path), runs, tuple(notices))
 
