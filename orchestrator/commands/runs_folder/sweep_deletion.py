@@ -100,7 +100,8 @@ def plan_deletion(name: str, root: Path, *, keep_mlflow: bool = False) -> Deleti
                 uri = sweep_tracking_uri(folder, spec.tracking.uri)
                 runs = find_runs(root, uri, spec.tracking.experiment, sweep_id, _run_ids(folder))
             except StorageRefused as error:
-                raise StorageRefused(f"{clause(error)}; nothing was deleted; --keep-mlflow leaves its runs there") from error
+                kept = "nothing was deleted; --keep-mlflow leaves its runs there"
+                raise StorageRefused(f"{clause(error)}; {kept}") from error
     notices = [*_own_notices(folder, spec), *references(folder)]
     return Deletion(folder, found["state"], found.get("finished", 0), disk_usage(folder.path), runs, tuple(notices))
 

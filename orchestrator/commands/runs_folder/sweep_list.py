@@ -18,7 +18,7 @@ from orchestrator.commands.runs_folder.archive_records import archived_sweeps
 from orchestrator.commands.status import json_number, sweep_state
 from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.folders import SweepFolder, disk_usage
-from orchestrator.spec.estimates.sweep_plan import total_trials
+from orchestrator.spec.estimates.sweep_plan import planned_trials
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.study.database.study_database import has_own_database
 from orchestrator.study.repeats import front_of_configurations
@@ -114,7 +114,7 @@ def _summary(folder: SweepFolder) -> dict[str, Any]:
         with Study.open(folder, read_only=True) as study:
             spec, state, trials = study.spec, sweep_state(study), study.trials()
             enqueued, began = sum(each.by_command for each in study.enqueued_trials()), study.spec_history()[0].at
-    front, planned = front_of_configurations(trials, spec), total_trials(spec)
+    front, planned = front_of_configurations(trials, spec), planned_trials(spec)
     return {
         "name": spec.name,
         "state": state,
