@@ -50,7 +50,7 @@ from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import LOSS_KIND, list_settings
 from orchestrator.spec.sweep_spec import SECTION_ORDER, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
-from trainer.config.loss_config import alias_hint
+from trainer.config.loss_aliases import alias_hint
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import Document, Location
 

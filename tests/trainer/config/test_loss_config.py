@@ -6,7 +6,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from tests.support.objectives import OBJECTIVES
-from trainer.config.loss_config import PARAMETER_ALIASES, CpoLoss, DpoLoss, LossConfig, OrpoLoss, SimpoLoss
+from trainer.config.loss_aliases import PARAMETER_ALIASES
+from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SimpoLoss
 from trainer.config.trial import TrialConfig
 
 LOSS: TypeAdapter[Any] = TypeAdapter(LossConfig)
