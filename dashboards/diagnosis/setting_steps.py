@@ -16,7 +16,7 @@ from dashboards.analysis.param_effects import (
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.findings import LEARNING_RATE, Advice, Direction
 from dashboards.formatting import format_value
-from trainer.config.loss_config import CpoLoss, DpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, KtoLoss, SftLoss, SimpoLoss
 
 LOWER_SHARES = (0.25, 0.5)
 """Shares of the winner's learning rate to try where it harms the model."""
@@ -62,7 +62,7 @@ def lowest_rate(frame: SweepFrame) -> float:
 def raise_beta(frame: SweepFrame, winner: TrialFrame) -> Advice | None:
     """Return the step to a higher beta; None for losses in which beta weighs something else."""
     loss = winner.config.loss
-    if not isinstance(loss, (SimpoLoss, DpoLoss, CpoLoss)):
+    if not isinstance(loss, (SimpoLoss, DpoLoss, CpoLoss, KtoLoss)):
         return None
     limit = diverged_from(frame, "loss.beta")
     cited = isinstance(loss, SimpoLoss) and loss.beta < _BETTER_BETA and (limit is None or limit > _BETTER_BETA)

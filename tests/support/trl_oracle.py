@@ -102,6 +102,32 @@ def orpo_trainer(model: PreTrainedModel, folder: Path, **options: Any) -> Any:
     return ORPOTrainer(model, args=arguments, train_dataset=_dataset(), processing_class=tiny_tokenizer())
 
 
+def kto_trainer(model: PreTrainedModel, reference: PreTrainedModel, folder: Path, **options: Any) -> Any:
+    from trl import KTOConfig, KTOTrainer
+
+    arguments = KTOConfig(**_arguments(folder), train_sampling_strategy="sequential", **options)
+    return KTOTrainer(model, reference, args=arguments, train_dataset=_dataset(), processing_class=tiny_tokenizer())
+
+
+def kto_inputs(pairs: Sequence[Any], mismatched: Sequence[Any]) -> dict[str, torch.Tensor]:
+    """What KTOTrainer's collator makes of token ids: all chosen responses, then all rejected ones."""
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+    sides = [
+        (side, pair, other) for side in ("chosen", "rejected") for pair, other in zip(pairs, mismatched, strict=True)
+    ]
+    examples = [
+        {
+            "prompt_ids": pair.prompt.tolist(),
+            "completion_ids": getattr(pair, side).tolist(),
+            "KL_completion_ids": getattr(other, side).tolist(),
+            "label": side == "chosen",
+        }
+        for side, pair, other in sides
+    ]
+    return DataCollatorForUnpairedPreference(pad_token_id=0)(examples)
+
+
 def _padded(rows: Sequence[np.ndarray], value: int) -> torch.Tensor:
     longest = max(len(row) for row in rows)
     return torch.tensor(np.stack([np.pad(row, (0, longest - len(row)), constant_values=value) for row in rows])).long()

@@ -17,6 +17,7 @@ _TRUST_REGION = dict.fromkeys(
     ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
     "belongs to TR-DPO: loss.kind dpo with sync_ref_model",
 )
+_KTO = dict.fromkeys(("desirable_weight", "undesirable_weight"), "belongs to KTO: loss.kind kto")
 _ODPO = dict.fromkeys(("odpo_alpha", "odpo_scale"), "belongs to ODPO: loss.kind dpo with odpo_alpha")
 _ALPHA = "is AlphaPO's: loss.kind simpo with alpha"
 
@@ -32,8 +33,10 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
         "ld_alpha": _LD,
         **_TRUST_REGION,
         **_ODPO,
+        **_KTO,
     },
     "dpo": {
+        **_KTO,
         "rpo_alpha": "is written nll_scale here (or loss_type [sigmoid, sft] with loss_weights [1, rpo_alpha])",
         "sft_weight": "is SimPO's name of nll_scale; write nll_scale",
         "cpo_alpha": "belongs to CPO: loss.kind cpo with nll_scale",
@@ -63,6 +66,7 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
         "ld_alpha": _LD,
         **_TRUST_REGION,
         **_ODPO,
+        **_KTO,
     },
     "orpo": {
         "lambda": "is called beta here, as in TRL",
@@ -77,6 +81,7 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
         "gamma_beta_ratio": _MARGIN,
         **_TRUST_REGION,
         **_ODPO,
+        **_KTO,
     },
     "simper": {
         "sft_weight": "is SimPO's name of nll_scale; write nll_scale",
@@ -85,6 +90,22 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
             ("beta", "gamma", "gamma_beta_ratio", "simpo_gamma", "label_smoothing", "loss_type", "lambda", "alpha"),
             "is no parameter of SimPER, which has none but nll_scale; remove it",
         ),
+        **_KTO,
+    },
+    "kto": {
+        "sft_weight": "is SimPO's name of nll_scale; write nll_scale",
+        "rpo_alpha": "is called nll_scale here: the weight of the cross-entropy",
+        "cpo_alpha": "is called nll_scale here: the weight of the cross-entropy",
+        "lambda_d": "is called desirable_weight here, as in TRL",
+        "lambda_u": "is called undesirable_weight here, as in TRL",
+        "reference_free": _REFERENCE,
+        "simpo_gamma": _MARGIN,
+        "gamma": _MARGIN,
+        "gamma_beta_ratio": _MARGIN,
+        "loss_weights": _MIXTURE,
+        "ld_alpha": _LD,
+        **_TRUST_REGION,
+        **_ODPO,
     },
 }
 """Kind of loss -> a name that is not one of its parameters -> what to write instead, and why."""

@@ -41,6 +41,11 @@ class BaseLoss(FrozenModel):
         """Whether the reference model changes during training, so that cached log-probs do not serve."""
         return False
 
+    @property
+    def scores_mismatched(self) -> bool:
+        """Whether responses are also scored after the prompts of other pairs (KTO's estimate of the KL divergence)."""
+        return False
+
 
 class SimpoLoss(BaseLoss):
     """SimPO (Meng et al. 2024, eq. 6), with AlphaPO's alpha (Gupta et al. 2025) and an SFT term.
@@ -207,8 +212,8 @@ class DpoLoss(BaseLoss):
         if "aot_pair" in loss_types:
             raise ValueError("aot_pair was renamed: write aot_unpaired (aot is the paired one and always was)")
         if "kto_pair" in loss_types:
-            raise ValueError("kto_pair was removed from TRL and is not supported; bco_pair and apo_zero are similar")
-        if named := next((each for each in ("simpo", "simper") if each in loss_types), None):
+            raise ValueError("kto_pair was removed from TRL: write loss.kind kto; bco_pair and apo_zero are similar")
+        if named := next((each for each in ("simpo", "simper", "kto") if each in loss_types), None):
             raise ValueError(f"{named} is not a DPO loss type: write loss.kind {named}")
         if len(loss_types) > 1 and (unknown := [each for each in loss_types if each not in get_args(DpoLossType)]):
             named = ", ".join(map(str, unknown))
@@ -340,4 +345,36 @@ class SftLoss(BaseLoss):
     kind: Literal["sft"] = "sft"
 
 
-LossConfig = Annotated[SimpoLoss | DpoLoss | CpoLoss | OrpoLoss | SimperLoss | SftLoss, Field(discriminator="kind")]
+class KtoLoss(BaseLoss):
+    """KTO (Ethayarajh et al. 2024, arXiv 2402.01306): each response is desirable or not, against a reference point.
+
+    The chosen response of a pair is a desirable example, the rejected one an undesirable one. Names, defaults and
+    formulas are those of TRL's KTOTrainer 1.16.
+    """
+
+    kind: Literal["kto"] = "kto"
+    loss_type: Literal["kto", "apo_zero_unpaired"] = Field(
+        default="kto",
+        description="kto: rewards against an estimate of the KL divergence from the reference model, for which one "
+        "more forward pass of each update scores responses after other prompts; apo_zero_unpaired: against 0.",
+    )
+    beta: PositiveFloat = Field(default=0.1, description="Strength of the pull towards the reference model.")
+    desirable_weight: NonNegativeFloat = Field(default=1.0, description="Weight of the chosen responses' losses.")
+    undesirable_weight: NonNegativeFloat = Field(default=1.0, description="Weight of the rejected responses' losses.")
+    nll_scale: NonNegativeFloat = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
+
+    @property
+    def scores_mismatched(self) -> bool:
+        """Whether the KL divergence is estimated."""
+        return self.loss_type == "kto"
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.desirable_weight == self.undesirable_weight == 0:
+            raise ValueError("desirable_weight and undesirable_weight are both 0; set at least one above 0")
+        return self
+
+
+LossConfig = Annotated[
+    SimpoLoss | DpoLoss | CpoLoss | OrpoLoss | SimperLoss | KtoLoss | SftLoss, Field(discriminator="kind")
+]

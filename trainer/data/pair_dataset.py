@@ -98,6 +98,47 @@ class PairDataset:
         return cls(tokens, offsets, table[:, 1], table[:, 0], answers)
 
 
+class MismatchedPairs:
+    """A split whose pairs have responses of other prompts, for KTO's estimate of the KL divergence.
+
+    Pair i has its own prompt and both responses of the nearest pair before it, the last one before the first, that has
+    another prompt; responses are cut where a sequence would be longer than the longest of the split. So the pairs
+    depend on the data alone, and log-probs of the initial model serve every trial.
+    """
+
+    def __init__(self, pairs: PairDataset) -> None:
+        """Raises ValueError if all pairs have the same prompt."""
+        self._pairs = pairs
+        differs = [
+            not np.array_equal(pairs.pair(i).prompt, pairs.pair(i - 1 if i else len(pairs) - 1).prompt)
+            for i in range(len(pairs))
+        ]
+        first = next((i for i, is_other in enumerate(differs) if is_other), None)
+        if first is None:
+            raise ValueError("all pairs have the same prompt, so none has a response of another one")
+        self._others = np.zeros(len(pairs), dtype=np.int64)
+        for i in [*range(first, len(pairs)), *range(first)]:
+            before = i - 1 if i else len(pairs) - 1
+            self._others[i] = before if differs[i] else self._others[before]
+        longest = pairs.prompt_lengths + np.maximum(pairs.chosen_lengths, pairs.rejected_lengths)
+        self._most = longest.max() - pairs.prompt_lengths
+        self.prompt_lengths: Counts = pairs.prompt_lengths
+        self.chosen_lengths: Counts = np.minimum(pairs.chosen_lengths[self._others], self._most)
+        self.rejected_lengths: Counts = np.minimum(pairs.rejected_lengths[self._others], self._most)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def pair(self, index: int) -> Pair:
+        """Return the prompt at `index` with the responses of another pair. Raises IndexError."""
+        prompt, other, most = (
+            self._pairs.pair(index).prompt,
+            self._pairs.pair(int(self._others[index])),
+            self._most[index],
+        )
+        return Pair(prompt, other.chosen[:most], other.rejected[:most])
+
+
 def write_pairs(folder: Path, split: str, pairs: Sequence[TokenizedPair]) -> None:
     """Write a split as four files: flat tokens, offsets of every sequence, (source, row), answers."""
     parts = [part for p in pairs for part in (p.prompt, p.chosen, p.rejected)]

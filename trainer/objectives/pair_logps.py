@@ -54,6 +54,11 @@ class PairLogps:
     prompt_tokens: Tensor | None = None
     score_gap: Tensor | None = None
     """Of a reference: score of the chosen minus that of the rejected response in the data (ODPO)."""
+    mismatched_chosen: Tensor | None = None
+    """Like `chosen`, of another pair's chosen response after this pair's prompt (KTO; see MismatchedPairs)."""
+    mismatched_rejected: Tensor | None = None
+    kl: Tensor | None = None
+    """Of a reference: `kl_estimate` of the update, the same for all of its pairs (KTO)."""
     reference: PairLogps | None = None
     """The same pairs under the reference model, with the other inputs of the loss that do not change with the policy.
     """
@@ -103,6 +108,11 @@ class PairLogps:
             raise ValueError("the reference log-probs are of other pairs: token counts differ")
         return replace(self, reference=moved)
 
+    def with_kl(self) -> PairLogps:
+        """Attach `kl_estimate` over all these pairs. Raises ValueError if log-probs of mismatched responses lack."""
+        kl = kl_estimate((self.mismatched_chosen, self.mismatched_rejected), self.reference).repeat(len(self))
+        return replace(self, reference=None if self.reference is None else replace(self.reference, kl=kl))
+
     def to(self, device: torch.device | str) -> PairLogps:
         """Return the statistics on another device."""
         target, columns = torch.device(device), self.columns()
@@ -143,6 +153,21 @@ class RequiredStats:
     """Whether the loss couples the pairs of an update (a sort) and is not a sum over pairs."""
     scores: bool = False
     """Whether the loss reads the gaps of the pairs' scores (`PairLogps.score_gap` of the reference)."""
+    mismatched: bool = False
+    """Whether responses are scored after other prompts too, for the estimate of the KL divergence."""
+
+
+def kl_estimate(policy: tuple[Tensor | None, Tensor | None], reference: PairLogps | None) -> Tensor:
+    """Return KTO's estimate of the KL divergence from the reference (Ethayarajh et al. 2024): [].
+
+    max(0, mean of lp - lpr over mismatched responses), chosen and rejected ones, in nats per response; no gradient.
+    `policy`: log-probs of both, [N] each. Raises ValueError if log-probs are missing.
+    """
+    own = [] if reference is None else [reference.mismatched_chosen, reference.mismatched_rejected]
+    found = [p.detach() - r.to(p.device) for p, r in zip(policy, own, strict=False) if p is not None and r is not None]
+    if len(found) != 2:
+        raise ValueError("the estimate of the KL divergence needs both models' log-probs of mismatched responses")
+    return torch.cat(found).mean().clamp(min=0)
 
 
 @dataclass(frozen=True, slots=True)

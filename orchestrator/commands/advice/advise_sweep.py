@@ -34,7 +34,7 @@ from orchestrator.spec.advice.pair_scores import Distribution, MarginEffect, Pai
 from orchestrator.spec.estimates.arrangement import arranged
 from orchestrator.spec.estimates.input_sizes import check_models, model_shape
 from orchestrator.spec.sweep_spec import SweepSpec
-from trainer.config.loss_config import DpoLoss
+from trainer.config.loss_config import DpoLoss, KtoLoss
 from trainer.config.trial import DataConfig, FileSource, ModelConfig, TrialConfig
 from trainer.storage.atomic_files import digest_of, write_json
 
@@ -216,7 +216,9 @@ def _model_files(model: ModelConfig) -> Iterator[Path]:
 
 def _split(trial: TrialConfig) -> str:
     """Return the split that a sweep scores anyway: training pairs for a reference, else held-out pairs."""
-    return "train" if isinstance(trial.loss, DpoLoss) and any(t != "sft" for t, _ in trial.loss.terms) else "eval"
+    loss = trial.loss
+    compares = isinstance(loss, KtoLoss) or (isinstance(loss, DpoLoss) and any(t != "sft" for t, _ in loss.terms))
+    return "train" if compares else "eval"
 
 
 # --- the process that scores -----------------------------------------------------------------------------------------

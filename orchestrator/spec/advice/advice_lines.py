@@ -16,7 +16,7 @@ from orchestrator.spec.advice.published_values import LossName, learning_rates, 
 from orchestrator.spec.search.dimensions import LogUniform, Uniform
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
-from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig
+from trainer.config.loss_config import CpoLoss, DpoLoss, KtoLoss, LossConfig
 from trainer.config.trial import TrainingConfig, TrialConfig
 from trainer.results import TrialError
 from trainer.training.schedule import total_updates
@@ -315,6 +315,8 @@ def sums_tokens(loss: LossConfig) -> bool:
             return any(term not in ("sigmoid_norm", "ipo", "sft") for term, _ in loss.terms) and not loss.length_alpha
         case CpoLoss():
             return loss.loss_type != "ipo"
+        case KtoLoss():
+            return True
         case _:
             return False
 

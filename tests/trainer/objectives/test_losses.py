@@ -18,6 +18,7 @@ from trainer.config.loss_config import (
     CpoLoss,
     DpoLoss,
     DpoLossType,
+    KtoLoss,
     LossConfig,
     OrpoLoss,
     SftLoss,
@@ -78,6 +79,38 @@ def test_gradient_of_the_guide() -> None:
 def test_simpo_at_equal_logps_is_softplus_of_gamma(gamma: float, value: float) -> None:
     logps = pair_logps([-10.0], [-20.0], [10], [20])
     assert float(evaluate(SimpoLoss(beta=2.5, gamma=gamma), logps).loss) == pytest.approx(value, abs=1e-4)
+
+
+def test_kto_before_the_first_step_and_worked_numbers() -> None:
+    """Log-ratios 2 and -2, beta 0.1. KL 0: 1 - sigmoid(0.2) for both; KL 3: sigmoid(0.1) and sigmoid(-0.5)."""
+    start = pair_logps([-20.0], [-30.0], [20], [20], ([-20.0], [-30.0]))
+    logps = pair_logps([-18.0], [-22.0], [20], [20], ([-20.0], [-20.0]))
+
+    def value(given: PairLogps, kl: float, loss: KtoLoss) -> float:
+        assert given.reference is not None
+        reference = replace(given.reference, kl=torch.full((1,), kl, dtype=torch.float64))
+        return float(evaluate(loss, replace(given, reference=reference)).loss)
+
+    assert value(start, 0.0, KtoLoss(desirable_weight=3.0)) == pytest.approx(1.0)
+    assert value(logps, 0.0, KtoLoss()) == pytest.approx(0.450166, abs=1e-6)
+    assert value(logps, 3.0, KtoLoss()) == pytest.approx((0.524979 + 0.377541) / 2, abs=1e-6)
+    assert value(logps, 3.0, KtoLoss(loss_type="apo_zero_unpaired")) == pytest.approx(0.450166, abs=1e-6)
+    with pytest.raises(ValueError, match="estimate of the KL divergence"):
+        evaluate(KtoLoss(), logps)
+
+
+def test_the_kl_estimate_is_the_mean_over_both_sides_and_never_below_0() -> None:
+    ones = torch.ones(2, dtype=torch.float64)
+    frozen = PairLogps(-ones, -ones, ones, ones, mismatched_chosen=-3 * ones, mismatched_rejected=-5 * ones)
+    rising = replace(frozen, mismatched_chosen=-ones, mismatched_rejected=-4 * ones, reference=frozen)
+    falling = replace(frozen, mismatched_chosen=-ones, mismatched_rejected=-8 * ones, reference=frozen)
+    for logps, expected in ((rising, 1.5), (falling, 0.0)):
+        reference = logps.with_kl().reference
+        assert reference is not None
+        assert reference.kl is not None
+        assert reference.kl.tolist() == [expected, expected]
+    with pytest.raises(ValueError, match="mismatched responses"):
+        replace(frozen, mismatched_chosen=None, reference=frozen).with_kl()
 
 
 def test_dpo_table_value_and_step_zero() -> None:
@@ -148,7 +181,7 @@ def test_a_mixture_is_the_weighted_sum_of_its_terms() -> None:
     assert float(evaluate(unweighted, logps).loss) == pytest.approx(float(parts[0] + parts[1]))
 
 
-_WITHOUT_NLL = [SimpoLoss(), DpoLoss(), CpoLoss(nll_scale=0), OrpoLoss(nll_scale=0), SimperLoss()]
+_WITHOUT_NLL = [SimpoLoss(), DpoLoss(), CpoLoss(nll_scale=0), OrpoLoss(nll_scale=0), SimperLoss(), KtoLoss()]
 
 
 @pytest.mark.parametrize("loss", _WITHOUT_NLL, ids=str)
@@ -381,6 +414,8 @@ response down as well by their formula (nca, apo_down, exo)."""
 
 def reads_log_ratios_only(loss: LossConfig) -> bool:
     """Whether policy and reference enter the loss by their difference alone."""
+    if loss.kind == "kto" and loss.nll_scale:
+        return False
     if loss.kind == "dpo" and (loss.nll_scale or loss.use_weighting or "sft" in dict(loss.terms)):
         return False
     return required_stats(loss).reference
@@ -394,7 +429,7 @@ def test_what_policy_and_reference_share_does_not_matter(name: str, shift: float
 
     def moved(of: PairLogps) -> PairLogps:
         columns = {
-            n: c if "tokens" in n or "purity" in n or n in ("prompt", "score_gap") else c + shift
+            n: c if "tokens" in n or "purity" in n or n in ("prompt", "score_gap", "kl") else c + shift
             for n, c in of.columns().items()
         }
         return PairLogps.from_columns(columns)

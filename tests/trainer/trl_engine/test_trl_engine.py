@@ -262,6 +262,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ({"kind": "orpo", "nll_scale": 0.5}, {}, "leave nll_scale at 1"),
     ({"kind": "orpo", "nll_prompt": False}, {}, "nll_prompt at true"),
     ("simper", {}, "TRL has no SimPER"),
+    ("kto", {}, "KTOTrainer estimates the KL divergence in each micro-batch"),
     ("sft", {}, "for sft use engine packed"),
     ({"kind": "dpo", "loss_type": "sft"}, {}, "loss_type sft alone"),
     ({"kind": "dpo", "loss_type": ["dpop", "sft"]}, {}, "TRL's DPOTrainer has no loss_type dpop; use engine packed"),
