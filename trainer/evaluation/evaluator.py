@@ -168,8 +168,11 @@ def mismatched_pairs(pairs: PairDataset) -> MismatchedPairs:
     """Return a split's prompts with responses of other prompts. Raises TrialError if all prompts are the same."""
     try:
         return MismatchedPairs(pairs)
-    except ValueError as error:
-        raise TrialError(f"loss.kind kto: {error}; use loss_type apo_zero_unpaired or other data") from None
+    except ValueError:
+        raise TrialError(
+            "loss.kind kto: all pairs have the same prompt, so none has a response of another one; use loss_type "
+            "apo_zero_unpaired or other data"
+        ) from None
 
 
 def eval_metrics(loss: LossConfig, logps: PairLogps, prompt_lengths: Sequence[int]) -> dict[str, float]:
