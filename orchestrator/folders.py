@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ CRASH_FILES = "internal-error-*.txt"
 """Tracebacks of internal errors that ended a driver; the name has the time."""
 CRASHED_SWEEPS = ".set-aside"
 """In the runs folder: folders of sweeps that crashed before their first trial, moved so that their names are free."""
+DETACHED_LOGS = ".detached"
+"""In the runs folder: output of detached drivers, one file per sweep."""
 
 RESERVED_NAMES = frozenset(
     {"artifacts", "cache", "mlflow-ui.log", "mlflow.db", "mlflow.db-journal", "mlflow.db-shm", "mlflow.db-wal"}
@@ -105,6 +108,11 @@ class SweepFolder:
     def lock(self) -> Path:
         """The lock file, held by the driver while it runs."""
         return self.path / "driver.lock"
+
+    @property
+    def log(self) -> Path:
+        """Output of the sweep's detached drivers."""
+        return self.root / DETACHED_LOGS / f"{self.name}.log"
 
     @property
     def cache(self) -> Path:
@@ -184,6 +192,26 @@ def _folder(root: Path, name: str) -> SweepFolder:
     if not SWEEP_NAME_PATTERN.fullmatch(name) or folder.path.is_symlink():
         raise InvalidSweepName(name)
     return folder
+
+
+def disk_usage(path: Path) -> int:
+    """Return the bytes on disk of a file, or of all files under a folder; hard links to one file count once.
+
+    What is removed meanwhile counts nothing. Links to other places are not followed.
+    """
+    seen, total, waiting = set[tuple[int, int]](), 0, [path]
+    while waiting:
+        entry = waiting.pop()
+        try:
+            found = entry.lstat()
+            if stat.S_ISDIR(found.st_mode):
+                waiting += entry.iterdir()
+        except FileNotFoundError:
+            continue
+        if (found.st_dev, found.st_ino) not in seen:
+            seen.add((found.st_dev, found.st_ino))
+            total += found.st_blocks * 512
+    return total
 
 
 NETWORK_FILESYSTEMS = frozenset(
