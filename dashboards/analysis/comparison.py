@@ -276,9 +276,19 @@ def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
             f"Only {', '.join(names)} confirmed {'its' if len(names) == 1 else 'their'} best by finalists: all values "
             "here are those of the searches."
         )
+    if names := [frame.name for frame in frames if lacks_comparison(frame)]:
+        warnings.append(
+            f"{', '.join(names)}: not ranked here, as {COMPARISON_METRIC} is not measured on rows with one response "
+            "each."
+        )
     findings = by_level(finding for frame in frames for finding in _findings(frame))
     analysis = SweepAnalysis(merged, significance, tuple(findings), weights, by_best)
     return SweepComparison(tuple(compared), tuple(warnings), analysis)
+
+
+def lacks_comparison(frame: SweepFrame) -> bool:
+    """Return whether no trial that could be ranked measured the comparison metric: of rows with one response each."""
+    return bool(frame.eligible) and all(trial.last(COMPARISON_METRIC) is None for trial in frame.eligible)
 
 
 def _findings(frame: SweepFrame) -> list[DiagnosisFinding]:

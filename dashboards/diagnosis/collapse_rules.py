@@ -253,7 +253,7 @@ def degenerate_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagnosis
 def length_bias(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a winner whose margin correlates with length difference, more than the initial model's."""
     pairs = winner.held_out_pairs
-    if pairs is None:
+    if pairs is None or not pairs.paired:
         return
     rho = spearman(pairs.margins, pairs.length_differences)
     initial = pairs.initial()

@@ -215,7 +215,7 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagno
 def ties(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report held-out pairs whose responses have exactly the same log-prob per token; they count as wrong."""
     pairs = winner.held_out_pairs
-    if pairs is None:
+    if pairs is None or not pairs.paired:
         return
     tied = int(np.sum(pairs.margins == 0))
     if tied < max(2, 0.01 * len(pairs)):

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dashboards.analysis.comparison import SweepComparison
+from dashboards.analysis.comparison import SweepComparison, lacks_comparison
 from dashboards.analysis.run_costs import costs
 from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.findings import lower_first
@@ -76,6 +76,8 @@ def comparison_summary(found: SweepComparison) -> str:
     """Return one sentence: the best sweep, and from which others it is not distinguishable."""
     first, *others = found.sweeps
     if first.trial is None:
+        if any(lacks_comparison(sweep.frame) for sweep in found.sweeps):
+            return f"No trial of these sweeps measured {COMPARISON_METRIC}, by which sweeps are compared."
         broken = [sweep.frame for sweep in found.sweeps if sweep.frame.ranked]
         if broken:
             listed = " ".join(f"{frame.name}: {lower_first(frame.requirements_text)}." for frame in broken)
@@ -118,6 +120,8 @@ def table_rows(found: SweepComparison) -> tuple[tuple[str, ...], ...]:
 
 
 def _without_trial(frame: SweepFrame) -> str:
+    if lacks_comparison(frame):
+        return f"no {COMPARISON_METRIC.removeprefix('eval_')}"
     return "no trial keeps the requirements" if frame.ranked else "no trial completed"
 
 

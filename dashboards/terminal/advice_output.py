@@ -33,9 +33,15 @@ def print_advice(advice: SweepAdvice) -> None:
 def _print_pairs(console: Console, name: str, scores: PairScores) -> None:
     from orchestrator.spec.advice.pair_scores import Distribution
 
-    gaps = Distribution.of(scores.gaps)
     split = "training" if scores.split == "train" else "held-out"
     part = f"{len(scores.chosen):,} of {scores.pairs_in_split:,}" if scores.is_sample else f"{scores.pairs_in_split:,}"
+    if not scores.paired:
+        desirable, undesirable = scores.labels
+        labels = f"{desirable:,} desirable and {undesirable:,} undesirable responses"
+        title = f"advice for {name}: {part} {split} rows, {labels}, under {scores.initial_model}"
+        console.print(Text(title, style="bold"))
+        return
+    gaps = Distribution.of(scores.gaps)
     listed = ", ".join(f"{q[1:]} % {value:+.3f}" for q, value in gaps.percentiles.items())
     console.print(Text(f"advice for {name}: {part} {split} pairs under {scores.initial_model}", style="bold"))
     console.print(

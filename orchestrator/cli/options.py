@@ -125,7 +125,7 @@ def read_spec(
     Raises:
         SpecError: with all errors of the file.
     """
-    from orchestrator.commands.data_preview import check_templates
+    from orchestrator.commands.data_preview import check_labels, check_templates
     from orchestrator.spec.loading.loader import load_with_notices
     from orchestrator.spec.loading.position_checks import check_lengths
     from trainer.environment import foreign_settings, ignored_message
@@ -133,6 +133,7 @@ def read_spec(
     loaded, foreign = load_with_notices(file, overrides, name=name), foreign_settings()
     lengths = check_lengths(loaded.spec, loaded.document)
     check_templates(loaded.spec, loaded.document)
+    check_labels(loaded.spec, loaded.document)
     notices = (
         *loaded.notices,
         *lengths,

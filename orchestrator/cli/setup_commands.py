@@ -21,7 +21,7 @@ from orchestrator.terminal_streams import wrapped
 @click.option("--model", help="Hub name or folder of the initial model.")
 @click.option("--data", help="A hub data set, or a JSONL, JSON, Parquet or CSV file of preference pairs.")
 @click.option("--gpus", help="Number of GPUs; one trial runs on each.")
-@click.option("--objective", help="Loss: simpo, dpo, orpo, cpo or simper.")
+@click.option("--objective", help="Loss: simpo, dpo, orpo, cpo, simper or kto.")
 @click.option("--lora", is_flag=True, help="Train LoRA adapters instead of all weights.")
 def init(
     file: Path, model: str | None, data: str | None, gpus: str | None, objective: str | None, lora: bool

@@ -71,10 +71,10 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_source(source: Source, required: Collection[str] = ("chosen", "rejected")) -> list[RawRow]:
+def read_source(source: Source, required: Collection[str] | None = None) -> list[RawRow]:
     """Return every row of a source, with its columns renamed to the standard fields (`trainer.data.columns.FIELDS`).
 
-    Raises UnreadableData if the source cannot be opened or lacks a `required` column.
+    Raises UnreadableData if the source cannot be opened or lacks a `required` column (`find_columns`).
     """
     match source:
         case FileSource():
@@ -97,10 +97,10 @@ def first_rows(source: FileSource, count: int) -> list[RawRow]:
     Raises UnreadableData if the file cannot be opened or these rows lack a column.
     """
     path = _existing_file(source.path)
-    return _rename_columns(list(islice(_reader(path)(path), count)), source, ("chosen", "rejected"))
+    return _rename_columns(list(islice(_reader(path)(path), count)), source, None)
 
 
-def _rename_columns(rows: list[RawRow], source: FileSource | HubSource, needed: Collection[str]) -> list[RawRow]:
+def _rename_columns(rows: list[RawRow], source: FileSource | HubSource, needed: Collection[str] | None) -> list[RawRow]:
     fields = [row.fields for row in rows if row.fields is not None]
     try:
         found = find_columns(fields, source.columns, source_name(source), needed)

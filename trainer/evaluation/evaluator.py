@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config.loss_config import LossConfig
 from trainer.config.trial import TrialConfig
-from trainer.data.pair_dataset import MismatchedPairs, PairDataset
+from trainer.data.pair_dataset import MismatchedPairs, PairDataset, mismatched_pairs
 from trainer.distributed.fsdp import reshard
 from trainer.distributed.processes import CancelToken, ProcessGroup
 from trainer.evaluation.completions import Completion, complete_greedily, completion_metrics, select_prompts
@@ -37,14 +37,16 @@ from trainer.objectives.pair_logps import (
     metric_sums,
     to_device,
 )
-from trainer.results import TrialError
 from trainer.storage.atomic_files import write_file
 
 
 def pair_costs(
     model: PairModel, pairs: PairDataset | MismatchedPairs, indexes: Sequence[int] | None = None
 ) -> list[int]:
-    """Return the positions of each of these pairs (by default all): the prompt counts once when packed, else twice."""
+    """Return the positions of each of these pairs (by default all).
+
+    The prompt counts once when packed, else once a response.
+    """
     selection = slice(None) if indexes is None else list(indexes)
     prompt, chosen, rejected = (
         [int(n) for n in lengths[selection]]
@@ -52,7 +54,7 @@ def pair_costs(
     )
     if model.mode == "packed":
         return packed_lengths(prompt, chosen, rejected, None if model.rotary is None else model.rotary.key)
-    return [2 * (p + max(c, r) - 1) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
+    return [((c > 0) + (r > 0)) * (p + max(c, r) - 1) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
 
 
 def longest_sequence(pairs: PairDataset) -> int:
@@ -164,20 +166,10 @@ def _gather_in_order(
     return PairLogps.from_columns(columns)
 
 
-def mismatched_pairs(pairs: PairDataset) -> MismatchedPairs:
-    """Return a split's prompts with responses of other prompts. Raises TrialError if all prompts are the same."""
-    try:
-        return MismatchedPairs(pairs)
-    except ValueError:
-        raise TrialError(
-            "loss.kind kto: all pairs have the same prompt, so none has a response of another one; use loss_type "
-            "apo_zero_unpaired or other data"
-        ) from None
-
-
 def eval_metrics(loss: LossConfig, logps: PairLogps, prompt_lengths: Sequence[int]) -> dict[str, float]:
     """Return the held-out metrics under their `eval_` names. `logps`: of all pairs, with reference if required."""
-    totals = UpdateTotals.from_lengths(prompt_lengths, [int(n) for n in logps.chosen_tokens])
+    lengths = ([int(n) for n in tokens] for tokens in (logps.chosen_tokens, logps.rejected_tokens))
+    totals = UpdateTotals.from_lengths(prompt_lengths, *lengths)
     found = metric_means(metric_sums(pair_loss(loss, logps, totals)))
     return {f"{EVAL_PREFIX}{name}": value for name, value in found.items()}
 

@@ -221,7 +221,7 @@ def simper(loss: SimperLoss, logps: PairLogps, totals: UpdateTotals) -> LossTerm
 
 
 def kto(loss: KtoLoss, logps: PairLogps, totals: UpdateTotals) -> LossTerms:
-    """Return the terms of KTO (Ethayarajh et al. 2024), as TRL's KTOTrainer: a mean over 2N examples, plus CE.
+    """Return the terms of KTO (Ethayarajh et al. 2024), as TRL's KTOTrainer: a mean over all responses, plus CE.
 
     r = lp - lpr. desirable_weight * (1 - s(beta (r_w - kl))), undesirable_weight * (1 - s(beta (kl - r_l))), s sigmoid.
     kl is the update's `kl_estimate`, without gradient; 0 for apo_zero_unpaired (D'Oosterlinck et al. 2024).
@@ -234,9 +234,12 @@ def kto(loss: KtoLoss, logps: PairLogps, totals: UpdateTotals) -> LossTerms:
     if kl is None:
         raise ValueError("KTO needs the update's estimate of the KL divergence: add it with PairLogps.with_kl")
     chosen, rejected = logps.chosen - reference.chosen - kl, logps.rejected - reference.rejected - kl
-    losses = loss.desirable_weight * torch.sigmoid(-loss.beta * chosen)
-    losses = losses + loss.undesirable_weight * torch.sigmoid(loss.beta * rejected)
-    total = losses.sum() / (2 * totals.pairs) + _weighted_nll(loss.nll_scale, logps, totals)
+    desirable = loss.desirable_weight * torch.sigmoid(-loss.beta * chosen)
+    undesirable = loss.undesirable_weight * torch.sigmoid(loss.beta * rejected)
+    if totals.single:
+        desirable, undesirable = desirable * (logps.chosen_tokens > 0), undesirable * (logps.rejected_tokens > 0)
+    losses = desirable + undesirable
+    total = losses.sum() / totals.responses + _weighted_nll(loss.nll_scale, logps, totals)
     return _loss_terms(total, logps, totals, _rewards(loss, logps), (logps.chosen, logps.rejected), {"kl": kl})
 
 

@@ -21,11 +21,10 @@ from torch.distributed.tensor import DTensor
 
 from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import TrialConfig
-from trainer.data.pair_dataset import MismatchedPairs
+from trainer.data.pair_dataset import MismatchedPairs, mismatched_pairs
 from trainer.distributed.fsdp import as_shard, shard_of
 from trainer.evaluation.evaluator import (
     eval_mode,
-    mismatched_pairs,
     pair_batches,
     pair_costs,
     score_mismatched,
@@ -238,7 +237,10 @@ class PackedEngine:
         """
         model, process_group, pairs = self._inputs.pair_model, self._inputs.process_group, self._inputs.train
         totals = UpdateTotals.from_lengths(
-            [int(pairs.prompt_lengths[i]) for i in indexes], [int(pairs.chosen_lengths[i]) for i in indexes]
+            *(
+                [int(lengths[i]) for i in indexes]
+                for lengths in (pairs.prompt_lengths, pairs.chosen_lengths, pairs.rejected_lengths)
+            )
         )
         shares = self._shares(indexes)
         first = None if self._first is None or self._first[0] != number else self._first[1]

@@ -159,7 +159,7 @@ def length_panel(analysis: SweepAnalysis) -> Panel | None:
     """Return margin against length difference of every held-out pair of the winner, with means before and after."""
     frame = analysis.frame
     trial = next((trial for trial in frame.ranked if trial.held_out_pairs is not None), None)
-    if trial is None or trial.held_out_pairs is None:
+    if trial is None or trial.held_out_pairs is None or not trial.held_out_pairs.paired:
         return None
     pairs, initial = trial.held_out_pairs, trial.held_out_pairs.initial()
     if np.ptp(pairs.length_differences) == 0:

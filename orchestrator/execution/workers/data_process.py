@@ -176,7 +176,7 @@ def _request(config: TrialConfig, judge: JudgeConfig | None = None, *, checked: 
 
 
 def _prepare(cache: Path, request: str, trust_remote_code: bool) -> dict[str, Any]:
-    from trainer.data import prepare, score_gaps
+    from trainer.data import check_rows, prepare, score_gaps
 
     fields = json.loads(request)
     trial = TrialConfig.model_validate(fields["config"])
@@ -186,6 +186,7 @@ def _prepare(cache: Path, request: str, trust_remote_code: bool) -> dict[str, An
             _check_judge(trial, judge, cache, trust_remote_code, checked=fields["checked"])
             return {}
         found = prepare(trial.data, trial.model, cache, trust_remote_code=trust_remote_code)
+        check_rows(trial.loss, found.train, found.eval)
         _check_answers(trial, found.eval)
         notices: list[str] = []
         scores = ""

@@ -43,8 +43,11 @@ TINY = GeneratedModel(
 )
 ROWS = 60
 MATRIX = [
-    *itertools.product([name for name in LOSSES if name != "simper"], (False, True), (0, 2), (False, True)),
+    *itertools.product(
+        [name for name in LOSSES if name not in ("simper", "kto")], (False, True), (0, 2), (False, True)
+    ),
     ("simper", False, 0, True),  # its file is that of the others without the settings that SimPER lacks
+    ("kto", False, 0, True),  # its file is that of DPO with other values
 ]
 """Objective, adapters or not, GPUs, model and data local or on the hub."""
 
