@@ -19,7 +19,9 @@ from orchestrator.terminal_streams import wrapped
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default=Path("sweep.yaml"), required=False)
 @click.option("--model", help="Hub name or folder of the initial model.")
-@click.option("--data", help="A hub data set, or a JSONL, JSON, Parquet or CSV file of preference pairs.")
+@click.option(
+    "--data", help="A hub data set, or a JSONL, JSON, Parquet or CSV file of pairs, for kto also of labelled responses."
+)
 @click.option("--gpus", help="Number of GPUs; one trial runs on each.")
 @click.option("--objective", help="Loss: simpo, dpo, orpo, cpo, simper or kto.")
 @click.option("--lora", is_flag=True, help="Train LoRA adapters instead of all weights.")

@@ -236,8 +236,6 @@ def _travel(
 KTO_TRAVEL = 2 * math.atanh(math.sqrt(0.8))
 """How far beta times a log-ratio moves until a response of KTO, of weight s (1 - s) with s its sigmoid, falls from 1/4
 to 1/20."""
-WEIGHT_RATIO = (1.0, 1.5)
-"""Of the summed weights of desirable to those of undesirable responses: the KTO paper's; TRL's guide ends at 4/3."""
 
 
 def _kto(spec: SweepSpec, loss: KtoLoss, scores: PairScores) -> Iterator[AdviceLine]:
@@ -260,9 +258,10 @@ def weight_advice(spec: SweepSpec, desirable: int, undesirable: int) -> Iterator
     ratios = [d * desirable / (u * undesirable) for d in high for u in low if u > 0]
     shown = " to ".join(f"{ratio:.3g}" for ratio in dict.fromkeys((min(ratios), max(ratios)))) if ratios else "infinite"
     text = f"{desirable:,} desirable and {undesirable:,} undesirable responses: their summed weights are {shown} to 1"
-    reason = f"between {WEIGHT_RATIO[0]:g} and {WEIGHT_RATIO[1]:g} to 1 by the paper, whatever their numbers"
+    least, most = published.WEIGHT_RATIO
+    reason = f"between {least:g} and {most:g} to 1 by the paper, whatever their numbers"
     sources = (published.KTO, published.KTO_GUIDE)
-    if ratios and WEIGHT_RATIO[0] <= min(ratios) and max(ratios) <= WEIGHT_RATIO[1]:
+    if ratios and least <= min(ratios) and max(ratios) <= most:
         yield AdviceLine("weights", "keep", text, reason, sources)
         return
     fewer = names[desirable > undesirable]

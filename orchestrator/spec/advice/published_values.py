@@ -17,6 +17,8 @@ LARGEST_BATCH = {False: 128, True: 32}
 FEWEST_UPDATES = 30
 """Below this the warm-up of a tenth has fewer than three updates and an evaluation follows every third one."""
 MOST_EPOCHS = 3
+WEIGHT_RATIO = (1.0, 1.5)
+"""Of the summed weights of desirable to those of undesirable responses: the KTO paper's; TRL's guide ends at 4/3."""
 _ADAPTER_FACTOR = 10
 _LARGEST_RATE = 5e-3
 """Largest learning rate of adapters."""

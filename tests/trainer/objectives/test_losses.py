@@ -27,7 +27,14 @@ from trainer.config.loss_config import (
 )
 from trainer.objectives.dpo_terms import chi_squared_link
 from trainer.objectives.losses import pair_loss, required_stats
-from trainer.objectives.pair_logps import PairLogps, UpdateTotals, merge_sums, metric_means, metric_sums
+from trainer.objectives.pair_logps import (
+    PairLogps,
+    UpdateTotals,
+    log_ratio_sums,
+    merge_sums,
+    metric_means,
+    metric_sums,
+)
 
 
 def log_sigmoid(x: float) -> float:
@@ -545,6 +552,43 @@ def test_without_rejected_responses_their_metrics_are_absent() -> None:
     found = metric_means(metric_sums(evaluate(SftLoss(), logps)))
     assert found == pytest.approx(
         {"loss": 1.0, "nll_loss": 1.0, "logps/chosen": -10.0, "logps_per_token/chosen": -1.0, "lengths/chosen": 10.0}
+    )
+
+
+def test_metrics_of_rows_with_one_response_are_means_over_those_that_have_it() -> None:
+    """Three rows, of which one is undesirable. Log-ratios 2, 4 and -3; beta 0.5, KL 1."""
+    logps = pair_logps([-10.0, 0.0, -20.0], [0.0, -9.0, 0.0], [10, 0, 5], [0, 3, 0], ([-12.0, 0, -24], [0, -6.0, 0]))
+    assert logps.reference is not None
+    logps = replace(logps, reference=replace(logps.reference, kl=torch.ones(3, dtype=torch.float64)))
+    totals = UpdateTotals.from_lengths([4, 4, 4], [10, 0, 5], [0, 3, 0])
+    assert (totals.single, totals.responses) == (3, 3)
+    loss = KtoLoss(beta=0.5, undesirable_weight=2.0)
+    sums = [metric_sums(pair_loss(loss, logps.select([i]), totals)) for i in range(3)]
+    found = metric_means(merge_sums(sums))
+    expected = sum(1 / (1 + math.exp(-z)) for z in (-0.5, -1.5)) + 2 / (1 + math.exp(2.0))
+    assert found["loss"] == pytest.approx(expected / 3)
+    assert found == pytest.approx(
+        {
+            "loss": expected / 3,
+            "rewards/chosen": 1.5,
+            "rewards/rejected": -1.5,
+            "rewards/margins": 3.0,
+            "logps/chosen": -15.0,
+            "logps/rejected": -9.0,
+            "kl": 1.0,
+            "nll_loss": 2.0,
+            "logps_per_token/chosen": -2.5,
+            "logps_per_token/rejected": -3.0,
+            "margins/logp": 0.5,
+            "lengths/chosen": 7.5,
+            "lengths/rejected": 3.0,
+        }
+    )
+    # A window without an undesirable response has no metric of one, and no margin.
+    one_sided = metric_means(merge_sums([sums[0], sums[2]]))
+    assert not {name for name in one_sided if "rejected" in name or "margins" in name}
+    assert metric_means(log_ratio_sums(logps, logps.reference)) == pytest.approx(
+        {"log_ratio_per_token/chosen": 0.5, "log_ratio_per_token/rejected": -1.0}
     )
 
 
