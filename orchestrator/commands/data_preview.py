@@ -155,23 +155,22 @@ def check_labels(spec: SweepSpec, document: Document) -> None:
     losses = list({config.loss.model_dump_json(): config.loss for config in configs}.values())
     from orchestrator.driver.data_stage import label_problems
     from trainer.data import UnreadableData
+    from trainer.data.columns import PAIR
     from trainer.data.pair_dataset import check_counts
     from trainer.data.row_selection import select_rows
 
+    confirmed = [] if spec.finalists is None else [data.model_copy(update={"eval_on": "confirm"})]
     try:
-        found = select_rows(data)
+        first, *others = (select_rows(each) for each in (data, *confirmed))
     except UnreadableData as error:
         raise DataError(str(error)) from error
     problems: list[SpecProblem] = []
-    if any(row.preference.is_single for row in (*found.train, *found.eval)):
+    if any(row.preference.is_single for row in (*first.train, *first.eval)):
         for path, message, hint in label_problems(spec):
             loc = tuple(path.split(".", 1) if path.startswith(("require.", "search.")) else path.split("."))
             problems.append(SpecProblem(document.location(loc), path, message, hint))
-    for rows in (found.train, found.eval):
-        sides = [
-            sum(bool(side) for side in each)
-            for each in zip(*((r.preference.chosen, r.preference.rejected) for r in rows), strict=True)
-        ]
+    for rows in (first.train, first.eval, *(other.eval for other in others)):
+        sides = [sum(bool(getattr(row.preference, side)) for row in rows) for side in PAIR]
         several = len({row.key for row in rows}) > 1
         for loss in (loss for loss in losses if loss.kind == "kto" and rows):
             try:

@@ -118,6 +118,9 @@ def _data_variants(spec: SweepSpec) -> list[TrialConfig]:
     ]
     enqueued = (apply_params(spec.base, p) for p in spec.enqueue)
     configs += [given for given in enqueued if given.loss.needs_scores or given.loss.scores_mismatched]
+    if spec.finalists is not None:  # KTO needs both labels and several prompts there too
+        to_confirm = [c.model_copy(update={"data": c.data.model_copy(update={"eval_on": "confirm"})}) for c in configs]
+        configs += [config for config in to_confirm if config.loss.kind == "kto"]
     return list({_inputs(config): config for config in configs}.values())
 
 
