@@ -146,10 +146,9 @@ def check_labels(spec: SweepSpec, document: Document) -> None:
         SpecError: settings that need pairs; rows that all have one label or one prompt.
     """
     data = spec.base.data
-    sources = (*data.train, *(data.eval or ()))
-    files = [source for source in sources if isinstance(source, FileSource)]
+    are_local = all(isinstance(source, FileSource) for source in (*data.train, *(data.eval or ())))
     kinds = {spec.base.loss.kind, *spec.search.listed_values("loss.kind")}
-    if len(files) < len(sources) or not ("kto" in kinds or any(map(_has_labels, files))):
+    if not are_local or not ("kto" in kinds or has_labels(data)):
         return
     configs = (spec.base, *corner_configs(spec.search, spec.base))
     losses = list({config.loss.model_dump_json(): config.loss for config in configs}.values())
@@ -180,6 +179,12 @@ def check_labels(spec: SweepSpec, document: Document) -> None:
                 problems += [problem] if problem not in problems else []
     if problems:
         raise SpecError(problems)
+
+
+def has_labels(data: DataConfig) -> bool:
+    """Return whether the first rows of a local file have one response and a label; what else they lack is not asked."""
+    sources = (*data.train, *(data.eval or ()))
+    return any(_has_labels(source) for source in sources if isinstance(source, FileSource))
 
 
 def _has_labels(source: FileSource) -> bool:

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
+from orchestrator.commands.data_preview import has_labels
 from orchestrator.errors import DataError, SpecError, StorageRefused
 from orchestrator.execution.local_cluster import worker_environment
 from orchestrator.execution.slots import Slots, gpu_memory, machine_gpus, plan_slots
@@ -187,6 +188,9 @@ def _sizes_of_data(
     if assumptions.tokens_per_pair is None and tokens is not None:
         assumptions = replace(assumptions, tokens_per_pair=tokens.per_pair)
         published |= set(tokens.sources)
+    elif assumptions.tokens_per_pair is None and has_labels(spec.base.data):
+        assumptions = replace(assumptions, tokens_per_pair=spec.base.data.max_length)
+        notices.append("rows with one response and a label: the estimate counts data.max_length tokens a row")
     if published:
         notices.append(f"{NOT_COUNTED}: {'; '.join(sorted(published))}")
     return rows, assumptions

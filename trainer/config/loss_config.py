@@ -348,8 +348,8 @@ class SftLoss(BaseLoss):
 class KtoLoss(BaseLoss):
     """KTO (Ethayarajh et al. 2024, arXiv 2402.01306): each response is desirable or not, against a reference point.
 
-    The chosen response of a pair is a desirable example, the rejected one an undesirable one. Names, defaults and
-    formulas are those of TRL's KTOTrainer 1.16.
+    The chosen response of a pair is a desirable example, the rejected one an undesirable one; a row may have one
+    response and a label instead. Names, defaults and formulas are those of TRL's KTOTrainer 1.16.
     """
 
     kind: Literal["kto"] = "kto"
