@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from orchestrator.commands import model_sizing
 from orchestrator.commands.model_sizing import Facts, ValueWithReason
 from orchestrator.errors import DataError, SpecError
@@ -13,7 +15,7 @@ from orchestrator.spec.advice.published_values import LOSS_NAMES, SEARCHED, WEIG
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.right_forms import loss_form
 from orchestrator.spec.loading.variables import escape
-from trainer.config.trial import TrialConfig
+from trainer.config.loss_config import LossConfig
 from trainer.results import TrialError
 
 LOSSES: dict[str, LossName] = {name: name for name in LOSS_NAMES}
@@ -68,9 +70,7 @@ def find_facts(answers: InitAnswers) -> Facts:
     if facts.labels is not None:
         from trainer.data.pair_dataset import check_counts  # slow import
 
-        loss = TrialConfig.model_validate(
-            {"model": "any", "data": {"train": data}, "loss": {"kind": answers.loss}}
-        ).loss
+        loss: LossConfig = TypeAdapter[LossConfig](LossConfig).validate_python({"kind": answers.loss})
         # A sample of a sorted file may have one label.
         labels = facts.labels if facts.all_rows_read else (max(1, n) for n in facts.labels)
         try:

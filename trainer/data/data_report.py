@@ -76,9 +76,11 @@ class DataReport(FrozenModel):
         ]
 
     def counts(self) -> dict[str, int]:
-        """Return pairs, dropped rows and findings by kind, by their names in tracking."""
+        """Return pairs, dropped rows and findings by kind, by their names in tracking; labels of the training rows."""
         counts = {"train_rows": self.train_rows, "eval_rows": self.eval_rows}
         counts |= {"bad_rows": self.bad_rows, "dropped_rows": self.dropped_rows}
+        if self.labels is not None:
+            counts |= dict(zip(("desirable_rows", "undesirable_rows"), self.labels["train"], strict=True))
         for finding in self.findings:
             name = f"rows.{finding.kind}"
             counts[name] = counts.get(name, 0) + finding.count

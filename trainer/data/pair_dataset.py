@@ -170,7 +170,7 @@ def _one_prompt(count: int) -> TrialError:
     )
 
 
-def check_rows(loss: LossConfig, *splits: Iterable[Pair | TokenizedPair]) -> None:
+def check_rows(loss: LossConfig, *splits: PairDataset | Sequence[Pair | TokenizedPair]) -> None:
     """Check that the rows of each split have what the loss needs, before a model is loaded.
 
     Raises:
@@ -178,16 +178,25 @@ def check_rows(loss: LossConfig, *splits: Iterable[Pair | TokenizedPair]) -> Non
             or KTO's estimate of the KL divergence finds one prompt only.
     """
     for split in splits:
-        first: TokenIds | None = None
-        count = desirable = undesirable = 0
-        several = False
-        for row in split:
-            count += 1
-            desirable += len(row.chosen) > 0
-            undesirable += len(row.rejected) > 0
-            first = row.prompt if first is None else first
-            several = several or not np.array_equal(first, row.prompt)
-        check_counts(loss, count, desirable, undesirable, several_prompts=several)
+        if isinstance(split, PairDataset):
+            sides = [int((lengths > 0).sum()) for lengths in (split.chosen_lengths, split.rejected_lengths)]
+        else:
+            sides = [sum(len(response) > 0 for response in each) for each in _responses(split)]
+        several = not loss.scores_mismatched or _has_several_prompts(split)
+        check_counts(loss, len(split), sides[0], sides[1], several_prompts=several)
+
+
+def _responses(rows: Sequence[Pair | TokenizedPair]) -> tuple[list[TokenIds], list[TokenIds]]:
+    return [row.chosen for row in rows], [row.rejected for row in rows]
+
+
+def _has_several_prompts(rows: Iterable[Pair | TokenizedPair]) -> bool:
+    first: TokenIds | None = None
+    for row in rows:
+        if first is not None and not np.array_equal(first, row.prompt):
+            return True
+        first = row.prompt
+    return False
 
 
 def check_counts(loss: LossConfig, rows: int, desirable: int, undesirable: int, *, several_prompts: bool) -> None:
