@@ -116,7 +116,7 @@ def test_an_empty_part_is_refused(empty: tuple[str, ...], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             layout([Pair(**parts)])
         with pytest.raises(ValueError, match="no response"):
-            layout([Pair(parts["prompt"] + 1, parts["chosen"][:0], parts["rejected"])], rejected=False)
+            layout([Pair(np.ones(3, np.int32), parts["chosen"][:0], np.ones(2, np.int32))], rejected=False)
         with pytest.raises(ValueError, match="at least one"):
             layout([])
 
