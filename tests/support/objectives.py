@@ -104,8 +104,8 @@ def random_logps(pairs: int = 5, seed: int = 0, per_token: float = 1.0) -> PairL
         return found
 
     policy, frozen = sums(0.0), sums(1.0)
-    given = {"score_gap": uniform(0.1, 3.0), "kl": torch.full((pairs,), 0.7, dtype=torch.float64)}
-    return PairLogps(**policy, reference=PairLogps(**frozen, **given))
+    gaps, kl = uniform(0.1, 3.0), torch.full((pairs,), 0.7, dtype=torch.float64)
+    return PairLogps(**policy, reference=PairLogps(**frozen, score_gap=gaps, kl=kl))
 
 
 def update_totals(logps: PairLogps) -> UpdateTotals:
