@@ -164,9 +164,10 @@ def mismatched_pairs(pairs: PairDataset) -> MismatchedPairs:
 
 
 def _one_prompt(count: int) -> TrialError:
+    found = "one split has a single row" if count == 1 else f"{count:,} rows of one split all have the same prompt"
     return TrialError(
-        f"loss.kind kto: {count:,} rows of one split all have the same prompt, so none has a response of another one, "
-        "from which the KL divergence is estimated; use loss_type apo_zero_unpaired or other data"
+        f"loss.kind kto: {found}, so that there is no response of another prompt, from which the KL divergence is "
+        "estimated; use loss_type apo_zero_unpaired or other data"
     )
 
 
@@ -220,10 +221,15 @@ def _check_labels(loss: LossConfig, desirable: int, undesirable: int) -> None:
             "and one with label false of the same prompt into a row with prompt, chosen and rejected"
         )
     if not (desirable and undesirable):
+        count, label = desirable + undesirable, "true" if desirable else "false"
+        found = (
+            f"the only row of one split has label {label}"
+            if count == 1
+            else f"all {count:,} rows of one split have label {label}"
+        )
         raise TrialError(
-            f"loss.kind kto: all {desirable + undesirable:,} rows of one split have label "
-            f"{'true' if desirable else 'false'}, and both training and evaluation need both labels: add rows with the "
-            "other one, or raise data.eval_share where few rows are held out"
+            f"loss.kind kto: {found}, and both training and evaluation need both labels: add rows with the other one, "
+            "or raise data.eval_share where few rows are held out"
         )
 
 
