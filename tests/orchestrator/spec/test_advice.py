@@ -234,10 +234,10 @@ def test_pairs_right_already_lengths_and_duplicates() -> None:
 def test_ktos_beta_says_how_far_a_response_moves_until_it_weighs_a_fifth() -> None:
     at = 1 / (1 + math.exp(-KTO_TRAVEL))
     assert at * (1 - at) == pytest.approx(1 / 20)
-    made = scores([0.2, -0.1], tokens=20)
+    made = scores([0.2, -0.1], tokens=30)
     spec = sweep("{loss.beta: [0.001, 0.1, 0.3]}", "{kind: kto}")
     line = of(loss_advice(spec, made), "beta")
-    assert f"{KTO_TRAVEL / (0.1 * 20):.2g} (beta 0.1)" in line.text
+    assert f"{KTO_TRAVEL / (0.1 * 30):.2g} (beta 0.1)" in line.text
     assert (line.level, line.value) == ("change", "[0.1, 0.3]")
     assert "2402.01306" in line.sources[0]
     assert of(loss_advice(sweep("{loss.beta: [0.2, 1.0]}", "{kind: kto}"), made), "beta").level == "keep"
