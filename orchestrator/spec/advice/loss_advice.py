@@ -213,7 +213,7 @@ def _dpo(spec: SweepSpec, loss: DpoLoss, scores: PairScores) -> Iterator[AdviceL
 
 
 def _travel(
-    beta: Setting, travel: float, named: str, tokens: float, what: str, at_start: str, *sources: str
+    beta: Setting, travel: float, named: str, tokens: float, what: str, at_the_start: str, *sources: str
 ) -> AdviceLine:
     """Return the advice on a beta that says how far a log-ratio moves, `travel` / beta nats, until it weighs a fifth.
 
@@ -224,7 +224,7 @@ def _travel(
     text = f"{what}: {', '.join(moves)}"
     reason = (
         f"{named} / (beta * tokens), between {TRAVELS[0]:g} and {TRAVELS[1]:g} for beta {low:.2g} to {high:.2g}; "
-        f"{at_start}"
+        f"{at_the_start}"
     )
     kept = [value for value in beta.values if low <= value <= high]
     if len(kept) == len(beta.values):
