@@ -43,7 +43,7 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: ProgressView, data: D
         view.log(f"data: {line}")
     logged = {str(finding) for finding in report.findings}
     if report.labels is not None and (problems := label_problems(spec)):
-        raise DataError("\n".join(f"{path}: {message}; {hint}" for path, message, hint in problems))
+        raise DataError("\n".join(f"{path}: {problem}; {hint}" for path, problem, hint in problems))
     for variant in _data_variants(spec):
         found = DataReport.model_validate_json(data.prepare(variant))
         total_updates_of(variant, found)
