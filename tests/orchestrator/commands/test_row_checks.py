@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator import cli
+from orchestrator.commands.rehearsal import rehearse
 from orchestrator.driver.data_stage import check_data
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
@@ -87,6 +88,12 @@ def test_rows_that_kto_cannot_be_trained_on_are_found_by_plan(
         err = refused(written(tmp_path, rows(every=9), SWEEP + "finalists: {top: 1, seeds: 2}\n"), capsys)
         assert "rows of one split have label false" in " ".join(err.split())
     assert "sweep.yaml:5: base.data: " in err
+
+
+def test_a_rehearsal_keeps_enough_rows_for_both_labels(tmp_path: Path) -> None:
+    spec = load_spec(written(tmp_path, rows()))
+    data = rehearse(spec, tmp_path / "runs").spec.base.data
+    assert (data.max_train_rows, data.max_eval_rows) == (512, 128)
 
 
 def test_the_driver_refuses_metrics_of_pairs_too(tmp_path: Path) -> None:
