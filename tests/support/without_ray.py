@@ -1,7 +1,7 @@
 """Sweeps through the command in this process, without Ray and the data's own process, whose starts cost seconds."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -69,12 +69,16 @@ def _run_trials(
     return run_here(make_controller(study, sink, view, signals, **more), lambda: session, polls=True).result()
 
 
+def _no_cluster(*_: object) -> nullcontext[None]:
+    return nullcontext()
+
+
 @contextmanager
-def without_ray(**replaced: Any) -> Iterator[None]:
+def without_ray(**replaced: Any) -> Generator[None]:
     """In the context a sweep prepares its data and runs its stage and its trials here; `replaced`: `run_trials`."""
     given: Mapping[str, Any] = {"StageWorker": _StageHere, "run_trials": _run_trials, **replaced}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_sweep, "local_cluster", lambda *_: nullcontext())
+        patch.setattr(run_sweep, "local_cluster", _no_cluster)
         patch.setattr(data_process, "DataProcess", DataHere)
         for name, value in given.items():
             patch.setattr(sweep_driver, name, value)

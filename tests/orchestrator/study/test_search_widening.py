@@ -60,11 +60,11 @@ def _run(folder: SweepFolder, wide: SweepSpec, *, killed: bool) -> list[Any]:
 def test_samplers_draw_from_the_wider_search_and_resume_exactly(
     tmp_path: Path, template: Callable[[Path, SweepSpec], SweepFolder], name: str
 ) -> None:
-    spec = make_spec(NARROW, sampler=SAMPLERS[name], budget=Budget(trials=16))
+    spec = make_spec(NARROW, sampler=SAMPLERS[name], budget=Budget(trials=20))
     wide = widened(spec, WIDE)
     calm = _run(template(tmp_path / "calm", spec), wide, killed=False)
     assert _run(template(tmp_path / "killed", spec), wide, killed=True) == calm
-    assert len(calm) == 16
+    assert len(calm) == 20
     first, later = [p for _, p in calm[:6]], [p for _, p in calm[6:]]
     assert all(1 <= p["loss.beta"] <= 2 and p["loss.gamma"] in (0.5, 1.0) for p in first)
     assert any(not 1 <= p["loss.beta"] <= 2 for p in later)
