@@ -127,18 +127,23 @@ def test_an_interruption_ends_the_wait_and_the_process(tmp_path: Path) -> None:
         assert data._process.returncode == -signal.SIGKILL  # pyright: ignore[reportPrivateUsage]
 
 
-def test_it_ends_with_a_driver_that_was_killed(tmp_path: Path) -> None:
-    driver = f"""
-import time
+DRIVER = """
+import sys, time
 from pathlib import Path
-from tests.orchestrator.execution.test_data_process import GOOD, begun, config
 from orchestrator.execution.stop_reasons import SignalHandler
-with SignalHandler(lambda: "") as interrupt:
-    data = begun(Path({str(tmp_path)!r}), config(GOOD), interrupt)
+from orchestrator.execution.workers.data_process import DataProcess
+from trainer.config.trial import TrialConfig
+with SignalHandler(lambda: "") as signals:
+    first = TrialConfig.model_validate_json(sys.argv[2])
+    data = DataProcess(Path(sys.argv[1]), first, {}, signals, lambda: None)
     print(data._process.pid, flush=True)
     time.sleep(600)
 """
-    process = subprocess.Popen([sys.executable, "-c", driver], stdout=subprocess.PIPE, text=True)
+
+
+def test_it_ends_with_a_driver_that_was_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), config(GOOD).model_dump_json()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
     assert is_alive(child)
     process.kill()
@@ -147,7 +152,7 @@ with SignalHandler(lambda: "") as interrupt:
     assert not is_alive(child)
 
 
-def test_a_tokenizers_own_code_is_run_only_with_the_flag(tmp_path: Path) -> None:
+def test_a_tokenizers_own_code_is_run_only_with_the_flag(data: DataProcess, tmp_path: Path) -> None:
     own = Path(resolve_model_path(ModelConfig.model_validate(MODEL), tmp_path))
     (own / "tokenization_own.py").write_text(
         "from transformers import PreTrainedTokenizerFast\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
@@ -159,11 +164,13 @@ def test_a_tokenizers_own_code_is_run_only_with_the_flag(tmp_path: Path) -> None
     }
     (own / "tokenizer_config.json").write_text(json.dumps(settings))
     first = TrialConfig.model_validate({"model": str(own), "data": {"train": GOOD, "max_length": 96}})
-    with SignalHandler(lambda: "") as signals:
-        with begun(tmp_path, first, signals) as data, pytest.raises(DataError, match="only with --trust-remote-code"):
-            data.prepare(first)
-        with DataProcess(tmp_path, first, {}, signals, lambda: None, trust_remote_code=True) as data:
-            assert DataReport.model_validate_json(data.prepare(first)).train_rows == 22
+    with pytest.raises(DataError, match="only with --trust-remote-code"):
+        data.prepare(first)
+    with (
+        SignalHandler(lambda: "") as signals,
+        DataProcess(tmp_path, first, {}, signals, lambda: None, trust_remote_code=True) as trusting,
+    ):
+        assert DataReport.model_validate_json(trusting.prepare(first)).train_rows == 22
 
 
 def test_what_adapters_change_is_told_and_names_that_mean_nothing_are_refused(data: DataProcess) -> None:
