@@ -6,6 +6,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -47,6 +48,23 @@ def quick_mlflow_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         template = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
         patch.setattr(mlflow_client, "create_mlflow_database", copied_databases(template))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def optunas_migrations_are_read_once() -> Iterator[None]:
+    """In this process, and not twice for every new study: that takes half a second. What is written is the same."""
+    from optuna.storages._rdb.storage import _VersionManager
+
+    read, scripts = _VersionManager._create_alembic_script, list[Any]()
+
+    def read_once(manager: _VersionManager) -> Any:
+        if not scripts:
+            scripts.append(read(manager))
+        return scripts[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_VersionManager, "_create_alembic_script", read_once)
         yield
 
 
