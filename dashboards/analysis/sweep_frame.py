@@ -15,6 +15,7 @@ from dashboards.analysis.held_out_pairs import HeldOutPairs
 from dashboards.formatting import format_value
 from orchestrator.judge.judgements import Judgement
 from orchestrator.spec.objectives import Objective
+from orchestrator.spec.requirements import describe_break, find_violations
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.confirmation import Confirmation
@@ -237,6 +238,14 @@ class SweepFrame:
     def requirements_text(self) -> str:
         """Which complete trials break which requirement; "" if all keep every one."""
         return requirements_text([trial.record for trial in self.ranked])
+
+    @property
+    def broken_by_initial_model(self) -> tuple[str, ...]:
+        """Requirements that the initial model does not keep either, as value and bound."""
+        found = {r.metric: self.initial_value(r.metric) for r in self.spec.require}
+        initial = {metric: value for metric, value in found.items() if value is not None}
+        violations = find_violations(self.spec.require, initial, initial)
+        return tuple(describe_break(name, missed, initial) for name, missed in violations.items() if missed > 0)
 
     @cached_property
     def comparable_trials(self) -> list[TrialFrame]:

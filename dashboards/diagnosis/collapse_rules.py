@@ -17,6 +17,7 @@ from dashboards.diagnosis.setting_steps import (
     LOWER_SHARES,
     lower_gamma,
     lower_rate,
+    lowest_rate,
     present,
     raise_beta,
     raise_sft_weight,
@@ -184,14 +185,26 @@ def requirements_broken(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
                 tuple(trial.label for trial in better),
             )
         return
-    rate = min(trial.config.training.learning_rate for trial in broken)
+    evidence, unmet = f"{frame.requirements_text}.", frame.broken_by_initial_model
+    if unmet:
+        yield DiagnosisFinding(
+            "requirements",
+            FindingLevel.SERIOUS,
+            "No complete trial keeps every requirement, nor does the initial model",
+            f"{evidence} The initial model breaks: {'; '.join(unmet)}.",
+            "Values nearer to it will not keep such a bound: use another initial model or data, or set a bound that "
+            "can be kept, which ranks the trials anew without training.",
+        )
+        return
     yield DiagnosisFinding(
         "requirements",
         FindingLevel.SERIOUS,
         "No complete trial keeps every requirement",
-        f"{frame.requirements_text}.",
+        evidence,
         setting=LEARNING_RATE,
-        steps=present(lower_rate(rate, *LOWER_SHARES), Advice("search values nearer to the initial model")),
+        steps=present(
+            lower_rate(lowest_rate(frame), *LOWER_SHARES), Advice("search values nearer to the initial model")
+        ),
     )
 
 

@@ -107,6 +107,8 @@ def as_json(analysis: SweepAnalysis) -> dict[str, Any]:
         "name": frame.name,
         "state": frame.state,
         "goal": {"metric": frame.objective.metric, "direction": frame.objective.direction},
+        "goals": [{"metric": each.metric, "direction": each.direction} for each in frame.objectives],
+        "front": [trial.number for trial in frame.pareto_front],
         "start": frame.initial_value(frame.objective.metric),
         "best": None,
         "importance": analysis.importances,
