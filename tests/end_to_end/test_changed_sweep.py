@@ -111,7 +111,7 @@ def test_one_command_starts_continues_and_ends_a_sweep_whose_bounds_may_change(t
     assert (found["state"], found["best"], found["front"]) == ("finished", None, [])
     assert [t["breaks"][0].split(" < ")[1] for t in found["trials"]] == ["1000"] * 2
     assert "None of the 2 complete trials" in called(root, "status", "week")[0]
-    assert "None of the 2 complete trials" in called(root, "best", "week", code=3)[1].replace("none of", "None of")
+    assert "week: none of the 2 complete trials keeps every requirement" in called(root, "best", "week", code=3)[1]
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
     (experiment,) = [e for e in client.search_experiments() if e.name == "prefsweep"]
 
@@ -122,7 +122,7 @@ def test_one_command_starts_continues_and_ends_a_sweep_whose_bounds_may_change(t
     assert tags_of("sweep")["best.trial"] == "none"
     assert tags_of("1")["breaks"].endswith("< 1000")
     file.write_text(text.replace("[1.0, 2.0]", "[1.0, 3.0]"), encoding="utf-8")
-    assert "exists already" in finished(root, *again, code=2)[1], "another sweep"
+    assert "a sweep named 'week' exists" in finished(root, *again, code=2)[1], "of other settings"
     file.write_text(text, encoding="utf-8")
     finished(root, *again)
     assert json_of(root, "status", "week")["best"] is None, "a bound that was changed stays changed"
