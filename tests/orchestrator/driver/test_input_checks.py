@@ -53,7 +53,7 @@ def check_refused(folder: Path, text: str, sentence: str, *, by_plan: bool = Tru
     file, runs = folder / "few.yaml", folder / "runs"
     file.write_text(text, encoding="utf-8")
     for command in (*(["plan"] if by_plan else []), "doctor", "sweep", "sweep"):
-        code, out, err = call(runs, command, str(file))
+        code, out, err = call(runs, command, str(file), *(["--json"] if command == "doctor" else []))
         assert code == 2, (command, out, err)
         assert " ".join(sentence.split()) in " ".join((out + err).split()), (command, out, err)
     assert not (runs / "few").exists()
@@ -98,7 +98,8 @@ def test_rows_of_few_prompts_are_split_as_for_training_before_a_sweep_is_refused
 
 def test_an_sft_stage_with_a_searched_model_is_refused_at_its_line(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", {str(n): 1 for n in range(20)})
-    text = SWEEP.replace("PAIRS", "8").replace("search: {", "search: {model.name_or_path: [a, b], ")
+    text = SWEEP.replace("PAIRS", "8").replace("{generated: {}}", "{name_or_path: a}")
+    text = text.replace("search: {", "search: {model.name_or_path: [a, b], ")
     text += "sft: {training: {max_steps: 2, pairs_per_update: 8}}\n"
     check_refused(tmp_path, text, "few.yaml:7: search.model.name_or_path: the sft stage trains one initial model")
 
