@@ -119,7 +119,7 @@ def check_access(folder: SweepFolder, spec: SweepSpec, *, is_new: bool) -> None:
         StorageRefused, NetworkDisk, NameTaken: the study of a new sweep cannot be created.
         MirrorError, SpecError: see `check_remote_storage`.
     """
-    check_inputs(spec)
+    check_inputs(spec, is_new=is_new)
     if is_new:
         check_study_storage(folder, spec.storage)
     check_remote_storage(spec, folder.root)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator.errors import DataError
 from orchestrator.spec.estimates.input_sizes import check_models, count_rows, models_read
+from orchestrator.spec.judge_config import no_answer_for_checker
 from orchestrator.spec.search.corners import valid_corners
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -22,8 +23,8 @@ _SIZES = ("data.", "training.pairs_per_update", "training.num_train_epochs", "tr
 _SFT = "the sft stage: "
 
 
-def check_inputs(spec: SweepSpec) -> None:
-    """Check what a sweep reads, before it starts.
+def check_inputs(spec: SweepSpec, *, is_new: bool) -> None:
+    """Check what a sweep reads, before it starts. `is_new`: no driver has begun it, else a judge is not refused again.
 
     Raises:
         ModelError: a file of a model is damaged, or a model is absent and may not be downloaded.
@@ -32,7 +33,8 @@ def check_inputs(spec: SweepSpec) -> None:
     check_models(spec)
     check_offline_models(spec)
     check_pair_counts(spec)
-    check_judge_prompts(spec)
+    if is_new:
+        check_judge_prompts(spec)
 
 
 def check_pair_counts(spec: SweepSpec) -> int | None:
@@ -99,13 +101,14 @@ def _most_training_pairs(data: DataConfig, counted: int) -> int:
 
 
 def check_judge_prompts(spec: SweepSpec) -> None:
-    """Check that a local file of prompts for the judge can be read and has prompts.
+    """Check that a local file of prompts for the judge can be read, has prompts, and answers where only these judge.
 
     Raises:
         DataError: with the file and what is wrong with it.
     """
-    source = None if spec.judge is None else spec.judge.prompts_from
-    if not isinstance(source, FileSource):
+    judge = spec.judge
+    source = None if judge is None else judge.prompts_from
+    if judge is None or not isinstance(source, FileSource):
         return
     from trainer.data.sources import read_source
 
@@ -115,6 +118,8 @@ def check_judge_prompts(spec: SweepSpec) -> None:
         raise DataError(f"judge.prompts_from: {error}") from error
     if not rows:
         raise DataError(f"judge.prompts_from: {source.path} has no rows; give a file with prompts")
+    if judge.only_checker and all((row.fields or {}).get("answer") is None for row in rows):
+        raise DataError(no_answer_for_checker(len(rows)))
 
 
 def check_offline_models(spec: SweepSpec) -> None:

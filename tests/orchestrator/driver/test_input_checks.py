@@ -66,6 +66,7 @@ def check_refused(folder: Path, text: str, sentence: str, *, by_plan: bool = Tru
         ("8", "enqueue: [{training.pairs_per_update: 64}]\n", f"the 18 {TOO_FEW} 64"),
         ("8", "sft: {training: {max_steps: 2, pairs_per_update: 32}}\n", f"the sft stage: the 18 {TOO_FEW} 32"),
         ("8", "judge: {prompts_from: asked.jsonl}\n", "judge.prompts_from: "),
+        ("8", "judge: {prompts_from: open.jsonl}\n", "judge: none of the 1 prompts has an `answer` for the checker"),
     ],
 )
 def test_too_few_pairs_or_no_prompts_are_found_before_ray_by_all_commands(
@@ -73,6 +74,7 @@ def test_too_few_pairs_or_no_prompts_are_found_before_ray_by_all_commands(
 ) -> None:
     write_rows(tmp_path / "rows.jsonl", {str(n): 1 for n in range(20)})
     (tmp_path / "asked.jsonl").write_text('{"question": "why"}\n', encoding="utf-8")
+    (tmp_path / "open.jsonl").write_text('{"prompt": "why"}\n', encoding="utf-8")
     check_refused(tmp_path, SWEEP.replace("PAIRS", pairs) + more, sentence)
 
 
