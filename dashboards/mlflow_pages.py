@@ -74,7 +74,8 @@ def run_description(
     ranked = rank_configurations(records, spec)
     if ranked:
         metrics = [objective.metric for objective in spec.objectives]
-        parts += [f"### Best trials by {' and '.join(metrics)}", _table(spec, ranked[:_ROWS], *metrics)]
+        by = f"Best trials by {' and '.join(metrics)}" if best_of(ranked) else "Trials, the nearest to the bounds first"
+        parts += [f"### {by}", _table(spec, ranked[:_ROWS], *metrics)]
     others = [r for r in records if r.state in (TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)]
     if others:
         others.sort(key=_urgency)
@@ -94,7 +95,7 @@ def _urgency(record: TrialRecord) -> tuple[int, int]:
 
 
 def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
-    head = f"**{state.capitalize()}**: {len(records)} trials ({format_counts(state_counts(records)) or 'none yet'})."
+    head = f"**{state.capitalize()}**: {len(records)} trial{'' if len(records) == 1 else 's'} ({format_counts(state_counts(records)) or 'none yet'})."
     ranked = rank_configurations(records, spec)
     best = best_of(ranked)
     if best is None and ranked:

@@ -247,6 +247,11 @@ class SweepFrame:
         violations = find_violations(self.spec.require, initial, initial)
         return tuple(describe_break(name, missed, initial) for name, missed in violations.items() if missed > 0)
 
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether no complete trial keeps the requirements, nor does the initial model: no next search follows."""
+        return bool(self.ranked) and not self.eligible and bool(self.broken_by_initial_model)
+
     @cached_property
     def comparable_trials(self) -> list[TrialFrame]:
         """Complete trials that started from the initial model (no forks), best first."""

@@ -336,7 +336,8 @@ def print_final_summary(
         Text("Best: ", style="bold").append(
             f"{'trials' if len(best.seeds) > 1 else 'trial'} {best.label}", style="bold green"
         )
-        + Text(f"  {format_params(best.params, paths)}  {metric}={format_value(best.value)}")
+        + Text("".join(f"  {text}" for text in (format_params(best.params, paths),) if text))
+        + Text(f"  {metric}={format_value(best.value)}")
         + Text(f" ({best.seeds_text})" if best.seeds else "")
     )
     if best.finalist_of is not None:
@@ -387,9 +388,14 @@ _MAX_FINDINGS = 4
 
 
 def print_findings(
-    findings: Sequence[DiagnosisFinding], name: str, console: Console, *, most: int = _MAX_FINDINGS
+    findings: Sequence[DiagnosisFinding],
+    name: str,
+    console: Console,
+    *,
+    most: int = _MAX_FINDINGS,
+    follow_up: bool = True,
 ) -> None:
-    """Print at most `most` findings with their next steps, and the command for a follow-up sweep."""
+    """Print at most `most` findings with their next steps, and the command for a follow-up sweep, if one follows."""
     for finding in findings[:most]:
         head = Text(f"{finding.level}: ", style=_FINDING_STYLE[finding.level]).append(
             finding.title, style="bold not dim"
@@ -402,5 +408,5 @@ def print_findings(
             console.print(Text(f"  {finding.next_step}"), soft_wrap=True)
     if len(findings) > most:
         console.print(Text(f"and {len(findings) - most} more in the report", style="dim"))
-    if findings:
+    if findings and follow_up:
         console.print(Text(f"To write a follow-up sweep from these findings: orchestrate suggest {name}"))

@@ -286,8 +286,9 @@ def notify_events(
 def _best_text(spec: SweepSpec, best: TrialRecord) -> str:
     values = zip(spec.objectives, best.values or (best.value,), strict=False)
     listed = ", ".join(f"{objective.metric} = {value:.4g}" for objective, value in values)
-    which = "the Pareto front begins with" if spec.also else "best is"
-    return f"{which} trial {best.number} with {listed}"
+    if spec.also:
+        return f"the Pareto front begins with trial {best.number} ({listed})"
+    return f"best is trial {best.number} with {listed}"
 
 
 def _best(folder: SweepFolder) -> tuple[TrialRecord | None, str]:

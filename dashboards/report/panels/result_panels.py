@@ -246,7 +246,7 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
                 + (f", for the best of {count} trials" if count > 1 else ""),
             )
         )
-    if significance.first_place_shares:
+    if significance.first_place_shares and len(frame.eligible) > 1:
         share = significance.first_place_shares[winner.number]
         few = " (few)" if significance.pair_count <= SMALL_SAMPLE_PAIRS else ""
         found.append(
@@ -443,8 +443,6 @@ def diagnosis_panel(analysis: SweepAnalysis) -> Panel | None:
         nothing = "No trial completed, so there is nothing to diagnose." if over else "No trial is complete yet."
         text = "No findings." if analysis.frame.ranked else nothing
         return Panel("diagnosis", "Diagnosis", "", (Paragraph(text),))
-    name = analysis.frame.name
-    lead = (
-        "" if analysis.frame.sweeps else f"orchestrate suggest {name} writes a follow-up sweep based on these findings."
-    )
+    lead = f"orchestrate suggest {analysis.frame.name} writes a follow-up sweep based on these findings."
+    lead = "" if analysis.frame.sweeps or analysis.frame.is_out_of_reach else lead
     return Panel("diagnosis", "Diagnosis", lead, (Findings(analysis.findings),))
