@@ -95,7 +95,8 @@ def _urgency(record: TrialRecord) -> tuple[int, int]:
 
 
 def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
-    head = f"**{state.capitalize()}**: {len(records)} trial{'' if len(records) == 1 else 's'} ({format_counts(state_counts(records)) or 'none yet'})."
+    many, ends = "" if len(records) == 1 else "s", format_counts(state_counts(records)) or "none yet"
+    head = f"**{state.capitalize()}**: {len(records)} trial{many} ({ends})."
     ranked = rank_configurations(records, spec)
     best = best_of(ranked)
     if best is None and ranked:
