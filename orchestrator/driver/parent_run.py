@@ -127,7 +127,8 @@ def end_parent_run(
     tags = {"state": state, "reason": reason, "failed.trials": numbers_text(failed) or "none"}
     if study.spec.require and (ranked := study.ranked()):
         tags["requirements"] = requirements_text(ranked) or "kept by every complete trial"
-        tags |= {"best.trial": "none", "best.value": "none"} if best is None else {}  # a changed bound took it away
+        if best is None and len(study.spec_history()) > 1:  # there may have been one by other bounds
+            tags |= {"best.trial": "none", "best.value": "none"}
     if study.spec.also:
         tags["front.trials"] = ", ".join(record.label for record in study.pareto_front()) or "none"
     if best is not None:

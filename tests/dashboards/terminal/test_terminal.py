@@ -423,7 +423,7 @@ def test_the_distance_from_the_initial_model_has_a_column_where_there_is_room(co
     console.print(trial_table(rows, ("loss.beta",), OBJECTIVE, updates_of=lambda _: 4, width=console.width))
     shown = text_of(console)
     assert ("KL/token" in shown) is (console.width >= 80)
-    assert ("0.012" in shown, "1.500" in shown) == (console.width >= 80,) * 2
+    assert ("0.01 " in shown, "1.50 " in shown) == (console.width >= 80,) * 2
     assert all(len(line) <= console.width for line in re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines())
 
 

@@ -13,7 +13,7 @@ from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from tests.support.http_server import refusing
 from tests.support.processes import call
-from trainer.data.mixing import held_out_prompts
+from trainer.data.mixing import held_out_prompts, prompt_key
 
 SWEEP = """
 name: few
@@ -87,9 +87,9 @@ def test_a_searched_size_is_checked_at_its_ends(tmp_path: Path) -> None:
 
 def test_rows_of_few_prompts_are_split_as_for_training_before_a_sweep_is_refused(tmp_path: Path) -> None:
     """70 rows with a tenth held out leave about 63; of two prompts one is held out, with 4 rows or with 66."""
-    (held,) = held_out_prompts(["question a", "question b"], 0.1)
-    held = held.removeprefix("question ")
-    trained = "b" if held == "a" else "a"
+    keys = {name: prompt_key([{"role": "user", "content": f"question {name}"}]) for name in ("a", "b")}
+    (out,) = held_out_prompts(list(keys.values()), 0.1)
+    held, trained = ("a", "b") if keys["a"] == out else ("b", "a")
     text = SWEEP.replace("PAIRS", "64").replace("max_length", "eval_share: 0.1, max_length")
     write_rows(tmp_path / "rows.jsonl", {held: 66, trained: 4})
     check_refused(tmp_path, text, f"the 4 {TOO_FEW} 64")
