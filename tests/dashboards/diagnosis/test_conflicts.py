@@ -190,7 +190,7 @@ def test_a_higher_rate_that_was_not_better_speaks_against_higher_ones_unless_it_
     higher: str, advised: bool
 ) -> None:
     """Two trials on 60 pairs, whose difference is not clear; the loss of the better one has hardly changed."""
-    frame = rates(Script(quality=0.099, loss=CURVES["flat"]), Script(quality=0.09, loss=CURVES[higher]), pairs=60)
+    frame = rates(Script(quality=0.099, loss=CURVES["flat"]), Script(quality=0.05, loss=CURVES[higher]), pairs=60)
     found = rules(frame)
     difference = difference_of_trials(frame, *frame.comparable_trials)
     assert difference is not None
@@ -201,7 +201,7 @@ def test_a_higher_rate_that_was_not_better_speaks_against_higher_ones_unless_it_
 
 
 def test_a_short_run_with_two_evaluations_gets_no_advice_against_its_own_results() -> None:
-    found = rules(rates(Script(quality=0.11, every=40), Script(quality=0.1, every=40), pairs=60))
+    found = rules(rates(Script(quality=0.11, every=40), Script(quality=0.05, every=40), pairs=60))
     assert not [f.title for f in found.values() if "aise the learning rate" in f.next_step]
 
 
