@@ -81,17 +81,17 @@ def check_judged(
 ) -> None:
     """One seed of each finalist is judged, on prompts that the search has not seen; the command repeats no answer."""
     judged = json.loads((root / "fin" / "judge" / "judge.json").read_text(encoding="utf-8"))
-    trials = {row["trial"] for row in judged}
+    trials = {int(number) for number in judged}
     assert sorted(finalist_of[number] for number in trials) == [0, 1]
     assert {name for name, key, _ in tags if key == "judge"} == {"fin", *(f"trial {number}" for number in trials)}
-    asked = {example["prompt"] for row in judged for example in row["examples"]}
+    asked = {example["prompt"] for by in judged.values() for found in by.values() for example in found["examples"]}
     source = GeneratedSource.model_validate({"generated": "instructions", "split": "eval", "rows": 24})
     texts = {n: row["prompt"][-1]["content"] for n, row in enumerate(generate_rows(source), 1)}
     assert asked
     assert all(any(texts[n] in prompt for n in confirming) for prompt in asked)
     answers = {file: file.stat().st_mtime_ns for file in (root / "cache" / "answers").iterdir()}
     out = finished(root, "judge", "fin", "--json")[0]
-    assert {row["trial"] for row in json.loads(out)["trials"]} == trials
+    assert json.loads(out)["trials"].keys() == judged.keys()
     assert {file: file.stat().st_mtime_ns for file in (root / "cache" / "answers").iterdir()} == answers
 
 
