@@ -197,6 +197,13 @@ class SweepFrame:
         """Every trial by itself, those of finalists too, for counts and costs."""
         return (*(self.seed_trials or self.trials), *self.finalist_trials)
 
+    @property
+    def judged(self) -> list[TrialFrame]:
+        """Trials whose answers were judged: finalists, those of the recommended configuration first, then by rank."""
+        recommended = None if self.confirmation is None else self.confirmation.recommended
+        finalists = sorted(self.finalist_trials, key=lambda trial: trial.record.finalist_of != recommended)
+        return [trial for trial in (*finalists, *self.ranked) if trial.judgements]
+
     def in_search(self, finalist_of: int) -> TrialFrame | None:
         """Return a finalist's configuration in the search."""
         return next((trial for trial in self.trials if first_number(trial.record) == finalist_of), None)

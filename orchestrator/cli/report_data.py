@@ -114,7 +114,7 @@ def as_json(analysis: SweepAnalysis) -> dict[str, Any]:
         "importance": analysis.importances,
         "importance_ped_anova": analysis.ped_anova.shares,
         "findings": [finding.as_json() for finding in analysis.findings],
-        "judge": judgements_as_json([judgement for trial in frame.trials for judgement in trial.judgements]),
+        "judge": judgements_as_json([judgement for trial in frame.judged for judgement in trial.judgements]),
         "notices": list(frame.notices),
     }
     if frame.spec.require:

@@ -104,7 +104,7 @@ def test_one_command_starts_continues_and_ends_a_sweep_whose_bounds_may_change(t
 
     change = ("resume", "week", "--set", 'require.eval_margins/logp=">= 1000"')
     out, err = finished(root, *change)
-    assert "changed require.eval_margins/logp: null -> >= 1000.0" in err
+    assert 'changed require.eval_margins/logp: null -> ">= 1000.0"' in err
     assert "None of the 2 complete trials keeps every requirement" in out
     assert "No trial to export" in err
     found = json_of(root, "status", "week")

@@ -280,14 +280,14 @@ def _judgement_figure(frame: SweepFrame) -> list[Block]:
     """Return the judgement of the best judged trial, and of a judged trial with a higher win rate."""
     with_rates = [
         (trial, judgement, judgement.win_rate)
-        for trial in frame.ranked
+        for trial in frame.judged
         if (judgement := most_important(trial.judgements)) and judgement.win_rate is not None
     ]
     if not with_rates:
         return []
     trial, judgement, rate = with_rates[0]
     text = f"Trial {trial.label} {judgement.summary}. "
-    judged = [each for t in frame.ranked for each in t.judgements]
+    judged = [each for t in frame.judged for each in t.judgements]
     joint, candidates = joint_win_rate(judgement, judged)
     if candidates > 1:
         text += f"For all {candidates} judged trials together the interval is {joint.low:.0%} … {joint.high:.0%}. "
