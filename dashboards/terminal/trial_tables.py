@@ -72,8 +72,8 @@ def trial_table(
 ) -> RenderableType:
     """Return a table with one row per trial.
 
-    Sparklines shrink with the width, and the distance from the initial model is shown where there is room; on narrow
-    terminals the reasons follow below the table.
+    Sparklines shrink with the width, and the distance from the initial model is shown where the width allows it; on
+    narrow terminals the reasons follow below the table.
 
     Args:
         all_curves: trials to show.
