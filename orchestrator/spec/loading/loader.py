@@ -197,8 +197,8 @@ def _load_base(problems: ErrorCollector, tree: dict[str, Any]) -> TrialConfig | 
 def _load_sft(problems: ErrorCollector, given: Any, search: SearchSpace | None) -> SftStage | None:
     if given is None:
         return None
-    for path in search.paths if problems.is_new and search is not None else ():
-        if path.startswith(MODEL_SOURCES):
+    if problems.is_new and search is not None:
+        for path in (path for path in search.paths if path.startswith(MODEL_SOURCES)):
             hint = "remove it from search, or remove sft"
             problems.add(location_of(search.zipped, path), SFT_WITH_SEARCHED_MODEL, hint)
     return problems.validate(SftStage, given, ("sft",), invalid=_check_sources(problems, given, ("sft",)))
