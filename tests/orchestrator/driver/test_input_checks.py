@@ -73,7 +73,7 @@ def test_too_few_pairs_or_no_prompts_are_found_before_ray_by_all_commands(
     pairs: str, more: str, sentence: str, tmp_path: Path
 ) -> None:
     write_rows(tmp_path / "rows.jsonl", {str(n): 1 for n in range(20)})
-    (tmp_path / "asked.jsonl").write_text('{"question": "why"}\n', encoding="utf-8")
+    (tmp_path / "asked.jsonl").write_text('{"colour": "red"}\n', encoding="utf-8")
     (tmp_path / "open.jsonl").write_text('{"prompt": "why"}\n', encoding="utf-8")
     check_refused(tmp_path, SWEEP.replace("PAIRS", pairs) + more, sentence)
 
