@@ -354,11 +354,18 @@ def _finalist_behind(first: TrialFrame, other: TrialFrame) -> Difference | None:
 
 def _own_choices(sweeps: Sequence[ComparedSweep]) -> list[str]:
     return [
-        f"{sweep.frame.name}: its own objective ({sweep.frame.objective.metric}) selects trial {own.label}, "
+        f"{sweep.frame.name}: {_own_objectives(sweep.frame)} trial {own.label}, "
         f"the comparison metric trial {sweep.trial.label}."
         for sweep in sweeps
         if sweep.trial is not None and (own := sweep.own_best) is not None and own is not sweep.trial
     ]
+
+
+def _own_objectives(frame: SweepFrame) -> str:
+    metrics = ", ".join(objective.metric for objective in frame.objectives)
+    if frame.further_objectives:
+        return f"the Pareto front of its own objectives ({metrics}) begins with"
+    return f"its own objective ({metrics}) selects"
 
 
 def as_json(found: SweepComparison) -> dict[str, Any]:

@@ -88,11 +88,14 @@ def comparison_summary(found: SweepComparison) -> str:
     text = f"{first.frame.name} ({first.loss_name}) is first with {COMPARISON_METRIC} = {format_brief(first.value)}"
     if indistinguishable:
         text += "; it is not distinguishable from " + ", ".join(sweep.frame.name for sweep in indistinguishable)
-    elif others and not unknown:
+    elif any(sweep.trial is not None for sweep in others) and not unknown:
         text += ", clearly ahead of all others"
     comparisons = max((sweep.behind.comparisons for sweep in others if sweep.behind is not None), default=1)
     if comparisons > 1 and (indistinguishable or not unknown):
         text += f" (95 % intervals for all {comparisons:,} pairs of their trials together)"
+    for sweep in others:
+        if sweep.trial is None:
+            text += f"; {sweep.frame.name} has none to compare, as {_without_trial(sweep.frame)}"
     if unknown:
         text += "; the significance against " + ", ".join(sweep.frame.name for sweep in unknown) + " is unknown"
     return text + "."
@@ -111,7 +114,7 @@ def table_rows(found: SweepComparison) -> tuple[tuple[str, ...], ...]:
             sweep.frame.name,
             sweep.loss_name,
             sweep.trial.label,
-            sweep.frame.describe_params(sweep.trial),
+            sweep.frame.describe_params(sweep.trial) or "the only configuration",
             values[k],
             behind[k],
         )

@@ -78,7 +78,7 @@ def print_lines(console: Console, lines: Sequence[AdviceLine]) -> None:
 
 
 def print_advice_of_plan(console: Console, lines: Sequence[AdviceLine]) -> None:
-    """Print the advice that changes or warns in full, and the topics of the rest."""
+    """Print the advice that changes or warns in full, and in a sentence which settings need no change."""
     if not lines:
         return
     console.print("advice", style="bold")
@@ -86,6 +86,15 @@ def print_advice_of_plan(console: Console, lines: Sequence[AdviceLine]) -> None:
     print_lines(console, shown)
     kept = list(dict.fromkeys(line.topic for line in lines if line.level == "keep" and line not in shown))
     if kept:
-        console.print(Text(f"keep: {', '.join(kept)}"), soft_wrap=True)
+        console.print(Text(_kept_text([_SUBJECTS.get(topic, f"the {topic}") for topic in kept])), soft_wrap=True)
     if not any(line.topic == "right already" for line in lines):
         console.print("note: `orchestrate advise` scores the pairs under the initial model", markup=False)
+
+
+_SUBJECTS = {"beta": "beta", "batch": "the number of pairs per update", "duration": "the number of updates"}
+"""Topic of advice -> the words for it in a sentence, where these are not the topic with an article."""
+
+
+def _kept_text(subjects: Sequence[str]) -> str:
+    listed = f"{', '.join(subjects[:-1])} and {subjects[-1]} need" if len(subjects) > 1 else f"{subjects[0]} needs"
+    return f"{listed[:1].upper()}{listed[1:]} no change."

@@ -141,7 +141,7 @@ def _print_findings(folder: SweepFolder, console: Console) -> list[str]:
     if not frame.ranked:
         return []
     findings = diagnose(frame)
-    print_findings(findings, frame.name, console)
+    print_findings(findings, frame.name, console, follow_up=not frame.is_out_of_reach)
     return reasons_not_to_use(findings, frame.ranked[0].label)
 
 

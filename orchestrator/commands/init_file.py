@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from orchestrator.commands import model_sizing
 from orchestrator.commands.model_sizing import Facts, ValueWithReason
-from orchestrator.errors import DataError, SpecError
+from orchestrator.errors import DataError, SpecError, closest_match
 from orchestrator.spec.advice.published_values import LOSS_NAMES, SEARCHED, WEIGHT_RATIO, LossName
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.right_forms import loss_form
@@ -49,12 +49,14 @@ def check_answer(question: str, answer: str) -> str | None:
         return f"one of {', '.join(LOSSES)}; not {fields['objective']!r}{hint}"
     loss = LOSSES[fields["objective"]]
     if question == "data" and answer.endswith(_FILES) and not Path(answer).is_file():
-        return f"there is no file {answer}"
+        names = sorted(file.name for file in Path(answer).parent.glob("*")) if Path(answer).parent.is_dir() else []
+        near = closest_match(Path(answer).name, names)
+        return f"there is no file {answer}{f' (did you mean {Path(answer).with_name(near)}?)' if near else ''}"
     try:
         answers = InitAnswers(fields["model"], fields["data"], int(fields["gpus"]), loss)
         load_spec_text(write_sweep_file("check", answers, Facts()), Path.cwd())
     except SpecError as error:
-        return "; ".join(finding.problem for finding in error.problems)
+        return "; ".join(f"{found.problem}{f' ({found.hint})' if found.hint else ''}" for found in error.problems)
     return None
 
 

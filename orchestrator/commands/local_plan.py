@@ -27,6 +27,7 @@ from orchestrator.spec.estimates.arrangement import DoesNotFit, arranged
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
 from orchestrator.spec.estimates.gpu_layouts import Arrangement
 from orchestrator.spec.estimates.gpu_table import PlannedMachine
+from orchestrator.spec.estimates.input_checks import check_judge_prompts, check_pair_counts
 from orchestrator.spec.estimates.input_sizes import (
     RowCounts,
     check_models,
@@ -92,10 +93,12 @@ def plan_locally(
     Raises:
         ProbeFailed: the probe failed.
         ModelError: a file of a model is damaged.
+        DataError: the data has fewer pairs than one update, or the judge's prompts cannot be read.
         SpecError: MLflow refuses the tracking store; with `probe`, no trial fits this machine.
     """
     check_tracking_store(tracking_uri(root, spec.tracking.uri), spec.tracking.uri)
     check_models(spec)
+    check_judge_prompts(spec)
     all_notices = list(notices)
     assumptions = assumptions or GpuAssumptions()
     chosen, found = _arrange(spec, assumptions, command)
@@ -206,6 +209,8 @@ def _sizes_of_data(
     published = set(rows.published)
     if assumptions.train_pairs is not None:
         rows = replace(rows, train=assumptions.train_pairs, exact=False, published=())
+    elif (exact := check_pair_counts(spec)) is not None:
+        rows = replace(rows, train=exact)
     elif rows.train is None:
         notices.append("the number of training pairs is unknown until the data is downloaded")
     if assumptions.tokens_per_pair is None and tokens is not None:

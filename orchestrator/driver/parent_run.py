@@ -91,6 +91,7 @@ def start_parent_run(
         "spec.hash": sweep_identity(spec),
         "data.fingerprint": fingerprint,
         "goal": f"{spec.first_objective.direction} {spec.first_objective.metric}",
+        **({"goals": ", ".join(f"{each.direction} {each.metric}" for each in spec.objectives)} if spec.also else {}),
         NOTE: reporter.describe(study, "running", updates_of=None, diagnose=False),
     }
     if adapters:
@@ -126,6 +127,10 @@ def end_parent_run(
     tags = {"state": state, "reason": reason, "failed.trials": numbers_text(failed) or "none"}
     if study.spec.require and (ranked := study.ranked()):
         tags["requirements"] = requirements_text(ranked) or "kept by every complete trial"
+        if best is None and len(study.spec_history()) > 1:  # there may have been one by other bounds
+            tags |= {"best.trial": "none", "best.value": "none"}
+    if study.spec.also:
+        tags["front.trials"] = ", ".join(record.label for record in study.pareto_front()) or "none"
     if best is not None:
         tags |= {"best.trial": str(best.number), "best.value": f"{best.value}"}
         tags |= {"best.seeds": str(best.complete_seeds)} if best.seeds else {}

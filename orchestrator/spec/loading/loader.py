@@ -52,7 +52,9 @@ from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import LOSS_KIND, list_settings
 from orchestrator.spec.sweep_spec import (
+    MODEL_SOURCES,
     SECTION_ORDER,
+    SFT_WITH_SEARCHED_MODEL,
     Budget,
     Finalists,
     Notify,
@@ -135,7 +137,7 @@ def load_sections(problems: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
         "tracking": _load_section(problems, Tracking, tree, "tracking"),
         "notify": _load_section(problems, Notify, tree, "notify") if tree.get("notify") is not None else None,
         "judge": judge,
-        "sft": _load_sft(problems, tree.get("sft")),
+        "sft": _load_sft(problems, tree.get("sft"), search),
     } | {
         key: tree[key]
         for key in ("description", "repeats", "keep_models", "storage", "mirror", "warm_start")
@@ -192,9 +194,13 @@ def _load_base(problems: ErrorCollector, tree: dict[str, Any]) -> TrialConfig | 
     return problems.validate(TrialConfig, tree["base"], ("base",), invalid=wrong)
 
 
-def _load_sft(problems: ErrorCollector, given: Any) -> SftStage | None:
+def _load_sft(problems: ErrorCollector, given: Any, search: SearchSpace | None) -> SftStage | None:
     if given is None:
         return None
+    if problems.is_new and search is not None:
+        for path in (path for path in search.paths if path.startswith(MODEL_SOURCES)):
+            hint = "remove it from search, or remove sft"
+            problems.add(location_of(search.zipped, path), SFT_WITH_SEARCHED_MODEL, hint)
     return problems.validate(SftStage, given, ("sft",), invalid=_check_sources(problems, given, ("sft",)))
 
 

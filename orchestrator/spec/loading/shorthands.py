@@ -52,6 +52,7 @@ def resolve_paths(problems: ErrorCollector, tree: Any, folder: Path) -> list[str
     base = _group(tree, "base")
     finder.data_sources(_group(base, "data"), ("base", "data"))
     finder.data_sources(_group(_group(tree, "sft"), "data"), ("sft", "data"))
+    finder.judge_prompts(_group(tree, "judge"))
     named = ("judge", "reward_model", "name_or_path")
     finder.optional_path(_group(_group(tree, "judge"), "reward_model"), "name_or_path", named)
     for section, path in (("model", "name_or_path"), ("model", "tokenizer"), ("data", "chat_template")):
@@ -129,6 +130,14 @@ class _PathResolver:
                 if isinstance(source, dict) and isinstance(path := cast(Any, source.get("path")), str) and path:
                     self._resolve_file(cast(dict[str, Any], source), (*loc, split, index, "path"))
 
+    def judge_prompts(self, judge: dict[str, Any] | None) -> None:
+        """Resolve the file of the judge's prompts; report a missing one."""
+        given = (judge or {}).get("prompts_from")
+        source = cast(dict[str, Any], given) if isinstance(given, dict) else {"path": given}
+        if judge is not None and isinstance(source.get("path"), str) and source["path"]:
+            judge["prompts_from"] = source
+            self._resolve_file(source, ("judge", "prompts_from", "path"))
+
     def optional_path(self, group: dict[str, Any] | None, path: str, loc: Location) -> None:
         """Resolve a value that may be a file, a folder, or something else (a hub name, a template's text)."""
         given = (group or {}).get(path)
@@ -183,7 +192,8 @@ class _PathResolver:
             near = closest_match(Path(given).name, names)
             hint = f"did you mean {near}?" if near else self._first_existing(given, loc)
             if near is None and re.fullmatch(r"[\w.-]+/[\w.-]+", given) and not Path(given).suffix:
-                hint = f"a data set of the hub: write {loc[-3]}: {{dataset: {given}, split: train}}"
+                key = loc[-3] if isinstance(loc[-2], int) else loc[-2]
+                hint = f"a data set of the hub: write {key}: {{dataset: {given}, split: train}}"
             self._findings.add(loc, f"there is no file {given}", hint)
         else:
             source["path"] = str(found)
