@@ -45,6 +45,8 @@ CRASH_FILES = "internal-error-*.txt"
 """Tracebacks of internal errors that ended a driver; the name has the time."""
 CRASHED_SWEEPS = ".set-aside"
 """In the runs folder: folders of sweeps that crashed before their first trial, moved so that their names are free."""
+DETACHED_LOGS = ".detached"
+"""In the runs folder: output of detached drivers, one file per sweep."""
 
 RESERVED_NAMES = frozenset(
     {"artifacts", "cache", "mlflow-ui.log", "mlflow.db", "mlflow.db-journal", "mlflow.db-shm", "mlflow.db-wal"}
@@ -105,6 +107,11 @@ class SweepFolder:
     def lock(self) -> Path:
         """The lock file, held by the driver while it runs."""
         return self.path / "driver.lock"
+
+    @property
+    def log(self) -> Path:
+        """Output of the sweep's detached drivers."""
+        return self.root / DETACHED_LOGS / f"{self.name}.log"
 
     @property
     def cache(self) -> Path:
@@ -217,7 +224,7 @@ _LOCK_SECONDS = 0.5
 def sweep_lock(folder: SweepFolder) -> Generator[None]:
     """Hold the sweep's driver lock while entered. Raises SweepHeld, which names the holder."""
     since = time.strftime("%F %T")
-    lock = FileLock(folder.lock, f"pid {os.getpid()} on {socket.gethostname()}, since {since}, boot {_boot_id()}")
+    lock = FileLock(folder.lock, f"pid {os.getpid()} on {socket.gethostname()}, since {since}, boot {boot_id()}")
     if not lock.acquire(_LOCK_SECONDS):
         raise SweepHeld(folder.name, _shown_holder(lock.holder() or ""))
     try:
@@ -236,6 +243,7 @@ def _shown_holder(text: str) -> str:
     return text.partition(", boot")[0] or "a process that is just starting"
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return what tells one start of this machine from another; "unknown" where the system does not say."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text(encoding="ascii").strip() if path.exists() else "unknown"

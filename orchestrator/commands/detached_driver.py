@@ -16,8 +16,6 @@ from orchestrator.folders import WAITING_FILE, SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import DRIVER_EVENT
 
-_LOGS = ".detached"
-"""In the runs folder: output of detached drivers, one file per sweep."""
 _POLL_SECONDS = 0.2
 
 
@@ -40,7 +38,7 @@ def start_detached(folder: SweepFolder, arguments: Sequence[str], show: Callable
         arguments: the command line.
         show: receives the driver's output until then.
     """
-    log = folder.root / _LOGS / f"{folder.name}.log"
+    log = folder.log
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         began = output.tell()
