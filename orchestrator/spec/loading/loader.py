@@ -262,6 +262,13 @@ def load_spec_text(
     return _load_document(parse_document(text, source), folder, overrides, None, is_new).spec
 
 
+def load_text_with_notices(
+    text: str, folder: Path, overrides: Sequence[str] = (), *, source: str = "sweep.yaml", name: str | None = None
+) -> LoadedSpec:
+    """Load a new sweep from text as `load_with_notices` does; relative file names are resolved from `folder` first."""
+    return _load_document(parse_document(text, source), folder, overrides, name, is_new=True)
+
+
 def load_document(document: Document, folder: Path) -> SweepSpec:
     """Load a stored sweep from a parsed document; relative file names are resolved from `folder` first."""
     return _load_document(document, folder, (), None, is_new=False).spec

@@ -1,0 +1,179 @@
+"""A sweep's way through the API: planned, submitted, listed, watched, stopped, resumed; and what is refused."""
+
+import os
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from orchestrator.commands.status import status
+from orchestrator.folders import SweepFolder, create_sweep_folder
+from orchestrator.service.access_tokens import Role
+from orchestrator.service.driver_supervisor import DriverSupervisor, ServiceRuns
+from orchestrator.service.http_app import Service
+from orchestrator.service.request_guard import COOKIE
+from orchestrator.service.sweep_queue import QueueState
+from orchestrator.spec.loading.serialization import dump_spec
+from orchestrator.study.study import Study
+from tests.support.processes import environment
+from tests.support.specs import make_spec
+
+
+class Caller:
+    """A client of a service whose supervisor stands still."""
+
+    def __init__(self, root: Path) -> None:
+        self.service = Service(root)
+        self.client = TestClient(self.service.app, base_url="http://localhost:8787")
+        self.as_role = {role: self.service.tokens.create(role.name.lower(), role) for role in Role}
+
+    def call(self, method: str, path: str, role: Role = Role.ADMIN, code: int = 200, **more: Any) -> Any:
+        headers = {"authorization": f"Bearer {self.as_role[role]}", **more.pop("headers", {})}
+        answer = self.client.request(method, f"/api/v1{path}", headers=headers, **more)
+        assert answer.status_code == code, answer.text
+        return answer.json()
+
+    def submit(self, sweep: str, code: int = HTTPStatus.CREATED, key: str = "", **more: Any) -> Any:
+        body = {"yaml": dump_spec(make_spec(2, name=sweep)), **more}
+        return self.call("POST", "/sweeps", code=code, json=body, headers={"idempotency-key": key})
+
+
+@pytest.fixture
+def caller(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Caller]:
+    for name, value in environment(fast_tmp_path).items():
+        monkeypatch.setenv(name, value)
+    caller = Caller(fast_tmp_path)
+    yield caller
+    caller.service.close()
+
+
+def root() -> Path:
+    return Path(os.environ["ORCHESTRATE_HOME"])
+
+
+def begin(name: str) -> SweepFolder:
+    """A sweep that was begun by a command, and whose driver has ended."""
+    folder, spec = SweepFolder(root(), name), make_spec(3, name=name)
+    create_sweep_folder(folder, dump_spec(spec))
+    Study.create(folder, spec).dispose()
+    with Study.open(folder) as study:
+        for _ in range(3):
+            study.ask()
+    return folder
+
+
+def test_a_submitted_sweep_waits_in_its_place_once_for_each_key(caller: Caller) -> None:
+    first = caller.submit("a", key="k")
+    assert (first["name"], first["queue"]["state"], first["queue"]["owner"]) == ("a", "waiting", "admin")
+    assert caller.submit("a", code=200, key="k")["queue"] == first["queue"]
+    assert "used for another request" in caller.submit("b", code=409, key="k")["detail"]
+    assert "a sweep named 'a' exists" in caller.submit("a", code=409)["detail"]
+    caller.submit("b", name="c", priority=3)
+    caller.submit("b", overrides=["loss.beta=3.0"])
+    assert "beta: 3.0" in caller.service.queue.find("b").spec
+    caller.call("POST", "/sweeps/b/priority", Role.OPERATOR, json={"priority": 9})
+    assert [entry["name"] for entry in caller.call("GET", "/queue", Role.VIEWER)["queue"]] == ["b", "c", "a"]
+    assert caller.call("GET", "/sweeps/b", Role.VIEWER)["state"] == "waiting"
+    caller.call("POST", "/sweeps/b/stop", Role.OPERATOR, json={"why": "too large"})
+    found = caller.service.queue.find("b")
+    assert (found.state, found.why) == (QueueState.WITHDRAWN, "too large (by operator through the service)")
+    assert caller.call("POST", "/sweeps/b/resume", Role.OPERATOR)["queue"]["state"] == "waiting"
+    assert caller.call("POST", "/sweeps/b/resume", Role.OPERATOR, code=409)["detail"] == "b is waiting already"
+
+
+def test_lists_come_in_pages(caller: Caller) -> None:
+    for name in ("a", "c", "e"):
+        caller.submit(name)
+    for name in ("b", "d"):
+        create_sweep_folder(SweepFolder(root(), name), dump_spec(make_spec(2, name=name)))
+    seen, after = list[str](), ""
+    while after is not None:
+        page = caller.call("GET", f"/sweeps?limit=2&after={after}", Role.VIEWER)
+        assert len(page["sweeps"]) <= 2
+        seen += [sweep["name"] for sweep in page["sweeps"]]
+        after = page["next"]
+    assert seen == ["a", "b", "c", "d", "e"]
+    assert caller.call("GET", "/sweeps?limit=1000", Role.VIEWER, code=422)["problems"][0]["path"] == "limit"
+    begin("studied")
+    page = caller.call("GET", "/sweeps/studied/trials?limit=2", Role.VIEWER)
+    assert ([trial["number"] for trial in page["trials"]], page["next"]) == ([0, 1], 1)
+    page = caller.call("GET", "/sweeps/studied/trials?after=1", Role.VIEWER)
+    assert ([trial["number"] for trial in page["trials"]], page["next"]) == ([2], None)
+
+
+def test_a_sweep_of_a_command_is_shown_as_the_command_does(caller: Caller) -> None:
+    begin("s")
+    assert caller.call("GET", "/sweeps/s", Role.VIEWER) == {**status("s", root()), "queue": None}
+    assert caller.call("GET", "/sweeps/s/history", Role.VIEWER)["events"][0]["kind"] == "created"
+    refused = caller.call("POST", "/sweeps/s/pause", Role.OPERATOR, code=409, json={})
+    assert refused["detail"].startswith("s is not running")
+    for path in ("/sweeps/t", "/sweeps/t/history", "/sweeps/..%2f..%2fetc"):
+        assert caller.call("GET", path, Role.VIEWER, code=404)["status"] == 404
+
+
+def test_a_plan_has_the_findings_of_the_command_with_their_lines(caller: Caller) -> None:
+    text = dump_spec(make_spec(2, name="a"))
+    assert caller.call("POST", "/plan", json={"yaml": text})["name"] == "a"
+    wrong = text.replace("pairs_per_update", "pairs_per_updat")
+    line = 1 + next(n for n, each in enumerate(wrong.splitlines()) if "pairs_per_updat:" in each)
+    for path in ("/plan", "/sweeps"):
+        refused = caller.call("POST", path, code=422, json={"yaml": wrong})
+        assert refused["exit_code"] == 2
+        assert refused["problems"][0]["where"] == f"sweep.yaml:{line}"
+        assert "did you mean pairs_per_update?" in refused["problems"][0]["hint"]
+    assert caller.service.queue.sweeps() == []
+    assert (
+        caller.call("POST", "/sweeps", code=422, json={"yaml": text, "priorty": 1})["problems"][0]["path"] == "priorty"
+    )
+
+
+@pytest.mark.parametrize("role", [Role.VIEWER, Role.OPERATOR])
+def test_a_role_does_no_more_than_it_may(caller: Caller, role: Role) -> None:
+    caller.submit("a")
+    changes = ["stop", "pause", "unpause", "resume", "priority"] if role is Role.VIEWER else []
+    for path in ("/sweeps", "/plan", *(f"/sweeps/a/{change}" for change in changes)):
+        body = {"priority": 1} if path.endswith("priority") else {"yaml": "x"} if "a/" not in path else {}
+        assert "needs the role" in caller.call("POST", path, role, code=403, json=body)["detail"]
+    assert caller.call("GET", "/me", role)["role"] == role.name.lower()
+    assert caller.service.queue.find("a").state is QueueState.WAITING
+
+
+def test_a_browser_logs_in_by_the_printed_code_and_out(caller: Caller) -> None:
+    client, code = caller.client, caller.service.sessions.new_code()
+    begun = client.post("/api/v1/login", json={"code": code})
+    cookie = begun.headers["set-cookie"]
+    assert all(word in cookie for word in (COOKIE, "HttpOnly", "SameSite=strict")), cookie
+    assert client.get("/api/v1/me").json()["name"] == "local"
+    assert client.post("/api/v1/logout").status_code == 403, "not without the token of its forms"
+    csrf = {"x-csrf-token": begun.json()["csrf"], "origin": "http://localhost:8787"}
+    assert client.post("/api/v1/logout", headers=csrf).status_code == 204
+    assert client.get("/api/v1/me").status_code == 401
+    codes = [client.post("/api/v1/login", json={"code": code}).status_code for _ in range(11)]
+    assert codes == [401] * 10 + [429]
+
+
+def test_a_service_that_runs_starts_drivers_and_says_what_keeps_it(
+    fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.processes import wait_until
+
+    steps: list[int] = []
+
+    def step(_: DriverSupervisor) -> None:
+        steps.append(1)
+        if len(steps) == 1:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DriverSupervisor, "step", step)
+    monkeypatch.setattr("orchestrator.service.http_app._STEP_SECONDS", 0.01)
+    service = Service(fast_tmp_path)
+    with pytest.raises(ServiceRuns):
+        Service(fast_tmp_path)
+    with TestClient(service.app, base_url="http://localhost") as client:
+        wait_until(lambda: len(steps) > 2 and client.get("/healthz").status_code == 200)
+    seen = len(steps)
+    Service(fast_tmp_path).close()
+    assert len(steps) == seen, "it has ended"
