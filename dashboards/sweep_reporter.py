@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dashboards.diagnosis.findings import DiagnosisFinding
 from dashboards.mlflow_pages import run_description, saved_view
@@ -11,7 +11,7 @@ from orchestrator.interfaces import ReportFiles, UpdatesOf
 from orchestrator.judge.judgements import best_judged_trial, parse_judgements
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import rank_trials
+from orchestrator.study.trial_records import TrialRecord, rank_trials
 
 MAX_DIAGNOSED_TRIALS = 200
 """Above this many trials a running sweep is diagnosed only at its end: a diagnosis reads every metric."""
@@ -43,6 +43,12 @@ class DashboardReporter:
         page = write_report(analysis, study.folder.report, panels)
         figures = write_figures(analysis, study.folder.path / "figures", panels)
         return ReportFiles(page, figures, _description(study, state, analysis.findings, report=True))
+
+    def pair_values(self, study: Study, records: Sequence[TrialRecord]) -> Mapping[int, Sequence[float]]:
+        """Return trial number -> the first objective on each held-out pair, as the protocol says."""
+        from dashboards.analysis.load_frame import pair_values
+
+        return pair_values(study, records)
 
 
 def _findings(study: Study, state: str, updates_of: UpdatesOf | None) -> Sequence[DiagnosisFinding]:

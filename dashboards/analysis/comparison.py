@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from dashboards.analysis.held_out_pairs import Column, metric_by_pair
 from dashboards.analysis.run_costs import costs
 from dashboards.analysis.significance import analyze_significance, compared_trials
 from dashboards.analysis.simultaneous_intervals import Difference
@@ -23,6 +26,7 @@ from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import Choice
 from orchestrator.spec.search.space import SearchSpace
+from orchestrator.study.confirmation import FinalistSample, compare_finalists
 from orchestrator.study.importance import importance, ped_anova
 from trainer.metrics import CHOSEN, COMPARISON_METRIC, EXACT_ANSWERS, MARGIN
 
@@ -253,7 +257,8 @@ class SweepComparison:
 
 def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
     """Rank these sweeps by the comparison metric of their best trials."""
-    found = [_compared_sweep(frame) for frame in frames]
+    confirmed = all(frame.confirmation is not None for frame in frames)
+    found = [_confirmed_sweep(frame) if confirmed else _compared_sweep(frame) for frame in frames]
     ranked = sorted(found, key=lambda sweep: (sweep.value is None, -(sweep.value or 0.0)))
     merged = merge_frames(frames)
     compared = [
@@ -264,7 +269,13 @@ def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
     records = [trial.record for trial in merged.trials]
     weights = importance(merged.space, records, merged.objective)
     by_best = ped_anova(merged.space, records, merged.objective)
-    warnings = [*find_mismatches([(sweep.frame, sweep.trial) for sweep in compared]), *_own_choices(compared)]
+    own = [] if confirmed else _own_choices(compared)
+    warnings = [*find_mismatches([(sweep.frame, sweep.trial) for sweep in compared]), *own]
+    if not confirmed and (names := [frame.name for frame in frames if frame.confirmation is not None]):
+        warnings.append(
+            f"Only {', '.join(names)} confirmed {'its' if len(names) == 1 else 'their'} best by finalists: all values "
+            "here are those of the searches."
+        )
     findings = by_level(finding for frame in frames for finding in _findings(frame))
     analysis = SweepAnalysis(merged, significance, tuple(findings), weights, by_best)
     return SweepComparison(tuple(compared), tuple(warnings), analysis)
@@ -290,13 +301,45 @@ def _compared_sweep(frame: SweepFrame) -> ComparedSweep:
     return ComparedSweep(frame, trial, value)
 
 
+def _confirmed_sweep(frame: SweepFrame) -> ComparedSweep:
+    """Return the sweep with the configuration that its finalists recommend, by their mean on the confirming rows."""
+    trial = next((trial for trial in frame.finalists if trial.record.is_recommended), None)
+    return ComparedSweep(frame, trial, None if trial is None else trial.last(COMPARISON_METRIC))
+
+
+def _seed_values(trial: TrialFrame) -> Column | None:
+    """Return the comparison metric of each seed on each held-out pair, [S, N]; None where the pairs of one differ."""
+    found = [metric_by_pair(COMPARISON_METRIC, pairs, trial.config.loss) for pairs in trial.seed_pairs]
+    known = [values for values in found if values is not None]
+    same = len({len(values) for values in known}) == 1
+    return np.stack(known) if same and len(known) == trial.record.complete_seeds else None
+
+
 def _behind(merged: SweepFrame, first: ComparedSweep, other: ComparedSweep) -> Difference | None:
-    """Return how far a sweep's best trial is behind the first one's, jointly over all pairs of trials of all sweeps."""
+    """Return how far a sweep's best trial is behind the first one's, jointly over all pairs of trials of all sweeps.
+
+    Of confirmed sweeps, how far its finalist is behind, counting seeds and pairs.
+    """
+    if first.trial is not None and first.trial.record.finalist_of is not None:
+        return None if other.trial is None else _finalist_behind(first.trial, other.trial)
     compared = compared_trials(merged)
     labels = [None if each.trial is None else f"{each.frame.name}/{each.trial.label}" for each in (first, other)]
     trials = [next((t for t in merged.trials if t.label == label), None) for label in labels]
     a, b = trials
     return None if compared is None or a is None or b is None else compared.difference(a, b)
+
+
+def _finalist_behind(first: TrialFrame, other: TrialFrame) -> Difference | None:
+    if first.held_out_pairs is None or other.held_out_pairs is None:
+        return None
+    ours, theirs = _seed_values(first), _seed_values(other)
+    if ours is None or theirs is None or not first.held_out_pairs.same_pairs(other.held_out_pairs):
+        return None
+    apart = compare_finalists([FinalistSample(0, ours, 0.0), FinalistSample(1, theirs, 0.0)], (), 1.0).values[1].behind
+    if apart is None:
+        return None
+    spread = float((ours.mean(axis=0) - theirs.mean(axis=0)).std())
+    return Difference(apart.value, apart.low, apart.high, ours.shape[1], spread)
 
 
 def _own_choices(sweeps: Sequence[ComparedSweep]) -> list[str]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from dashboards.analysis.held_out_pairs import DamagedPairs, HeldOutPairs, read_held_out
+from dashboards.analysis.held_out_pairs import DamagedPairs, HeldOutPairs, metric_by_pair, read_held_out
 from dashboards.analysis.seed_means import compared_paths, merge_frames
 from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialCurves, TrialFrame
 from dashboards.formatting import short_names
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, FAILURE_FILE, SweepFolder
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.judge.judgements import Judgement, parse_judgements
-from orchestrator.spec.estimates.sweep_plan import total_trials
-from orchestrator.spec.search.trial_params import apply_params
+from orchestrator.spec.estimates.sweep_plan import planned_trials
+from orchestrator.study.finalists import trial_config
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
 from trainer.data.data_report import DataReport
@@ -49,6 +50,8 @@ def load_frame(study: Study, *, state: str, updates_of: UpdatesOf | None = None)
             "between them are estimated without pairing."
         )
     data = folder.path / DATA_FILE
+    finalists = tuple(trial for trial in trials if trial.record.finalist_of is not None)
+    trials = tuple(trial for trial in trials if trial.record.finalist_of is None)
     configurations, paths = merge_frames(trials, spec), compared_paths(spec)
     has_seeds = any(trial.record.seeds for trial in configurations)
     if has_seeds:
@@ -64,11 +67,14 @@ def load_frame(study: Study, *, state: str, updates_of: UpdatesOf | None = None)
         space=spec.search,
         trials=configurations,
         seed_trials=trials if has_seeds else (),
+        finalists=merge_frames(finalists, spec),
+        finalist_trials=finalists,
+        confirmation=study.confirmation() if finalists else None,
         spec=spec,
         state=state,
         at=time.time(),
         hours=study.usage().hours,
-        planned=total_trials(spec),
+        planned=planned_trials(spec),
         data=DataReport.model_validate_json(data.read_text(encoding="utf-8")) if data.is_file() else None,
         events=tuple(study.events()),
         gpus=_gpus(folder, spec.resources.gpus_per_trial),
@@ -76,6 +82,24 @@ def load_frame(study: Study, *, state: str, updates_of: UpdatesOf | None = None)
         further_objectives=spec.also,
         short_names=short_names(paths),
     )
+
+
+def pair_values(study: Study, records: Sequence[TrialRecord]) -> dict[int, list[float]]:
+    """Return trial number -> the first objective on each held-out pair; empty if the trials' pairs are not the same."""
+    found: dict[int, list[float]] = {}
+    first: HeldOutPairs | None = None
+    for record in records:
+        attempts = [study.folder.attempt(record.number, k) for k in range(record.attempts, 0, -1)]
+        pairs = _pairs(_newest(attempts, PAIRS_FILE), [])
+        if pairs is None:
+            continue
+        first = first or pairs
+        if not pairs.same_pairs(first):
+            return {}
+        values = metric_by_pair(study.spec.first_objective.metric, pairs, trial_config(study.spec, record).loss)
+        if values is not None:
+            found[record.number] = values.tolist()
+    return found
 
 
 def _judgements(study: Study, notices: list[str]) -> dict[int, tuple[Judgement, ...]]:
@@ -100,7 +124,7 @@ def _trial_frame(
     attempts = [study.folder.attempt(record.number, k) for k in range(record.attempts, 0, -1)]
     return TrialFrame(
         curves=curves,
-        config=apply_params(study.spec.base, record.params),
+        config=trial_config(study.spec, record),
         label=str(record.number),
         sweep=study.spec.name,
         planned_updates=None if updates_of is None else updates_of(record.params),

@@ -250,8 +250,11 @@ def recommend(
         avoid: labels of trials that are not to be used.
 
     Returns:
-        None where there is no tie, where all are to be avoided, and with several objectives, which only a user weighs.
+        None where there is no tie, where all are to be avoided, with several objectives, which only a user weighs, and
+        where finalists were compared, whose recommendation holds.
     """
+    if frame.confirmation is not None:
+        return None
     tied = [trial for trial in significance.not_distinguishable if trial.label not in avoid]
     if len(significance.not_distinguishable) < 2 or not tied or frame.further_objectives:
         return None

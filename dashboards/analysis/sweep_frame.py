@@ -17,6 +17,8 @@ from orchestrator.judge.judgements import Judgement
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.confirmation import Confirmation
+from orchestrator.study.repeats import first_number
 from orchestrator.study.trial_records import (
     Event,
     TrialRecord,
@@ -182,11 +184,21 @@ class SweepFrame:
     short_names: Mapping[str, str] = field(default_factory=dict[str, str])
     seed_trials: tuple[TrialFrame, ...] = ()
     """Each trial by itself, where `trials` are configurations trained with several seeds; else empty."""
+    finalists: tuple[TrialFrame, ...] = ()
+    """The finalists' configurations: means over their seeds, on held-out rows that `trials` were not evaluated on."""
+    finalist_trials: tuple[TrialFrame, ...] = ()
+    """Each trial of a finalist by itself."""
+    confirmation: Confirmation | None = None
+    """The comparison of the finalists; None before it was made, and for merged sweeps."""
 
     @property
     def all_trials(self) -> tuple[TrialFrame, ...]:
-        """Every trial by itself, for counts and costs."""
-        return self.seed_trials or self.trials
+        """Every trial by itself, those of finalists too, for counts and costs."""
+        return (*(self.seed_trials or self.trials), *self.finalist_trials)
+
+    def in_search(self, finalist_of: int) -> TrialFrame | None:
+        """Return a finalist's configuration in the search."""
+        return next((trial for trial in self.trials if first_number(trial.record) == finalist_of), None)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -204,13 +216,16 @@ class SweepFrame:
     def ranked(self) -> list[TrialFrame]:
         """Complete trials, best first; configurations with all their seeds before others.
 
-        Those that break a requirement come last.
+        Those that break a requirement come last. The configuration that the finalists recommend is the first.
         """
         by_number = {trial.number: trial for trial in self.trials}
         ranked = rank_trials([trial.record for trial in self.trials], self.objective, *self.further_objectives)
         if self.seed_trials:
             seeds = self.spec.seeds_per_configuration
             ranked.sort(key=lambda r: (not r.keeps_requirements, max(0, seeds - r.complete_seeds)))
+        if self.confirmation is not None:
+            recommended = self.confirmation.recommended
+            ranked.sort(key=lambda r: (not r.keeps_requirements, first_number(r) != recommended))
         return [by_number[r.number] for r in ranked]
 
     @cached_property

@@ -178,7 +178,8 @@ def requirements_broken(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
                 FindingLevel.NOTE,
                 "Trials with a better objective break a requirement",
                 f"{frame.requirements_text}. With a better {frame.objective.metric} than the best trial's "
-                f"{format_value(best)}: trials {', '.join(trial.label for trial in better[:_LISTED])}.",
+                f"{format_value(best)}: {'trial' if len(better) == 1 else 'trials'} "
+                f"{', '.join(trial.label for trial in better[:_LISTED])}.",
                 "Trust the requirement: the objective improved at its cost.",
                 tuple(trial.label for trial in better),
             )

@@ -109,8 +109,8 @@ def too_few_pairs(
 
     `found`: the findings so far; none of the trials that a serious one warns of is recommended.
     """
-    if not significance.runners_up or len(significance.not_distinguishable) < 2:
-        return
+    if not significance.runners_up or len(significance.not_distinguishable) < 2 or frame.confirmation is not None:
+        return  # finalists decide between them on rows that the search has not seen
     runner_up, difference = significance.runners_up[0]
     required = difference.pairs_needed
     indistinguishable = ", ".join(trial.label for trial in significance.not_distinguishable[:_MAX_LISTED]) + (

@@ -50,6 +50,8 @@ def print_plan(plan: SweepPlan) -> None:
     if plan.sampler == "staged" and plan.trials:
         grid = " at most"
     table.add_row("trials", f"{plan.trials:,}{grid}" if plan.trials else "until the budget's hours are spent")
+    if plan.finalists is not None:
+        table.add_row("trials of finalists", f"{plan.finalists:,}")
     for limit, value in plan.budget.items():
         table.add_row(f"budget.{limit}", f"{value:g}")
     table.add_row("concurrent trials", str(plan.concurrency or "none on this machine"))
@@ -175,7 +177,9 @@ def print_status(status: Mapping[str, Any]) -> None:
     console = wide_console(_PIPED_WIDTH, highlight=False)
     objectives: Sequence[Mapping[str, Any]] = status.get("goals") or [status["goal"]]
     console.print(f"{status['name']}: {status['state']}, {', '.join(map(_goal, objectives))}", markup=False)
+    finalists = (status.get("finalists") or {}).get("text", "")
     notices = (_mirror(status.get("mirror")), _tracking(status.get("tracking"), status["state"]), _tie(status))
+    notices = (*notices, f"finalists: {finalists}" if finalists else "")
     for text in (_why(status), *status.get("waiting", ()), *notices):
         if text:
             console.print(text, markup=False)
@@ -362,6 +366,10 @@ def print_best(found: Mapping[str, Any], *, metrics: bool = False) -> None:
         text = f"{_short(value)}{_initial_text(initial, objective['metric'])}, to {objective['direction']}"
         table.add_row(escape(str(objective["metric"])), escape(text))
     table.add_row("settings", escape(_params(found["params"]) or "the only configuration"))
+    if finalists := found.get("finalists"):
+        value = finalists["search_values"].get(str(finalists["recommended"]))
+        table.add_row("value in the search", _short(value))
+        table.add_row("finalists", escape(finalists["text"]))
     shown = front if metrics else front[:_MAX_FRONT]
     if found.get("interval") is not None:
         low, high = map(_short, found["interval"])

@@ -28,7 +28,13 @@ from dashboards.formatting import (
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.repeats import front_of_configurations, rank_configurations
+from orchestrator.study.repeats import (
+    confirmed_first,
+    first_number,
+    front_of_configurations,
+    merge_records,
+    rank_configurations,
+)
 from orchestrator.study.trial_records import TrialRecord, TrialState, pareto_front, rank_trials, requirements_text
 from trainer.metrics import COMPARISON_METRIC, MARGIN
 
@@ -207,8 +213,13 @@ def _marked(all_curves: Sequence[TrialCurves], objectives: Sequence[Objective], 
 
 
 def best_record(records: Sequence[TrialRecord], objective: Objective, seeds: int) -> TrialRecord | None:
-    """Return the best of these records that keep the requirements; one with all `seeds` before one with fewer."""
-    ranked = [record for record in rank_trials(records, objective) if record.keeps_requirements]
+    """Return the best of these records that keep the requirements; one with all `seeds` before one with fewer.
+
+    A confirmed finalist comes before the trials of the search.
+    """
+    ranked = [record for record in confirmed_first(rank_trials(records, objective)) if record.keeps_requirements]
+    if ranked and ranked[0].finalist_of is not None:
+        return ranked[0]
     return min(ranked, key=lambda record: max(0, seeds - record.complete_seeds), default=None)
 
 
@@ -241,6 +252,14 @@ def _objective_column(all_curves: Sequence[TrialCurves], objectives: Sequence[Ob
 
 
 def _remark(curves: TrialCurves, best: bool, *, is_front: bool = False) -> str:
+    remark = _remark_on_result(curves, best, is_front=is_front)
+    if curves.record.finalist_of is None:
+        return remark
+    finalist = f"finalist, as trial {curves.record.finalist_of}"
+    return f"{finalist}; {remark}" if remark else finalist
+
+
+def _remark_on_result(curves: TrialCurves, best: bool, *, is_front: bool) -> str:
     if best:
         word = "Pareto front" if is_front else "best"
         return f"{word}, {curves.record.seeds_text}" if curves.record.seeds else word
@@ -300,13 +319,23 @@ def print_final_summary(
         + Text(f"  {format_params(best.params, paths)}  {metric}={format_value(best.value)}")
         + Text(f" ({best.seeds_text})" if best.seeds else "")
     )
-    if tied := [str(record.number) for record in ranked[1:] if record.value == best.value and not record.breaks]:
+    if best.finalist_of is not None:
+        search = next((r for r in _merged_search(ordered, spec) if first_number(r) == best.finalist_of), None)
+        if search is not None:
+            before = f"in the search it had {format_value(search.value)}"
+            console.print(Text(f"Confirmed on held-out rows that the search has not seen; {before}."))
+    elif tied := [str(record.number) for record in ranked[1:] if record.value == best.value and not record.breaks]:
         console.print(Text(tie_text(str(best.number), tied)))
-    _print_initial(spec, ordered, console)
+    same_rows = [c for c in ordered if (c.record.finalist_of is None) == (best.finalist_of is None)]
+    _print_initial(spec, same_rows, console)
+
+
+def _merged_search(all_curves: Sequence[TrialCurves], spec: SweepSpec) -> list[TrialRecord]:
+    return merge_records([c.record for c in all_curves if c.record.finalist_of is None], spec)
 
 
 def _print_initial(spec: SweepSpec, ordered: Sequence[TrialCurves], console: Console) -> None:
-    """Print the initial model's value of every objective that was measured."""
+    """Print the initial model's value of every objective that was measured, on the rows of the trials given."""
     found = [
         f"{objective.metric}={format_value(start)}"
         for objective in spec.objectives

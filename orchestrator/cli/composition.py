@@ -15,7 +15,7 @@ from dashboards.sweep_reporter import DashboardReporter
 from dashboards.terminal.progress_views import open_view
 from orchestrator.cli.sweep_summary import print_summary
 from orchestrator.commands.request_commands import RequestRefused, current_user
-from orchestrator.driver import orphaned_runs, run_sweep
+from orchestrator.driver import parent_run, run_sweep
 from orchestrator.errors import ExitCode
 from orchestrator.execution.remote_cluster import ClusterAddress
 from orchestrator.execution.stop_reasons import SignalHandler
@@ -149,6 +149,6 @@ def _stored_sweep(folder: SweepFolder) -> tuple[SweepSpec, str]:
 
 def end_orphaned_runs(name: str, root: Path) -> None:
     """End the sweep's runs in MLflow if its driver was killed; called by commands that look at it."""
-    orphaned_runs.end_orphaned_runs(
+    parent_run.end_orphaned_runs(
         existing_sweep(root, name), DashboardReporter(), lambda text: click.echo(text, err=True)
     )

@@ -25,7 +25,7 @@ from orchestrator.driver.data_stage import updates_if_known
 from orchestrator.errors import ExitCode
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.folders import SweepFolder, existing_sweep
-from orchestrator.spec.estimates.sweep_plan import total_trials
+from orchestrator.spec.estimates.sweep_plan import planned_trials
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.retried_trials import never_trained, numbers_text
 from orchestrator.study.study import Study
@@ -53,7 +53,7 @@ def watch_sweep(name: str, root: Path) -> None:
         view = open_view(
             spec,
             console,
-            total=total_trials(spec),
+            total=planned_trials(spec),
             updates_of=updates_of,
             before=before,
             running_before=study.trials_at_work(),
@@ -65,7 +65,7 @@ def watch_sweep(name: str, root: Path) -> None:
                 has_driver = folders.lock_holder(folder) is not None
                 if len(history := study.spec_history()) != versions:
                     versions, spec = len(history), SweepSpec.from_stored(history[-1].text)
-                    view.change_spec(spec, total_trials(spec))
+                    view.change_spec(spec, planned_trials(spec))
                 for record in study.trials():
                     current = (record.state, record.attempts, record.step)
                     previous = seen.get(record.number)

@@ -107,7 +107,8 @@ def waits_already(study: StudyReader, params: Mapping[str, Any]) -> bool:
 def with_another_seed(study: StudyReader, equal: TrialRecord) -> dict[str, Any]:
     """Return the trial's settings with a seed that no trial of its configuration has or will have."""
     spec, key = study.spec, configuration_key(equal.params)
-    group = [r for r in study.trials() if r.fork is None and configuration_key(r.params) == key]
+    search = [r for r in study.trials() if r.fork is None and r.finalist_of is None]
+    group = [r for r in search if configuration_key(r.params) == key]
     waiting = [
         int(enqueued.settings[SEED])
         for enqueued in study.enqueued_trials()

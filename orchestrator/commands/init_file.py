@@ -116,6 +116,7 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
         "",
         line("sampler: staged", "learning rate, then gamma / beta, then beta") if is_staged else "sampler: grid",
         line("maximize: eval_accuracies/logp", "a held-out metric that no searched setting scales"),
+        line("# finalists: {top: 3, seeds: 4}", "trains the best again, on held-out rows that the search has not seen"),
         line("resources: {gpus_per_trial: 0}", "trials on this machine's CPU")
         if cpu
         else line("resources: {gpus_per_trial: auto}", "the fewest that hold a trial, or a share of one"),

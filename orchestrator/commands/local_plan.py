@@ -143,7 +143,7 @@ def plan_locally(
             configs,
             measured,
             None if sft is None or of_sft is None else (sft, of_sft),
-            trials=made.trials,
+            trials=made.trainings,
             slots=slots.count,
         ),
     )

@@ -12,8 +12,9 @@ from orchestrator.driver.data_stage import load_data_report
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.folders import DATA_FILE, SweepFolder, existing_sweep
 from orchestrator.spec.requirements import Requirement
-from orchestrator.spec.search.trial_params import SEED, apply_params
+from orchestrator.spec.search.trial_params import SEED
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.finalists import trial_config
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord
 from trainer.config.trial import DataConfig, FileSource, GeneratedSource, HubSource, Source, TrialConfig
@@ -68,9 +69,10 @@ def export_best_model(
     if to.exists():
         raise CannotExport(f"{to} exists already and is not overwritten; name another folder")
     with Study.open(folder, read_only=True) as study:
-        spec, record, initial = study.spec, study.best(), study.initial_metrics()
+        spec, record = study.spec, study.best()
         if record is None:
             raise study.no_best()
+        initial = study.initial_metrics(record)
     model = model_folder(folder, record)
     if model is None:
         raise CannotExport(f"the weights of trial {record.number} are no longer in {folder.trial(record.number)}")
@@ -79,7 +81,7 @@ def export_best_model(
     from trainer.models.model_files import BASE_FOLDER, export_model
 
     disable_progress_bar()
-    config = apply_params(spec.base, record.trained_params)
+    config = trial_config(spec, record, record.trained_params)
     check = _Check(folder, spec, config, model, trust_remote_code, log) if compare else None
     try:
         export_model(
@@ -191,7 +193,7 @@ def model_card(
     """
     from trainer.data.data_report import DataReport
 
-    config = apply_params(spec.base, record.trained_params)
+    config = trial_config(spec, record, record.trained_params)
     found = None if report is None else DataReport.model_validate_json(report)
     name, start = config.model.name_or_path, initial or {}
     base = _public(name) if name else f"a generated {config.model.generated and config.model.generated.architecture}"

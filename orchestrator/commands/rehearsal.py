@@ -14,7 +14,7 @@ from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.search.corners import extreme_values
 from orchestrator.spec.search.dimensions import Choice, Dimension, Scalar, end_values
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.sweep_spec import Budget, Resources, SftStage, SweepSpec
+from orchestrator.spec.sweep_spec import Budget, Finalists, Resources, SftStage, SweepSpec
 from trainer.config.hub_cache import hub_reachable, model_file
 from trainer.config.trial import DataConfig, GeneratedModel, GeneratedSource, HubSource, ModelConfig, TrainingConfig
 
@@ -60,6 +60,7 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
             "search": search,
             "enqueue": enqueued,
             "sampler": GridSampler(),
+            "finalists": None if spec.finalists is None else Finalists(top=1, seeds=2),
             "require": (),  # a few updates of a random model say nothing about them
             "budget": Budget(trials=MAX_TRIALS if size > MAX_TRIALS else None, concurrency=spec.budget.concurrency),
             "resources": Resources(),

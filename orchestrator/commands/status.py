@@ -21,11 +21,11 @@ from orchestrator.errors import NoTrialCompleted, OrchestrateError, first_line
 from orchestrator.execution.messages import MIRROR_EVENT
 from orchestrator.folders import RUNS_FILE, SweepFolder, existing_sweep
 from orchestrator.interfaces import UpdatesOf
-from orchestrator.spec.estimates.sweep_plan import total_trials
+from orchestrator.spec.estimates.sweep_plan import planned_trials
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
-from orchestrator.study.repeats import merge_records
+from orchestrator.study.repeats import first_number, merge_records
 from orchestrator.study.retried_trials import never_trained
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import spec_differences
@@ -65,12 +65,30 @@ def status(name: str, root: Path) -> dict[str, Any]:
             if driver
             else study.stop_reason() or study.no_more_trials_reason(),
             "never_trained": never_trained(trials),
+            **_finalists(study),
             "gpu_hours": round(usage.gpu_hours, 6),
             "mirror": _mirror(study),
             "tracking": None if (outbox := outbox_state(folder.outbox)) is None else outbox.as_json(),
             "waiting": [f"enqueued: {g.origin}" for g in study.enqueued_trials() if g.trial is None]
             + [_request_text(request) for request in study.requests()],
         }
+
+
+def _finalists(study: StudyReader) -> dict[str, Any]:
+    """Return the comparison of the finalists with their values in the search; nothing in a sweep without."""
+    if study.spec.finalists is None:
+        return {}
+    found = study.confirmation()
+    if found is None:
+        return {"finalists": None}
+    search = merge_records([record for record in study.trials() if record.finalist_of is None], study.spec)
+    return {
+        "finalists": found.model_dump(mode="json")
+        | {
+            "text": found.text,
+            "search_values": {str(first_number(r)): _json(r.value) for r in search if first_number(r) in found.of},
+        }
+    }
 
 
 def list_sweeps(root: Path) -> dict[str, Any]:
@@ -101,7 +119,7 @@ def _summary(folder: SweepFolder) -> dict[str, Any]:
         with Study.open(folder, read_only=True) as study:
             spec, state, trials, front = study.spec, sweep_state(study), study.trials(), study.pareto_front()
             enqueued, began = sum(each.by_command for each in study.enqueued_trials()), study.spec_history()[0].at
-    planned = total_trials(spec)
+    planned = planned_trials(spec)
     return {
         "name": spec.name,
         "state": state,
@@ -197,6 +215,7 @@ def _trial(record: TrialRecord, run_ids: dict[str, str], updates_of: UpdatesOf |
         "reason": record.reason,
         "origin": record.origin,
         "parent": record.parent,
+        **({} if record.finalist_of is None else {"finalist_of": record.finalist_of}),
         "from_update": None if record.fork is None else record.fork.step,
         "attempts": record.attempts,
         "failed_attempts": [asdict(failed) for failed in record.failed_attempts],
@@ -235,8 +254,9 @@ def best(name: str, root: Path) -> dict[str, Any]:
             raise study.no_best()
         record, objectives = front[0], study.spec.objectives
         objective, model = study.spec.first_objective, model_folder(folder, record)
-        initial = study.initial_metrics()
+        initial, finalists = study.initial_metrics(record), _finalists(study)
     return {
+        **finalists,
         "number": record.number,
         "value": record.value,
         **_seeds(record),

@@ -75,11 +75,17 @@ def models_to_keep(spec: SweepSpec, records: Sequence[TrialRecord]) -> list[Tria
     A configuration that waits for more seeds keeps its best so far: its mean may become the best.
     """
     ranked = rank_configurations(records, spec)
-    groups = group_by_configuration(records, spec.search) if spec.seeds_per_configuration > 1 else ()
-    waiting = {
-        record.number for group in groups if not is_decided(group, spec) for record in (merge_record(group, spec),)
-    }
-    return [record for k, record in enumerate(ranked) if k < spec.models_kept or record.number in waiting]
+    has_groups = spec.seeds_per_configuration > 1 or any(record.finalist_of is not None for record in records)
+    groups = group_by_configuration(records, spec.search) if has_groups else ()
+    waiting = [
+        merge_record(group, spec)
+        for group in groups
+        if (spec.seeds_per_configuration > 1 or group[0].finalist_of is not None) and not is_decided(group, spec)
+    ]
+    numbers, known = {record.number for record in waiting}, {record.number for record in ranked}
+    kept = [record for k, record in enumerate(ranked) if k < spec.models_kept or record.number in numbers]
+    early = [record for record in waiting if record.finalist_of is not None and record.number not in known]
+    return [*kept, *early]
 
 
 def model_folder(folder: SweepFolder, record: TrialRecord) -> Path | None:

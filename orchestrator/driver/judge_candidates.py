@@ -13,7 +13,7 @@ from orchestrator.driver.sft_stage import sft_model_folder, with_model
 from orchestrator.errors import NoTrialCompleted, OrchestrateError
 from orchestrator.judge.answer_pairs import AnswerPair
 from orchestrator.spec.judge_config import JudgeConfig, RewardModel
-from orchestrator.spec.search.trial_params import apply_params
+from orchestrator.study.finalists import trial_config
 from orchestrator.study.reader import StudyReader
 from trainer.config.position_limits import known_positions, refuse_long_answers
 from trainer.config.trial import TrialConfig
@@ -133,7 +133,7 @@ def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_cod
     trials: list[JudgedModel] = []
     initial_models: list[JudgedModel] = []
     for record in (r for r in ranked if r.number in weights):
-        trial = apply_params(spec.base, record.params)
+        trial = trial_config(spec, record)
         # The same arguments as in the data stage, so that the cache is used.
         key = digest_of([trial.data.model_dump(mode="json"), trial.model.model_dump(mode="json")])
         if key not in by_data:

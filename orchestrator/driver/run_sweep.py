@@ -39,7 +39,7 @@ from orchestrator.spec.estimates.arrangement import arranged
 from orchestrator.spec.estimates.cost_estimate import check_share
 from orchestrator.spec.estimates.gpu_layouts import Arrangement
 from orchestrator.spec.estimates.input_sizes import check_models
-from orchestrator.spec.estimates.sweep_plan import total_trials
+from orchestrator.spec.estimates.sweep_plan import planned_trials
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
 from orchestrator.spec.requirements import default_requirements
@@ -442,7 +442,7 @@ def _cluster(
 @contextmanager
 def _open_view(folder: SweepFolder, spec: SweepSpec, presentation: Presentation) -> Generator[ProgressView]:
     is_new = not Study.exists(folder)  # else nothing is counted until earlier trials are known
-    view = presentation.open_view(spec, total_trials(spec) if is_new else None)
+    view = presentation.open_view(spec, planned_trials(spec) if is_new else None)
     try:
         yield view
     finally:

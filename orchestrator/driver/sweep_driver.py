@@ -10,8 +10,10 @@ from dataclasses import replace
 
 from orchestrator.driver.checkpoint_retention import CheckpointRetention, remove_unused_forks
 from orchestrator.driver.data_stage import adapter_notices, check_data, updates_by_params
+from orchestrator.driver.finalists_stage import confirm_finalists
 from orchestrator.driver.mirror_maintenance import MirrorMaintenance, claim_mirror, maintain_mirror
 from orchestrator.driver.parent_run import (
+    FINAL_STOPS,
     DraftReport,
     apply_changed_requirements,
     end_parent_run,
@@ -131,6 +133,8 @@ def drive(
                     stop_reason = _run_trials(
                         study, sink, view, signals, slots, trial_inputs, open_session, prestarted, on_trial_end, draft
                     )
+                if stop_reason.kind in FINAL_STOPS:
+                    confirm_finalists(study, sink, reporter, view.log)
             except StageInterrupted:
                 stop_reason = stop_conditions.stop_reason or StopReason(StopKind.INTERRUPTED)
             except Exception:

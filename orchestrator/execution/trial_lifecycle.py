@@ -100,6 +100,7 @@ class AttemptLauncher:
         tags |= {"origin": record.origin} if record.origin else {}
         tags |= {"clone.of": str(record.parent)} if record.parent is not None else {}
         tags |= self._repeat_tags(record)
+        tags |= {} if record.finalist_of is None else {"stage": "finalists", "finalist.of": str(record.finalist_of)}
         tags |= {"clone.from_update": str(record.fork.step)} if record.fork is not None else {}
         tags |= {FIRST_ATTEMPT: str(trial.first_attempt)} if trial.first_attempt > 1 else {}
         tags |= {f"failed.attempt_{failed.attempt}": failed.reason for failed in record.failed_attempts}
@@ -122,7 +123,7 @@ class AttemptLauncher:
             return {}
         groups = group_by_configuration(self._study.trials(), spec.search)
         numbers = next(found for g in groups if record.number in (found := [member.number for member in g]))
-        if len(numbers) == 1 and spec.repeats == 1 and spec.search.choices(SEED) is None:
+        if record.finalist_of is None and len(numbers) == 1 and spec.repeats == 1 and spec.search.choices(SEED) is None:
             return {}
         return {"group": str(numbers[0]), "repeat": str(numbers.index(record.number))}
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from orchestrator.execution.messages import AttemptTask
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.interfaces import ProgressView, TrackingSink
-from orchestrator.spec.estimates.sweep_plan import total_trials
+from orchestrator.spec.estimates.sweep_plan import planned_trials
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import budget_changes
@@ -175,7 +175,7 @@ def apply_budget_request(study: Study, view: ProgressView | None, request: Reque
     write_text(study.folder.spec, dump_spec(spec))
     study.complete_request(request.seq)
     if view is not None:
-        view.change_spec(spec, total_trials(spec))
+        view.change_spec(spec, planned_trials(spec))
         for change in changes:
             view.log(f"changed {change}")
 
@@ -263,6 +263,8 @@ class StopConditions:
 
 def _target_reached(spec: SweepSpec, record: TrialRecord | None) -> str:
     objective, target = spec.first_objective, spec.budget.target
+    if spec.finalists is not None:
+        return ""  # the target ends the search; finalists follow
     if record is None or not record.keeps_requirements or not target_reached(spec.budget, objective, record.value):
         return ""
     if record.complete_seeds < spec.repeats:

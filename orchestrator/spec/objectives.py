@@ -85,7 +85,8 @@ def check_kind(metric: str, kinds: Iterable[object]) -> MessageAndHint | None:
 
 
 _HELD_OUT = (
-    *("data.eval", "data.eval_share", "data.max_eval_rows", "data.max_length", "data.max_prompt_length"),
+    *("data.eval", "data.eval_share", "data.max_eval_rows", "data.confirm_share", "data.eval_on"),
+    *("data.max_length", "data.max_prompt_length"),
     *("data.chat_template", "data.apply_template", "data.score", "data.bad_rows", "data.max_bad_share"),
     *("model.tokenizer", "evaluation"),
 )

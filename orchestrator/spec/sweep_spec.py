@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
@@ -22,7 +22,7 @@ from orchestrator.spec.samplers import GridSampler, Order, Reproducible, Sampler
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import SEED
-from trainer.config.base import FrozenModel, NonEmptyStr, NonNegativeFloat, PositiveFloat, PositiveInt
+from trainer.config.base import FrozenModel, LaterFields, NonEmptyStr, NonNegativeFloat, PositiveFloat, PositiveInt
 from trainer.config.trial import STORED, DataConfig, TrainingConfig, TrialConfig
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
@@ -93,6 +93,7 @@ SECTION_ORDER = (
     "require",
     "pruner",
     "guard",
+    "finalists",
     "budget",
     "resources",
     "tracking",
@@ -106,14 +107,46 @@ SECTION_ORDER = (
 """The keys of the file, in the order in which they are written."""
 
 
+CONFIRM_SHARE = 0.5
+"""`base.data.confirm_share` of a new sweep with finalists that does not say another."""
+
+
+class Finalists(FrozenModel):
+    """After the search its best configurations are trained again and compared on held-out rows that it has not seen."""
+
+    top: PositiveInt = Field(
+        default=3, description="Configurations: the best of the search that keep every requirement."
+    )
+    seeds: Annotated[int, Field(ge=2)] = Field(
+        default=4,
+        description="Trainings of each, with seeds that the search has not used, on top of budget.trials.",
+    )
+
+    @property
+    def trials(self) -> int:
+        """Trainings of all finalists."""
+        return self.top * self.seeds
+
+    def plan_text(self, share: float) -> str:
+        """Return what `plan` says of finalists; `share`: of the held-out prompts, kept for them."""
+        return (
+            f"after the search its best {self.top} configurations are trained again with {self.seeds} fresh seeds each "
+            f"and evaluated on {share:.0%} of the held-out prompts, which the search does not see: {self.trials} "
+            "trials on top of budget.trials, counted in the time; of budget.hours and gpu_hours the search leaves them "
+            "theirs"
+        )
+
+
 class Budget(FrozenModel):
     """Limits on the whole sweep, all its drivers together."""
 
     trials: PositiveInt | None = Field(
-        default=None, description="Total trials, each repeat counted. By default all points."
+        default=None, description="Total trials, each repeat counted, without finalists. By default all points."
     )
     hours: PositiveFloat | None = Field(
-        default=None, description="Wall-clock hours of the sweep's drivers, summed over them."
+        default=None,
+        description="Wall-clock hours of the sweep's drivers, summed over them. The search leaves finalists their "
+        "time, at most half.",
     )
     gpu_hours: PositiveFloat | None = Field(
         default=None, description="GPUs of a trial's slot times its hours, all attempts; without GPUs, slot-hours."
@@ -207,8 +240,10 @@ DISTRIBUTED, CHECKPOINTING, MICRO_BATCH = AUTO_TRAINING = (
 """Settings of `base` and `sft` that may be `auto`, as may `resources.gpus_per_trial`."""
 
 
-class SweepSpec(FrozenModel):
+class SweepSpec(LaterFields):
     """A sweep. `keep_models`: how many of the best trials' final weights stay on disk; see `models_kept`."""
+
+    later: ClassVar[tuple[str, ...]] = ("auto", "finalists")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     auto: tuple[str, ...] = Field(
@@ -233,6 +268,7 @@ class SweepSpec(FrozenModel):
     also: tuple[Objective, ...] = ()
     require: tuple[Requirement, ...] = ()
     pruner: Pruner = NoPruner()
+    finalists: Finalists | None = None
     budget: Budget = Budget()
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
@@ -249,14 +285,6 @@ class SweepSpec(FrozenModel):
         description="Where checkpoints and final models are copied to, so that they outlive a machine: a URL such as "
         "s3://bucket/prefix, gs://bucket/prefix or file:///shared/folder. Credentials come from the environment.",
     )
-
-    @model_serializer(mode="wrap")
-    def _without_empty_auto(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `auto` out where it is empty: the stored text of a sweep of before there was `auto` stays the same."""
-        tree: dict[str, Any] = handler(self)
-        if not self.auto:
-            tree.pop("auto", None)
-        return tree
 
     @classmethod
     def from_stored(cls, text: str) -> Self:
@@ -276,8 +304,11 @@ class SweepSpec(FrozenModel):
 
     @property
     def models_kept(self) -> int:
-        """How many of the best trials' weights stay on disk: the larger of `keep_models` and `judge.top`."""
-        return self.keep_models if self.judge is None else max(self.keep_models, self.judge.top)
+        """How many of the best trials' weights stay on disk: the largest of `keep_models`, `judge.top` and
+        `finalists.top`.
+        """
+        judged = 0 if self.judge is None else self.judge.top
+        return max(self.keep_models, judged, 0 if self.finalists is None else self.finalists.top)
 
     @property
     def seeds_per_configuration(self) -> int:

@@ -87,6 +87,7 @@ def _enough(spec: SweepSpec, trials: Sequence[TrialSnapshot], used: float) -> st
 def _remaining(spec: SweepSpec, trials: Sequence[TrialSnapshot], used: float) -> tuple[float, int, int]:
     """Return a limit above `used`, the ended trials, and the trials left (0 where unknown) for which it suffices."""
     total, ended = total_trials(spec), sum(trial.state.is_final for trial in trials)
+    total = None if total is None else total + (0 if spec.finalists is None else spec.finalists.trials)
     if total is None or not ended or total <= ended:
         return _round_up(used), ended, 0
     left = total - ended

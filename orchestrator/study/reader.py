@@ -15,6 +15,7 @@ from orchestrator.folders import SweepFolder
 from orchestrator.spec.requirements import find_violations
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import retried_trials
+from orchestrator.study.confirmation import Confirmation, parse_confirmation
 from orchestrator.study.database import optuna_trials
 from orchestrator.study.database.driver_lease import has_ended
 from orchestrator.study.database.enqueued_trials import EnqueuedTrial, TrialQueue
@@ -42,6 +43,9 @@ from orchestrator.study.trial_records import (
 )
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.results import StepMetrics
+
+CONFIRMATION = "confirmation"
+"""Key among the study's user attributes."""
 
 
 class StudyReader:
@@ -110,11 +114,23 @@ class StudyReader:
         with self._database.snapshot() as connection:
             progress, seconds = self._repository.progress(connection), self._repository.trial_seconds(connection)
             frozen = self._frozen()
+            attrs = self._optuna_trials.study_attrs()
         order = self.spec.search.paths
-        return [
+        records = [
             optuna_trials.to_record(trial, *progress.get(trial.number, (0, {})), order, seconds.get(trial.number, 0.0))
             for trial in frozen
         ]
+        found = parse_confirmation(attrs.get(CONFIRMATION))
+        recommended = None if found is None else found.recommended
+        return [
+            replace(record, is_recommended=record.finalist_of is not None and record.finalist_of == recommended)
+            for record in records
+        ]
+
+    def confirmation(self) -> Confirmation | None:
+        """Return the comparison of the finalists; None before it was made."""
+        with self._database.snapshot():
+            return parse_confirmation(self._optuna_trials.study_attrs().get(CONFIRMATION))
 
     def trial(self, number: int) -> TrialRecord | None:
         """Return one trial; None if it was not issued yet."""
@@ -149,9 +165,15 @@ class StudyReader:
             record.number for record in self.trials() if record.state is TrialState.RUNNING and record.number in issued
         }
 
-    def initial_metrics(self) -> dict[str, float]:
-        """Return the initial model's metrics: those at step 0 of the first trial that has any; empty before."""
+    def initial_metrics(self, beside: TrialRecord | None = None) -> dict[str, float]:
+        """Return the initial model's metrics: those at step 0 of the first trial that has any; empty before.
+
+        `beside`: the record that they are compared with; for a finalist they are those on the rows of the finalists.
+        """
+        of = None if beside is None else beside.finalist_of
         for record in self.trials():
+            if (record.finalist_of is None) != (of is None):
+                continue
             history = self.metric_history(record.number)
             if record.fork is None and history and history[0].step == 0:
                 return dict(history[0].metrics)

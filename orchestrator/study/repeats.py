@@ -30,7 +30,17 @@ def group_by_configuration(trials: Sequence[AnyTrial], space: SearchSpace) -> li
     """Return the trials of each configuration, which differ in `training.seed` only, in order of their first numbers.
 
     A seed that is searched over a range is a setting like others; forks and trials with equal seeds stay apart.
+    Finalists follow the search: those of one configuration are a group, apart from its trials in the search.
     """
+    finalists: dict[int, list[AnyTrial]] = {}
+    for trial in trials:
+        if trial.finalist_of is not None:
+            finalists.setdefault(trial.finalist_of, []).append(trial)
+    search = [trial for trial in trials if trial.finalist_of is None] if finalists else trials
+    return [*_search_groups(search, space), *finalists.values()]
+
+
+def _search_groups(trials: Sequence[AnyTrial], space: SearchSpace) -> list[list[AnyTrial]]:
     if space.is_range(SEED) or not any(SEED in trial.params for trial in trials):
         return [[trial] for trial in trials]
     groups: list[list[AnyTrial]] = []
@@ -87,7 +97,7 @@ def next_repeat(
     stopped = {trial.number for trial in visible if trial.diverged or trial.state is TrialState.PRUNED}
     for group in group_by_configuration(trials, spec.search):
         first = group[0]
-        if len(group) >= spec.repeats or first.is_fork or (by_command and not first.by_command):
+        if len(group) >= spec.repeats or first.is_hidden or (by_command and not first.by_command):
             continue
         if any(trial.number in stopped for trial in group):
             continue
@@ -112,10 +122,11 @@ def merge_snapshots(trials: Sequence[TrialSnapshot], spec: SweepSpec) -> list[Tr
     """Return one snapshot a configuration, for samplers, with the number and params of its first trial.
 
     It runs until all its trials have ended. Its values are the means over the complete ones; if one was pruned or
-    diverged, the configuration counts as pruned or diverged.
+    diverged, the configuration counts as pruned or diverged. Finalists are left out.
     """
+    trials = [trial for trial in trials if trial.finalist_of is None]
     if SEED in spec.search.paths:
-        return list(trials)
+        return trials
     groups = group_by_configuration(trials, spec.search)
     return [g[0] if len(g) == 1 and spec.repeats == 1 else _merge(g, spec.repeats) for g in groups]
 
@@ -156,10 +167,13 @@ def merge_records(records: Sequence[TrialRecord], spec: SweepSpec) -> list[Trial
     """Return one record a configuration. A configuration of one trial is its record.
 
     Of several: values and metrics are means over the complete trials; number, attempts and step are those of the
-    complete trial with the best first objective, whose weights stand for the configuration; seconds are the sum.
+    complete trial with the best first objective, whose weights stand for the configuration; seconds are the sum. Of
+    finalists, a trial that keeps the requirements stands before one that breaks one.
     """
     groups, is_repeated = group_by_configuration(records, spec.search), _is_repeated(spec)
-    return [g[0] if len(g) == 1 and not is_repeated else merge_record(g, spec) for g in groups]
+    return [
+        merge_record(g, spec) if is_repeated or len(g) > 1 or g[0].finalist_of is not None else g[0] for g in groups
+    ]
 
 
 def _is_repeated(spec: SweepSpec) -> bool:
@@ -171,7 +185,7 @@ def merge_record(group: Sequence[TrialRecord], spec: SweepSpec) -> TrialRecord:
     """Return the record of one configuration; see `merge_records`."""
     complete = [record for record in group if record.state is TrialState.COMPLETE and record.value is not None]
     sign = -1.0 if spec.first_objective.direction == "maximize" else 1.0
-    best = min(complete, key=lambda r: (sign * (r.value or 0.0), r.number)) if complete else group[0]
+    best = min(complete, key=lambda r: _for_weights(r, sign)) if complete else group[0]
     seeds = tuple(
         SeedResult(r.number, int(r.params.get(SEED, spec.base.training.seed)), r.state, r.value) for r in group
     )
@@ -197,6 +211,11 @@ def merge_record(group: Sequence[TrialRecord], spec: SweepSpec) -> TrialRecord:
         metrics={name: fmean(record.metrics[name] for record in complete) for name in names},
         violations=mean_violations(complete),
     )
+
+
+def _for_weights(record: TrialRecord, sign: float) -> tuple[bool, float, int]:
+    broken = record.finalist_of is not None and not record.keeps_requirements
+    return broken, sign * (record.value or 0.0), record.number
 
 
 def _state_of(group: Sequence[TrialRecord], complete: Sequence[TrialRecord]) -> TrialState:
@@ -227,14 +246,48 @@ def rank_configurations(
     """Return the configurations with a value, best mean first; those with all their seeds come before the others.
 
     Else a configuration with one lucky seed would win. `objectives`: by default the sweep's. Configurations whose mean
-    breaks a requirement come last.
+    breaks a requirement come last. Finalists: see `confirmed_first`.
     """
     ranked = [r for tier in _tiers(records, spec) for r in rank_trials(tier, *(objectives or spec.objectives))]
-    return sorted(ranked, key=lambda record: not record.keeps_requirements)
+    return sorted(confirmed_first(ranked), key=lambda record: not record.keeps_requirements)
+
+
+CONFIRMING_SEEDS = 2
+"""Complete seeds from which on a configuration's value as a finalist counts: one has no interval."""
+
+
+def confirmed_first(ranked: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return configurations that are confirmed as finalists before those of the search, in the order given.
+
+    The recommended one is the first. A confirmed configuration has its value as a finalist only, not that of the
+    search; finalists with too few complete seeds are left out.
+    """
+    finalists = [r for r in ranked if r.finalist_of is not None and r.complete_seeds >= CONFIRMING_SEEDS]
+    finalists.sort(key=lambda record: not record.is_recommended)
+    confirmed = {record.finalist_of for record in finalists}
+    search = [r for r in ranked if r.finalist_of is None and first_number(r) not in confirmed]
+    return [*finalists, *search]
+
+
+def first_number(record: TrialRecord) -> int:
+    """Return the number of the first trial of a configuration."""
+    return record.seeds[0].trial if record.seeds else record.number
 
 
 def front_of_configurations(records: Sequence[TrialRecord], spec: SweepSpec) -> list[TrialRecord]:
-    """Return the Pareto front of the configurations with the most of their seeds; with one objective, the best."""
+    """Return the Pareto front of the configurations with the most of their seeds; with one objective, the best.
+
+    Of finalists where these are confirmed, the recommended one first.
+    """
+    if any(record.finalist_of is not None for record in records):
+        best = [record for record in rank_configurations(records, spec) if record.keeps_requirements]
+        confirmed = [record for record in best if record.finalist_of is not None]
+        if len(spec.objectives) == 1:
+            return best[:1]
+        front = pareto_front(confirmed, spec.objectives) if confirmed else []
+        if front:
+            return sorted(front, key=lambda record: not record.is_recommended)
+        records = [record for record in records if record.finalist_of is None]
     return next((front for tier in _tiers(records, spec) if (front := pareto_front(tier, spec.objectives))), [])
 
 
@@ -245,14 +298,21 @@ def _tiers(records: Sequence[TrialRecord], spec: SweepSpec) -> list[list[TrialRe
     for record in merge_records(records, spec):
         # A merged record is ranked once it has a value, also while further seeds run.
         ranked = replace(record, state=TrialState.COMPLETE) if record.value is not None and record.seeds else record
-        missing = max(0, seeds - record.complete_seeds)
+        wanted = seeds if record.finalist_of is None else _finalist_seeds(record, spec)
+        missing = max(0, wanted - record.complete_seeds)
         tiers.setdefault(missing, []).append(ranked)
     return [tiers[missing] for missing in sorted(tiers)]
+
+
+def _finalist_seeds(record: TrialRecord, spec: SweepSpec) -> int:
+    return len(record.seeds) if spec.finalists is None else spec.finalists.seeds
 
 
 def is_decided(group: Sequence[TrialRecord], spec: SweepSpec) -> bool:
     """Return whether a configuration's trials have all ended and no more are to come, so that its mean is final."""
     if not all(record.state.is_final for record in group):
         return False
+    if group[0].finalist_of is not None:
+        return spec.finalists is None or len(group) >= spec.finalists.seeds
     stopped = spec.repeats > 1 and any(record.state is TrialState.PRUNED for record in group)
     return stopped or group[0].fork is not None or len(group) >= spec.seeds_per_configuration

@@ -15,13 +15,14 @@ from orchestrator.folders import SweepFolder
 from orchestrator.spec.pruners import WilcoxonPruner, depends_on_other_trials
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import retried_trials, sweep_terms, trial_records
+from orchestrator.study.confirmation import Confirmation
 from orchestrator.study.database import driver_lease, optuna_trials
 from orchestrator.study.database.driver_lease import DriverLease, Heartbeat
 from orchestrator.study.database.optuna_trials import MICRO_BATCH, OUTCOME, PAUSE_REASON, REQUESTED_OUTCOME, TO_OPTUNA
 from orchestrator.study.database.study_database import StudyDatabase, create_study
 from orchestrator.study.pruning.divergence_guard import DivergenceGuard, as_number
 from orchestrator.study.pruning.pruner import TrialPruner, pruning_objective
-from orchestrator.study.reader import StudyReader
+from orchestrator.study.reader import CONFIRMATION, StudyReader
 from orchestrator.study.running_trial import (
     AttemptSuperseded,
     EarlyStopping,
@@ -160,7 +161,8 @@ class Study(StudyReader):
     def no_more_trials_reason(self) -> str:
         """Return why no new trial will be issued; "" if one will be."""
         with self._database.snapshot() as connection:
-            return self._no_more_trials_reason(connection, self._optuna_trials.snapshots())
+            trials = self._optuna_trials.snapshots()
+            return self._issuer.no_more_trials_reason(connection, trials, lambda: self._usage(connection))
 
     def search_or_trial_limit_reason(self) -> str:
         """Return why the search is exhausted, apart from limits on time; "" if it is not."""
@@ -196,15 +198,11 @@ class Study(StudyReader):
             orphan = next((frozen for frozen in waiting if frozen.number not in self._running), None)
             if orphan is not None:
                 issued = self._issuer.retry(connection, orphan)
-            elif self._no_more_trials_reason(connection, trials):
-                issued = None
-            elif (blocking := self._issuer.blocking_trial(connection, trials)) is not None:
-                return WaitForTrial(blocking)
             else:
-                issued = self._issuer.next(connection, trials)
-                trials = trials if issued is None else self._optuna_trials.snapshots()
-            if issued is None:
-                return None
+                issued = self._issuer.next(connection, trials, lambda: self._usage(connection))
+            if issued is None or isinstance(issued, WaitForTrial):
+                return issued
+            trials = self._optuna_trials.snapshots()
             trial, trial_id = self._with_micro_batch_limit(issued[0]), issued[1]
             logged = [] if orphan is None else self._logged_history(connection, trial.number)
             pruner = self._issuer.make_pruner(connection, trial.number, trials)
@@ -300,6 +298,12 @@ class Study(StudyReader):
             self._repository.add_event(connection, RELEASED, f"attempt {trial.attempt} interrupted", trial.number)
         del self._running[trial.number]
 
+    def save_confirmation(self, confirmation: Confirmation) -> None:
+        """Store the comparison of the finalists, in place of an earlier one."""
+        with self._driving() as connection:
+            self._optuna_trials.set_study(CONFIRMATION, confirmation.model_dump(mode="json"))
+            self._repository.add_event(connection, trial_records.CONFIRMED_EVENT, confirmation.text, None)
+
     # --- requests of users ---------------------------------------------------------------------------------------
 
     def pause(self, number: int, reason: str) -> None:
@@ -356,9 +360,6 @@ class Study(StudyReader):
         assert self._driver is not None
         with self._database.separate_transaction() as connection:
             self._driver.heartbeat(connection)
-
-    def _no_more_trials_reason(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> str:
-        return self._issuer.no_more_trials_reason(connection, trials, lambda: self._usage(connection))
 
     def _record_outcome(self, connection: Connection, trial_id: int, outcome: Outcome) -> TrialRecord:
         frozen = self._optuna_trials.trial(trial_id)
@@ -441,7 +442,7 @@ class Study(StudyReader):
                 return self._issuer.make_pruner(connection, pruner.number, self._optuna_trials.snapshots())
 
         guard = DivergenceGuard(self.spec.guard, *(objective.metric for objective in self.spec.objectives))
-        broken = self._issuer.broken_requirements(pruner.updates)
+        broken = self._issuer.broken_requirements(pruner)
         return EarlyStopping(guard, make_pruner, pruner.objective.metric, broken, inherited_until=inherited_until)
 
     def _with_micro_batch_limit(self, trial: Trial) -> Trial:

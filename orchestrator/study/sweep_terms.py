@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from orchestrator.errors import SearchNarrowed, SpecChanged, TooManySlots
+from orchestrator.errors import OrchestrateError, SearchNarrowed, SpecChanged, TooManySlots
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import depends_on_other_trials
 from orchestrator.spec.requirements import written_bounds
@@ -109,7 +109,18 @@ class SweepTerms:
 EARLIEST_TERMS = SweepTerms(distinct=False, prunes_broken=False)
 """Of sweeps that began before terms were stored."""
 
-AMENDABLE = ("budget", "resources", "tracking", "notify", "judge", "keep_models", "description", "mirror", "require")
+AMENDABLE = (
+    "finalists",
+    "budget",
+    "resources",
+    "tracking",
+    "notify",
+    "judge",
+    "keep_models",
+    "description",
+    "mirror",
+    "require",
+)
 """Sections of a spec that no trial's result depends on; with another `require`, ended trials are measured again.
 
 Lists and ranges of `search` may grow (`search_widening`).
@@ -143,16 +154,27 @@ def spec_differences(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
     ]
 
 
+class RowsSeen(OrchestrateError):
+    """Finalists cannot be added: the search has evaluated on every held-out row. Nothing was changed."""
+
+
 def allowed_changes(old: SweepSpec, new: SweepSpec) -> list[SettingChange]:
     """Return the settings that differ.
 
     Files and folders of `base` and `sft` may have other paths; the caller checks that their contents are equal.
 
     Raises:
+        RowsSeen: finalists of a sweep that keeps no held-out rows for them.
         SpecChanged: a change would make trials incomparable; the trials of `warm_start` were measured by `require`.
         SearchNarrowed: the search is not only wider than before.
     """
     found = spec_differences(old, new)
+    if new.finalists is not None and old.finalists is None and old.base.data.confirm_share is None:
+        raise RowsSeen(
+            f"finalists: the trials of {new.name} were evaluated on all held-out rows, so that none are left on which "
+            "the search could be confirmed; begin another sweep (`orchestrate sweep FILE --name OTHER --set "
+            "finalists.top=3`), which keeps some from the beginning"
+        )
     amendable = [section for section in (*AMENDABLE, "search") if section != "require" or old.warm_start is None]
     fixed = [change for change in found if change.path.split(".")[0] not in amendable and not is_location(change)]
     if fixed:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy import Connection
 
 from orchestrator.errors import first_line
-from orchestrator.spec.pruners import broken_evaluations
+from orchestrator.spec.pruners import NoPruner, broken_evaluations
 from orchestrator.spec.search.manual_trials import out_of_space, resolve_params
 from orchestrator.spec.search.trial_params import SEED, apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -30,6 +30,13 @@ from orchestrator.study.database.optuna_trials import (
     OptunaTrials,
 )
 from orchestrator.study.database.repository import SweepRepository
+from orchestrator.study.finalists import (
+    due_finalists,
+    finalists_text,
+    is_open,
+    reserved_time_reason,
+    with_confirm_rows,
+)
 from orchestrator.study.pruning.early_stopping import BrokenRequirements
 from orchestrator.study.pruning.pruner import TrialPruner
 from orchestrator.study.repeats import NextRepeat, configuration_key, merge_snapshots, next_repeat
@@ -37,11 +44,14 @@ from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPo
 from orchestrator.study.sweep_terms import SweepTerms, Usage, budget_exceeded, target_reached
 from orchestrator.study.trial_records import (
     DUPLICATE_EVENT,
+    FINALIST_EVENT,
     ISSUED,
     REPEAT_EVENT,
     SKIPPED_EVENT,
     Trial,
+    TrialRecord,
     TrialState,
+    WaitForTrial,
     miss_of,
 )
 from orchestrator.study.trial_snapshots import TrialSnapshot, first_unfinished, visible_trials
@@ -80,10 +90,19 @@ class TrialIssuer:
         self, connection: Connection, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]
     ) -> str:
         """Return why no trial follows `trials` at this usage; "" if one does."""
-        return self.search_or_trial_limit_reason(connection, trials) or self._budget_reason(trials, usage)
+        ended = self._search_limit_reason(connection, trials) or self._budget_reason(trials, usage)
+        if not ended or self._spec.finalists is None:
+            return ended
+        if not budget_exceeded(self._spec.budget, usage()) and self._has_finalists_left():
+            return ""
+        return f"{ended}; {finalists_text(self._records(), self._spec)}"
 
     def search_or_trial_limit_reason(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> str:
-        """Return why the search is exhausted, apart from limits on time; "" if it is not."""
+        """Return why the search is exhausted, apart from limits on time; "" if it is not, or finalists are left."""
+        reason = self._search_limit_reason(connection, trials)
+        return "" if reason and self._has_finalists_left() else reason
+
+    def _search_limit_reason(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> str:
         waiting = self._queue.waiting(connection)
         if any(enqueued.by_command for enqueued in waiting) or self._next_repeat(trials, by_command=True) is not None:
             return ""
@@ -104,10 +123,15 @@ class TrialIssuer:
         return next_repeat(trials, visible, self._spec, by_command=by_command)
 
     def _budget_reason(self, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
-        """Return the exceeded limit on time, or the trial that reached `budget.target`; "" if neither."""
+        """Return the exceeded limit on time, or the trial that reached `budget.target`; "" if neither.
+
+        The search also ends where the limit leaves finalists their time.
+        """
         budget, objective = self._spec.budget, self._spec.first_objective
-        if budget.has_time_limit and (over := budget_exceeded(budget, usage())):
-            return over
+        if budget.has_time_limit:
+            used, ended = usage(), sum(t.state.is_final and t.finalist_of is None for t in trials)
+            if over := budget_exceeded(budget, used) or reserved_time_reason(self._spec, ended, used):
+                return over
         for trial in merge_snapshots(trials, self._spec) if budget.target is not None else ():
             value = trial.values[0] if trial.values and trial.state is TrialState.COMPLETE else None
             if miss_of(trial.violations)[0] == 0 and target_reached(budget, objective, value):
@@ -124,8 +148,61 @@ class TrialIssuer:
                 return open_
         return self._policy.blocking_trial(trials, enqueued=bool(waiting) or repeat is not None)
 
-    def next(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> IssuedTrial | None:
-        """Issue the trial after these: enqueued by hand, a repeat, enqueued by the file or sampled; None if exhausted.
+    def next(
+        self, connection: Connection, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]
+    ) -> IssuedTrial | WaitForTrial | None:
+        """Issue the trial after these: of the search, then of the finalists; None if neither has one left."""
+        if self._search_limit_reason(connection, trials) or self._budget_reason(trials, usage):
+            return self._next_finalist(connection, len(trials), usage)
+        if (blocking := self.blocking_trial(connection, trials)) is not None:
+            return WaitForTrial(blocking)
+        return self._next_of_search(connection, trials)
+
+    def _records(self) -> list[TrialRecord]:
+        """Return the trials without metrics, for the choice of finalists."""
+        return [optuna_trials.to_record(trial, 0, {}, self._spec.search.paths, 0.0) for trial in self._trials.trials()]
+
+    def _has_finalists_left(self) -> bool:
+        """Return whether finalists are to come, or may be: a trial of the search runs."""
+        if self._spec.finalists is None or self.draw_error is not None:
+            return False
+        records = self._records()
+        return any(map(is_open, records)) or bool(due_finalists(records, self._spec))
+
+    def _next_finalist(
+        self, connection: Connection, number: int, usage: Callable[[], Usage]
+    ) -> IssuedTrial | WaitForTrial | None:
+        """Issue the next finalist, once the trials of the search have ended; None if none is left or allowed."""
+        if not self._has_finalists_left() or budget_exceeded(self._spec.budget, usage()):
+            return None
+        records = self._records()
+        if (running := next(filter(is_open, records), None)) is not None:
+            return WaitForTrial(running.number)
+        finalist = due_finalists(records, self._spec)[0]
+        first = self._trials.trials()[finalist.of]
+        seed = {SEED: finalist.seed}
+        params = {**optuna_trials.trial_params(first, self._spec.search.paths), **seed}
+        settings = {**first.user_attrs.get(ENQUEUED_ATTR, {"leaves": params})["leaves"], **seed}
+        config = with_confirm_rows(apply_params(self._spec.base, settings))
+        attrs = {"leaves": settings, "params": params, "origin": finalist.origin, "finalist": finalist.of}
+        attrs |= {"by_hand": False, "parent": None, "fork": None}
+        inside = self._optuna_params(first.params, {*out_of_space(self._spec.search, dict(first.params)), SEED})
+        issued = self._create(
+            connection,
+            number,
+            SampledTrial(params, config, config_fingerprint(config)),
+            inside,
+            {ENQUEUED_ATTR: attrs},
+        )
+        if not any(record.finalist_of is not None for record in records):
+            self._repository.add_event(connection, FINALIST_EVENT, finalists_text(records, self._spec), None)
+        self._repository.add_event(
+            connection, FINALIST_EVENT, f"{finalist.origin}: training.seed {finalist.seed}", number
+        )
+        return issued
+
+    def _next_of_search(self, connection: Connection, trials: Sequence[TrialSnapshot]) -> IssuedTrial | None:
+        """Issue a trial enqueued by hand, a repeat, one enqueued by the file or a sampled one; None if exhausted.
 
         Once the budget's trials are issued, only trials enqueued by hand and their repeats follow.
         """
@@ -235,7 +312,10 @@ class TrialIssuer:
         self._repository.add_event(connection, ISSUED, f"attempt {attempt}", frozen.number)
         params = optuna_trials.trial_params(frozen, self._spec.search.paths)
         all_params = frozen.user_attrs[ENQUEUED_ATTR]["leaves"] if ENQUEUED_ATTR in frozen.user_attrs else params
-        config = self._located(apply_params(self._spec.base, all_params))
+        config = apply_params(self._spec.base, all_params)
+        if optuna_trials.finalist_of(frozen) is not None:
+            config = with_confirm_rows(config)
+        config = self._located(config)
         fork, first = optuna_trials.trial_fork(frozen), optuna_trials.first_attempt(frozen)
         return Trial(frozen.number, attempt, params, config, fork=fork, first_attempt=first), trial_id
 
@@ -246,6 +326,9 @@ class TrialIssuer:
     def make_pruner(self, connection: Connection, number: int, trials: Sequence[TrialSnapshot]) -> TrialPruner:
         """Return the pruner of trial `number` with the trials that are visible to it."""
         updates = next(trial.updates for trial in trials if trial.number == number)
+        if any(trial.number == number and trial.finalist_of is not None for trial in trials):
+            spec = self._spec.model_copy(update={"pruner": NoPruner()})  # compared at their end, on other rows
+            return TrialPruner.create(spec, number, updates, (), lambda _: {})
         snapshots = visible_trials(trials, number, self._terms.lag)
         if self._terms.prunes_broken:  # else one that can never be the best would stop those that can
             snapshots = [trial for trial in snapshots if not miss_of(trial.violations)[0]]
@@ -256,10 +339,10 @@ class TrialIssuer:
             self._spec, number, updates, snapshots, lambda other: self._repository.pair_margins(connection, other)
         )
 
-    def broken_requirements(self, updates: int | None) -> BrokenRequirements:
-        """Return what prunes a trial of so many updates by the requirements."""
-        evaluations = broken_evaluations(self._spec.pruner) if self._terms.prunes_broken else None
-        return BrokenRequirements(self._spec.require, evaluations, updates)
+    def broken_requirements(self, pruner: TrialPruner) -> BrokenRequirements:
+        """Return what prunes a trial with this pruner by the requirements; nothing prunes finalists."""
+        evaluations = broken_evaluations(pruner.pruner) if self._terms.prunes_broken else None
+        return BrokenRequirements(self._spec.require, evaluations, pruner.updates)
 
     def _updates(self, config: TrialConfig) -> int | None:
         """Updates of the whole run; None if the number of training pairs is unknown."""

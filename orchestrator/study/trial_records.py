@@ -156,6 +156,10 @@ class TrialRecord:
     """Of a configuration: 95% t interval of `value` over its seeds; None with fewer than two complete ones."""
     violations: Mapping[str, float] = field(default_factory=dict[str, float])
     """By how much it misses each requirement of the sweep, by name, in the metric's units; at most 0: kept."""
+    finalist_of: int | None = None
+    """Of a finalist: the first trial of the configuration that it trains again; None for a trial of the search."""
+    is_recommended: bool = False
+    """Whether the comparison of the finalists recommends its configuration (`orchestrator.study.confirmation`)."""
 
     @property
     def keeps_requirements(self) -> bool:
@@ -236,6 +240,10 @@ SKIPPED_EVENT = "left out"
 """An invalid combination that the sampler skipped."""
 REPEAT_EVENT = "repeat"
 """A configuration was issued again with another seed."""
+FINALIST_EVENT = "finalist"
+"""A configuration was issued again as a finalist."""
+CONFIRMED_EVENT = "confirmed"
+"""The finalists were compared."""
 DUPLICATE_EVENT = "twin"
 """A sampled configuration that equals an earlier trial's."""
 ISSUED = "issued"

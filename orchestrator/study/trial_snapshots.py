@@ -36,7 +36,7 @@ class TrialSnapshot:
     is_enqueued: bool = False
     """Enqueued by a user, not proposed by the sampler."""
     by_command: bool = False
-    """Enqueued while the sweep ran: on top of `budget.trials`."""
+    """Enqueued while the sweep ran, or a finalist: on top of `budget.trials`."""
     fingerprint: str = ""
     is_fork: bool = False
     """Continues another trial's checkpoint: its result is not that of its params alone, so samplers ignore it."""
@@ -44,6 +44,13 @@ class TrialSnapshot:
     """Failures after which it was retried, oldest first."""
     violations: Mapping[str, float] = field(default_factory=dict[str, float])
     """By how much it misses each requirement, by name; empty without requirements, and where none was measured."""
+    finalist_of: int | None = None
+    """Of a finalist: the first trial of the configuration that it trains again."""
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether no sampler and no pruner may see it: a fork, or a finalist, evaluated on other rows."""
+        return self.is_fork or self.finalist_of is not None
 
 
 def as_running(trial: TrialSnapshot) -> TrialSnapshot:
@@ -63,9 +70,9 @@ def visible_trials(trials: Sequence[TrialSnapshot], number: int, lag: int | None
     """Return the earlier trials; those after number - lag appear as running, without results.
 
     A trial that was retried after trial `number` was issued stays FAILED for it, so that no decision about it changes.
-    Without a lag all existing results are visible. Forks are never visible.
+    Without a lag all existing results are visible. Forks and finalists are never visible.
     """
-    before = [trial for trial in trials if trial.number < number and not trial.is_fork]
+    before = [trial for trial in trials if trial.number < number and not trial.is_hidden]
     if lag is None:
         return before
     before = [as_seen_by(trial, number) for trial in before]
@@ -73,8 +80,12 @@ def visible_trials(trials: Sequence[TrialSnapshot], number: int, lag: int | None
 
 
 def first_unfinished(trials: Sequence[TrialSnapshot], up_to: int) -> int | None:
-    """Return the number of the first unfinished trial up to number `up_to` that is no fork; None if there is none."""
+    """Return the first unfinished trial up to number `up_to` that is neither fork nor finalist; None without one."""
     return next(
-        (trial.number for trial in trials if trial.number <= up_to and not trial.state.is_final and not trial.is_fork),
+        (
+            trial.number
+            for trial in trials
+            if trial.number <= up_to and not trial.state.is_final and not trial.is_hidden
+        ),
         None,
     )

@@ -13,7 +13,9 @@ from typing import Any
 import mlflow  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
+from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver.checkpoint_retention import CheckpointRetention, remove_unused_forks
+from orchestrator.driver.finalists_stage import confirm_finalists
 from orchestrator.execution.controller import TrialController
 from orchestrator.execution.messages import AttemptReport
 from orchestrator.execution.stop_reasons import SignalHandler
@@ -91,6 +93,7 @@ def drive(root: Path, spec: SweepSpec | None = None) -> None:
         controller = make_controller(study, sink, on_trial_end=closed)
         closed(None)
         run_here(controller, CheckpointingSession, lock_timeout=0.5)
+        confirm_finalists(study, sink, DashboardReporter(), lambda _: None)
         sink.end_run(SWEEP_RUN, status="FINISHED", tags={"state": "FINISHED"}, at=2.0)
         assert sink.close(LIMIT_SECONDS) == 0
 

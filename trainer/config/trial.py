@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
-from trainer.config.base import Fraction, FrozenModel, NonEmptyStr, NonNegativeFloat, PositiveFloat, PositiveInt
+from trainer.config.base import (
+    Fraction,
+    FrozenModel,
+    LaterFields,
+    NonEmptyStr,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
 from trainer.config.loss_config import LossConfig, SimpoLoss
 from trainer.config.trl_support import EngineName, pairs_per_micro_batch, unsupported_by_trl
 
@@ -148,8 +156,10 @@ class GeneratedSource(FrozenModel):
 Source = FileSource | HubSource | GeneratedSource
 
 
-class DataConfig(FrozenModel):
+class DataConfig(LaterFields):
     """Preference pairs for training and evaluation, and how they are tokenized."""
+
+    later: ClassVar[tuple[str, ...]] = ("confirm_share", "eval_on")
 
     train: Annotated[tuple[Source, ...], Field(min_length=1)] = Field(
         description="Preference pairs to train on: a source or a list of sources."
@@ -173,6 +183,14 @@ class DataConfig(FrozenModel):
     )
     max_train_rows: PositiveInt | None = Field(default=None, description="Keep at most this many training rows.")
     max_eval_rows: PositiveInt | None = Field(default=None, description="Keep at most this many held-out rows.")
+    confirm_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        default=None,
+        description="Share of the held-out prompts that the search does not evaluate on: finalists are confirmed on "
+        "them. By default none; 0.5 with finalists.",
+    )
+    eval_on: Literal["search", "confirm"] = Field(
+        default="search", description="Which held-out prompts are evaluated; finalists set it to confirm themselves."
+    )
     max_length: Annotated[int, Field(ge=8)] = Field(default=1024, description="Tokens of prompt and response together.")
     max_prompt_length: Annotated[int, Field(ge=1)] | None = Field(
         default=None,

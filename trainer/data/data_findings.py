@@ -82,6 +82,7 @@ FindingKind = Literal[
     "score_contradicts",
     "score_tie",
     "missing_score",
+    "kept_to_confirm",
 ]
 RowNotice = tuple[FindingKind, str]
 """A kind of finding and a detail of this case."""
@@ -240,6 +241,7 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
         "have no finite number as score_chosen or score_rejected, which loss.odpo_alpha needs",
         "name the columns (columns: {score_chosen: NAME, score_rejected: NAME}), or correct or remove the rows",
     ),
+    "kept_to_confirm": (_N, "are kept for finalists (data.confirm_share); the search does not evaluate on them", ""),
 }
 _SINGULAR = {"are": "is", "have": "has"}
 

@@ -90,9 +90,24 @@ def select_rows(data: DataConfig) -> Selection:
         out.eval = limit_rows([row for row in train if row.key in chosen], data.max_eval_rows)
         train = [row for row in train if row.key not in chosen]
     out.train = limit_rows(train, data.max_train_rows)
+    if data.confirm_share is not None:
+        _divide_eval(out, data.confirm_share, data.eval_on)
     for split in (TRAIN, EVAL):
         _find_duplicates(out, split)
     return out
+
+
+def _divide_eval(out: Selection, confirm_share: float, eval_on: Literal["search", "confirm"]) -> None:
+    """Keep the held-out rows of one part: `confirm_share` of their prompts, chosen by hash, or the others.
+
+    Both parts stay out of training. Where one is empty, none is left, as the sweep needs both.
+    """
+    confirm = held_out_prompts([row.key for row in out.eval], confirm_share)
+    if eval_on == "search":
+        for row in out.eval:
+            if row.key in confirm:
+                out.add_finding(row.address(EVAL), "kept_to_confirm")
+    out.eval = [row for row in out.eval if (row.key in confirm) == (eval_on == "confirm")] if confirm else []
 
 
 def _read_rows(out: Selection, split: Split, data: DataConfig) -> list[PreferenceRow]:

@@ -12,6 +12,7 @@ from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.report.blocks import Panel
 from dashboards.report.panels import (
     distance_panel,
+    finalists_panel,
     heatmaps,
     hyperparameters,
     judgements_panel,
@@ -23,6 +24,7 @@ from dashboards.report.panels import (
 
 PANELS: tuple[Callable[[SweepAnalysis], Panel | None], ...] = (
     result_panels.winner_panel,
+    finalists_panel.finalists_panel,
     judgements_panel.judgements_panel,
     result_panels.diagnosis_panel,
     distance_panel.distance_panel,

@@ -53,11 +53,14 @@ def no_result_text(frame: SweepFrame) -> str:
 def significance_text(frame: SweepFrame, significance: Significance, avoid: Container[str] = ()) -> str:
     """Return the significance in words: against the other trials, then against the initial model.
 
-    `avoid`: labels of trials that are not to be used, of which none is recommended.
+    Where finalists were compared, their result is the answer. `avoid`: labels of trials that are not to be used, of
+    which none is recommended.
     """
+    against = _against_initial_text(frame, significance)
+    if frame.confirmation is not None:
+        return f"Finalists: {frame.confirmation.text}{against}"
     found = recommend(frame, significance, avoid)
     recommended = "" if found is None else f" Of these, trial {found[0].label} is recommended: {found[1]}."
-    against = _against_initial_text(frame, significance)
     return f"{_against_trials_text(frame, significance)}{recommended}{against}"
 
 
@@ -222,6 +225,10 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
         ),
         *_further_figures(frame, winner),
     ]
+    if frame.confirmation is not None:
+        mean = next(v.mean for v in frame.confirmation.values if v.of == frame.confirmation.recommended)
+        interval = f"95 % interval {format_brief(mean.low)} … {format_brief(mean.high)}"
+        found.append(KeyFigure("confirmed by finalists", format_brief(mean.value), interval))
     if significance.against_initial is not None:
         count = significance.against_initial.comparisons
         found.append(

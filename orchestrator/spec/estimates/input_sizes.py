@@ -131,7 +131,10 @@ def count_rows(data: DataConfig, *, use_published: bool = False) -> RowCounts:
         # As `held_out_prompts` does: of two rows or more at least one, and never all.
         held_out = min(max(1, round(train * data.eval_share)), train - 1) if train > 1 else 0
         train, exact = train - held_out, False
-    return RowCounts(_limited(train, data.max_train_rows), _limited(held_out, data.max_eval_rows), exact, published)
+    held_out = _limited(held_out, data.max_eval_rows)
+    if data.confirm_share is not None and held_out is not None:  # divided by prompt too
+        held_out, exact = round(held_out * (1 - data.confirm_share)), False
+    return RowCounts(_limited(train, data.max_train_rows), held_out, exact, published)
 
 
 def _published(source: Source) -> PublishedDataset | None:

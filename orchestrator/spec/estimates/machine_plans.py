@@ -32,7 +32,7 @@ class MachinePlan:
         """Hours of the sweep with all GPUs of the machine, if no trial is pruned; None if unknown."""
         if self.plan is None or self.arrangement is None or self.plan.estimate is None:
             return None
-        found, trials, at_a_time = self.plan.estimate, self.plan.trials, self.plan.concurrency
+        found, trials, at_a_time = self.plan.estimate, self.plan.trainings, self.plan.concurrency
         if found.gpu_hours is None or found.gpu_hours_per_trial is None or trials is None or not at_a_time:
             return None
         gpus = self.arrangement.gpus_per_trial

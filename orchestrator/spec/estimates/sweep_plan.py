@@ -130,15 +130,22 @@ class SweepPlan:
     """What the best trial must keep: metric and bound."""
     advice: tuple[AdviceLine, ...] = ()
     """Advice that needs no model run: on settings, and on pairs that `advise` has scored before."""
+    finalists: int | None = None
+    """Trainings of the finalists, on top of `trials` and counted in tokens, time and cost; None in a sweep without."""
+    trainings: int | None = None
+    """Trials of the search and of the finalists; None if only time limits the search."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as JSON values; `sweep_identity` has the key `identity`."""
-        return {
+        written = {
             "identity" if name == "sweep_identity" else name: value
             for name, value in asdict(
                 self, dict_factory=lambda items: {_JSON_NAMES.get(name, name): value for name, value in items}
             ).items()
         }
+        if self.finalists is None:
+            del written["finalists"], written["trainings"]
+        return written
 
 
 def make_plan(
@@ -176,6 +183,9 @@ def make_plan(
     notices_out = [*notices, *_kept_models_notice(spec)]
     grid = _grid(spec)
     trials, distinct = _trials(spec, grid, notices_out)
+    finalists = None if spec.finalists is None else spec.finalists.trials
+    trainings = None if trials is None else trials + (finalists or 0)
+    notices_out += [] if spec.finalists is None else [spec.finalists.plan_text(spec.base.data.confirm_share or 0.0)]
     part = None if grid is None or trials is None or distinct is None else _grid_part(spec, grid, trials, distinct)
     if part is not None:
         notices_out.append(str(part))
@@ -197,7 +207,7 @@ def make_plan(
     if shape is not None and about_gpus:
         eval_pairs = rows.eval if rows.train is not None else None
         by_formula = estimate_cost(
-            configs, updates, shape, assumptions or GpuAssumptions(), trials, eval_pairs=eval_pairs
+            configs, updates, shape, assumptions or GpuAssumptions(), trainings, eval_pairs=eval_pairs
         )
         notices_out += by_formula.warnings if chosen is not None or not spec.auto else ()
     return SweepPlan(
@@ -218,7 +228,7 @@ def make_plan(
         updates_per_trial=_int_range(updates),
         pairs_per_trial=_int_range(pairs),
         tokens_per_trial_at_most=max(tokens, default=None),
-        tokens_at_most=max(tokens) * trials if tokens and trials else None,
+        tokens_at_most=max(tokens) * trainings if tokens and trainings else None,
         disk_bytes=None if need is None else need.bytes,
         arrangement=arrangement,
         disk=None if need is None else str(need),
@@ -229,6 +239,8 @@ def make_plan(
         parameters=None if shape is None else shape.parameters,
         device=device,
         require=tuple(requirement.name for requirement in spec.require),
+        finalists=finalists,
+        trainings=trainings,
     )
 
 
@@ -277,6 +289,12 @@ def _moving_reference_notices(
 def total_trials(spec: SweepSpec) -> int | None:
     """Return the number of trials of the sweep, the lower of budget and grid; None if only time limits it."""
     return _trials(spec, _grid(spec), [])[0]
+
+
+def planned_trials(spec: SweepSpec) -> int | None:
+    """Return the number of trials with those of the finalists; None if only time limits the search."""
+    trials = total_trials(spec)
+    return trials if trials is None or spec.finalists is None else trials + spec.finalists.trials
 
 
 def sweep_disk_need(spec: SweepSpec, slots: int | None) -> DiskNeed | None:

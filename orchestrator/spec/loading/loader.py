@@ -19,6 +19,7 @@ from orchestrator.spec.estimates.cost_estimate import cannot_share_base
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.loading.method_sections import (
+    check_eval_on,
     check_judge,
     check_pruner,
     check_repeats,
@@ -29,6 +30,7 @@ from orchestrator.spec.loading.method_sections import (
     load_pruner,
     load_requirements,
     load_sampler,
+    settle_confirm_share,
     settle_grid_order,
 )
 from orchestrator.spec.loading.overrides import apply_overrides
@@ -49,7 +51,16 @@ from orchestrator.spec.search import corners
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import LOSS_KIND, list_settings
-from orchestrator.spec.sweep_spec import SECTION_ORDER, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
+from orchestrator.spec.sweep_spec import (
+    SECTION_ORDER,
+    Budget,
+    Finalists,
+    Notify,
+    Resources,
+    SftStage,
+    SweepSpec,
+    Tracking,
+)
 from trainer.config.loss_config import alias_hint
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import Document, Location
@@ -67,7 +78,11 @@ def load_sections(problems: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
         if key not in SECTION_ORDER:
             problems.unknown_key((key,), list(SECTION_ORDER))
     tree, auto = take_auto(problems, tree)
+    if problems.is_new and tree.get("finalists") is not None:
+        settle_confirm_share(tree)
     base = _load_base(problems, tree)
+    if base is not None:
+        check_eval_on(problems, base)
     search = load_search(problems, tree.get("search"))
     if base is not None and search is not None:
         search = _check_corners(problems, search, base)
@@ -98,6 +113,9 @@ def load_sections(problems: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
     judge = _load_section(problems, JudgeConfig, tree, "judge") if tree.get("judge") is not None else None
     if problems.is_new and judge is not None and base is not None:
         check_judge(problems, judge, base)
+    finalists = None
+    if tree.get("finalists") is not None:
+        finalists = _load_section(problems, Finalists, tree, "finalists")
     parts = {
         "name": _load_name(problems, tree),
         "auto": auto,
@@ -111,6 +129,7 @@ def load_sections(problems: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
         "require": load_requirements(problems, tree, search, base),
         "pruner": pruner,
         "guard": _load_section(problems, GuardConfig, tree, "guard"),
+        "finalists": finalists,
         "budget": budget,
         "resources": resources,
         "tracking": _load_section(problems, Tracking, tree, "tracking"),

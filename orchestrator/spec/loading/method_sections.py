@@ -41,7 +41,7 @@ from orchestrator.spec.samplers import (
 from orchestrator.spec.search.dimensions import is_numeric_dimension
 from orchestrator.spec.search.space import Grid, SearchSpace
 from orchestrator.spec.search.trial_params import LOSS_KIND, SEED, apply_params
-from orchestrator.spec.sweep_spec import Budget
+from orchestrator.spec.sweep_spec import CONFIRM_SHARE, Budget
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import Location
 from trainer.metrics import COMPARISON_METRIC, EXACT_ANSWERS, lookup
@@ -195,6 +195,21 @@ def check_repeats(problems: ErrorCollector, given: Any, search: SearchSpace) -> 
     if isinstance(given, int) and given > 1 and SEED in search.paths:
         problem = f"each configuration gets {given} seeds, and search has {SEED} too"
         problems.add(("repeats",), problem, f"remove one: repeat k has base.{SEED} + k")
+
+
+def settle_confirm_share(tree: dict[str, Any]) -> None:
+    """Set `base.data.confirm_share` of a new sweep with finalists, in place, where the file does not say it."""
+    base = tree.get("base")
+    data = cast(dict[str, Any], base).get("data") if isinstance(base, dict) else None
+    if isinstance(data, dict) and data.get("confirm_share") is None:  # pyright: ignore[reportUnknownMemberType]
+        data["confirm_share"] = CONFIRM_SHARE
+
+
+def check_eval_on(problems: ErrorCollector, base: TrialConfig) -> None:
+    """Report a search that evaluates on the rows that are kept for finalists."""
+    if base.data.eval_on == "confirm":
+        problem = "the search would evaluate on the held-out rows that are kept for finalists"
+        problems.add(("base", "data", "eval_on"), problem, "leave it out")
 
 
 def check_judge(problems: ErrorCollector, judge: JudgeConfig, base: TrialConfig) -> None:

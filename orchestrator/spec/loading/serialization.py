@@ -29,6 +29,7 @@ from orchestrator.spec.sweep_spec import (
     GPUS_PER_TRIAL,
     SECTION_ORDER,
     Budget,
+    Finalists,
     Notify,
     Resources,
     SftStage,
@@ -39,7 +40,7 @@ from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import InvalidScalar, parse_scalar
 from trainer.metrics import COMPARISON_METRIC
 
-_OMITTED_WHEN_UNSET = ("storage", "mirror", "notify", "judge")
+_OMITTED_WHEN_UNSET = ("storage", "mirror", "notify", "judge", "finalists")
 """Keys that are not written if they are unset."""
 
 
@@ -250,6 +251,7 @@ def schema() -> Json:
             "description": "Stops trials that have diverged; on by default.",
             "anyOf": [{"enum": ["off", False, None]}, _model(GuardConfig, definitions)],
         },
+        "finalists": _or_null(_model(Finalists, definitions)),
         "budget": _or_null(_model(Budget, definitions)),
         "resources": _or_null(_model(Resources, definitions)),
         "tracking": _or_null(_model(Tracking, definitions)),

@@ -16,6 +16,7 @@ from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import (
     LOSS_KIND,
     UnknownPath,
+    all_settings,
     apply_params,
     default_loss,
     list_as_text,
@@ -136,7 +137,7 @@ def sample_corners(corners: GridIndex) -> Iterator[Params]:
 
 
 def _unknown_paths(space: SearchSpace, base: TrialConfig) -> Iterator[CornerProblem]:
-    typed_params = dict(flatten(base.model_dump()))
+    typed_params = dict(flatten(all_settings(base)))
     for kind in space.choices(LOSS_KIND) or ():
         try:
             typed_params |= flatten({"loss": default_loss(str(kind))})

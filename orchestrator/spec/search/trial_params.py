@@ -53,6 +53,13 @@ def default_loss(kind: str) -> dict[str, Any]:
     return _LOSS.validate_python({"kind": kind}).model_dump()
 
 
+def all_settings(config: TrialConfig) -> dict[str, Any]:
+    """Return every setting as nested mappings, those too that are not dumped while unset (`LaterFields`)."""
+    tree = config.model_dump()
+    tree["data"] |= {name: getattr(config.data, name) for name in config.data.later}
+    return tree
+
+
 def apply_params(base: TrialConfig, params: Mapping[str, Scalar], *, is_new: bool = False) -> TrialConfig:
     """Return `base` with the settings `params`.
 
@@ -64,7 +71,7 @@ def apply_params(base: TrialConfig, params: Mapping[str, Scalar], *, is_new: boo
         UnknownPath: A path is no setting of a trial.
         ValidationError: The trial is invalid. Both are ValueErrors.
     """
-    tree = base.model_dump()
+    tree = all_settings(base)
     kind = params.get(LOSS_KIND)
     if isinstance(kind, str) and kind != base.loss.kind:
         tree["loss"] = default_loss(kind)

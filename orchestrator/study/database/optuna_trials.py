@@ -51,7 +51,8 @@ REQUESTED_OUTCOME = "asked"
 MICRO_BATCH = "micro_batch"
 ENQUEUED_ATTR = "given"
 """Of an enqueued trial: `leaves` (settings over the base), `params` (all), `origin`, `by_hand`, `parent` and `fork`
-(`step` and `place`, or None). Optuna's own params of it are those inside the search space.
+(`step` and `place`, or None); of a finalist also `finalist`, the first trial of its configuration. Optuna's own params
+of it are those inside the search space.
 """
 
 
@@ -92,7 +93,13 @@ def to_record(
         by_command=bool(attrs.get(ENQUEUED_ATTR, {}).get("by_hand")),
         failed_attempts=tuple(FailedAttempt(f["attempt"], f["reason"], f["step"]) for f in attrs.get(FAILURES, ())),
         violations=trial.constraints,
+        finalist_of=finalist_of(trial),
     )
+
+
+def finalist_of(trial: FrozenTrial) -> int | None:
+    """Return the first trial of the configuration that this finalist trains again; None for a trial of the search."""
+    return trial.user_attrs.get(ENQUEUED_ATTR, {}).get("finalist")
 
 
 def trial_fork(trial: FrozenTrial) -> Fork | None:
@@ -143,7 +150,7 @@ def to_snapshot(trial: FrozenTrial) -> TrialSnapshot:
         updates=attrs.get(UPDATES),
         sampler_note=attrs.get(SAMPLER_NOTE, {}),
         is_enqueued=ENQUEUED_ATTR in attrs,
-        by_command=bool(attrs.get(ENQUEUED_ATTR, {}).get("by_hand")),
+        by_command=bool(attrs.get(ENQUEUED_ATTR, {}).get("by_hand")) or finalist_of(trial) is not None,
         fingerprint=attrs[FINGERPRINT],
         is_fork=trial_fork(trial) is not None,
         failures=tuple(
@@ -151,6 +158,7 @@ def to_snapshot(trial: FrozenTrial) -> TrialSnapshot:
             for f in attrs.get(FAILURES, ())
         ),
         violations=trial.constraints,
+        finalist_of=finalist_of(trial),
     )
 
 

@@ -85,7 +85,7 @@ class StagedReplay:
             ended, following = sampled[: len(sampled) - remaining], sampled[len(sampled) - remaining :]
             first = following[0].number if following else next_number  # of the next stage
             before = [
-                trial for trial in trials if not trial.is_fork and (not ended or trial.number <= ended[-1].number)
+                trial for trial in trials if not trial.is_hidden and (not ended or trial.number <= ended[-1].number)
             ]
             before = [as_seen_by(trial, first) for trial in before]
             if (unfinished := next((trial for trial in before if not trial.state.is_final), None)) is not None:

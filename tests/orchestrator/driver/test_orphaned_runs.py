@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.cli import main
-from orchestrator.driver import orphaned_runs
+from orchestrator.driver import parent_run
 from orchestrator.folders import SweepFolder, sweep_lock
 from orchestrator.interfaces import TrackingUnavailable
 from orchestrator.study.study import Study
@@ -27,7 +27,7 @@ def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The runs folder of a sweep whose driver was killed in its second trial."""
     monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(orphaned_runs, "_DELIVERY_SECONDS", LIMIT_SECONDS)
+    monkeypatch.setattr(parent_run, "_DELIVERY_SECONDS", LIMIT_SECONDS)
     assert killed_at(lambda: drive(tmp_path, SPEC), "trial.told:2") == KILLED
     folder = SweepFolder(tmp_path, "s")
     with Study.open(folder, read_only=True) as study:

@@ -11,7 +11,7 @@ from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
 from orchestrator.spec.samplers import RandomSampler
 from orchestrator.spec.search.manual_trials import resolve_params
 from orchestrator.spec.search.space import Grid
-from orchestrator.spec.sweep_spec import Budget, GridSampler, Objective, SweepSpec
+from orchestrator.spec.sweep_spec import Budget, Finalists, GridSampler, Objective, SweepSpec
 from orchestrator.study.sweep_terms import allowed_changes
 from trainer.config.loss_config import DpoLoss, SimpoLoss
 from trainer.config.trial import FileSource, GeneratedSource, HubSource, TrialConfig
@@ -264,7 +264,13 @@ def test_goals_that_can(load_text: Load, search: str, goal: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "leaf", ["data.max_length: [128, 256]", "evaluation.prompts: [2, 4]", "data.eval_share: [0.1]"]
+    "leaf",
+    [
+        "data.max_length: [128, 256]",
+        "evaluation.prompts: [2, 4]",
+        "data.eval_share: [0.1]",
+        "data.confirm_share: [0.1]",
+    ],
 )
 def test_what_is_held_out_cannot_be_searched(findings: Refused, leaf: str) -> None:
     (found,) = findings(f"search: {{{leaf}}}\n")
@@ -278,6 +284,39 @@ def test_answers_need_prompts(findings: Refused, load_text: Load) -> None:
     (messages,) = findings(text.format(0) + objective)
     assert "set base.evaluation.prompts above 0" in messages
     assert load_text(text.format(2) + objective).goal.metric == "eval_exact_answers"
+
+
+# --- finalists ------------------------------------------------------------------------------------------------------
+def test_finalists_keep_half_of_the_held_out_prompts_unless_the_file_says_otherwise(load_text: Load) -> None:
+    base = "base: {{model: m/m, data: {{train: {{generated: instructions}}{}}}}}\n"
+    spec = load_text("finalists: {top: 2}\n" + base.format(""))
+    assert (spec.finalists, spec.base.data.confirm_share) == (Finalists(top=2, seeds=4), 0.5)
+    assert load_text(dump_spec(spec)) == spec
+    assert load_text("finalists: {}\n" + base.format(", confirm_share: 0.2")).base.data.confirm_share == 0.2
+    without = load_text(base.format(""))
+    assert (without.finalists, without.base.data.confirm_share) == (None, None)
+    written = dump_spec(without) + without.model_dump_json()
+    assert "confirm" not in written, "as before there were finalists"
+    assert "finalists" not in written
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("finalists: {tops: 3}\n", "did you mean top?"),
+        ("finalists: {seeds: 1}\n", "2"),
+        ("finalists: 3\n", "mapping"),
+        ("base: {model: m/m, data: {train: {generated: instructions}, confirm_share: 1.0}}\n", "must be less than 1"),
+        (
+            "base: {model: m/m, data: {train: {generated: instructions}, confirm_share: 0.5, eval_on: confirm}}\n",
+            "the held-out rows that are kept for finalists (leave it out)",
+        ),
+    ],
+)
+def test_what_is_wrong_about_finalists_is_said_with_its_line(findings: Refused, text: str, said: str) -> None:
+    (found,) = findings(text)
+    assert found.startswith("sweep.yaml:1")
+    assert said in found
 
 
 # --- samplers, budget ------------------------------------------------------------------------------------------------

@@ -205,6 +205,28 @@ def test_no_prompt_is_in_both_splits(tmp_path: Path) -> None:
     assert len(selection.train) + len(selection.eval) == 140
 
 
+def test_what_finalists_are_confirmed_on_is_kept_from_the_search(tmp_path: Path) -> None:
+    """Both parts are the held-out rows, each prompt is in one of them, and training is the same with and without."""
+    rows = write_rows(tmp_path / "a.jsonl", [chat(f"ask {i % 40}", f"yes {i}", f"no {i}") for i in range(120)])
+    more = {"eval_share": 0.5, "max_eval_rows": 45}
+    whole = select_rows(data(rows, **more))
+    search, confirm = (
+        select_rows(data(rows, confirm_share=0.4, eval_on=part, **more)) for part in ("search", "confirm")
+    )
+    numbers = [{row.sampled.row.number for row in part.eval} for part in (whole, search, confirm)]
+    assert numbers[1] | numbers[2] == numbers[0]
+    assert not {row.key for row in search.eval} & {row.key for row in confirm.eval}
+    prompts = [len({row.key for row in part.eval}) for part in (whole, confirm)]
+    assert prompts[1] == round(0.4 * prompts[0])
+    assert [row.address("train") for row in search.train] == [row.address("train") for row in whole.train]
+    assert [row.address("train") for row in confirm.train] == [row.address("train") for row in whole.train]
+    (kept,) = [found for found in search.findings.as_tuple() if found.kind == "kept_to_confirm"]
+    assert kept.count == len(confirm.eval)
+    one = write_rows(tmp_path / "b.jsonl", [chat("ask", f"yes {i}", f"no {i}") for i in range(4)])
+    alone = data(rows, eval=str(one), confirm_share=0.4)
+    assert select_rows(alone).eval == [], "one prompt cannot be on both sides"
+
+
 def test_implicit_prompts_of_plain_dialogues_are_parted_at_the_answer() -> None:
     assert prompt_key("\n\nHuman: hi\n\nAssistant: I") == prompt_key("\n\nHuman: hi\n\nAssistant:")
     assert prompt_key("a  b\n") == prompt_key("a b")

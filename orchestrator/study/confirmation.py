@@ -1,0 +1,196 @@
+"""Comparison of the finalists: means over seeds and held-out pairs, simultaneous intervals, and which one to use.
+
+The standard error of a mean is that of a hierarchical bootstrap: seeds are drawn anew for each configuration, then
+held-out pairs. These are the same for every seed and configuration, so that they are drawn once for all (Owen, "The
+pigeonhole bootstrap", Annals of Applied Statistics 2007): drawing them for each seed would count their noise as if the
+seeds averaged it out. As few seeds are too small a population to draw from, their deviations are widened by
+sqrt(S / (S - 1)), and intervals use Student's t with Satterthwaite's degrees of freedom (Biometrics Bulletin 1946).
+Bonferroni's correction makes them hold together: of the means for all finalists, of differences for all pairs of
+finalists, as the best of them is chosen by these values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.config.base import FrozenModel
+
+Matrix = NDArray[np.float64]
+
+RESAMPLES = 2000
+ERROR_RATE = 0.05
+"""Of all intervals of one kind together."""
+NOTABLE, NOTABLE_NATS = 1.1, 0.01
+"""Of tied finalists, what counts as more than the least distance or cost: this ratio; of distances also this gap."""
+_RANDOM_STATE = 0
+_BLOCK = 2_000_000
+"""Numbers drawn at a time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FinalistSample:
+    """What one finalist was measured by.
+
+    `of`: the first trial of its configuration; `values`: [S, N], the objective of each seed on each held-out pair, or
+    [S, 1], its value alone; `cost`: training pairs; `distance` from the initial model, nats per token; None if unknown.
+    """
+
+    of: int
+    values: Matrix
+    cost: float
+    distance: float | None = None
+
+
+class Interval(FrozenModel):
+    """A mean or a difference with its simultaneous 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.low > 0 or self.high < 0
+
+
+class ConfirmedValue(FrozenModel):
+    """A finalist's mean, and how far it is behind the one with the best mean; None for that one."""
+
+    of: int
+    seeds: int
+    mean: Interval
+    behind: Interval | None
+
+
+class Confirmation(FrozenModel):
+    """The comparison of the finalists. Configurations are named by their first trial in the search.
+
+    `trials`: the finalists' trials that were compared; `pairs`: held-out pairs, 0 if only seeds could be counted;
+    `tied`: the configurations that are not clearly behind the best mean, itself among them.
+    """
+
+    trials: tuple[int, ...]
+    pairs: int
+    values: tuple[ConfirmedValue, ...]
+    tied: tuple[int, ...]
+    recommended: int
+    reason: str
+
+    @property
+    def of(self) -> tuple[int, ...]:
+        """The finalists."""
+        return tuple(value.of for value in self.values)
+
+    @property
+    def text(self) -> str:
+        """The result in one or two sentences."""
+        counted = f"seeds and {self.pairs:,} held-out pairs" if self.pairs else "seeds alone"
+        return f"{self.reason} (intervals count {counted}, corrected for {len(self.values)} finalists)."
+
+
+def compare_finalists(samples: Sequence[FinalistSample], trials: Sequence[int], sign: float) -> Confirmation:
+    """Return the comparison of one finalist or more, each with two seeds or more.
+
+    Args:
+        samples: The finalists, in the order of the search's ranking.
+        trials: The trials that they consist of.
+        sign: 1 to maximize the objective, -1 to minimize it.
+    """
+    draws = _bootstrap_means(samples)
+    count = len(samples)
+    best = max(range(count), key=lambda k: sign * samples[k].values.mean())
+    pairs = max(1, len(list(combinations(range(count), 2))))
+    values: list[ConfirmedValue] = []
+    for k, sample in enumerate(samples):
+        behind = None
+        if k != best:
+            apart = sign * float(samples[best].values.mean() - sample.values.mean())
+            behind = _interval(apart, draws[best] - draws[k], (samples[best], sample), pairs)
+        mean = _interval(float(sample.values.mean()), draws[k], (sample,), count)
+        values.append(ConfirmedValue(of=sample.of, seeds=len(sample.values), mean=mean, behind=behind))
+    near = [s for s, v in zip(samples, values, strict=True) if v.behind is None or not v.behind.is_clear]
+    tied = sorted(near, key=lambda s: (s is not samples[best], -sign * float(s.values.mean())))
+    recommended, reason = _recommend(tied, count)
+    width = samples[0].values.shape[1]
+    return Confirmation(
+        trials=tuple(sorted(trials)),
+        pairs=width if width > 1 else 0,
+        values=tuple(sorted(values, key=lambda v: -sign * v.mean.value)),
+        tied=tuple(sample.of for sample in tied),
+        recommended=recommended.of,
+        reason=reason,
+    )
+
+
+def _bootstrap_means(samples: Sequence[FinalistSample]) -> list[Matrix]:
+    """Return the means of each finalist over RESAMPLES resamples, [RESAMPLES] each; pairs are drawn once for all."""
+    rng = np.random.default_rng(_RANDOM_STATE)
+    width = samples[0].values.shape[1]
+    out: list[list[Matrix]] = [[] for _ in samples]
+    block = max(1, _BLOCK // width)
+    for begin in range(0, RESAMPLES, block):
+        size = min(block, RESAMPLES - begin)
+        weights = rng.multinomial(width, np.full(width, 1 / width), size=size) / width
+        for found, sample in zip(out, samples, strict=True):
+            seeds = len(sample.values)
+            by_seed = weights @ sample.values.T
+            middle = by_seed.mean(axis=1, keepdims=True)
+            widened = middle + (by_seed - middle) * math.sqrt(seeds / (seeds - 1))
+            chosen = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
+            found.append((widened * chosen).sum(axis=1))
+    return [np.concatenate(found) for found in out]
+
+
+def _interval(value: float, draws: Matrix, samples: Sequence[FinalistSample], count: int) -> Interval:
+    """Return the interval of a mean, or of a difference of two; `count`: intervals that have to hold together."""
+    from scipy.stats import t
+
+    variance = float(draws.var(ddof=1))
+    of_seeds = [float(s.values.mean(axis=1).var(ddof=1)) / len(s.values) for s in samples]
+    of_pairs, width = max(0.0, variance - sum(of_seeds)), samples[0].values.shape[1]
+    squares = sum(part**2 / (len(s.values) - 1) for part, s in zip(of_seeds, samples, strict=True))
+    squares += of_pairs**2 / (width - 1) if width > 1 else 0.0
+    freedom = max(variance, sum(of_seeds)) ** 2 / squares if squares > 0 else math.inf
+    half = float(t.ppf(1 - ERROR_RATE / (2 * count), freedom)) * math.sqrt(max(variance, sum(of_seeds)))
+    return Interval(value=value, low=value - half, high=value + half)
+
+
+def _recommend(tied: Sequence[FinalistSample], count: int) -> tuple[FinalistSample, str]:
+    """Return which of the tied finalists to use, the best mean's first, and why.
+
+    Of those notably closest to the initial model the notably cheapest, of these the best mean: far from the initial
+    model a held-out metric says less about the answers (Chen et al., arXiv 2405.19534).
+    """
+    first = tied[0]
+    name = f"trial {first.of}'s configuration"
+    if count == 1:
+        return first, f"{name} is the only finalist"
+    if len(tied) == 1:
+        return first, f"{name} is clearly better than the other finalists"
+    listed = ", ".join(str(sample.of) for sample in sorted(tied, key=lambda sample: sample.of))
+    head = f"the configurations of trials {listed} are tied"
+    left = list(tied)
+    distances = [sample.distance for sample in tied if sample.distance is not None]
+    if len(distances) == len(tied):
+        least = min(distances)
+        left = [s for s, d in zip(tied, distances, strict=True) if d <= NOTABLE * least or d - least <= NOTABLE_NATS]
+    cheapest = [s for s in left if s.cost <= NOTABLE * min(sample.cost for sample in left)]
+    chosen, why = cheapest[0], "has the best mean, and none is notably closer to the initial model or cheaper"
+    if first not in left:
+        why = f"is closer to the initial model ({chosen.distance:.3g} nats per token against {first.distance:.3g})"
+    elif first not in cheapest:
+        why = f"trains on fewer pairs ({chosen.cost:,.0f} against {first.cost:,.0f})"
+    return chosen, f"{head}; trial {chosen.of}'s is recommended, as it {why}"
+
+
+def parse_confirmation(stored: Any) -> Confirmation | None:
+    """Return the comparison that a study stores; None without one."""
+    return None if stored is None else Confirmation.model_validate(stored)

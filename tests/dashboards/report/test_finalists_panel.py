@@ -1,0 +1,123 @@
+"""What the report, the tables, `status` and `compare` say of finalists, from sweeps of scripted curves."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dashboards.analysis.comparison import compare_sweeps
+from dashboards.analysis.load_frame import load_frame
+from dashboards.analysis.seed_means import merge_curves
+from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves
+from dashboards.diagnosis.diagnose import analyze
+from dashboards.formatting import wide_console
+from dashboards.report.blocks import Paragraph, Table
+from dashboards.report.panels import PANELS
+from dashboards.report.panels.finalists_panel import finalists_panel
+from dashboards.sweep_reporter import DashboardReporter
+from dashboards.terminal.command_output import print_best, print_status
+from dashboards.terminal.trial_tables import print_final_summary
+from orchestrator.commands.status import best, status
+from orchestrator.driver.finalists_stage import confirm_finalists
+from orchestrator.folders import SweepFolder
+from orchestrator.spec.sweep_spec import Finalists
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import Trial
+from tests.support import scripted_sweep
+from tests.support.recorders import ListSink
+from tests.support.scripted_sweep import Script, make_spec, run_sweep
+
+SEARCH = {"loss.beta": {"choice": [2.0, 4.0, 8.0]}, "loss.gamma": {"choice": [1.0]}}
+DATA = {"train": [{"generated": "instructions"}], "confirm_share": 0.5}
+
+
+def lucky(trial: Trial) -> Script:
+    """Beta 8 is best in the search by luck; confirmed, beta 4 is."""
+    beta = trial.config.loss.beta  # type: ignore[union-attr]
+    if trial.config.data.eval_on == "confirm":
+        return Script(quality={4.0: 0.6, 8.0: 0.3}[beta] + 0.01 * (trial.config.training.seed % 3))
+    return Script(quality={2.0: 0.2, 4.0: 0.5, 8.0: 0.7}[beta])
+
+
+def confirmed(root: Path, name: str = "s", script: Any = lucky) -> tuple[SweepFolder, SweepFrame]:
+    spec = make_spec(name, SEARCH, base={"data": DATA}, finalists=Finalists(top=2, seeds=3))
+    folder = run_sweep(root, spec, script)
+    with Study.open(folder) as study:
+        confirm_finalists(study, ListSink(), DashboardReporter(), lambda _: None)
+        return folder, load_frame(study, state="finished", updates_of=lambda _: 40)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepFolder, SweepFrame]:
+    return confirmed(tmp_path_factory.mktemp("runs"))
+
+
+def test_the_report_has_the_values_of_the_search_beside_the_confirmed_ones(
+    made: tuple[SweepFolder, SweepFrame],
+) -> None:
+    frame = made[1]
+    assert frame.confirmation is not None
+    assert (frame.confirmation.pairs, frame.confirmation.recommended) == (scripted_sweep.PAIRS, 1)
+    assert [trial.number for trial in frame.trials] == [0, 1, 2], "finalists are no trials of the search"
+    assert (len(frame.all_trials), frame.planned) == (9, 9)
+    panel = finalists_panel(analyze(frame))
+    assert panel is not None
+    (table,) = [block for block in panel.blocks if isinstance(block, Table)]
+    in_search, confirmed_value = ([float(row[k]) for row in table.rows] for k in (3, 4))
+    assert [row[0] for row in table.rows] == ["1", "2"], "the best confirmed one first"
+    assert in_search[1] > in_search[0]
+    assert confirmed_value[0] > confirmed_value[1]
+    assert table.marked == {0}
+    text = " ".join(block.text for block in panel.blocks if isinstance(block, Paragraph))
+    assert "Trial 1's configuration is clearly better than the other finalists" in text
+    assert f"{scripted_sweep.PAIRS} held-out pairs, corrected for 2 finalists" in text
+    assert "the search's value is" in text
+    drawn = [panel for make in PANELS if (panel := make(analyze(frame))) is not None]
+    assert "finalists" in {panel.key for panel in drawn}
+    assert analyze(frame).significance is not None
+    assert analyze(frame).significance.winner.number == 1  # type: ignore[union-attr]
+
+
+def test_tables_and_commands_show_the_confirmed_winner(
+    made: tuple[SweepFolder, SweepFrame], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, frame = made
+    found, root = best("s", folder.root), folder.root
+    assert found["params"]["loss.beta"] == 4.0
+    assert (found["complete_seeds"], found["finalists"]["recommended"]) == (3, 1)
+    assert found["finalists"]["search_values"]["1"] == pytest.approx(frame.trials[1].record.value)
+    print_best(found)
+    shown = status("s", root)
+    assert [trial.get("finalist_of") for trial in shown["trials"]] == [None] * 3 + [2, 1] * 3
+    print_status(shown)
+    with Study.open(folder) as study:
+        curves = [TrialCurves(record) for record in study.trials()]
+        for each in curves:
+            each.add(study.metric_history(each.record.number))
+        print_final_summary(study.spec, curves, wide_console(200), updates_of=None)
+        assert [len(c.record.seeds) for c in merge_curves(curves, study.spec)] == [0, 0, 0, 3, 3]
+    out = capsys.readouterr().out
+    assert "value in the search" in out
+    assert "finalists: trial 1's configuration is clearly better" in out
+    assert "finalist, as trial 1; best, mean of 3 seeds" in " ".join(out.split())
+    assert "Confirmed on held-out rows that the search has not seen; in the search it had" in out
+
+
+def test_compare_uses_confirmed_values_where_every_sweep_has_them(
+    made: tuple[SweepFolder, SweepFrame], tmp_path: Path
+) -> None:
+    def worse(trial: Trial) -> Script:
+        return Script(quality=lucky(trial).quality - (0.25 if trial.config.data.eval_on == "confirm" else 0.0))
+
+    other = confirmed(tmp_path, "other", worse)[1]
+    plain = make_spec("plain", SEARCH)
+    with Study.open(run_sweep(tmp_path, plain, lucky)) as study:
+        unconfirmed = load_frame(study, state="finished")
+    both = compare_sweeps([other, made[1]])
+    assert [sweep.frame.name for sweep in both.sweeps] == ["s", "other"]
+    assert [sweep.trial and sweep.trial.record.finalist_of for sweep in both.sweeps] == [1, 1]
+    assert both.sweeps[1].behind is not None
+    assert both.sweeps[1].behind.is_clear
+    mixed = compare_sweeps([made[1], unconfirmed])
+    assert [sweep.trial and sweep.trial.number for sweep in mixed.sweeps] == [2, 2]
+    assert any("Only s confirmed its best by finalists" in text for text in mixed.warnings)
