@@ -110,7 +110,7 @@ class AccessTokens:
         with self._lock:
             records = self._read()
             if name in records:
-                raise TokenRefused(f"{name} has a token; `orchestrate token revoke {name}` ends it")
+                raise TokenRefused(f"{name} has a token; revoke it first")
             token = _new_token()
             records[name] = TokenRecord(name, role.name.lower(), _digest(token), time.time())
             self._write(records)

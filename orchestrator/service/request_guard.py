@@ -93,10 +93,7 @@ class RequestGuard:
     def _check_host(self, headers: Headers) -> None:
         host = _host_name(headers.get("host", ""))
         if host not in self._hosts:
-            raise _Refused(
-                HTTPStatus.MISDIRECTED_REQUEST,
-                f"this service is not known as {host!r}; `orchestrate serve --name {host or 'HOST'}` allows a name",
-            )
+            raise _Refused(HTTPStatus.MISDIRECTED_REQUEST, f"this service is not served under the name {host!r}")
 
     def _person(self, scope: Scope, headers: Headers) -> tuple[Person | None, str]:
         """Return who makes the request, and the cookie by which that is certain; "" for a token."""
