@@ -70,6 +70,7 @@ search:
 sampler: {{kind: {sampler}, seed: 1}}
 pruner: {{kind: percentile, percentile: 75.0, n_warmup_steps: 0.7}}
 maximize: {OBJECTIVE}
+require: off
 budget: {{trials: {trials}, concurrency: {slots}}}
 """,
         Path("/"),

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -191,6 +192,26 @@ def _folder(root: Path, name: str) -> SweepFolder:
     if not SWEEP_NAME_PATTERN.fullmatch(name) or folder.path.is_symlink():
         raise InvalidSweepName(name)
     return folder
+
+
+def disk_usage(path: Path) -> int:
+    """Return the bytes on disk of a file, or of all files under a folder; hard links to one file count once.
+
+    What is removed meanwhile counts nothing. Links to other places are not followed.
+    """
+    seen, total, waiting = set[tuple[int, int]](), 0, [path]
+    while waiting:
+        entry = waiting.pop()
+        try:
+            found = entry.lstat()
+            if stat.S_ISDIR(found.st_mode):
+                waiting += entry.iterdir()
+        except FileNotFoundError:
+            continue
+        if (found.st_dev, found.st_ino) not in seen:
+            seen.add((found.st_dev, found.st_ino))
+            total += found.st_blocks * 512
+    return total
 
 
 NETWORK_FILESYSTEMS = frozenset(

@@ -26,7 +26,7 @@ from fsspec.registry import known_implementations
 
 from orchestrator.errors import OrchestrateError, StorageRefused, closest_match
 from trainer.results import clause
-from trainer.storage.atomic_files import fsync, sha256_of
+from trainer.storage.atomic_files import digest_of_stream, fsync, sha256_of
 from trainer.storage.failpoints import failpoint
 
 COMPLETE_LIST = "whole.json"
@@ -112,6 +112,74 @@ class Mirror:
                 shutil.rmtree(temporary, ignore_errors=True)
             return True
 
+    def put_verified(
+        self, prefix: str, files: Mapping[str, Path], log: Callable[[str, bool], None] = lambda _name, _sent: None
+    ) -> None:
+        """Upload `files` as `put`, each read back and compared by digest; files that are there and equal are not sent.
+
+        So a call that was interrupted is continued by the same call. What the folder has besides `files` is deleted.
+
+        Args:
+            prefix: the folder below the URL.
+            files: by their names below it.
+            log: called after each file with its name and whether it was sent.
+
+        Raises:
+            MirrorDamaged: a file that was just sent reads back differently.
+        """
+        with _TranslatedErrors(self.url):
+            store, root = self._open()
+            self._invalidate(store, f"{root}/{prefix}")
+            listed: dict[str, dict[str, Any]] = {}
+            for name, file in sorted(files.items()):
+                to, size, digest = f"{root}/{prefix}/{name}", file.stat().st_size, sha256_of([file])
+                if is_new := _remote_digest(store, to, size) != digest:
+                    store.makedirs(to.rpartition("/")[0], exist_ok=True)
+                    store.put_file(str(file), to)
+                    failpoint("mirror.file")
+                    if _remote_digest(store, to, size) != digest:
+                        raise MirrorDamaged(f"{self.url}/{prefix}/{name}: reads back differently from {file}")
+                listed[name] = {"bytes": size, "sha256": digest}
+                log(name, is_new)
+            for path in map(str, store.find(f"{root}/{prefix}")):
+                if path.removeprefix(f"{root}/{prefix}/") not in listed:
+                    _delete_if_exists(store, path)
+            failpoint("mirror.list")
+            store.pipe_file(f"{root}/{prefix}/{COMPLETE_LIST}", json.dumps(listed, indent=1).encode())
+        failpoint("mirror.whole")
+
+    def complete_files(self, prefix: str) -> dict[str, int] | None:
+        """Return the bytes of each file of the complete folder `prefix`; None if there is none."""
+        with _TranslatedErrors(self.url):
+            store, root = self._open()
+            listed = self._read_list(store, f"{root}/{prefix}")
+        return None if listed is None else {name: entry["bytes"] for name, entry in listed.items()}
+
+    def get_resumed(self, prefix: str, folder: Path) -> None:
+        """Download the complete folder `prefix` into `folder`; files that are there and equal are not fetched again.
+
+        So a call that was interrupted is continued by the same call. Raises MirrorDamaged if there is no such folder,
+        or if a file is missing or differs from its digest.
+        """
+        with _TranslatedErrors(self.url):
+            store, root = self._open()
+            listed = self._read_list(store, f"{root}/{prefix}")
+            if listed is None:
+                raise MirrorDamaged(f"{self.url}/{prefix} has no {COMPLETE_LIST}: there is no complete copy")
+            for name, entry in listed.items():
+                file = folder / name
+                if file.is_file() and sha256_of([file]) == entry["sha256"]:
+                    continue
+                file.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    store.get_file(f"{root}/{prefix}/{name}", str(file))
+                except FileNotFoundError:
+                    raise MirrorDamaged(f"{self.url}/{prefix}/{name}: missing, though in {COMPLETE_LIST}") from None
+                if sha256_of([file]) != entry["sha256"]:
+                    raise MirrorDamaged(f"{self.url}/{prefix}/{name}: differs from its digest in {COMPLETE_LIST}")
+                fsync(file)
+                failpoint("mirror.file-fetched")
+
     def files(self, prefix: str = "") -> list[str]:
         """Return the path below the URL of every file under `prefix`, files of incomplete folders included."""
         with _TranslatedErrors(self.url):
@@ -183,6 +251,17 @@ class Mirror:
             if not name or name.startswith("/") or ".." in name.split("/"):
                 raise MirrorDamaged(f"{self.url}: {name!r} points outside of its folder")
         return listed
+
+
+def _remote_digest(store: Any, path: str, size: int) -> str:
+    """Return the digest of a stored file as `sha256_of` has it, read from the store; empty if it has another size."""
+    try:
+        if store.size(path) != size:
+            return ""
+        with store.open(path, "rb") as stream:
+            return digest_of_stream(path.rpartition("/")[2], size, stream)
+    except FileNotFoundError:
+        return ""
 
 
 def _delete_if_exists(store: Any, path: str) -> None:

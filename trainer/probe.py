@@ -61,9 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu-share", type=float, default=1.0, help="Share of the GPU's memory.")
     parser.add_argument("--trust-remote-code", action="store_true")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         config, trust_remote_code = load_trial(options.trial), options.trust_remote_code
         found = measure(config, options.cache, gpu_share=options.gpu_share, trust_remote_code=trust_remote_code)
+        if found is not None:
+            sys.stdout.write(json.dumps(asdict(found)) + "\n")
+
+    return exit_code_of(work)
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Return DONE after the work of a child process; UNUSABLE or OUT_OF_MEMORY with the reason on stderr."""
+    try:
+        work()
     except TrialError as error:
         sys.stderr.write(f"{error}\n")
         return UNUSABLE
@@ -72,8 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"out of memory: {str(error).partition(chr(10))[0]}\n")
         return OUT_OF_MEMORY
-    if found is not None:
-        sys.stdout.write(json.dumps(asdict(found)) + "\n")
     return DONE
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
@@ -224,36 +223,6 @@ def print_status(status: Mapping[str, Any]) -> None:
         for line in (*([] if fits else reached), _params(trial.get("params", {})), text):
             if line:
                 console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
-
-
-_HOURS_AS_DAYS = 48
-
-
-def print_sweeps(found: Mapping[str, Any]) -> None:
-    """Print one row per sweep of the runs folder, the newest first."""
-    console = wide_console(_PIPED_WIDTH, highlight=False)
-    sweeps: Sequence[Mapping[str, Any]] = found["sweeps"]
-    console.print(f"sweeps in {found['runs_folder']}: {len(sweeps)}", markup=False, soft_wrap=True)
-    if not sweeps:
-        return
-    table = Table(box=None, header_style="bold")
-    for column in ("sweep", "state", "trials", "best so far", "begun"):
-        table.add_column(column, overflow="fold", justify="right" if column == "trials" else "left")
-    for sweep in sweeps:
-        if sweep["state"] == "unreadable":
-            table.add_row(escape(sweep["name"]), "unreadable", "", escape(sweep["why"]), _ago(sweep["began"]))
-            continue
-        best = sweep["best"]
-        value = "" if best is None else f"{sweep['goal']['metric']} {_short(best['value'])}, trial {best['trial']}"
-        trials = f"{sweep['finished']}/{sweep['planned'] or '?'}"
-        table.add_row(escape(sweep["name"]), sweep["state"], trials, escape(value), _ago(sweep["began"]))
-    console.print(table)
-
-
-def _ago(began: float) -> str:
-    seconds = time.time() - began
-    days = round(seconds / 86400)
-    return f"{days} days ago" if seconds > _HOURS_AS_DAYS * 3600 else f"{format_about(seconds)} ago"
 
 
 def _state(trial: Mapping[str, Any]) -> str:

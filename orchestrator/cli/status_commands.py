@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.cli.folder_commands import show_sweeps
 from orchestrator.cli.options import JSON, TRUST, end_orphaned_runs, print_json
 from orchestrator.errors import ExitCode
 from orchestrator.folders import existing_sweep, runs_folder
@@ -23,7 +24,7 @@ def status(name: str | None, as_json: bool, watch: bool) -> None:
     if name is None:
         if watch:
             raise click.UsageError("--watch requires NAME")
-        _list_sweeps(as_json=as_json)
+        show_sweeps(as_json=as_json)
         return
     existing_sweep(runs_folder(), name)
     from dashboards.terminal.command_output import print_status
@@ -41,17 +42,6 @@ def status(name: str | None, as_json: bool, watch: bool) -> None:
     else:
         print_status(found)
     end_orphaned_runs(name)
-
-
-def _list_sweeps(*, as_json: bool) -> None:
-    from dashboards.terminal.command_output import print_sweeps
-    from orchestrator.commands.status import list_sweeps
-
-    found = list_sweeps(runs_folder())
-    if as_json:
-        print_json(found)
-    else:
-        print_sweeps(found)
 
 
 @click.command()

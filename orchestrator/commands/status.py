@@ -17,11 +17,10 @@ from orchestrator.commands.request_commands import open_study
 from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.crash_report import crashed_at, last_crash
 from orchestrator.driver.data_stage import updates_if_known
-from orchestrator.errors import NoTrialCompleted, OrchestrateError, first_line
+from orchestrator.errors import NoTrialCompleted
 from orchestrator.execution.messages import MIRROR_EVENT
 from orchestrator.folders import RUNS_FILE, SweepFolder, existing_sweep
 from orchestrator.interfaces import UpdatesOf
-from orchestrator.spec.estimates.sweep_plan import planned_trials
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
@@ -58,7 +57,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
             is_idle = trial["state"] == TrialState.RUNNING.value and not numbers & at_work
             trial["idle"] = ("waiting" if driver else "interrupted") if is_idle else ""
         return found | {
-            "initial": {metric: _json(value) for metric, value in study.initial_metrics().items()},
+            "initial": {metric: json_number(value) for metric, value in study.initial_metrics().items()},
             "why": study.pause_reason()
             if state == "paused"
             else waiting_for(folder)
@@ -86,49 +85,10 @@ def _finalists(study: StudyReader) -> dict[str, Any]:
         "finalists": found.model_dump(mode="json")
         | {
             "text": found.text,
-            "search_values": {str(first_number(r)): _json(r.value) for r in search if first_number(r) in found.of},
+            "search_values": {
+                str(first_number(r)): json_number(r.value) for r in search if first_number(r) in found.of
+            },
         }
-    }
-
-
-def list_sweeps(root: Path) -> dict[str, Any]:
-    """Return the sweeps of the runs folder as printed by `status --json` without a name, the newest first.
-
-    Of each: `name`, `state` (unreadable, with the reason in `why`, where its study cannot be opened), `finished` and
-    `planned` trials (None if only time limits it), the best trial, when it began in seconds since 1970.
-    """
-    found: list[dict[str, Any]] = []
-    for name in folders.known_sweeps(root):
-        folder = SweepFolder(root, name)
-        try:
-            found.append(_summary(folder))
-        except OrchestrateError as error:
-            began = folder.spec.stat().st_mtime
-            found.append({"name": name, "state": "unreadable", "why": first_line(error), "began": began})
-    return {"runs_folder": str(root), "sweeps": sorted(found, key=lambda sweep: sweep["began"], reverse=True)}
-
-
-def _summary(folder: SweepFolder) -> dict[str, Any]:
-    if not Study.exists(folder):
-        spec, state = (
-            load_spec(folder.spec, is_new=False),
-            "preparing" if folders.lock_holder(folder) else "interrupted",
-        )
-        trials, enqueued, front, began = list[TrialRecord](), 0, list[TrialRecord](), folder.spec.stat().st_mtime
-    else:
-        with Study.open(folder, read_only=True) as study:
-            spec, state, trials, front = study.spec, sweep_state(study), study.trials(), study.pareto_front()
-            enqueued, began = sum(each.by_command for each in study.enqueued_trials()), study.spec_history()[0].at
-    planned = planned_trials(spec)
-    return {
-        "name": spec.name,
-        "state": state,
-        "why": "",
-        "finished": sum(trial.state.is_final for trial in trials),
-        "planned": None if planned is None else max(planned + enqueued, len(trials)),
-        "goal": {"metric": spec.first_objective.metric, "direction": spec.first_objective.direction},
-        "best": None if not front else {"trial": front[0].number, "value": _json(front[0].value)},
-        "began": began,
     }
 
 
@@ -201,7 +161,8 @@ def _seeds(record: TrialRecord) -> dict[str, Any]:
         "interval": None if record.interval is None else list(record.interval),
         "complete_seeds": record.complete_seeds,
         "seeds": [
-            {"trial": s.trial, "seed": s.seed, "state": s.state.value, "value": _json(s.value)} for s in record.seeds
+            {"trial": s.trial, "seed": s.seed, "state": s.state.value, "value": json_number(s.value)}
+            for s in record.seeds
         ],
     }
 
@@ -220,16 +181,16 @@ def _trial(record: TrialRecord, run_ids: dict[str, str], updates_of: UpdatesOf |
         "attempts": record.attempts,
         "failed_attempts": [asdict(failed) for failed in record.failed_attempts],
         "params": dict(record.params),
-        "metrics": {name: _json(value) for name, value in record.metrics.items()},
-        "value": _json(record.value),
-        "values": None if record.values is None else [_json(value) for value in record.values],
+        "metrics": {name: json_number(value) for name, value in record.metrics.items()},
+        "value": json_number(record.value),
+        "values": None if record.values is None else [json_number(value) for value in record.values],
         "step": record.step,
         "steps": None if updates_of is None else updates_of(record.params),
         "run_id": run_ids.get(str(record.number)),
     } | ({"breaks": list(record.breaks)} if record.violations else {})
 
 
-def _json(value: float | None) -> float | str | None:
+def json_number(value: float | None) -> float | str | None:
     """Replace NaN and infinities, which JSON lacks, by their names."""
     return value if value is None or abs(value) < float("inf") else str(value)
 
@@ -263,7 +224,7 @@ def best(name: str, root: Path) -> dict[str, Any]:
         "values": None if record.values is None else list(record.values),
         "goal": {"metric": objective.metric, "direction": objective.direction},
         "goals": [{"metric": each.metric, "direction": each.direction} for each in objectives],
-        "initial": {metric: _json(value) for metric, value in initial.items()},
+        "initial": {metric: json_number(value) for metric, value in initial.items()},
         "front": [
             {"number": r.number, "values": list(r.values or ()), "params": dict(r.params)}
             for r in (front if len(objectives) > 1 else ())
@@ -272,7 +233,7 @@ def best(name: str, root: Path) -> dict[str, Any]:
         "parent": record.parent,
         "from_update": None if record.fork is None else record.fork.step,
         "params": dict(record.params),
-        "metrics": {metric: _json(value) for metric, value in record.metrics.items()},
+        "metrics": {metric: json_number(value) for metric, value in record.metrics.items()},
         "step": record.step,
         "run_id": _run_ids(folder).get(str(record.number)),
         "model": None if model is None else str(model),

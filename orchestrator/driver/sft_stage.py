@@ -45,7 +45,7 @@ from trainer.results import TrialError, clause
 from trainer.training.schedule import total_updates
 
 _SHOWN_METRICS = ("eval_nll_loss", "eval_exact_answers")
-_CONFIG = "trial.json"
+STAGE_CONFIG = "trial.json"
 """File with the configuration with which a run of the stage was started."""
 _EXECUTION_KEYS = ("tokens_per_micro_batch", "distributed", "gradient_checkpointing")
 """Training settings without effect on the result, which may change when a run continues."""
@@ -139,9 +139,9 @@ def _folder(cache: Path, key: str, config: TrialConfig) -> Path:
     return own_folder if own_folder.is_dir() else key_folder / "run"
 
 
-def _stored_config(path: Path) -> TrialConfig | None:
+def stored_stage_config(path: Path) -> TrialConfig | None:
     """Return the configuration with which a run was started; None before its start."""
-    file = path / _CONFIG
+    file = path / STAGE_CONFIG
     if not file.is_file():
         return None
     return TrialConfig.model_validate_json(file.read_text(encoding="utf-8"), context=STORED)
@@ -155,16 +155,16 @@ def _begin(path: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConfi
     Another sweep with another `evaluation` may have started the run, possibly at the same time.
     """
     path.mkdir(parents=True, exist_ok=True)
-    content = (None if mirror is None else mirror.read(_CONFIG)) or config.model_dump_json(indent=1).encode()
-    temporary = path / f".{_CONFIG}.{uuid4().hex[:8]}.tmp"
+    content = (None if mirror is None else mirror.read(STAGE_CONFIG)) or config.model_dump_json(indent=1).encode()
+    temporary = path / f".{STAGE_CONFIG}.{uuid4().hex[:8]}.tmp"
     temporary.write_bytes(content)
     with suppress(FileExistsError):  # atomic, and never replaces another sweep's file
-        os.link(temporary, path / _CONFIG)
+        os.link(temporary, path / STAGE_CONFIG)
     temporary.unlink()
-    begun = _stored_config(path)
+    begun = stored_stage_config(path)
     assert begun is not None
     if mirror is not None:
-        mirror.write(_CONFIG, (path / _CONFIG).read_bytes())
+        mirror.write(STAGE_CONFIG, (path / STAGE_CONFIG).read_bytes())
     execution = {name: getattr(config.training, name) for name in _EXECUTION_KEYS}
     begun = begun.model_copy(update={"training": begun.training.model_copy(update=execution)})
     if differ_in_locations_only(begun.model_copy(update={"evaluation": config.evaluation}), config):

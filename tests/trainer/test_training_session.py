@@ -1,7 +1,8 @@
 import json
 import math
-import threading
+import multiprocessing
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.small_trials import MODEL, finish, model_bytes, take, trial, without_speed
 from trainer import metrics, training_session
+from trainer.config.trial import TrialConfig
 from trainer.forward.pair_model import PairModel
 from trainer.models.model_files import export_model
 from trainer.results import ModelError, ResumeError, RunStatus, StepMetrics, TrialError
@@ -88,23 +90,21 @@ def test_the_reference_is_computed_once_for_all(tmp_path: Path) -> None:
     assert without_speed(one) == without_speed(two)
 
 
+def begin(config: TrialConfig, cache: Path, folder: Path) -> tuple[list[StepMetrics], Counter[str]]:
+    """The first point of a trial in a session of its own, and the session's counters."""
+    session = TrainingSession(cache)
+    return take(session.train(config, folder), 1), Counter(session.counters)
+
+
 def test_sessions_that_start_together_evaluate_the_initial_model_once(tmp_path: Path) -> None:
     config = trial("dpo", training={"tokens_per_micro_batch": 150})
     alone = TrainingSession(tmp_path / "alone")
     expected = take(alone.train(config, tmp_path / "0"), 1)
-    sessions = [TrainingSession(tmp_path / "cache") for _ in range(2)]
-    found: list[list[StepMetrics]] = []
-
-    def begin(session: TrainingSession) -> None:
-        found.append(take(session.train(config, tmp_path / str(id(session))), 1))
-
-    threads = [threading.Thread(target=begin, args=(session,)) for session in sessions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [without_speed(points) for points in found] == [without_speed(expected)] * 2
-    together = sum((session.counters for session in sessions), Counter[str]())
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
+        begun = [processes.submit(begin, config, tmp_path / "cache", tmp_path / name) for name in ("1", "2")]
+        found = [future.result() for future in begun]
+    assert [without_speed(points) for points, _ in found] == [without_speed(expected)] * 2
+    together = sum((counters for _, counters in found), Counter[str]())
     assert (together["start_computed"], together["reference_computed"], together["answers_computed"]) == (1, 1, 1)
     for name in ("start_parts", "reference_parts"):
         assert together[name] == alone.counters[name] > 1, "each part of the pairs in one session"

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 from trainer.storage.failpoints import failpoint
@@ -24,6 +24,14 @@ def sha256_of(files: Iterable[Path]) -> str:
         with file.open("rb") as stream:
             while block := stream.read(_BLOCK):
                 digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of_stream(name: str, size: int, stream: IO[bytes]) -> str:
+    """Return `sha256_of` of one file from its name, its size and its content."""
+    digest = hashlib.sha256(f"{name}\0{size}\0".encode())
+    while block := stream.read(_BLOCK):
+        digest.update(block)
     return digest.hexdigest()
 
 

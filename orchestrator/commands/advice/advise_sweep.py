@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from orchestrator.commands.advice.initial_scores import OUT_OF_MEMORY, UNUSABLE, ScoringJob
+from orchestrator.commands.advice.initial_scores import ScoringJob
 from orchestrator.commands.model_sizing import parameters_of
 from orchestrator.errors import DataError
 from orchestrator.execution.local_cluster import worker_environment
@@ -36,6 +36,7 @@ from orchestrator.spec.estimates.input_sizes import check_models, model_shape
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import DataConfig, FileSource, ModelConfig, TrialConfig
+from trainer.probe import OUT_OF_MEMORY, UNUSABLE
 from trainer.storage.atomic_files import digest_of, write_json
 
 PROGRESS_DELAY = 2.0

@@ -18,15 +18,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.config.trial import TrialConfig
-from trainer.memory_limits import is_out_of_memory
-from trainer.results import TrialError
+from trainer.probe import exit_code_of
 
 if TYPE_CHECKING:
     from orchestrator.execution.messages import AttemptReport
     from trainer.data.pair_dataset import PairDataset
     from trainer.evaluation.evaluator import Evaluator
 
-DONE, UNUSABLE, OUT_OF_MEMORY = 0, 2, 3
 Split = Literal["train", "eval"]
 _Send = Callable[[dict[str, Any]], None]
 
@@ -46,17 +44,7 @@ class ScoringJob:
 def main(file: Path, send: _Send) -> int:
     """Do the job of this file and return the exit code."""
     job = ScoringJob(**json.loads(file.read_text(encoding="utf-8")))
-    try:
-        send(score(job, send))
-    except TrialError as error:
-        sys.stderr.write(f"{error}\n")
-        return UNUSABLE
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        sys.stderr.write(f"out of memory: {str(error).partition(chr(10))[0]}\n")
-        return OUT_OF_MEMORY
-    return DONE
+    return exit_code_of(lambda: send(score(job, send)))
 
 
 def score(job: ScoringJob, send: _Send) -> dict[str, Any]:

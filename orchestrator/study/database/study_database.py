@@ -22,7 +22,7 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from sqlalchemy import Connection, create_engine, insert, inspect, make_url, select, text
+from sqlalchemy import Connection, create_engine, delete, insert, inspect, make_url, select, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
@@ -312,3 +312,19 @@ def create_study(folder: SweepFolder, spec: SweepSpec, terms: SweepTerms, storag
     except DuplicatedStudyError:
         raise NameTaken(folder.name, folder.path) from None
     return database
+
+
+def delete_study(url: str, sweep: str) -> None:
+    """Delete a sweep's rows, and its Optuna study, from a database that has other sweeps too; nothing if it is gone."""
+    if not study_exists(url, sweep):
+        return
+    database = StudyDatabase(url)
+    try:
+        with database.transaction() as connection:
+            row = SweepRepository(sweep).sweep_row(connection, lock=True)
+            for table in reversed(METADATA.sorted_tables):
+                connection.execute(delete(table).where(table.c.sweep == sweep))
+            if row is not None:
+                database.storage.delete_study(row.study_id)
+    finally:
+        database.dispose()

@@ -123,6 +123,11 @@ order:
   kind: reproducible
   lag: null
 maximize: eval_accuracies/logp
+require:
+  eval_logps_per_token/chosen: '>= initial - 0.7'
+  eval_repetition: <= initial + 0.1
+  eval_answer_length: <= 2 * initial
+  eval_exact_answers: 'off'
 pruner:
   kind: none
 guard:

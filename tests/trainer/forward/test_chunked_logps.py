@@ -69,7 +69,8 @@ def plain_logps(hidden: torch.Tensor, batch: Batch, head: Head) -> PairLogps:
 def shifted(logps: PairLogps) -> PairLogps:
     """A reference near the policy."""
     columns = {n: c if "tokens" in n else c.detach() + 0.3 * torch.cos(c.detach()) for n, c in logps.columns().items()}
-    return PairLogps.from_columns(columns)
+    gaps = torch.linspace(0.5, 3.0, len(logps.chosen), dtype=logps.chosen.dtype)
+    return replace(PairLogps.from_columns(columns), score_gap=gaps)
 
 
 def grads(hidden: torch.Tensor, head: Head) -> list[torch.Tensor]:

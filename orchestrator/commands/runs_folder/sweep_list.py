@@ -1,0 +1,127 @@
+"""Data of `list`, and of `status` without a name: one summary per sweep, from its study and its folder.
+
+A sweep costs the same number of queries however many trials it has, and none as long as its files have not changed:
+summaries of sweeps that no driver runs are kept in `cache/list.json`, each with the times and sizes of the files that
+it was read from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from orchestrator import folders
+from orchestrator.commands.runs_folder.archive_records import archived_sweeps
+from orchestrator.commands.status import json_number, sweep_state
+from orchestrator.errors import OrchestrateError, first_line
+from orchestrator.folders import SweepFolder, disk_usage
+from orchestrator.spec.estimates.sweep_plan import planned_trials
+from orchestrator.spec.loading.loader import load_spec
+from orchestrator.study.database.study_database import has_own_database
+from orchestrator.study.repeats import front_of_configurations
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import TrialRecord
+from trainer.storage.atomic_files import write_json
+
+_KEPT = "list.json"
+_VERSION = f"{version('prefsweep')}, 1"
+"""Summaries of another version are read anew; the number counts their formats within a version."""
+UNREADABLE, ARCHIVED, PREPARING, INTERRUPTED = "unreadable", "archived", "preparing", "interrupted"
+
+
+def list_sweeps(root: Path, *, with_disk: bool = False) -> dict[str, Any]:
+    """Return the sweeps of the runs folder as printed by `list --json`, the newest first.
+
+    Of each: `name`, `state` (unreadable, with the reason in `why`, where its study cannot be opened), `finished` and
+    `planned` trials (None if only time limits it), the best trial, when it began in seconds since 1970.
+
+    `with_disk`: also `disk`, the bytes of its folder, and the archived sweeps, whose `why` says where they are; beside
+    the sweeps `cache`, the bytes of what they share.
+    """
+    found: list[dict[str, Any]] = []
+    kept, now = _kept(root), dict[str, dict[str, Any]]()
+    for name in folders.known_sweeps(root):
+        folder = SweepFolder(root, name)
+        stamp = _stamp(folder)
+        if stamp is not None and kept.get(name, {}).get("stamp") == stamp:
+            sweep = kept[name]["summary"]
+        else:
+            sweep = summary(folder)
+        if stamp is not None and sweep["state"] != UNREADABLE:
+            now[name] = {"stamp": stamp, "summary": sweep}
+        found.append(sweep | ({"disk": disk_usage(folder.path)} if with_disk else {}))
+    here = {sweep["name"] for sweep in found}
+    for record in archived_sweeps(root) if with_disk else ():
+        if record.name in here:  # its removal was interrupted, or the name is used again
+            continue
+        why = f"at {record.url}; `orchestrate unarchive {record.name}` brings it back"
+        found.append({"name": record.name, "state": ARCHIVED, "why": why, "began": record.began, "disk": 0})
+    if now != kept:
+        _keep(root, now)
+    listed = {"runs_folder": str(root), "sweeps": sorted(found, key=lambda sweep: sweep["began"], reverse=True)}
+    return listed | ({"cache": disk_usage(SweepFolder(root, "").cache)} if with_disk else {})
+
+
+def _stamp(folder: SweepFolder) -> list[list[int]] | None:
+    """Return times, sizes and inodes of what the summary is read from; None where they cannot tell a change.
+
+    That is while a driver runs, before there is a study, and where the study is in another database.
+    """
+    if not has_own_database(folder) or not folder.database.is_file() or folders.lock_holder(folder) is not None:
+        return None
+    found: list[list[int]] = []
+    for path in (folder.spec, folder.database, folder.database.with_name(f"{folder.database.name}-wal")):
+        if path.exists():
+            state = path.stat()
+            found.append([state.st_mtime_ns, state.st_size, state.st_ino])
+    return found
+
+
+def _kept(root: Path) -> dict[str, dict[str, Any]]:
+    path = SweepFolder(root, "").cache / _KEPT
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # no list yet, or a damaged one: every study is read
+        return {}
+    return content["sweeps"] if isinstance(content, dict) and content.get("version") == _VERSION else {}
+
+
+def _keep(root: Path, sweeps: dict[str, dict[str, Any]]) -> None:
+    path = SweepFolder(root, "").cache / _KEPT
+    if os.access(root, os.W_OK) and (not path.parent.exists() or os.access(path.parent, os.W_OK)):
+        write_json(path, {"version": _VERSION, "sweeps": sweeps})
+
+
+def summary(folder: SweepFolder) -> dict[str, Any]:
+    """Return one sweep's entry of the list, without its disk."""
+    try:
+        return _summary(folder)
+    except OrchestrateError as error:
+        began = folder.spec.stat().st_mtime
+        return {"name": folder.name, "state": UNREADABLE, "why": first_line(error), "began": began}
+
+
+def _summary(folder: SweepFolder) -> dict[str, Any]:
+    trials, enqueued = list[TrialRecord](), 0
+    if not Study.exists(folder):
+        spec = load_spec(folder.spec, is_new=False)
+        state = PREPARING if folders.lock_holder(folder) else INTERRUPTED
+        began = folder.spec.stat().st_mtime
+    else:
+        with Study.open(folder, read_only=True) as study:
+            spec, state, trials = study.spec, sweep_state(study), study.trials()
+            enqueued, began = sum(each.by_command for each in study.enqueued_trials()), study.spec_history()[0].at
+    front, planned = front_of_configurations(trials, spec), planned_trials(spec)
+    return {
+        "name": spec.name,
+        "state": state,
+        "why": "",
+        "finished": sum(trial.state.is_final for trial in trials),
+        "planned": None if planned is None else max(planned + enqueued, len(trials)),
+        "goal": {"metric": spec.first_objective.metric, "direction": spec.first_objective.direction},
+        "best": None if not front else {"trial": front[0].number, "value": json_number(front[0].value)},
+        "began": began,
+    }

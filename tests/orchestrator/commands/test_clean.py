@@ -1,0 +1,125 @@
+"""`clean`: what a sweep may need again stays, and the rest is removed by age and size, on demand only."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import main
+from orchestrator.driver.sft_stage import sft_config
+from orchestrator.folders import DATA_FILE
+from orchestrator.spec.sweep_spec import SweepSpec
+from tests.support.processes import LIMIT_SECONDS, environment
+from tests.support.scripted_sweep import Script, make_spec, run_sweep
+from trainer.storage.failpoints import FAILPOINT_VARIABLE
+
+RATES = {"training.learning_rate": {"choice": [3e-7, 1e-6]}}
+DAY = 86400
+
+
+def entry(home: Path, name: str, days: float, size: int = 100_000) -> Path:
+    path = home / "cache" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"c" * size)
+    used = time.time() - days * DAY
+    os.utime(path, (used, used))
+    for folder in path.relative_to(home / "cache").parents[:-2]:
+        os.utime(home / "cache" / folder, (used, used))
+    return path
+
+
+def sft_run(home: Path, key: str, spec: SweepSpec) -> Path:
+    config = sft_config(spec)
+    assert config is not None
+    path = entry(home, f"sft/{key}/run/trial.json", 90)
+    path.write_text(config.model_dump_json(), encoding="utf-8")
+    for each in (path, path.parent, path.parent.parent):
+        os.utime(each, (1e9, 1e9))
+    return path
+
+
+def planned(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, list[str]]:
+    assert main(["clean", "--json", *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    return {
+        group: sorted("/".join(Path(e["path"]).parts[-2:]) for e in found[group])
+        for group in ("unneeded", "recent", "needed")
+    }
+
+
+def test_only_old_entries_that_no_sweep_needs_are_removed_and_only_with_yes(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_sweep(home, make_spec("ended", RATES), lambda _: Script(files=False))
+    old, new = entry(home, "reference/old.safetensors", 90), entry(home, "reference/new.safetensors", 3)
+    older = entry(home, "answers/older.jsonl", 120)
+    unknown = entry(home, "unknown/file", 900)
+    assert planned(capsys) == {
+        "unneeded": ["answers/older.jsonl", "reference/old.safetensors"],
+        "recent": ["reference/new.safetensors"],
+        "needed": [],
+    }
+    assert main(["clean"]) == 0
+    assert "would be freed" in capsys.readouterr().out
+    assert planned(capsys, "--max-size", "0.00025")["unneeded"] == ["answers/older.jsonl"]
+    assert planned(capsys, "--older-than", "1")["recent"] == []
+    assert all(path.exists() for path in (old, new, older))
+    assert main(["clean", "--yes"]) == 0
+    assert [path.exists() for path in (old, new, older, unknown)] == [False, True, False, True]
+    assert main(["clean", "--older-than", "-1"]) == 2
+
+
+def test_what_a_sweep_that_can_be_resumed_needs_stays(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_sweep(home, make_spec("begun", RATES), lambda _: Script(files=False), trials=1)
+    for name in ("data/used/x", "data/other/x", "reference/a.json", "models/tiny/x", "answers/a.jsonl"):
+        entry(home, name, 90)
+    assert planned(capsys)["needed"] == ["data/other", "data/used", "models/tiny", "reference/a.json"]  # no report yet
+    report = json.loads((Path(__file__).parents[2] / "golden/old_sweep/finished/data.json").read_text(encoding="utf-8"))
+    (folder.path / DATA_FILE).write_text(json.dumps(report | {"fingerprint": "used"}), encoding="utf-8")
+    assert planned(capsys) == {
+        "unneeded": ["answers/a.jsonl", "data/other"],
+        "recent": [],
+        "needed": ["data/used", "models/tiny", "reference/a.json"],
+    }
+    assert main(["clean"]) == 0
+    assert "stay as begun (interrupted) may need them: 3 of data, models, reference" in capsys.readouterr().out
+    (folder.spec).write_text("{", encoding="utf-8")
+    assert planned(capsys)["unneeded"] == []
+    assert main(["delete", "begun", "--yes"]) == 0
+    capsys.readouterr()
+    assert len(planned(capsys)["unneeded"]) == 5
+
+
+def test_an_sft_model_stays_as_long_as_its_sweep_is_there_or_archived(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = make_spec("a", RATES, sft={"training": {"max_steps": 3, "pairs_per_update": 4}})
+    other = make_spec("b", RATES, sft={"training": {"max_steps": 7, "pairs_per_update": 4}})
+    run_sweep(home, spec, lambda _: Script(files=False))
+    sft_run(home, "own", spec)
+    sft_run(home, "others", other)
+    assert planned(capsys) == {"unneeded": ["sft/others"], "recent": [], "needed": ["sft/own"]}
+    assert main(["archive", "a", "--to", f"file://{tmp_path}/far"]) == 0
+    capsys.readouterr()
+    assert planned(capsys)["needed"] == ["sft/own"]
+    assert main(["unarchive", "a"]) == 0
+    assert main(["delete", "a", "--yes"]) == 0
+    capsys.readouterr()
+    assert planned(capsys)["unneeded"] == ["sft/others", "sft/own"]
+
+
+def test_a_cleaning_that_was_killed_leaves_no_half_entry_and_the_next_one_ends_it(home: Path) -> None:
+    for name in ("data/a/x", "data/b/x"):
+        entry(home, name, 90)
+    command, env = [sys.executable, "-m", "orchestrator.cli", "clean", "--yes"], environment(home)
+    point = {FAILPOINT_VARIABLE: "clean.renamed"}
+    killed = subprocess.run(command, env=env | point, check=False, timeout=LIMIT_SECONDS)
+    assert killed.returncode == -signal.SIGKILL
+    assert len([path for path in (home / "cache" / "data").iterdir() if path.name.startswith(".removed-")]) == 1
+    subprocess.run([*command, "--older-than", "1000"], env=env, check=True, timeout=LIMIT_SECONDS)
+    assert len(list((home / "cache" / "data").iterdir())) == 1
