@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -18,8 +18,10 @@ from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.redaction import redact
 from orchestrator.service.access_tokens import SESSION_SECONDS, AccessTokens, FailedLogins, LoginSessions, Role
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER, DriverSupervisor
+from orchestrator.service.hosting.code_login import code_login
 from orchestrator.service.problem_details import add_error_answers
 from orchestrator.service.request_guard import COOKIE, RequestGuard, require
+from orchestrator.service.submissions import Submissions
 from orchestrator.service.sweep_queue import SweepQueue
 from orchestrator.service.sweep_routes import sweep_routes
 
@@ -49,7 +51,13 @@ class Service:
     """One runs folder's queue, supervisor, logins and application; `close` leaves the drivers running."""
 
     def __init__(
-        self, root: Path, *, hosts: Collection[str] = LOOPBACK_NAMES, at_once: int | None = None, secure: bool = False
+        self,
+        root: Path,
+        *,
+        hosts: Collection[str] = LOOPBACK_NAMES,
+        at_once: int | None = None,
+        secure: bool = False,
+        data_folders: Sequence[Path] = (),
     ) -> None:
         """Open the queue and take the runs folder.
 
@@ -58,6 +66,7 @@ class Service:
             hosts: names under which browsers reach the service.
             at_once: sweeps that run at a time, as for `DriverSupervisor`.
             secure: whether it speaks HTTPS, so that browsers send the cookie by it only.
+            data_folders: folders whose files submitted sweeps may read.
 
         Raises:
             ServiceRuns: another service has the folder.
@@ -79,7 +88,9 @@ class Service:
             lifespan=self._lifespan,
         )
         add_error_answers(app)
-        app.include_router(sweep_routes(root, self.queue))
+        self.submissions = Submissions(root, data_folders)
+        app.include_router(sweep_routes(root, self.queue, self.submissions))
+        app.include_router(code_login(self.sessions, self.failed, secure=secure))
         self._add_logins(app)
         self.app: ASGIApp = RequestGuard(
             app, tokens=self.tokens, sessions=self.sessions, failed=self.failed, hosts=hosts
@@ -98,6 +109,7 @@ class Service:
         self._ends.set()
         if self._thread.is_alive():
             self._thread.join()
+        self.submissions.close()
         self._supervisor.close()
         self.queue.close()
 

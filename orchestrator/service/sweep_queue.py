@@ -46,6 +46,7 @@ from orchestrator.errors import (
     closest_match,
 )
 from orchestrator.folders import NETWORK_FILESYSTEMS, filesystem_type
+from orchestrator.service.queue_actions import ACTIONS, QueueAction, actions_of, record_action
 from trainer.storage.failpoints import failpoint
 
 _BUSY_SECONDS = 60.0
@@ -186,6 +187,7 @@ class SweepQueue:
                 if self._sqlite:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 _METADATA.create_all(connection)
+                ACTIONS.metadata.create_all(connection)
 
     def close(self) -> None:
         """Close the connections."""
@@ -236,6 +238,7 @@ class SweepQueue:
                     connection.execute(_SWEEPS.delete().where(_SWEEPS.c.name == name))
                 row = {"name": name, "owner": owner, "priority": priority, "spec": spec, "gpus": gpus}
                 connection.execute(insert(_SWEEPS).values(**row, state=QueueState.WAITING.value, submitted_at=now))
+                record_action(connection, name, f"submitted with priority {priority}", owner)
                 if key:
                     request = {"person": owner, "key": key, "digest": digest, "sweep": name, "at": now}
                     connection.execute(insert(_REQUESTS).values(**request))
@@ -256,6 +259,11 @@ class SweepQueue:
         with self._transaction() as connection:
             return _find(connection, name)
 
+    def actions(self, name: str) -> list[QueueAction]:
+        """Return what people did with the sweep in the queue, oldest first."""
+        with self._transaction() as connection:
+            return actions_of(connection, name)
+
     def set_priority(self, name: str, priority: int) -> QueuedSweep:
         """Change the priority of a waiting sweep. Raises NotQueued, QueueRefused."""
         return self._change(name, "its priority decides only when it starts", [QueueState.WAITING], priority=priority)
@@ -275,6 +283,7 @@ class SweepQueue:
             values = {"state": QueueState.WAITING.value, "again": False, "deaths": 0, "why": "", "ended_at": None}
             values["seq"] = last + 1
             connection.execute(update(_SWEEPS).where(_SWEEPS.c.name == name).values(**values))
+            record_action(connection, name, "resumed")
             return _find(connection, name)
 
     def begin_launch(self, name: str, boot: str) -> QueuedSweep:
@@ -321,6 +330,10 @@ class SweepQueue:
             if found.state not in states:
                 raise QueueRefused(f"{name} is {found.state}: {reason}")
             connection.execute(update(_SWEEPS).where(_SWEEPS.c.name == name).values(**values))
+            if "priority" in values:
+                record_action(connection, name, f"priority {values['priority']}")
+            elif values.get("state") == QueueState.WITHDRAWN.value:
+                record_action(connection, name, f"withdrawn: {values['why']}")
             return _find(connection, name)
 
     @contextmanager

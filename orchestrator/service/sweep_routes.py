@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,20 +12,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.commands.data_preview import check_templates
-from orchestrator.commands.local_plan import plan_locally
 from orchestrator.commands.request_commands import request_control
 from orchestrator.commands.status import history, status
-from orchestrator.execution.slots import machine_gpus, plan_slots
 from orchestrator.folders import SweepFolder, known_sweeps
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.service.access_tokens import Person, Role
 from orchestrator.service.request_guard import require
+from orchestrator.service.submissions import Submissions
 from orchestrator.service.sweep_queue import NotQueued, QueuedSweep, QueueState, SweepQueue
-from orchestrator.spec.estimates.arrangement import arranged
-from orchestrator.spec.loading.loader import LoadedSpec, load_text_with_notices
-from orchestrator.spec.loading.position_checks import check_lengths
-from orchestrator.spec.loading.serialization import dump_spec
 from trainer.storage.atomic_files import digest_of
 
 _MOST_ON_A_PAGE = 200
@@ -39,7 +34,7 @@ class SweepText(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    yaml: str = Field(description="The sweep file; file names in it are relative to the runs folder.")
+    yaml: str = Field(description="The sweep file; file names in it are relative to the data folders.")
     overrides: list[str] = Field(default=[], max_length=200, description="Changes as PATH=VALUE, as of --set.")
     name: str | None = Field(default=None, description="Name of the sweep instead of the file's.")
 
@@ -66,8 +61,8 @@ class Priority(BaseModel):
     priority: int = Field(ge=-_HIGHEST_PRIORITY, le=_HIGHEST_PRIORITY)
 
 
-def sweep_routes(root: Path, queue: SweepQueue) -> APIRouter:
-    """Return the routes of one runs folder and its queue."""
+def sweep_routes(root: Path, queue: SweepQueue, submissions: Submissions) -> APIRouter:
+    """Return the routes of one runs folder, its queue and what people submit to it."""
     routes = APIRouter(prefix="/api/v1", tags=["sweeps"])
 
     @routes.get("/sweeps")
@@ -92,10 +87,8 @@ def sweep_routes(root: Path, queue: SweepQueue) -> APIRouter:
     @routes.post("/plan")
     def plan(request: Request, body: SweepText) -> dict[str, Any]:
         """Return what a sweep would do, as `orchestrate plan --json`."""
-        # A file names databases, programs and files of this machine, so only its administrators give one.
-        require(request, Role.ADMIN)
-        loaded = _load(body, root)
-        return _as_json(plan_locally(loaded.spec, root, loaded.notices).as_json())
+        person = require(request, Role.OPERATOR)
+        return _as_json(submissions.plan(person, body.yaml, body.overrides, body.name))
 
     @routes.post("/sweeps", status_code=HTTPStatus.CREATED)
     def submit(
@@ -105,22 +98,20 @@ def sweep_routes(root: Path, queue: SweepQueue) -> APIRouter:
         idempotency_key: Annotated[str, Header(max_length=128)] = "",
     ) -> dict[str, Any]:
         """Add a sweep to the queue. A repeated Idempotency-Key returns the sweep that it added, with status 200."""
-        person = require(request, Role.ADMIN)
-        loaded = _load(body, root)
-        spec = loaded.spec
-        chosen, _ = arranged(spec, [machine_gpus()], is_new=True)
+        person = require(request, Role.OPERATOR)
+        loaded = submissions.load(person, body.yaml, body.overrides, body.name)
         added, is_new = queue.submit(
-            spec.name,
-            dump_spec(spec),
-            SweepFolder(root, spec.name).path,
+            loaded.name,
+            loaded.spec,
+            SweepFolder(root, loaded.name).path,
             owner=person.name,
             priority=body.priority,
-            gpus=plan_slots(chosen).gpus_needed[0],
+            gpus=loaded.gpus,
             key=idempotency_key,
             digest=digest_of(body.model_dump()),
         )
         response.status_code = HTTPStatus.CREATED if is_new else HTTPStatus.OK
-        return {"name": added.name, "queue": _queue_json(added), "notices": list(loaded.notices)}
+        return {"name": added.name, "queue": _queue_json(added), "notices": _as_json(loaded.notices)}
 
     @routes.get("/sweeps/{name}")
     def show(request: Request, name: str) -> dict[str, Any]:
@@ -140,9 +131,12 @@ def sweep_routes(root: Path, queue: SweepQueue) -> APIRouter:
 
     @routes.get("/sweeps/{name}/history")
     def events(request: Request, name: str) -> dict[str, Any]:
-        """Return a sweep's events and changes, as `orchestrate history --json`."""
+        """Return a sweep's events and changes, as `orchestrate history --json`, and what people did in the `queue`."""
         require(request, Role.VIEWER)
-        return _as_json(history(name, root))
+        actions = [asdict(action) for action in queue.actions(name)]
+        if actions and name not in known_sweeps(root):  # it waits, or has not begun before it was withdrawn
+            return {"queue": _as_json(actions)}
+        return _as_json(history(name, root)) | {"queue": _as_json(actions)}
 
     @routes.post("/sweeps/{name}/stop")
     def stop(request: Request, name: str, body: Reason) -> dict[str, Any]:
@@ -151,19 +145,19 @@ def sweep_routes(root: Path, queue: SweepQueue) -> APIRouter:
         if (sweep := _queued(queue, name)) is not None and sweep.state is QueueState.WAITING:
             queue.withdraw(name, _reason(person, body, "withdrawn"))
             return {"notices": [f"{name} waits no longer"]}
-        return {"notices": request_control(name, root, "stop", None, _reason(person, body, "stopped"))}
+        return {"notices": request_control(name, root, "stop", None, body.why)}
 
     @routes.post("/sweeps/{name}/pause")
     def pause(request: Request, name: str, body: Reason) -> dict[str, Any]:
         """Pause a running sweep."""
-        reason = _reason(require(request, Role.OPERATOR), body, "paused")
-        return {"notices": request_control(name, root, "pause", None, reason)}
+        require(request, Role.OPERATOR)
+        return {"notices": request_control(name, root, "pause", None, body.why)}
 
     @routes.post("/sweeps/{name}/unpause")
     def unpause(request: Request, name: str, body: Reason) -> dict[str, Any]:
         """Continue a paused sweep."""
-        reason = _reason(require(request, Role.OPERATOR), body, "continued")
-        return {"notices": request_control(name, root, "unpause", None, reason)}
+        require(request, Role.OPERATOR)
+        return {"notices": request_control(name, root, "unpause", None, body.why)}
 
     @routes.post("/sweeps/{name}/resume")
     def resume(request: Request, name: str) -> dict[str, Any]:
@@ -178,14 +172,6 @@ def sweep_routes(root: Path, queue: SweepQueue) -> APIRouter:
         return {"name": name, "queue": _queue_json(queue.set_priority(name, body.priority))}
 
     return routes
-
-
-def _load(body: SweepText, root: Path) -> LoadedSpec:
-    """Load a sweep as the command line does. Raises SpecError."""
-    loaded = load_text_with_notices(body.yaml, root, body.overrides, name=body.name)
-    lengths = check_lengths(loaded.spec, loaded.document)
-    check_templates(loaded.spec, loaded.document)
-    return LoadedSpec(loaded.spec, (*loaded.notices, *lengths), loaded.document)
 
 
 def _status(root: Path, queue: SweepQueue, name: str) -> dict[str, Any]:
