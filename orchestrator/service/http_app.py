@@ -14,6 +14,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 
+from orchestrator.commands.runs_folder.sweep_list import SweepSummaries
 from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.redaction import redact
 from orchestrator.service.access_tokens import SESSION_SECONDS, AccessTokens, FailedLogins, LoginSessions, Role
@@ -21,6 +22,12 @@ from orchestrator.service.driver_supervisor import SERVICE_FOLDER, DriverSupervi
 from orchestrator.service.hosting.code_login import code_login
 from orchestrator.service.problem_details import add_error_answers
 from orchestrator.service.request_guard import COOKIE, RequestGuard, require
+from orchestrator.service.routes.event_routes import event_routes
+from orchestrator.service.routes.report_routes import report_routes
+from orchestrator.service.routes.service_routes import service_routes
+from orchestrator.service.routes.trial_routes import trial_routes
+from orchestrator.service.routes.verb_routes import verb_routes
+from orchestrator.service.service_context import ServiceContext
 from orchestrator.service.submissions import Submissions
 from orchestrator.service.sweep_queue import SweepQueue
 from orchestrator.service.sweep_routes import sweep_routes
@@ -89,7 +96,10 @@ class Service:
         )
         add_error_answers(app)
         self.submissions = Submissions(root, data_folders)
-        app.include_router(sweep_routes(root, self.queue, self.submissions))
+        self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions)
+        for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes):
+            app.include_router(routes(self.context))
+        app.include_router(service_routes(self.context, app, lambda: self._problem))
         app.include_router(code_login(self.sessions, self.failed, secure=secure))
         self._add_logins(app)
         self.app: ASGIApp = RequestGuard(
@@ -109,6 +119,7 @@ class Service:
         self._ends.set()
         if self._thread.is_alive():
             self._thread.join()
+        self.context.watchers.close()
         self.submissions.close()
         self._supervisor.close()
         self.queue.close()

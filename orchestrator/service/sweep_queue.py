@@ -16,17 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
-    Boolean,
-    Column,
     Connection,
-    Float,
-    Integer,
-    MetaData,
     Row,
     RowMapping,
-    String,
-    Table,
-    Text,
     create_engine,
     func,
     insert,
@@ -46,40 +38,13 @@ from orchestrator.errors import (
     closest_match,
 )
 from orchestrator.folders import NETWORK_FILESYSTEMS, filesystem_type
-from orchestrator.service.queue_actions import ACTIONS, QueueAction, actions_of, record_action
+from orchestrator.service.queue_tables import ACTIONS, METADATA, QueueAction, actions_of, connect, record_action
+from orchestrator.service.queue_tables import REQUESTS as _REQUESTS
+from orchestrator.service.queue_tables import SWEEPS as _SWEEPS
 from trainer.storage.failpoints import failpoint
 
-_BUSY_SECONDS = 60.0
-
-_METADATA = MetaData()
-_SWEEPS = Table(
-    "service_sweeps",
-    _METADATA,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("name", String(64), nullable=False, unique=True),
-    Column("owner", String(64), nullable=False),
-    Column("priority", Integer, nullable=False),
-    Column("state", String(16), nullable=False, index=True),
-    Column("spec", Text, nullable=False),
-    Column("gpus", Integer, nullable=False),
-    Column("launch", Integer, nullable=False, default=0),
-    Column("boot", String(64), nullable=False, default=""),
-    Column("again", Boolean, nullable=False, default=False),
-    Column("deaths", Integer, nullable=False, default=0),
-    Column("why", Text, nullable=False, default=""),
-    Column("submitted_at", Float, nullable=False),
-    Column("started_at", Float),
-    Column("ended_at", Float),
-)
-_REQUESTS = Table(
-    "service_requests",
-    _METADATA,
-    Column("person", String(64), primary_key=True),
-    Column("key", String(128), primary_key=True),
-    Column("digest", String(64), nullable=False),
-    Column("sweep", String(64), nullable=False),
-    Column("at", Float, nullable=False),
-)
+_KEY_SECONDS = 30 * 24 * 3600.0
+"""How long an idempotency key is remembered."""
 
 
 _ORDER = (_SWEEPS.c.again.desc(), _SWEEPS.c.priority.desc(), _SWEEPS.c.seq)
@@ -118,7 +83,7 @@ class QueuedSweep:
     """Larger ones start first."""
     state: QueueState
     spec: str
-    """The resolved sweep file."""
+    """The resolved sweep file; "" for a sweep that a command began."""
     gpus: int
     """GPUs that one trial needs."""
     launch: int
@@ -157,6 +122,16 @@ class KeyUsed(OrchestrateError):
         super().__init__(f"the idempotency key {key!r} was used for another request; give each request its own key")
 
 
+class NotAnswered(QueueRefused):
+    """A request with this idempotency key has begun, and its answer is not stored."""
+
+    def __init__(self, key: str, name: str) -> None:
+        super().__init__(
+            f"a request with the idempotency key {key!r} has begun, and is not answered: it is at work, or the service "
+            f"ended before its answer; the history of {name} says whether it had an effect"
+        )
+
+
 class SweepQueue:
     """The queue in its database, for one service and any number of readers. Each method is one transaction."""
 
@@ -180,14 +155,13 @@ class SweepQueue:
             database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             if (kind := filesystem_type(database.parent)) in NETWORK_FILESYSTEMS:
                 raise NetworkDisk(database, kind)
-            more["creator"] = lambda: _connect(database)
+            more["creator"] = lambda: connect(database)
         with self._translated_errors():
             self._engine = create_engine(url, **more)
             with self._engine.begin() as connection:
                 if self._sqlite:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
-                _METADATA.create_all(connection)
-                ACTIONS.metadata.create_all(connection)
+                METADATA.create_all(connection)
 
     def close(self) -> None:
         """Close the connections."""
@@ -246,6 +220,62 @@ class SweepQueue:
                 return _find(connection, name), True
         except IntegrityError:  # PostgreSQL: another request was first
             raise NameTaken(name, folder) from None
+
+    def begin_request(self, person: str, key: str, digest: str, name: str) -> str | None:
+        """Take an idempotency key for a request about a sweep.
+
+        Returns:
+            The answer of the same request before, as `store_answer` was given it; None where it is new.
+
+        Raises:
+            KeyUsed: the key belongs to another request.
+            NotAnswered: the same request has begun and was not answered.
+        """
+        now = time.time()
+        try:
+            with self._transaction() as connection:
+                connection.execute(_REQUESTS.delete().where(_REQUESTS.c.at < now - _KEY_SECONDS))
+                if (used := _request(connection, person, key)) is None:
+                    request = {"person": person, "key": key, "digest": digest, "sweep": name, "at": now}
+                    connection.execute(insert(_REQUESTS).values(**request))
+                    return None
+        except IntegrityError:  # PostgreSQL: another request was first
+            raise NotAnswered(key, name) from None
+        if used.digest != digest:
+            raise KeyUsed(key)
+        if used.answer is None:
+            raise NotAnswered(key, name)
+        return used.answer
+
+    def store_answer(self, person: str, key: str, answer: str | None) -> None:
+        """Store the answer of a request that `begin_request` began; None: it failed, and its key is free again."""
+        mine = (_REQUESTS.c.person == person) & (_REQUESTS.c.key == key)
+        with self._transaction() as connection:
+            connection.execute(
+                _REQUESTS.delete().where(mine)
+                if answer is None
+                else update(_REQUESTS).where(mine).values(answer=answer)
+            )
+
+    def adopt(self, name: str, *, owner: str, gpus: int) -> QueuedSweep:
+        """Let a sweep that a command began wait, to be resumed: its spec is the study's. Raises QueueRefused."""
+        row = {"name": name, "owner": owner, "priority": 0, "spec": "", "gpus": gpus}
+        with self._transaction() as connection:
+            if connection.execute(select(_SWEEPS).where(_SWEEPS.c.name == name)).first() is not None:
+                raise QueueRefused(f"{name} is in the queue already")
+            values = row | {"state": QueueState.WAITING.value, "submitted_at": time.time()}
+            connection.execute(insert(_SWEEPS).values(**values))
+            record_action(connection, name, "resumed, as a command had begun it", owner)
+            return _find(connection, name)
+
+    def forget(self, name: str) -> None:
+        """Remove a sweep that has ended and whose folder is gone, if the queue has it. Raises QueueRefused."""
+        with self._transaction() as connection:
+            row = connection.execute(select(_SWEEPS.c.state).where(_SWEEPS.c.name == name)).first()
+            if row is not None and not QueueState(row.state).has_ended:
+                raise QueueRefused(f"{name} is {row.state}")
+            connection.execute(_SWEEPS.delete().where(_SWEEPS.c.name == name))
+            connection.execute(ACTIONS.delete().where(ACTIONS.c.sweep == name))
 
     def sweeps(self, states: Sequence[QueueState] = tuple(QueueState)) -> list[QueuedSweep]:
         """Return the sweeps in these states, in the order in which they start."""
@@ -357,14 +387,6 @@ class SweepQueue:
             raise StorageRefused(
                 f"the queue in {self._url} needs a driver that is not installed: pip install 'prefsweep[postgresql]'"
             ) from error
-
-
-def _connect(database: Path) -> sqlite3.Connection:
-    """Connect without implicit transactions; a commit is on the disk before it returns."""
-    connection = sqlite3.connect(database, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    return connection
 
 
 def _request(connection: Connection, person: str, key: str) -> Row[Any] | None:
