@@ -37,7 +37,7 @@ class FileRights:
     advice: str = ""
     """Added to such a refusal: who opens another folder, and how."""
     forbidden: Mapping[str, str] | None = None
-    """Settings that the file must not have, each with the reason."""
+    """Sections and their settings that the file must not have, each with the reason."""
 
     @classmethod
     def of_command(cls, folder: Path) -> FileRights:
@@ -73,15 +73,18 @@ class FileRights:
         return f"{given} is outside of the folders that this file may read", self.advice
 
     def remove_forbidden(self, problems: ErrorCollector, tree: dict[str, Any]) -> None:
-        """Report the settings that the file must not have, and remove them, so that the others are still checked."""
+        """Report the settings that the file must not have; remove their sections, so that the others are checked."""
+        found: set[str] = set()
         for path, reason in (self.forbidden or {}).items():
-            *groups, name = path.split(".")
-            group: Any = tree
-            for each in groups:
-                group = cast(dict[str, Any], group).get(each) if isinstance(group, dict) else None
-            if isinstance(group, dict) and cast(dict[str, Any], group).get(name) is not None:
+            section, _, name = path.partition(".")
+            given: Any = tree.get(section)
+            if name:
+                given = cast(dict[str, Any], given).get(name) if isinstance(given, dict) else None
+            if given is not None:
                 problems.add(tuple(path.split(".")), "is not allowed in this file", reason)
-                del group[name]
+                found.add(section)
+        for section in found:
+            del tree[section]
 
 
 def _resolved(path: Path) -> Path:

@@ -96,7 +96,7 @@ def test_code_of_a_model_is_never_run_for_a_file(sent: Submissions) -> None:
 def test_no_variable_of_the_service_reaches_an_answer(sent: Submissions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_HOST", "db.internal")
     for person in (OPERATOR, ADMIN):
-        (found,) = problems(sent, SWEEP.replace("name: a", "name: '${DATABASE_HOST}'"), person)
+        (found,) = problems(sent, SWEEP + "tracking: {experiment: '${DATABASE_HOST}'}", person)
         assert "${DATABASE_HOST}: a submitted file reads no environment variables" in found
         with pytest.raises(SpecError, match="no environment variables"):
             sent.check_overrides(person, ["model.name_or_path=${DATABASE_HOST}"])
