@@ -304,8 +304,8 @@ def _abandon(context: ServiceContext, name: str, why: str) -> Sequence[str]:
     if not Study.exists(folder):
         raise RequestRefused(f"{name} has no trials: there is nothing to end; its folder is {folder.path}")
     notices: list[str] = []
-    told = f"{why} (by {current_user()})" if why else f"by {current_user()}"
-    ended = run_sweep.abandon(name, context.root, DashboardReporter(), told, notices.append)
+    text = f"{why} (by {current_user()})" if why else f"by {current_user()}"
+    ended = run_sweep.abandon(name, context.root, DashboardReporter(), text, notices.append)
     return [*notices, f"{name} is abandoned: {ended} unfinished trials ended as PRUNED; results and report stay"]
 
 
