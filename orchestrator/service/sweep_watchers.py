@@ -225,7 +225,7 @@ class Watchers:
             watcher.thread.join()
 
     def watch(self, key: Hashable, source: Callable[[], Source]) -> _Watcher:
-        """Return the watcher of a source, begun where nobody watches it yet. Raises TooManyStreams."""
+        """Return the watcher of a source, begun where it is not watched yet. Raises TooManyStreams."""
         with self._guard:
             self._watchers = {each: found for each, found in self._watchers.items() if not found.has_ended}
             if self._readers >= _MOST_READERS or (len(self._watchers) >= _MOST_LOGS and key not in self._watchers):

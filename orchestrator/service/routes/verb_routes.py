@@ -97,7 +97,7 @@ class Clone(Settings):
     from_checkpoint: bool = Field(default=False, description="Start from the trial's newest checkpoint.")
 
 
-class Retries(Reason):
+class FailedTrials(Reason):
     """Failed trials to try again."""
 
     trials: list[int] = Field(min_length=1, max_length=1000)
@@ -246,7 +246,7 @@ def verb_routes(context: ServiceContext) -> APIRouter:
         return control(person, name, RequestKind.UNPAUSE, trial, body.why)
 
     @routes.post("/retry")
-    def retry(person: Operator, name: str, body: Retries, key: Key = "") -> dict[str, Any]:
+    def retry(person: Operator, name: str, body: FailedTrials, key: Key = "") -> dict[str, Any]:
         """Try failed trials again, each with its number and configuration."""
         request = ["retry", body.model_dump()]
         return context.control(person, name, lambda: request_retries(name, root, body.trials, body.why), key, request)
