@@ -211,7 +211,7 @@ def test_tokens_are_created_listed_and_revoked(root: Path) -> None:
     code, listed, _ = call(root, "token", "list")
     assert (code, listed.split()[:2]) == (0, ["ann", "operator"])
     assert token not in listed
-    (entry,) = json.loads(call(root, "token", "list", "--json")[1])
+    (entry,) = json.loads(call(root, "token", "list", "--json")[1])["people"]
     assert (entry["name"], entry["role"]) == ("ann", "operator")
     assert call(root, "token", "create", "ann", "--role", "viewer")[0] == 2
     assert call(root, "token", "create", "bea", "--role", "owner")[0] == 2
