@@ -61,10 +61,10 @@ def test_a_stream_begins_with_the_state_and_brings_every_change(service: Running
             trial = begun(study)
             events.until("trials", lambda data: data["trials"][0]["state"] == "RUNNING")
             for step in (1, 2):
-                study.report(trial, [evaluated(step, 0.5, loss=float("nan"))])
+                study.report(trial, [evaluated(step, 0.5, some_metric=float("nan"))])
                 _, data = events.until("metrics")
                 assert steps(data) == [(0, step)]
-                assert data["points"][0]["metrics"]["loss"] is None, "JSON has no NaN"
+                assert data["points"][0]["metrics"]["some_metric"] is None, "JSON has no NaN"
             study.tell(trial, COMPLETE)
             _, data = events.until("history", lambda data: data["events"][-1]["kind"] == "complete")
             _, data = events.until("state", lambda data: data["best"] == 0)
