@@ -28,6 +28,7 @@ import psutil
 from benchmarks.driver import OBJECTIVE, spec_of
 from orchestrator.folders import SweepFolder, create_sweep_folder, sweep_lock
 from orchestrator.spec.loading.serialization import dump_spec
+from orchestrator.spec.pruners import NoPruner
 from orchestrator.study.database.tables import METADATA
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
@@ -105,9 +106,9 @@ class Driver(threading.Thread):
     def __init__(self, root: Path, slots: int) -> None:
         super().__init__(daemon=True)
         self.folder = SweepFolder(root, "running")
-        spec = spec_of(slots, slots).model_copy(update={"name": "running"})
+        spec = spec_of(slots, slots).model_copy(update={"name": "running", "pruner": NoPruner()})
         create_sweep_folder(self.folder, dump_spec(spec))
-        self.study, self.slots = Study.create(self.folder, spec), slots
+        self.study, self.slots = Study.create(self.folder, spec, slots=slots), slots
         self.seconds: list[float] = []
         self.ends = threading.Event()
 
