@@ -100,6 +100,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
+def s3() -> Iterator[object]:
+    """A bucket of a server that speaks S3's protocol, on a free port of this machine."""
+    from tests.support.s3_server import serving
+
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def ray_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray for a module's tests, with the module's CLUSTER_SLOTS: starting it costs seconds."""
     from orchestrator.execution.local_cluster import local_cluster  # Ray takes seconds to load
