@@ -45,7 +45,7 @@ def collapse_panel(analysis: SweepAnalysis) -> Panel | None:
     ]
     if not changes:
         return None
-    ranks = {trial.number: k for k, trial in enumerate(frame.ranked[: len(RANK_COLORS)])}
+    ranks = {trial.number: k for k, trial in enumerate(frame.highlighted[: len(RANK_COLORS)])}
     traces: list[Any] = [
         _path(trial, RANK_COLORS[ranks[trial.number]]) for trial, _, _ in changes if trial.number in ranks
     ]
