@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from http import HTTPStatus
 from secrets import compare_digest
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from fastapi import HTTPException, Request
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,6 +23,9 @@ from orchestrator.service.problem_details import problem
 
 COOKIE = "prefsweep_session"
 CSRF_HEADER = "x-csrf-token"
+CSRF_FIELD = "csrf"
+"""The same in a form of a page."""
+FORM_TYPE = "application/x-www-form-urlencoded"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LARGEST_BODY = 1 << 20
 """Bytes."""
@@ -81,11 +84,14 @@ class RequestGuard:
             headers = Headers(scope=scope)
             self._check_host(headers)
             state = scope.setdefault("state", {})
-            state["person"], state["cookie"] = self._person(scope, headers)
+            state["person"], state["cookie"], state["csrf"] = self._person(scope, headers)
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length) > self._largest:
                 raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large)
-            await self._app(scope, self._limited(receive), send_with_headers)
+            receive = self._limited(receive)
+            if state["cookie"] and scope["method"] not in _SAFE_METHODS:
+                receive = await self._with_csrf_checked(headers, receive, state["csrf"])
+            await self._app(scope, receive, send_with_headers)
         except _Refused as refused:
             retry = {"retry-after": str(math.ceil(refused.retry_after))} if refused.retry_after else {}
             await problem(refused.status, refused.detail, retry)(scope, receive, send_with_headers)
@@ -95,8 +101,8 @@ class RequestGuard:
         if host not in self._hosts:
             raise _Refused(HTTPStatus.MISDIRECTED_REQUEST, f"this service is not served under the name {host!r}")
 
-    def _person(self, scope: Scope, headers: Headers) -> tuple[Person | None, str]:
-        """Return who makes the request, and the cookie by which that is certain; "" for a token."""
+    def _person(self, scope: Scope, headers: Headers) -> tuple[Person | None, str, str]:
+        """Return who makes the request, the cookie by which that is certain, and its CSRF token; "" for a token."""
         address = scope["client"][0] if scope.get("client") else ""
         if given := headers.get("authorization"):
             if wait := self._failed.wait_seconds(address):
@@ -106,14 +112,32 @@ class RequestGuard:
             if person is None:
                 self._failed.add(address)
                 raise _Refused(HTTPStatus.UNAUTHORIZED, "this token is not valid, or was revoked")
-            return person, ""
+            return person, "", ""
         cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
         found = self._sessions.person(cookie) if cookie else None
         if scope["method"] not in _SAFE_METHODS:
             self._check_origin(scope, headers)
-            if found is not None and not compare_digest(headers.get(CSRF_HEADER, "").encode(), found[1].encode()):
-                raise _Refused(HTTPStatus.FORBIDDEN, "the request does not come from a page of this service")
-        return (None, "") if found is None else (found[0], cookie)
+        return (None, "", "") if found is None else (found[0], cookie, found[1])
+
+    async def _with_csrf_checked(self, headers: Headers, receive: Receive, csrf: str) -> Receive:
+        """Refuse a request without the token of the login's pages, in its header or in its form; keep the body."""
+        given, body = headers.get(CSRF_HEADER, ""), None
+        if not given and headers.get("content-type", "").partition(";")[0].strip().lower() == FORM_TYPE:
+            try:
+                body = await _whole_body(receive)
+            except HTTPException as error:
+                raise _Refused(HTTPStatus(error.status_code), error.detail) from error
+            given = parse_qs(body.decode(errors="replace")).get(CSRF_FIELD, [""])[0]
+        if not compare_digest(given.encode(), csrf.encode()):
+            raise _Refused(HTTPStatus.FORBIDDEN, "the request does not come from a page of this service")
+        if body is None:
+            return receive
+        first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return first.pop() if first else await receive()
+
+        return again
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
         """Refuse a page of another site; a program sends no Origin."""
@@ -135,6 +159,17 @@ class RequestGuard:
             return message
 
         return limited
+
+
+async def _whole_body(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return body
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return body
 
 
 def _host_name(header: str) -> str:
