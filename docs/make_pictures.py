@@ -24,7 +24,7 @@ from dashboards.report.html_page import write_page, write_report
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from docs.chromium import Chromium, browser
 from docs.mlflow_looks import CLOSE, open_charts, show, titles
-from orchestrator.cli.report_data import load_sweep_frame
+from orchestrator.report_data import load_sweep_frame
 from orchestrator.commands.status import status
 from orchestrator.driver.data_stage import load_data_report, updates_by_params
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, runs_folder

@@ -19,7 +19,7 @@ from orchestrator.folders import existing_sweep, runs_folder
 def report(name: str, to: Path | None, as_json: bool) -> None:
     """Write an HTML report: best trial, diagnosis, next steps."""
     existing_sweep(runs_folder(), name)
-    from orchestrator.cli.report_data import report as make
+    from orchestrator.report_data import report as make
 
     found = make(name, runs_folder(), to)
     if as_json:
@@ -37,7 +37,7 @@ def report(name: str, to: Path | None, as_json: bool) -> None:
 def suggest(name: str, to: Path | None) -> None:
     """Write a follow-up sweep file, with a reason for each range."""
     existing_sweep(runs_folder(), name)
-    from orchestrator.cli.report_data import suggest as make
+    from orchestrator.report_data import suggest as make
 
     text = make(name, runs_folder(), to)
     if to is None:
@@ -61,7 +61,7 @@ def compare(names: tuple[str, ...], to: Path | None, as_json: bool) -> None:
         raise click.UsageError("name at least two sweeps")
     for name in names:
         existing_sweep(runs_folder(), name)
-    from orchestrator.cli.report_data import compare as compare_sweeps
+    from orchestrator.report_data import compare as compare_sweeps
 
     found = compare_sweeps(names, runs_folder(), to)
     if as_json:

@@ -14,7 +14,7 @@ from dashboards.mlflow_pages import run_description
 from dashboards.report.comparison_page import comparison_page
 from dashboards.report.html_page import report_page
 from dashboards.terminal.trial_tables import print_final_summary
-from orchestrator.cli.report_data import as_json
+from orchestrator.report_data import as_json
 from orchestrator.cli.sweep_summary import print_summary
 from orchestrator.commands import status as status_command
 from orchestrator.commands.model_export import export_best_model, model_card
