@@ -53,7 +53,11 @@ def environment() -> Any:
     """Return the templates of the pages and of the report."""
     found = template_environment(_FOLDER / "templates", REPORT_TEMPLATES)
     found.globals |= {"asset": asset, "plotly_styles": plotly_styles, "dark": Markup(as_script(ON_DARK))}
-    found.filters |= {"brief": format_brief, "duration": format_duration, "path": lambda text: quote(str(text), safe="")}
+    found.filters |= {
+        "brief": format_brief,
+        "duration": format_duration,
+        "path": lambda text: quote(str(text), safe=""),
+    }
     return found
 
 
@@ -95,14 +99,18 @@ def static_routes() -> APIRouter:
 def render(request: Request, template: str, status: int = HTTPStatus.OK, **values: Any) -> HTMLResponse:
     """Return a page; secrets of the environment are masked in it."""
     person: Person | None = request.state.person
-    text = environment().get_template(template).render(
-        person=person,
-        may_operate=person is not None and person.role >= Role.OPERATOR,
-        may_administer=person is not None and person.role >= Role.ADMIN,
-        csrf=request.state.csrf,
-        notices=_taken_notices(request),
-        here=str(request.url.path) + (f"?{request.url.query}" if request.url.query else ""),
-        **values,
+    text = (
+        environment()
+        .get_template(template)
+        .render(
+            person=person,
+            may_operate=person is not None and person.role >= Role.OPERATOR,
+            may_administer=person is not None and person.role >= Role.ADMIN,
+            csrf=request.state.csrf,
+            notices=_taken_notices(request),
+            here=str(request.url.path) + (f"?{request.url.query}" if request.url.query else ""),
+            **values,
+        )
     )
     return HTMLResponse(redact(text, secret_values()), status)
 
