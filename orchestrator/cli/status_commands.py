@@ -107,9 +107,9 @@ def best(
         raise click.UsageError(f"{flag} requires --export DIR")
     existing_sweep(runs_folder(), name)
     from dashboards.terminal.command_output import print_best
-    from orchestrator.report_data import reasons_not_to_export
     from orchestrator.commands.model_export import export_best_model
     from orchestrator.commands.status import best as read_best
+    from orchestrator.report_data import reasons_not_to_export
 
     found = read_best(name, runs_folder())
     reasons = reasons_not_to_export(name, runs_folder(), found["number"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from secrets import compare_digest
 from urllib.parse import parse_qs, urlsplit
@@ -85,6 +86,7 @@ class RequestGuard:
             self._check_host(headers)
             state = scope.setdefault("state", {})
             state["person"], state["cookie"], state["csrf"] = self._person(scope, headers)
+            state["is_still_valid"] = partial(self._is_still_valid, headers)
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length) > self._largest:
                 raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large)
@@ -138,6 +140,12 @@ class RequestGuard:
             return first.pop() if first else await receive()
 
         return again
+
+    def _is_still_valid(self, headers: Headers) -> bool:
+        """Return whether the login of a long answer has not ended meanwhile."""
+        if given := headers.get("authorization"):
+            return self._tokens.person(given.partition(" ")[2].strip()) is not None
+        return self._sessions.person(cookie_parser(headers.get("cookie", "")).get(COOKIE, "")) is not None
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
         """Refuse a page of another site; a program sends no Origin."""
