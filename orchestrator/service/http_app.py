@@ -19,6 +19,8 @@ from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.redaction import redact
 from orchestrator.service.access_tokens import SESSION_SECONDS, AccessTokens, FailedLogins, LoginSessions, Role
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER, DriverSupervisor
+from orchestrator.service.page.service_pages import ServicePages
+from orchestrator.service.page.sweep_actions import ApiCalls
 from orchestrator.service.problem_details import add_error_answers
 from orchestrator.service.request_guard import COOKIE, RequestGuard, require
 from orchestrator.service.routes.event_routes import event_routes
@@ -87,8 +89,13 @@ class Service:
         )
         add_error_answers(app)
         self.context = ServiceContext(root, self.queue, SweepSummaries(root))
-        for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes):
-            app.include_router(routes(self.context))
+        routers = [
+            routes(self.context) for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes)
+        ]
+        for router in routers:
+            app.include_router(router)
+        self._pages = ServicePages(self.context, ApiCalls(*routers), self.sessions, self.failed, secure=secure)
+        self._pages.add_to(app)
         app.include_router(service_routes(self.context, app, lambda: self._problem))
         self._add_logins(app)
         self.app: ASGIApp = RequestGuard(
@@ -108,6 +115,7 @@ class Service:
         self._ends.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._pages.close()
         self.context.watchers.close()
         self._supervisor.close()
         self.queue.close()

@@ -17,7 +17,7 @@ from fastapi.responses import RedirectResponse
 
 from dashboards.diagnosis.findings import SHORT_TITLES, DiagnosisFinding
 from dashboards.formatting import format_about, format_value
-from orchestrator.commands.runs_folder.sweep_list import SweepSummaries, file_stamp
+from orchestrator.commands.runs_folder.sweep_list import ARCHIVED, INTERRUPTED, UNREADABLE, file_stamp
 from orchestrator.errors import OrchestrateError
 from orchestrator.folders import SweepFolder
 from orchestrator.gpu_locks import gpu_holders
@@ -27,7 +27,8 @@ from orchestrator.service.access_tokens import SESSION_SECONDS, FailedLogins, Lo
 from orchestrator.service.page.page_rendering import PageRoute, form_of, own_path, render
 from orchestrator.service.page.sweep_views import SweepViews
 from orchestrator.service.request_guard import COOKIE, require
-from orchestrator.service.sweep_queue import QueuedSweep, QueueState, SweepQueue
+from orchestrator.service.service_context import ServiceContext
+from orchestrator.service.sweep_queue import QueueState
 from trainer.storage.atomic_files import write_json
 
 _ON_A_PAGE = 100
@@ -154,9 +155,7 @@ def _entry(finding: DiagnosisFinding | None) -> dict[str, str]:
 
 
 def list_pages(
-    root: Path,
-    queue: SweepQueue,
-    summaries: SweepSummaries,
+    context: ServiceContext,
     diagnoses: Diagnoses,
     logins: LoginSessions,
     failed: FailedLogins,
@@ -181,8 +180,7 @@ def list_pages(
         if code:
             return RedirectResponse("/", HTTPStatus.SEE_OTHER)
         require(request, Role.VIEWER)
-        queued = queue.sweeps()
-        rows = _rows(summaries, diagnoses, queued)
+        rows = _rows(context, diagnoses)
         owners, states = sorted({row.owner for row in rows} - {""}), sorted({row.state for row in rows})
         rows = [
             row
@@ -192,7 +190,7 @@ def list_pages(
         rows.sort(key=_SORTS.get(sort, _SORTS["newest"]))
         pages_count = max(1, -(-len(rows) // _ON_A_PAGE))
         page = min(max(1, page), pages_count)
-        waiting = [each for each in queued if each.state in (QueueState.DRIVEN, QueueState.WAITING)]
+        waiting = context.queue.sweeps((QueueState.DRIVEN, QueueState.WAITING))
         return render(
             request,
             "sweeps.html.j2",
@@ -209,7 +207,7 @@ def list_pages(
             query=lambda **changed: _changed_query(request, changed),  # pyright: ignore[reportUnknownLambdaType]
             waiting=waiting,
             gpus=_gpus(),
-            runs_folder=str(root),
+            runs_folder=str(context.root),
         )
 
     @pages.get("/login")
@@ -246,63 +244,57 @@ def list_pages(
 
 
 def _changed_query(request: Request, changed: Mapping[str, Any]) -> str:
-    values = dict(parse_qsl(request.url.query)) | {
-        key: str(value) for key, value in changed.items()
-    }
+    values = dict(parse_qsl(request.url.query)) | {key: str(value) for key, value in changed.items()}
     return "?" + urlencode({key: value for key, value in values.items() if value})
 
 
-def _rows(summaries: SweepSummaries, diagnoses: Diagnoses, queued: list[QueuedSweep]) -> list[ListedSweep]:
-    found = {sweep["name"]: sweep for sweep in summaries.read()}
-    places = {sweep.name: sweep for sweep in queued}
-    newest = sorted(found, key=lambda name: found[name]["began"], reverse=True)
-    wrong = diagnoses.found(newest)
+def _rows(context: ServiceContext, diagnoses: Diagnoses) -> list[ListedSweep]:
+    entries = context.listed()
+    begun = [entry for entry in entries if entry["state"] != ARCHIVED]
+    found = diagnoses.found([entry["name"] for entry in sorted(begun, key=lambda entry: -entry["began"])])
     secrets = secret_values()
     rows: list[ListedSweep] = []
-    for name in {**found, **places}:
-        summary, place = found.get(name, {}), places.get(name)
-        state = summary.get("state") or (place.state.value if place else "")
-        if place is not None and place.state is QueueState.WAITING:
-            state = place.state.value
-        rule, level = wrong.get(name, ("", ""))
-        words, level = _wrong(state, summary, place, rule, level)
-        best = summary.get("best") or {}
+    for entry in entries:
+        place, best = entry.get("queue") or {}, entry.get("best") or {}
+        waits = place.get("state") == QueueState.WAITING.value
+        words, level = _wrong(entry, *found.get(entry["name"], ("", "")))
         value = best.get("value")
         rows.append(
             ListedSweep(
-                name=name,
-                state=state,
-                owner=place.owner if place else "",
-                priority=place.priority if place else None,
-                finished=summary.get("finished", 0),
-                planned=summary.get("planned"),
-                metric=summary.get("goal", {}).get("metric", "").removeprefix("eval_"),
+                name=entry["name"],
+                state=QueueState.WAITING.value if waits else entry["state"],
+                owner=place.get("owner", ""),
+                priority=place.get("priority"),
+                finished=entry.get("finished", 0),
+                planned=entry.get("planned"),
+                metric=(entry.get("goal") or {}).get("metric", "").removeprefix("eval_"),
                 best=value if isinstance(value, float | int) else None,
                 best_trial=str(best.get("trial", "")),
-                began=summary.get("began") or (place.submitted_at if place else 0.0),
+                began=entry["began"],
                 wrong=words,
                 level=level,
-                why=redact(summary.get("why", "") or (place.why if place else ""), secrets),
+                why=redact(entry.get("why", "") or place.get("why", ""), secrets),
             )
         )
     return rows
 
 
-def _wrong(state: str, summary: Mapping[str, Any], place: QueuedSweep | None, rule: str, level: str) -> tuple[str, str]:
+def _wrong(entry: Mapping[str, Any], rule: str, level: str) -> tuple[str, str]:
     """Return what is wrong in a few words, and how serious it is."""
-    if state == "unreadable":
+    place = entry.get("queue") or {}
+    if entry["state"] == UNREADABLE:
         return "cannot be read", "serious"
-    if place is not None and place.state is QueueState.FAILED:
+    if place.get("state") == QueueState.FAILED.value:
         return "was refused", "serious"
-    if place is not None and place.state is QueueState.STOPPED and place.deaths:
+    if place.get("state") == QueueState.STOPPED.value and place.get("deaths"):
         return "drivers died", "serious"
     if rule and level == "serious":
         return SHORT_TITLES[rule], level
-    if failures := summary.get("states", {}).get("failed", 0):
+    if failures := (entry.get("states") or {}).get("failed", 0):
         return f"{failures} trial{'' if failures == 1 else 's'} failed", "warning"
     if rule:
-        return SHORT_TITLES.get(rule, rule), level
-    return ("was interrupted", "warning") if state == "interrupted" and place is None else ("", "")
+        return SHORT_TITLES[rule], level
+    return ("was interrupted", "warning") if entry["state"] == INTERRUPTED and not place else ("", "")
 
 
 def _gpus() -> list[tuple[str, str]]:

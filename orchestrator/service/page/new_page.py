@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
@@ -17,55 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.errors import OrchestrateError, SpecError
-from orchestrator.folders import SweepFolder, existing_sweep
+from orchestrator.folders import existing_sweep
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.service.access_tokens import Person, Role
 from orchestrator.service.page.page_rendering import PageRoute, add_notices, environment, form_of, render
+from orchestrator.service.page.sweep_actions import ApiCalls
 from orchestrator.service.page.yaml_completion import complete
 from orchestrator.service.request_guard import require
-from orchestrator.service.sweep_queue import SweepQueue
 from trainer.results import TrialError
-from trainer.storage.atomic_files import digest_of
 
 _LARGEST = 200_000
 """Characters of a sweep file in the editor."""
 _FIRST_EXAMPLE = "quickstart"
-
-
-class LoadedSweep(Protocol):
-    """A submitted sweep without errors."""
-
-    @property
-    def name(self) -> str:
-        """The sweep's name."""
-        ...
-
-    @property
-    def spec(self) -> str:
-        """The resolved sweep file."""
-        ...
-
-    @property
-    def gpus(self) -> int:
-        """The fewest GPUs that one trial needs."""
-        ...
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Notices about how the file was read."""
-        ...
-
-
-class Reader(Protocol):
-    """Loads and plans the sweep files that people send, with the rights that each has."""
-
-    def load(self, person: Person, text: str, overrides: Sequence[str], name: str | None) -> LoadedSweep:
-        """Load a file. Raises SpecError with all mistakes and their lines."""
-        ...
-
-    def plan(self, person: Person, text: str, overrides: Sequence[str], name: str | None) -> dict[str, Any]:
-        """Return the plan of a file as JSON values. Raises as `load`."""
-        ...
 
 
 class Text(BaseModel):
@@ -94,7 +57,7 @@ def examples() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: (not item[0].startswith(_FIRST_EXAMPLE), item[0])))
 
 
-def new_pages(root: Path, queue: SweepQueue, reader: Reader) -> APIRouter:
+def new_pages(root: Path, api: ApiCalls) -> APIRouter:
     """Return the page of a new sweep."""
     pages = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -133,43 +96,32 @@ def new_pages(root: Path, queue: SweepQueue, reader: Reader) -> APIRouter:
 
         def do() -> Response:
             if form.get("do", [""])[0] != "start":
-                return editor(request, text, checked(reader, person, text), priority)
-            if not priority.removeprefix("-").isdecimal() or abs(int(priority)) > 1000:
-                found = _refused(f"the priority is a number from -1000 to 1000, not {priority!r}")
-                return editor(request, text, found, priority, HTTPStatus.UNPROCESSABLE_ENTITY)
+                return editor(request, text, checked(api, person, text), priority)
+            key = form.get("key", [""])[0][:128]
             try:
-                loaded = reader.load(person, text, (), None)
-                queue.submit(
-                    loaded.name,
-                    loaded.spec,
-                    SweepFolder(root, loaded.name).path,
-                    owner=person.name,
-                    priority=int(priority),
-                    gpus=loaded.gpus,
-                    key=form.get("key", [""])[0][:128],
-                    digest=digest_of({"yaml": text, "priority": priority}),
-                )
-            except (OrchestrateError, TrialError) as error:
-                found = _refused(str(error)) if not isinstance(error, SpecError) else _problems(error)
-                return editor(request, text, found, priority, HTTPStatus.UNPROCESSABLE_ENTITY)
-            texts = [f"{loaded.name} waits in the queue; it starts when its turn comes and its GPUs are free."]
-            undo = ("withdraw it", f"/sweeps/{loaded.name}/actions/withdraw")
-            add_notices(request, [*texts, *loaded.notices], undo)
-            return RedirectResponse(f"/sweeps/{loaded.name}", HTTPStatus.SEE_OTHER)
+                body = {"yaml": text, "priority": priority}
+                done = api.call(person, "POST", "/sweeps", body, response=Response(), idempotency_key=key)
+            except _REFUSALS as error:
+                return editor(request, text, _found(error), priority, HTTPStatus.UNPROCESSABLE_ENTITY)
+            name = done["name"]
+            texts = [f"{name} waits in the queue; it starts when its turn comes and its GPUs are free."]
+            undo = ("withdraw it", f"/sweeps/{name}/actions/withdraw")
+            add_notices(request, [*texts, *done["notices"]], undo)
+            return RedirectResponse(f"/sweeps/{name}", HTTPStatus.SEE_OTHER)
 
         return await run_in_threadpool(do)
 
     return pages
 
 
-def editor_routes(reader: Reader) -> APIRouter:
+def editor_routes(api: ApiCalls) -> APIRouter:
     """Return what the editor's script asks for."""
     routes = APIRouter(include_in_schema=False)
 
     @routes.post("/new/check")
     def check(request: Request, body: Text) -> dict[str, Any]:
         """Return the findings about the text with their lines, and the plan as HTML where there are none."""
-        found = checked(reader, require(request, Role.OPERATOR), body.yaml)
+        found = checked(api, require(request, Role.OPERATOR), body.yaml)
         html = environment().get_template("findings.html.j2").render(found=found)
         return {"lines": sorted({each["line"] for each in found["problems"]}), "html": html}
 
@@ -182,27 +134,29 @@ def editor_routes(reader: Reader) -> APIRouter:
     return routes
 
 
-def checked(reader: Reader, person: Person, text: str) -> dict[str, Any]:
+_REFUSALS = (OrchestrateError, TrialError, HTTPException)
+
+
+def checked(api: ApiCalls, person: Person, text: str) -> dict[str, Any]:
     """Return `problems` (line, path, problem, hint), `refused`, and `plan` as the editor shows them."""
     try:
-        plan = reader.plan(person, text, (), None)
-    except SpecError as error:
-        return _problems(error)
-    except (OrchestrateError, TrialError) as error:
-        return _refused(str(error))
-    return redact_all({"problems": [], "refused": "", "plan": plan, "rows": _plan_rows(plan)}, secret_values())
+        plan = api.call(person, "POST", "/plan", {"yaml": text})
+    except _REFUSALS as error:
+        return _found(error)
+    return {"problems": [], "refused": "", "plan": plan, "rows": _plan_rows(plan)}
 
 
-def _refused(text: str) -> dict[str, Any]:
-    return redact_all({"problems": [], "refused": text, "plan": None, "rows": []}, secret_values())
-
-
-def _problems(error: SpecError) -> dict[str, Any]:
-    listed = [
-        {"line": _line(found.where), "path": found.path, "problem": found.problem, "hint": found.hint}
-        for found in error.problems
-    ]
-    return redact_all({"problems": listed, "refused": "", "plan": None, "rows": []}, secret_values())
+def _found(error: Exception) -> dict[str, Any]:
+    """Return a refusal, with its lines where it has some."""
+    problems: list[dict[str, Any]] = []
+    if isinstance(error, SpecError):
+        problems = [
+            {"line": _line(found.where), "path": found.path, "problem": found.problem, "hint": found.hint}
+            for found in error.problems
+        ]
+    text = error.detail if isinstance(error, HTTPException) else str(error)
+    found = {"problems": problems, "refused": "" if problems else text, "plan": None, "rows": []}
+    return redact_all(found, secret_values())
 
 
 def _line(where: str) -> int:

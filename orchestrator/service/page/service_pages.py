@@ -11,17 +11,17 @@ from markupsafe import Markup
 from dashboards.analysis.comparison import compare_sweeps
 from dashboards.report.comparison_page import comparison_panels
 from dashboards.report.figures import as_script
-from orchestrator.commands.runs_folder.sweep_list import SweepSummaries
 from orchestrator.folders import existing_sweep, known_sweeps
 from orchestrator.report_data import load_sweep_frame
 from orchestrator.service.access_tokens import FailedLogins, LoginSessions, Role
 from orchestrator.service.page.list_page import Diagnoses, list_pages
-from orchestrator.service.page.new_page import Reader, editor_routes, new_pages
+from orchestrator.service.page.new_page import editor_routes, new_pages
 from orchestrator.service.page.page_rendering import PageRoute, render, static_routes
+from orchestrator.service.page.sweep_actions import ApiCalls
 from orchestrator.service.page.sweep_pages import live_routes, sweep_pages
 from orchestrator.service.page.sweep_views import SweepViews, draw_panel
 from orchestrator.service.request_guard import require
-from orchestrator.service.sweep_queue import SweepQueue
+from orchestrator.service.service_context import ServiceContext
 from orchestrator.study.study import Study
 
 _MOST_COMPARED = 12
@@ -31,37 +31,27 @@ class ServicePages:
     """The pages of one runs folder's service."""
 
     def __init__(
-        self,
-        root: Path,
-        queue: SweepQueue,
-        summaries: SweepSummaries,
-        reader: Reader,
-        logins: LoginSessions,
-        failed: FailedLogins,
-        *,
-        secure: bool,
+        self, context: ServiceContext, api: ApiCalls, logins: LoginSessions, failed: FailedLogins, *, secure: bool
     ) -> None:
         """Read nothing yet.
 
         Args:
-            root: the runs folder.
-            queue: its queue.
-            summaries: of its sweeps.
-            reader: loads and plans sweep files of people.
+            context: the runs folder.
+            api: the functions of the API, which the pages call.
             logins: of browsers.
             failed: failed logins, whose addresses wait.
             secure: whether browsers send the cookie by HTTPS only.
         """
-        views = SweepViews(root)
-        self._diagnoses = Diagnoses(root, views)
+        views = SweepViews(context.root)
+        self._diagnoses = Diagnoses(context.root, views)
         self._routers = (
             static_routes(),
-            list_pages(root, queue, summaries, self._diagnoses, logins, failed, secure=secure),
+            list_pages(context, self._diagnoses, logins, failed, secure=secure),
             live_routes(views),
-            sweep_pages(root, queue, views),
-            editor_routes(reader),
-            new_pages(root, queue, reader),
-            _compare_pages(root),
+            sweep_pages(context, views, api),
+            editor_routes(api),
+            new_pages(context.root, api),
+            _compare_pages(context.root),
         )
 
     def add_to(self, app: FastAPI) -> None:

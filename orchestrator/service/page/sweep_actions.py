@@ -1,37 +1,98 @@
 """What a page's buttons do: each action with the page that confirms it, what it costs, and what takes it back.
 
-The actions are those of the commands; the requests carry the name of the person.
+An action calls the function of the API that does it, with the rights that the API demands.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
+from typing import Any, get_type_hints
 from urllib.parse import quote, urlencode
 
-from fastapi import HTTPException
+from fastapi import APIRouter, HTTPException
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 
 from dashboards.analysis.run_costs import costs
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.formatting import format_hours
-from orchestrator.commands.budget_control import set_budget
-from orchestrator.commands.request_commands import enqueue_clone, enqueue_trial, request_control, request_retries
-from orchestrator.commands.runs_folder.sweep_deletion import delete_sweep, plan_deletion
+from orchestrator.commands.runs_folder.sweep_deletion import plan_deletion
+from orchestrator.commands.runs_folder.sweep_list import ARCHIVED
+from orchestrator.folders import SweepFolder, disk_usage
 from orchestrator.service.access_tokens import Person, Role
-from orchestrator.service.sweep_queue import QueuedSweep, QueueState, SweepQueue
+from orchestrator.service.service_context import Admin, Operator, ServiceContext, Viewer
+from orchestrator.service.sweep_queue import QueuedSweep, QueueState
+from orchestrator.spec.estimates.disk_space import format_bytes
 from orchestrator.study.budget_changes import SETTABLE
 from orchestrator.study.trial_records import TrialState
+
+_ROLES = ((Admin, Role.ADMIN), (Operator, Role.OPERATOR), (Viewer, Role.VIEWER))
+
+
+class ApiCalls:
+    """The functions of the API's routes, for pages that do the same."""
+
+    def __init__(self, *routers: APIRouter) -> None:
+        """`routers`: with paths below `/api/v1`."""
+        self._endpoints: dict[tuple[str, str], Callable[..., Any]] = {
+            (method, route.path.removeprefix("/api/v1")): route.endpoint
+            for router in routers
+            for route in router.routes
+            if isinstance(route, APIRoute)
+            for method in route.methods
+        }
+
+    def role(self, method: str, path: str) -> Role:
+        """Return the least role that may call a route."""
+        hints = get_type_hints(self._endpoints[method, path], include_extras=True)
+        return next(role for kind, role in _ROLES if kind in hints.values())
+
+    def call(self, person: Person, method: str, path: str, body: Mapping[str, Any] | None = None, **values: Any) -> Any:
+        """Call a route's function for a person.
+
+        Args:
+            person: who asks.
+            method: of HTTP.
+            path: of the route, without `/api/v1`, as `/sweeps/{name}/stop`.
+            body: the values of its body.
+            **values: its other parameters.
+
+        Raises:
+            HTTPException: the role is too low, or a value is refused.
+        """
+        role = self.role(method, path)
+        if person.role < role:
+            raise HTTPException(
+                HTTPStatus.FORBIDDEN,
+                f"this needs the role {role.name.lower()}; {person.name} is {person.role.name.lower()}",
+            )
+        endpoint = self._endpoints[method, path]
+        hints = get_type_hints(endpoint, include_extras=True)
+        parameters = inspect.signature(endpoint).parameters
+        given = {name: person for name in parameters if any(hints.get(name) == kind for kind, _ in _ROLES)}
+        if body is not None:
+            kind = next(each for each in _alternatives(hints["body"]) if issubclass(each, BaseModel))
+            try:
+                given["body"] = kind(**body)
+            except ValidationError as error:
+                found = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+                raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, found) from error
+        return endpoint(**given, **values)
+
+
+def _alternatives(hint: Any) -> list[type]:
+    return [each for each in (getattr(hint, "__args__", None) or (hint,)) if isinstance(each, type)]
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What an action is about: a sweep, or one of its trials, as it is now."""
 
-    root: Path
-    queue: SweepQueue
+    context: ServiceContext
     name: str
     state: str
     """The sweep's, as `status` has it, or the queue's for one that has not begun."""
@@ -94,31 +155,30 @@ class Action:
     applies: Callable[[Subject], bool]
     costs: Callable[[Subject], Sequence[str]]
     """What it does and costs, as sentences."""
-    run: Callable[[Subject, Person, Mapping[str, str]], Sequence[str]]
-    """Do it; returns notices."""
+    path: str
+    """Of the API's route."""
+    values: Callable[[Mapping[str, str]], dict[str, Any]] = lambda given: {"body": {"why": given.get("why", "")[:500]}}
+    """Parameters of the route, from the form."""
     fields: tuple[Field, ...] = ()
     undo: Callable[[Subject], tuple[str, str]] | None = None
     """Label and URL of what takes it back, from the subject as it was before; None: nothing does."""
-    role: Role = Role.OPERATOR
+    method: str = "POST"
     is_final: bool = False
-    """Whether it destroys something."""
+    """Whether it cannot be taken back."""
     leads_to: str = ""
     """Page that is shown after it; "": the subject's."""
 
+    def run(self, api: ApiCalls, subject: Subject, person: Person, given: Mapping[str, str]) -> Sequence[str]:
+        """Do it for a person with the values of the form; return notices."""
+        where: dict[str, Any] = {"name": subject.name}
+        if subject.trial is not None:
+            given = {**given, "trial": str(subject.trial.number)}
+            where |= {"trial": subject.trial.number} if "{trial}" in self.path else {}
+        answer = api.call(person, self.method, self.path, **where, **self.values(given))
+        return answer.get("notices", [])
+
 
 _WHY = Field("why", "Reason, for the history", about="optional")
-
-
-def _why(person: Person, given: Mapping[str, str], done: str) -> str:
-    return f"{given.get('why', '')[:500] or done} (by {person.name} through the service)"
-
-
-def _control(kind: str, done: str) -> Callable[[Subject, Person, Mapping[str, str]], Sequence[str]]:
-    def run(subject: Subject, person: Person, given: Mapping[str, str]) -> Sequence[str]:
-        number = None if subject.trial is None else subject.trial.number
-        return request_control(subject.name, subject.root, kind, number, _why(person, given, done))
-
-    return run
 
 
 def _to(label: str, key: str, **values: str) -> Callable[[Subject], tuple[str, str]]:
@@ -143,37 +203,12 @@ def _left(subject: Subject) -> str:
     return f"{done} of {subject.frame.planned} planned trials are done; the others are trained."
 
 
-def _withdraw(subject: Subject, person: Person, given: Mapping[str, str]) -> Sequence[str]:
-    subject.queue.withdraw(subject.name, _why(person, given, "withdrawn"))
-    return [f"{subject.name} waits no longer."]
-
-
-def _resume(subject: Subject, _: Person, __: Mapping[str, str]) -> Sequence[str]:
-    subject.queue.resume(subject.name)
-    return [f"{subject.name} waits in the queue and is resumed when its turn comes."]
-
-
-def _set_priority(subject: Subject, _: Person, given: Mapping[str, str]) -> Sequence[str]:
-    text = given.get("priority", "").strip()
-    if not text.removeprefix("-").isdecimal() or abs(int(text)) > 1000:
-        raise HTTPException(
-            HTTPStatus.UNPROCESSABLE_ENTITY, f"the priority is a number from -1000 to 1000, not {text!r}"
-        )
-    subject.queue.set_priority(subject.name, int(text))
-    return [f"{subject.name} has priority {int(text)}."]
-
-
 def _settings(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _budget(subject: Subject, _: Person, given: Mapping[str, str]) -> Sequence[str]:
-    wanted = _settings(given.get("settings", ""))
-    if not wanted:
-        raise HTTPException(
-            HTTPStatus.UNPROCESSABLE_ENTITY, f"write PATH=VALUE, one a line; what can be set: {', '.join(SETTABLE)}"
-        )
-    return set_budget(subject.name, subject.root, wanted)
+def _priority(given: Mapping[str, str]) -> dict[str, Any]:
+    return {"body": {"priority": given.get("priority", "").strip()}}
 
 
 def _budget_now(subject: Subject) -> str:
@@ -187,36 +222,34 @@ def _budget_undo(subject: Subject) -> tuple[str, str]:
     return "set the budget back", f"{subject.url}/actions/budget?" + urlencode({"settings": _budget_now(subject)})
 
 
-def _enqueue(subject: Subject, _: Person, given: Mapping[str, str]) -> Sequence[str]:
-    return enqueue_trial(
-        subject.name, subject.root, _settings(given.get("settings", "")), again=bool(given.get("again"))
-    )
+def _trial_settings(given: Mapping[str, str], check: str) -> dict[str, Any]:
+    return {"body": {"overrides": _settings(given.get("settings", "")), check: bool(given.get(check))}}
 
 
-def _clone(subject: Subject, person: Person, given: Mapping[str, str]) -> Sequence[str]:
-    assert subject.trial is not None
-    return enqueue_clone(
-        subject.name,
-        subject.root,
-        subject.trial.number,
-        _settings(given.get("settings", "")),
-        _why(person, given, "cloned"),
-        from_checkpoint=bool(given.get("checkpoint")),
-    )
+def _deletion(given: Mapping[str, str]) -> dict[str, Any]:
+    return {"keep_mlflow": bool(given.get("keep_mlflow"))}
 
 
-def _retry(subject: Subject, person: Person, given: Mapping[str, str]) -> Sequence[str]:
-    assert subject.trial is not None
-    return request_retries(subject.name, subject.root, [subject.trial.number], _why(person, given, "retried"))
+def _judging(given: Mapping[str, str]) -> dict[str, Any]:
+    counts = {name: given[name] for name in ("top", "prompts", "samples") if given.get(name, "").strip()}
+    return {"body": {**counts, "confirm_cost": bool(given.get("confirm_cost"))}}
 
 
-def _delete(subject: Subject, _: Person, given: Mapping[str, str]) -> Sequence[str]:
-    if given.get("name", "") != subject.name:
-        raise HTTPException(
-            HTTPStatus.UNPROCESSABLE_ENTITY, f"write the name of the sweep, {subject.name}, to delete it"
-        )
-    delete_sweep(plan_deletion(subject.name, subject.root, keep_mlflow=bool(given.get("keep_mlflow"))))
-    return [f"{subject.name} was deleted."]
+def _judge_costs(subject: Subject) -> list[str]:
+    assert subject.frame is not None
+    judge = subject.frame.spec.judge
+    what = "Answers of the best trials and of the initial model are generated and compared, after the sweep has ended."
+    if judge is not None and judge.endpoint is not None:
+        return [what, f"Each comparison is a request to {judge.endpoint.model}, which may cost money."]
+    return [what, "The judge runs on this machine and takes time on its GPUs or CPUs."]
+
+
+def _archive_costs(subject: Subject) -> list[str]:
+    size = format_bytes(disk_usage(SweepFolder(subject.context.root, subject.name).path))
+    return [
+        f"{size} are copied to the URL, compared, and removed here; its runs in MLflow stay.",
+        "Bring back copies it here again.",
+    ]
 
 
 def _of_trial(subject: Subject) -> str:
@@ -232,70 +265,82 @@ def _open_trial(subject: Subject, *states: TrialState) -> bool:
     return subject.trial is not None and subject.trial.record.state in states
 
 
-_SETTINGS_LINES = Field("settings", "Settings, one a line", "lines", "for example loss.beta=3.0")
+def _is_sweep(subject: Subject) -> bool:
+    return subject.trial is None and subject.state != ARCHIVED
+
+
+def _has_ended(subject: Subject) -> bool:
+    """Whether no driver runs it and the service will start none."""
+    is_queued = subject.queued is not None and not subject.queued.state.has_ended
+    return _is_sweep(subject) and not subject.is_driven and not is_queued
+
+
+_SETTINGS_LINES = Field("settings", "Settings, one a line", "lines", "for example loss.beta=3.0", required=True)
 
 ACTIONS: tuple[Action, ...] = (
     Action(
         "pause",
         "Pause",
-        lambda s: s.trial is None and s.state == "running",
+        lambda s: _is_sweep(s) and s.state == "running",
         lambda s: [
             _running_text(s, "write a checkpoint and free their GPUs; nothing that was trained is lost."),
             "No new trial starts until the sweep is continued. It keeps its place.",
         ],
-        _control("pause", "paused"),
-        (_WHY,),
-        _to("continue", "unpause"),
+        "/sweeps/{name}/pause",
+        fields=(_WHY,),
+        undo=_to("continue", "unpause"),
     ),
     Action(
         "unpause",
         "Continue",
-        lambda s: s.trial is None and s.state == "paused",
+        lambda s: _is_sweep(s) and s.state == "paused",
         lambda s: ["Paused trials continue from their checkpoints.", _left(s)],
-        _control("unpause", "continued"),
-        (_WHY,),
-        _to("pause", "pause"),
+        "/sweeps/{name}/unpause",
+        fields=(_WHY,),
+        undo=_to("pause", "pause"),
     ),
     Action(
         "stop",
         "Stop",
-        lambda s: s.trial is None and s.is_driven and not s.is_waiting,
+        lambda s: _is_sweep(s) and s.is_driven and not s.is_waiting,
         lambda s: [
             _running_text(s, "write a checkpoint, then the driver ends and its GPUs are free for other sweeps."),
             "Resume continues from the checkpoints: the cost is the time to load models and data again.",
         ],
-        _control("stop", "stopped"),
-        (_WHY,),
-        _to("resume", "resume"),
+        "/sweeps/{name}/stop",
+        fields=(_WHY,),
+        undo=_to("resume", "resume"),
     ),
     Action(
         "withdraw",
         "Withdraw",
-        lambda s: s.trial is None and s.is_waiting,
+        lambda s: _is_sweep(s) and s.is_waiting,
         lambda _: ["It leaves the queue before it is started; it costs its place among those of its priority."],
-        _withdraw,
-        (_WHY,),
-        _to("let it wait again", "resume"),
+        "/sweeps/{name}/withdraw",
+        fields=(_WHY,),
+        undo=_to("let it wait again", "resume"),
     ),
     Action(
         "resume",
         "Resume",
-        lambda s: s.trial is None and s.queued is not None and s.queued.state.has_ended and not s.is_driven,
+        lambda s: _has_ended(s) and s.state not in ("abandoned", "finished", "unreadable"),
         lambda s: [
             "It waits at the end of its priority in the queue and continues from its checkpoints.",
             _left(s),
             s.cost_of_one(),
         ],
-        _resume,
-        (),
+        "/sweeps/{name}/resume",
+        lambda given: {"body": {"retry_failed": bool(given.get("retry_failed"))}},
+        (Field("retry_failed", "Try all failed trials again, each with its number", "check"),),
         _to("stop", "stop"),
     ),
     Action(
         "priority",
         "Priority",
-        lambda s: s.trial is None and s.is_waiting,
+        lambda s: _is_sweep(s) and s.is_waiting,
         lambda _: ["Sweeps of larger priority start first; sweeps that run are not interrupted."],
-        _set_priority,
+        "/sweeps/{name}/priority",
+        _priority,
         (
             Field(
                 "priority",
@@ -310,45 +355,82 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "budget",
         "Budget",
-        lambda s: s.trial is None and s.frame is not None and s.state != "abandoned",
+        lambda s: _is_sweep(s) and s.frame is not None and s.state != "abandoned",
         lambda s: [
             "A larger budget trains more trials, a smaller one ends the sweep earlier; trials that run are finished.",
             s.cost_of_one(),
         ],
-        _budget,
-        (
-            Field(
-                "settings",
-                "Budget, one setting a line",
-                "lines",
-                f"what can be set: {', '.join(SETTABLE)}",
-                _budget_now,
-            ),
-        ),
+        "/sweeps/{name}/budget",
+        lambda given: {"body": {"settings": _settings(given.get("settings", ""))}},
+        (Field("settings", "Budget, one setting a line", "lines", "null: no limit", _budget_now, required=True),),
         _budget_undo,
     ),
     Action(
         "enqueue",
         "Add a trial",
-        lambda s: s.trial is None and s.frame is not None and s.state != "abandoned",
+        lambda s: _is_sweep(s) and s.frame is not None and s.state != "abandoned",
         lambda s: [
             "The trial runs next, in addition to the budget. It cannot be taken back; it can be pruned.",
             s.cost_of_one(),
         ],
-        _enqueue,
+        "/sweeps/{name}/trials",
+        lambda given: _trial_settings(given, "again"),
         (_SETTINGS_LINES, Field("again", "Train a trial with these settings once more, with another seed", "check")),
+    ),
+    Action(
+        "judge",
+        "Judge",
+        lambda s: _has_ended(s) and s.frame is not None and bool(s.frame.ranked),
+        _judge_costs,
+        "/sweeps/{name}/judge",
+        _judging,
+        (
+            Field("top", "Number of best trials", "number", "empty: as in the sweep's file"),
+            Field("prompts", "Number of prompts", "number", "empty: as in the sweep's file"),
+            Field("confirm_cost", "Use an endpoint that may cost money", "check"),
+        ),
+    ),
+    Action(
+        "abandon",
+        "End for good",
+        lambda s: _is_sweep(s) and s.frame is not None and s.state not in ("abandoned", "finished"),
+        lambda s: [
+            _running_text(s, "stop. Unfinished trials end as PRUNED; results and report stay."),
+            "This cannot be undone: the sweep is never resumed.",
+        ],
+        "/sweeps/{name}/stop",
+        lambda given: {"body": {"why": given.get("why", "")[:500], "abandon": True}},
+        (_WHY,),
+        is_final=True,
+    ),
+    Action(
+        "archive",
+        "Archive",
+        lambda s: _has_ended(s) and s.frame is not None,
+        _archive_costs,
+        "/sweeps/{name}/archive",
+        lambda given: {"body": {"url": given.get("url", "")}},
+        (Field("url", "URL", about="s3://, gs://, file:// or another fsspec URL", required=True),),
+        _to("bring it back", "unarchive"),
+        leads_to="/",
+    ),
+    Action(
+        "unarchive",
+        "Bring back",
+        lambda s: s.trial is None and s.state == ARCHIVED,
+        lambda _: ["Its files are copied from the archive to this machine and compared."],
+        "/sweeps/{name}/unarchive",
+        lambda _: {"body": {}},
     ),
     Action(
         "delete",
         "Delete",
-        lambda s: s.trial is None and s.frame is not None and not s.is_driven and not s.is_waiting,
-        lambda s: plan_deletion(s.name, s.root).lines(),
-        _delete,
-        (
-            Field("name", "Name of the sweep, to confirm", required=True),
-            Field("keep_mlflow", "Keep its runs in MLflow", "check"),
-        ),
-        role=Role.ADMIN,
+        lambda s: _has_ended(s) and s.state != "unreadable" and SweepFolder(s.context.root, s.name).spec.is_file(),
+        lambda s: plan_deletion(s.name, s.context.root).lines(),
+        "/sweeps/{name}",
+        _deletion,
+        (Field("keep_mlflow", "Keep its runs in MLflow", "check"),),
+        method="DELETE",
         is_final=True,
         leads_to="/",
     ),
@@ -360,8 +442,8 @@ ACTIONS: tuple[Action, ...] = (
             _of_trial(s),
             "It ends as PRUNED and cannot win. This cannot be undone; a clone trains the settings again.",
         ],
-        _control("prune", "pruned"),
-        (_WHY,),
+        "/sweeps/{name}/trials/{trial}/prune",
+        fields=(Field("why", "Reason, for the history", required=True),),
         is_final=True,
     ),
     Action(
@@ -369,25 +451,26 @@ ACTIONS: tuple[Action, ...] = (
         "Pause",
         lambda s: _open_trial(s, TrialState.RUNNING) and s.is_driven,
         lambda s: [_of_trial(s), "It writes a checkpoint and frees its place for another trial; nothing is lost."],
-        _control("pause", "paused"),
-        (_WHY,),
-        _to("continue", "unpause"),
+        "/sweeps/{name}/trials/{trial}/pause",
+        fields=(_WHY,),
+        undo=_to("continue", "unpause"),
     ),
     Action(
         "unpause",
         "Continue",
         lambda s: _open_trial(s, TrialState.PAUSED),
         lambda s: [_of_trial(s), "It continues from its checkpoint before any new trial."],
-        _control("unpause", "continued"),
-        (_WHY,),
-        _to("pause", "pause"),
+        "/sweeps/{name}/trials/{trial}/unpause",
+        fields=(_WHY,),
+        undo=_to("pause", "pause"),
     ),
     Action(
         "retry",
         "Retry",
         lambda s: _open_trial(s, TrialState.FAILED),
         lambda s: [_of_trial(s), "It begins again from the initial model, before any new trial.", s.cost_of_one()],
-        _retry,
+        "/sweeps/{name}/retry",
+        lambda given: {"body": {"why": given.get("why", "")[:500], "trials": [int(given["trial"])]}},
         (_WHY,),
     ),
     Action(
@@ -398,27 +481,29 @@ ACTIONS: tuple[Action, ...] = (
             "A copy with the changed settings runs next, in addition to the budget. It can be pruned.",
             s.cost_of_one(),
         ],
-        _clone,
+        "/sweeps/{name}/trials/{trial}/clone",
+        lambda given: _trial_settings(given, "from_checkpoint"),
         (
             _SETTINGS_LINES,
-            Field("checkpoint", "Continue from its newest checkpoint instead of the initial model", "check"),
-            _WHY,
+            Field("from_checkpoint", "Continue from its newest checkpoint instead of the initial model", "check"),
         ),
     ),
 )
 
 
-def actions_for(subject: Subject, person: Person) -> list[Action]:
+def actions_for(api: ApiCalls, subject: Subject, person: Person) -> list[Action]:
     """Return the actions that this person can do with the subject now."""
-    return [action for action in ACTIONS if person.role >= action.role and action.applies(subject)]
+    return [
+        action for action in ACTIONS if person.role >= api.role(action.method, action.path) and action.applies(subject)
+    ]
 
 
 def find_action(subject: Subject, key: str) -> Action:
     """Return the subject's action of this key. Raises HTTPException: it does not apply now."""
-    of_trial = subject.trial is not None
-    what = f"trial {subject.trial.label} of {subject.name}" if subject.trial else subject.name
     found = next((action for action in ACTIONS if action.key == key and action.applies(subject)), None)
     if found is None:
-        state = subject.trial.state_label.lower() if of_trial and subject.trial else subject.state
+        trial = subject.trial
+        what = subject.name if trial is None else f"trial {trial.label} of {subject.name}"
+        state = subject.state if trial is None else trial.state_label.lower()
         raise HTTPException(HTTPStatus.CONFLICT, f"{what} is {state}: there is nothing to {key}")
     return found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, HTTPException, Request, Response
-from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi.responses import RedirectResponse
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 
@@ -24,13 +23,15 @@ from dashboards.report.blocks import Code, KeyFigure, KeyFigures, Panel, Paragra
 from dashboards.report.figures import as_script
 from dashboards.report.panels.learning_curves import learning_curves_panel
 from dashboards.report.panels.response_quality import compared_samples
+from orchestrator.commands.runs_folder.archive_records import archived_sweeps
+from orchestrator.commands.runs_folder.sweep_list import ARCHIVED
 from orchestrator.commands.runs_folder.sweep_logs import SweepLog
 from orchestrator.errors import NoSuchSweep, OrchestrateError
 from orchestrator.folders import FAILURE_FILE, SweepFolder, existing_sweep
 from orchestrator.redaction import without_credentials
 from orchestrator.service.access_tokens import Role
 from orchestrator.service.page.page_rendering import PageRoute, add_notices, form_of, render
-from orchestrator.service.page.sweep_actions import Action, Subject, actions_for, find_action
+from orchestrator.service.page.sweep_actions import Action, ApiCalls, Subject, actions_for, find_action
 from orchestrator.service.page.sweep_views import (
     HIDEABLE,
     SORTS,
@@ -41,33 +42,33 @@ from orchestrator.service.page.sweep_views import (
     filter_values,
 )
 from orchestrator.service.request_guard import require
-from orchestrator.service.sweep_queue import NotQueued, QueuedSweep, SweepQueue
+from orchestrator.service.service_context import ServiceContext
 from trainer.results import TrialError
 
-_LOOK_SECONDS = 0.5
-_QUIET_SECONDS = 15.0
-"""After so long without a change a comment is sent, so that a browser that is gone is noticed."""
 _LOG_LINES = 400
 
 
-def sweep_pages(root: Path, queue: SweepQueue, views: SweepViews) -> APIRouter:
-    """Return the pages of the sweeps of one runs folder."""
+def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> APIRouter:
+    """Return the pages of the sweeps of one runs folder. `api`: what the buttons do."""
+    root = context.root
     pages = APIRouter(route_class=PageRoute, include_in_schema=False)
 
     def subject(name: str, number: int | None = None) -> Subject:
-        queued = _queued(queue, name)
+        queued = context.queued(name)
         try:
             view = views.view(name)
         except NoSuchSweep:
-            if queued is None or number is not None:
+            state = ARCHIVED if any(found.name == name for found in archived_sweeps(root)) else ""
+            state = queued.state.value if queued is not None and not state else state
+            if not state or number is not None:
                 raise
-            return Subject(root, queue, name, queued.state.value, queued, None)
+            return Subject(context, name, state, queued, None)
         trial = None
         if number is not None:
             trial = None if view.frame is None else _trial(view.frame, number)
             if trial is None:
                 raise HTTPException(HTTPStatus.NOT_FOUND, f"{name} has no trial {number}")
-        return Subject(root, queue, name, view.state, queued, view.frame, trial)
+        return Subject(context, name, view.state, queued, view.frame, trial)
 
     @pages.get("/sweeps/{name}")
     def sweep(request: Request, name: str) -> Response:
@@ -75,7 +76,7 @@ def sweep_pages(root: Path, queue: SweepQueue, views: SweepViews) -> APIRouter:
         of, shown = subject(name), Shown.of_query(_query(request))
         drawn: list[DrawnPanel] = []
         stamp = ""
-        if of.queued is None or SweepFolder(root, name).spec.is_file():
+        if SweepFolder(root, name).spec.is_file():
             view = views.view(name)
             drawn, stamp = views.panels(view, shown), view.stamp
         figures = {key: figure for panel in drawn for key, figure in panel.figures.items()}
@@ -87,7 +88,7 @@ def sweep_pages(root: Path, queue: SweepQueue, views: SweepViews) -> APIRouter:
             panels=[(panel, Markup(panel.html)) for panel in drawn],
             figures=Markup(as_script(figures)),
             stamp=stamp,
-            actions=actions_for(of, person),
+            actions=actions_for(api, of, person),
             filters=[] if of.frame is None else filter_values(of.frame),
             hideable=HIDEABLE,
             sorts=list(SORTS),
@@ -110,7 +111,7 @@ def sweep_pages(root: Path, queue: SweepQueue, views: SweepViews) -> APIRouter:
             of=of,
             panels=[(panel, Markup(panel.html)) for panel in drawn],
             figures=Markup(as_script(figures)),
-            actions=actions_for(of, person),
+            actions=actions_for(api, of, person),
             before=numbers[place - 1] if place else None,
             after=numbers[place + 1] if place + 1 < len(numbers) else None,
         )
@@ -141,7 +142,7 @@ def sweep_pages(root: Path, queue: SweepQueue, views: SweepViews) -> APIRouter:
     def ask(request: Request, name: str, key: str, number: int | None = None) -> Response:
         of = subject(name, number)
         action = find_action(of, key)
-        require(request, action.role)
+        require(request, api.role(action.method, action.path))
         query = _query(request)
         values = {
             field.name: query[field.name][0] if field.name in query else field.value(of) for field in action.fields
@@ -156,10 +157,10 @@ def sweep_pages(root: Path, queue: SweepQueue, views: SweepViews) -> APIRouter:
         def do() -> Response:
             of = subject(name, number)
             action = find_action(of, key)
-            require(request, action.role)
+            require(request, api.role(action.method, action.path))
             given = {field.name: form.get(field.name, [""])[0] for field in action.fields}
             try:
-                notices = list(action.run(of, person, given))
+                notices = list(action.run(api, of, person, given))
             except (OrchestrateError, TrialError) as error:
                 return confirm(request, of, action, given, str(error), HTTPStatus.UNPROCESSABLE_ENTITY)
             except HTTPException as error:
@@ -173,18 +174,12 @@ def sweep_pages(root: Path, queue: SweepQueue, views: SweepViews) -> APIRouter:
 
 
 def live_routes(views: SweepViews) -> APIRouter:
-    """Return what the script of a sweep's page asks for: that something changed, and the panels that changed."""
+    """Return what the script of a sweep's page asks for after an event of the sweep: the panels that changed."""
     routes = APIRouter(include_in_schema=False)
-
-    @routes.get("/sweeps/{name}/changes")
-    async def changes(request: Request, name: str, stamp: str = "") -> StreamingResponse:
-        require(request, Role.VIEWER)
-        views.stamp(name)  # a name that is not there is an answer, not a stream that breaks
-        return StreamingResponse(_changes(request, views, name, stamp), media_type="text/event-stream")
 
     @routes.get("/sweeps/{name}/panels")
     def panels(request: Request, name: str) -> Response:
-        """Return the panels that the page does not have; `again`: whether the sweep has changed since they were read."""
+        """Return the panels that the page does not have. `again`: the sweep has changed since they were read."""
         require(request, Role.VIEWER)
         query = _query(request)
         view = views.view(name)
@@ -200,34 +195,8 @@ def live_routes(views: SweepViews) -> APIRouter:
     return routes
 
 
-async def _changes(request: Request, views: SweepViews, name: str, stamp: str) -> AsyncGenerator[str]:
-    """Yield an event for each change of the sweep's files, until the browser is gone or the sweep is deleted."""
-    quiet = 0.0
-    yield "retry: 2000\n\n"
-    while not await request.is_disconnected():
-        try:
-            now = await run_in_threadpool(views.stamp, name)
-        except NoSuchSweep:
-            return
-        if now != stamp:
-            stamp, quiet = now, 0.0
-            yield f"data: {stamp}\n\n"
-        elif quiet >= _QUIET_SECONDS:
-            quiet = 0.0
-            yield ": nothing new\n\n"
-        await asyncio.sleep(_LOOK_SECONDS)
-        quiet += _LOOK_SECONDS
-
-
 def _query(request: Request) -> dict[str, list[str]]:
     return parse_qs(request.url.query, keep_blank_values=True, max_num_fields=200)
-
-
-def _queued(queue: SweepQueue, name: str) -> QueuedSweep | None:
-    try:
-        return queue.find(name)
-    except NotQueued:
-        return None
 
 
 def _trial(frame: SweepFrame, number: int) -> TrialFrame | None:

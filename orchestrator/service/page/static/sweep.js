@@ -126,9 +126,13 @@
   const follow = () => {
     if (document.hidden) { events?.close(); events = null; return; }
     if (events) return;
-    events = new EventSource(`/sweeps/${encodeURIComponent(panels.dataset.name)}/changes?stamp=${stamp}`);
-    events.addEventListener("message", refresh);
+    events = new EventSource(`/api/v1/sweeps/${encodeURIComponent(panels.dataset.name)}/events`);
+    for (const kind of ["reload", "state", "queue", "history", "trials", "metrics"]) events.addEventListener(kind, soon);
+    events.addEventListener("gone", () => { events.close(); location.assign("/"); });
   };
+
+  // Events come in groups; one request answers all of a group.
+  const soon = () => { clearTimeout(timer); timer = setTimeout(refresh, 150); };
 
   const start = async () => {
     await draw(document);
