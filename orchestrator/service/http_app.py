@@ -94,7 +94,8 @@ class Service:
         ]
         for router in routers:
             app.include_router(router)
-        self._pages = ServicePages(self.context, ApiCalls(*routers), self.sessions, self.failed, secure=secure)
+        self.api = ApiCalls(*routers)
+        self._pages = ServicePages(self.context, self.api, self.sessions, self.failed, secure=secure)
         self._pages.add_to(app)
         app.include_router(service_routes(self.context, app, lambda: self._problem))
         self._add_logins(app)

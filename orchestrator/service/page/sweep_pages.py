@@ -100,7 +100,8 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
         person = require(request, Role.VIEWER)
         of = subject(name, number)
         analysis = views.view(name).analysis
-        assert of.frame is not None and of.trial is not None and analysis is not None
+        assert of.trial is not None
+        assert analysis is not None
         drawn = [draw_panel(panel) for panel in _trial_panels(root, analysis, of.trial)]
         figures = {key: figure for panel in drawn for key, figure in panel.figures.items()}
         numbers = sorted(trial.number for trial in of.frame.all_trials)
