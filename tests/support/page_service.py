@@ -28,8 +28,9 @@ FOCUSED = """(() => { const e = document.activeElement; if (!e || e === document
   const style = getComputedStyle(e);
   return { tag: e.tagName, name: e.name || e.id || e.textContent.trim().slice(0, 40),
     outline: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0 }; })()"""
-LOST_BY_KEYBOARD = """[...document.querySelectorAll('a[href], button, input:not([type=hidden]), select, textarea, summary')]
-  .filter((e) => e.checkVisibility() && !e.disabled && !e.dataset.reached).map((e) => e.outerHTML.slice(0, 120))"""
+LOST_BY_KEYBOARD = """[...document.querySelectorAll(
+  'a[href], button, input:not([type=hidden]), select, textarea, summary')].filter((e) =>
+  e.checkVisibility() && !e.disabled && !e.dataset.reached).map((e) => e.outerHTML.slice(0, 120))"""
 ACCESSIBILITY = (Path(__file__).parent / "accessibility.js").read_text(encoding="utf-8")
 
 
