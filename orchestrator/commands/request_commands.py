@@ -187,6 +187,11 @@ def acting_for(person: str) -> Generator[None]:
         _PERSON.reset(token)
 
 
+def acting_person() -> str:
+    """Return the person of the service whose request is being answered; "" in a command."""
+    return _PERSON.get()
+
+
 def current_user() -> str:
     """Return user, host and process id, stored with requests; before them the person for whom the service acts."""
     try:

@@ -44,7 +44,6 @@ from orchestrator.service.service_context import (
     ServiceContext,
     Settings,
     as_json,
-    check_settings,
     queue_json,
     reason,
 )
@@ -207,7 +206,7 @@ def verb_routes(context: ServiceContext) -> APIRouter:
     @routes.post("/trials", status_code=HTTPStatus.CREATED)
     def enqueue(person: Operator, name: str, body: Enqueued, key: Key = "") -> dict[str, Any]:
         """Enqueue a trial with these settings; it runs next, in addition to budget.trials."""
-        check_settings(person, body.overrides)
+        context.submissions.check_overrides(person, body.overrides)
         request = ["enqueue", body.model_dump()]
         return context.control(
             person, name, lambda: enqueue_trial(name, root, body.overrides, again=body.again), key, request
@@ -216,7 +215,7 @@ def verb_routes(context: ServiceContext) -> APIRouter:
     @routes.post("/trials/{trial}/clone", status_code=HTTPStatus.CREATED)
     def clone(person: Operator, name: str, trial: Trial, body: Clone, key: Key = "") -> dict[str, Any]:
         """Enqueue a copy of a trial with some settings changed, from the initial model or its newest checkpoint."""
-        check_settings(person, body.overrides)
+        context.submissions.check_overrides(person, body.overrides)
 
         def enqueue_it() -> list[str]:
             return enqueue_clone(name, root, trial, body.overrides, body.why, from_checkpoint=body.from_checkpoint)

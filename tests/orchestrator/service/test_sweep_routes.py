@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from orchestrator.commands.status import status
-from orchestrator.folders import SweepFolder, create_sweep_folder
+from orchestrator.folders import SweepFolder, create_sweep_folder, sweep_lock
 from orchestrator.service.access_tokens import Role
 from orchestrator.service.driver_supervisor import DriverSupervisor, ServiceRuns
 from orchestrator.service.http_app import Service
@@ -84,6 +84,24 @@ def test_a_submitted_sweep_waits_in_its_place_once_for_each_key(caller: Caller) 
     assert caller.call("POST", "/sweeps/b/resume", Role.OPERATOR, code=409)["detail"] == "b is waiting already"
 
 
+def test_a_history_names_the_person_of_every_action(caller: Caller) -> None:
+    caller.submit("a", priority=3)
+    caller.call("POST", "/sweeps/a/priority", Role.OPERATOR, json={"priority": 9})
+    caller.call("POST", "/sweeps/a/stop", Role.OPERATOR, json={"why": "too large"})
+    caller.call("POST", "/sweeps/a/resume", Role.ADMIN)
+    actions = caller.call("GET", "/sweeps/a/history", Role.VIEWER)["queue"]
+    assert [(each["person"], each["action"]) for each in actions] == [
+        ("admin", "submitted with priority 3"),
+        ("operator", "priority 9"),
+        ("operator", "withdrawn: too large (by operator through the service)"),
+        ("admin", "resumed"),
+    ]
+    with sweep_lock(begin("s")):
+        caller.call("POST", "/sweeps/s/pause", Role.OPERATOR, json={"why": "lunch"})
+    events = caller.call("GET", "/sweeps/s/history", Role.VIEWER)["events"]
+    assert any("pause: lunch (by operator through " in each["text"] for each in events), events
+
+
 def test_lists_come_in_pages(caller: Caller) -> None:
     for name in ("a", "c", "e"):
         caller.submit(name)
@@ -133,8 +151,8 @@ def test_a_plan_has_the_findings_of_the_command_with_their_lines(caller: Caller)
 @pytest.mark.parametrize("role", [Role.VIEWER, Role.OPERATOR])
 def test_a_role_does_no_more_than_it_may(caller: Caller, role: Role) -> None:
     caller.submit("a")
-    changes = ["stop", "pause", "unpause", "resume", "priority"] if role is Role.VIEWER else []
-    for path in ("/sweeps", "/plan", *(f"/sweeps/a/{change}" for change in changes)):
+    changes = [f"/sweeps/a/{change}" for change in ("stop", "pause", "unpause", "resume", "priority")]
+    for path in ["/sweeps", "/plan", *changes] if role is Role.VIEWER else []:
         body = {"priority": 1} if path.endswith("priority") else {"yaml": "x"} if "a/" not in path else {}
         assert "needs the role" in caller.call("POST", path, role, code=403, json=body)["detail"]
     assert caller.call("GET", "/me", role)["role"] == role.name.lower()
