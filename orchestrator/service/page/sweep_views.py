@@ -265,7 +265,7 @@ def _trial_table(frame: SweepFrame, part: SweepFrame, shown: Shown) -> str:
             "is_best": trial.number == best,
             "is_selected": trial.label in shown.select,
             "settings": [column[k] for column in columns],
-            "update": trial.curves.last_update,
+            "at": trial.curves.last_update,
             "planned": trial.planned_updates,
             "value": format_brief(frame.value(trial)),
             "margin": format_brief(trial.last(MARGIN)),

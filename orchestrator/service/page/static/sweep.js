@@ -102,7 +102,7 @@
     }
     const found = await answer.json();
     if (turn !== asked) return;
-    if (!form && found.keys.includes("live")) { location.reload(); return; } // the sweep has begun
+    if (!form && found.keys.includes("live")) { location.reload(); return; } // the first trial has begun
     for (const panel of found.panels) await update(panel);
     for (const section of [...panels.querySelectorAll("section[data-digest]")]) {
       if (!found.keys.includes(section.id)) section.remove();
@@ -127,7 +127,9 @@
     if (document.hidden) { events?.close(); events = null; return; }
     if (events) return;
     events = new EventSource(`/api/v1/sweeps/${encodeURIComponent(panels.dataset.name)}/events`);
-    for (const kind of ["reload", "state", "queue", "history", "trials", "metrics"]) events.addEventListener(kind, soon);
+    const isBegun = panels.tagName !== "SECTION";
+    for (const kind of ["state", "queue", "history"]) events.addEventListener(kind, isBegun ? soon : () => location.reload());
+    for (const kind of ["reload", "trials", "metrics"]) if (isBegun) events.addEventListener(kind, soon);
     events.addEventListener("gone", () => { events.close(); location.assign("/"); });
   };
 
