@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrator.commands.request_commands import acting_for
 from orchestrator.commands.runs_folder.sweep_list import SweepSummaries, archived_entries
 from orchestrator.commands.status import status
+from orchestrator.errors import OrchestrateError
 from orchestrator.folders import known_sweeps
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.service.access_tokens import Person, Role
@@ -23,6 +24,7 @@ from orchestrator.service.service_measures import Measures
 from orchestrator.service.submissions import Submissions
 from orchestrator.service.sweep_queue import NotQueued, QueuedSweep, SweepQueue
 from orchestrator.service.sweep_watchers import Watchers
+from trainer.results import TrialError
 from trainer.storage.atomic_files import digest_of
 
 MOST_ON_A_PAGE = 200
@@ -125,13 +127,13 @@ class ServiceContext:
             before = self.queue.begin_request(person.name, key, digest_of([name, request]), name)
             if before is not None:
                 return json.loads(before)
-            stored: str | None = None
             try:
                 found = answer()
-                stored = json.dumps(found)
-                return found
-            finally:
-                self.queue.store_answer(person.name, key, stored)
+            except (OrchestrateError, TrialError):  # nothing was changed
+                self.queue.store_answer(person.name, key, None)
+                raise
+            self.queue.store_answer(person.name, key, json.dumps(found))
+            return found
 
     def control(
         self, person: Person, name: str, change: Callable[[], Sequence[str]], key: str = "", request: Any = None

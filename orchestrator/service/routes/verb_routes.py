@@ -96,7 +96,7 @@ class Clone(Settings):
     from_checkpoint: bool = Field(default=False, description="Start from the trial's newest checkpoint.")
 
 
-class Retries(Reason):
+class FailedTrials(Reason):
     """Failed trials to try again."""
 
     trials: list[int] = Field(min_length=1, max_length=1000)
@@ -245,7 +245,7 @@ def verb_routes(context: ServiceContext) -> APIRouter:
         return control(person, name, RequestKind.UNPAUSE, trial, body.why)
 
     @routes.post("/retry")
-    def retry(person: Operator, name: str, body: Retries, key: Key = "") -> dict[str, Any]:
+    def retry(person: Operator, name: str, body: FailedTrials, key: Key = "") -> dict[str, Any]:
         """Try failed trials again, each with its number and configuration."""
         request = ["retry", body.model_dump()]
         return context.control(person, name, lambda: request_retries(name, root, body.trials, body.why), key, request)
@@ -303,8 +303,8 @@ def _abandon(context: ServiceContext, name: str, why: str) -> Sequence[str]:
     if not Study.exists(folder):
         raise RequestRefused(f"{name} has no trials: there is nothing to end; its folder is {folder.path}")
     notices: list[str] = []
-    told = f"{why} (by {current_user()})" if why else f"by {current_user()}"
-    ended = run_sweep.abandon(name, context.root, DashboardReporter(), told, notices.append)
+    text = f"{why} (by {current_user()})" if why else f"by {current_user()}"
+    ended = run_sweep.abandon(name, context.root, DashboardReporter(), text, notices.append)
     return [*notices, f"{name} is abandoned: {ended} unfinished trials ended as PRUNED; results and report stay"]
 
 
