@@ -20,8 +20,8 @@ from orchestrator.redaction import redact
 from orchestrator.service.access_tokens import SESSION_SECONDS, AccessTokens, FailedLogins, LoginSessions, Role
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER, DriverSupervisor
 from orchestrator.service.hosting.code_login import code_login
+from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.service_pages import ServicePages
-from orchestrator.service.page.sweep_actions import ApiCalls
 from orchestrator.service.problem_details import add_error_answers
 from orchestrator.service.request_guard import COOKIE, RequestGuard, require
 from orchestrator.service.routes.event_routes import event_routes

@@ -20,8 +20,8 @@ from orchestrator.errors import OrchestrateError, SpecError
 from orchestrator.folders import existing_sweep
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.service.access_tokens import Person, Role
+from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.page_rendering import PageRoute, add_notices, environment, form_of, render
-from orchestrator.service.page.sweep_actions import ApiCalls
 from orchestrator.service.page.yaml_completion import complete
 from orchestrator.service.request_guard import require
 from trainer.results import TrialError

@@ -14,10 +14,10 @@ from dashboards.report.figures import as_script
 from orchestrator.folders import existing_sweep, known_sweeps
 from orchestrator.report_data import load_sweep_frame
 from orchestrator.service.access_tokens import FailedLogins, LoginSessions, Role
+from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.list_page import Diagnoses, list_pages
 from orchestrator.service.page.new_page import editor_routes, new_pages
 from orchestrator.service.page.page_rendering import PageRoute, render, static_routes
-from orchestrator.service.page.sweep_actions import ApiCalls
 from orchestrator.service.page.sweep_pages import live_routes, sweep_pages
 from orchestrator.service.page.sweep_views import SweepViews, draw_panel
 from orchestrator.service.request_guard import require

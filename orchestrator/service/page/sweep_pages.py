@@ -30,8 +30,9 @@ from orchestrator.errors import NoSuchSweep, OrchestrateError
 from orchestrator.folders import FAILURE_FILE, SweepFolder, existing_sweep
 from orchestrator.redaction import without_credentials
 from orchestrator.service.access_tokens import Role
+from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.page_rendering import PageRoute, add_notices, form_of, render
-from orchestrator.service.page.sweep_actions import Action, ApiCalls, Subject, actions_for, find_action
+from orchestrator.service.page.sweep_actions import Action, Subject, actions_for, find_action
 from orchestrator.service.page.sweep_views import (
     HIDEABLE,
     SORTS,
