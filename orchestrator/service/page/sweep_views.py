@@ -122,7 +122,12 @@ class DrawnPanel:
     @cached_property
     def digest(self) -> str:
         """Tells the content from an older one."""
-        return hashlib.sha256((self.html + self.figures_json).encode()).hexdigest()[:12]
+        return _digest(self.html + self.figures_json)
+
+    @cached_property
+    def shape(self) -> str:
+        """Tells the HTML from an older one: where only the figures are new, charts are redrawn in their places."""
+        return _digest(self.html)
 
     @cached_property
     def figures_json(self) -> str:
@@ -132,8 +137,12 @@ class DrawnPanel:
     @cached_property
     def as_json(self) -> str:
         """The panel as a page's script receives it."""
-        content = {"key": self.key, "title": self.title, "digest": self.digest, "html": self.html}
+        content = {name: getattr(self, name) for name in ("key", "title", "digest", "shape", "html")}
         return json.dumps(content)[:-1] + f', "figures": {self.figures_json}}}'
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

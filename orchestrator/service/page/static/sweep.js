@@ -61,7 +61,7 @@
     const focus = focused && [focused.tagName, focused.name, focused.value, focused.href];
     for (const chart of section.querySelectorAll(".chart")) Plotly.purge(chart);
     section.innerHTML = panel.html;
-    section.dataset.digest = panel.digest;
+    section.dataset.shape = panel.shape;
     [...section.querySelectorAll("details")].forEach((each, k) => { each.open = open[k] ?? false; });
     const scroll = section.querySelector(".scroll");
     if (scroll) scroll.scrollTop = scrolled;
@@ -76,11 +76,7 @@
   const update = async (panel) => {
     Object.assign(figures, panel.figures);
     let section = document.getElementById(panel.key);
-    const template = document.createElement("template");
-    template.innerHTML = panel.html;
-    const shape = (root) => [...root.querySelectorAll(":not(.chart *)")].filter((each) => !each.closest(".chart") || each.matches(".chart"))
-      .map((each) => `${each.tagName} ${each.dataset?.figure ?? ""} ${each.childElementCount ? "" : each.matches(".chart") ? each.getAttribute("aria-label") : each.textContent}`).join("\n");
-    const same = section && shape(section) === shape(template.content);
+    const same = section?.dataset.shape === panel.shape;
     if (!same) section = replacePanel(panel);
     section.dataset.digest = panel.digest;
     await draw(section);
