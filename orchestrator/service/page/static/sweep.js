@@ -54,6 +54,7 @@
     if (!section) {
       section = document.createElement("section");
       section.id = panel.key;
+      panels.append(section);
     }
     const open = [...section.querySelectorAll("details")].map((each) => each.open);
     const scrolled = section.querySelector(".scroll")?.scrollTop ?? 0;
@@ -99,16 +100,24 @@
     const found = await answer.json();
     if (turn !== asked) return;
     if (!form && found.keys.includes("live")) { location.reload(); return; } // the first trial has begun
-    for (const panel of found.panels) await update(panel);
+    for (const panel of found.panels) {
+      await update(panel);
+      if (turn !== asked) return;
+    }
     for (const section of [...panels.querySelectorAll("section[data-digest]")]) {
       if (!found.keys.includes(section.id)) section.remove();
     }
-    let place = null;
-    for (const key of found.keys) {
-      const section = document.getElementById(key);
-      if (section && section.parentElement !== panels) { if (place) place.after(section); else panels.prepend(section); }
-      place = section ?? place;
-    }
+    let before = null;
+    const links = found.keys.map((key) => {
+      const section = document.getElementById(key), link = document.createElement("a");
+      if (section.previousElementSibling !== before) { if (before) before.after(section); else panels.prepend(section); }
+      before = section;
+      link.href = `#${key}`;
+      link.textContent = section.querySelector("h2").textContent;
+      return link;
+    });
+    const nav = document.getElementById("sections");
+    if (nav.textContent !== links.map((link) => link.textContent).join("")) nav.replaceChildren(...links);
     const state = document.getElementById("state");
     if (state && state.textContent !== found.state) { location.reload(); return; } // other buttons apply now
     stamp = found.stamp;
