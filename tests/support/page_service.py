@@ -6,7 +6,7 @@
 import socket
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +52,10 @@ class ServedPages:
 
 
 @contextmanager
-def serving(root: Path) -> Generator[ServedPages]:
-    """Serve a runs folder for tests on a free port."""
+def serving(root: Path, roles: Iterable[Role] = Role) -> Generator[ServedPages]:
+    """Serve a runs folder on a free port, with a token for each of these roles."""
     tokens = AccessTokens(root / SERVICE_FOLDER)
-    by_role = {role: tokens.create(role.name.lower(), role) for role in Role}
+    by_role = {role: tokens.create(role.name.lower(), role) for role in roles}
     command = [sys.executable, "-m", "tests.support.page_service", str(root)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(root))
     assert process.stdout is not None
