@@ -1,5 +1,6 @@
 // Returns what a page lacks for people who do not see it well or at all: names, headings, contrast (WCAG 2.2 AA).
-(() => {
+(async () => {
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)))); // observers have run
   const wrong = [];
   const shown = (e) => e.checkVisibility({ opacityProperty: true, visibilityProperty: true });
   const name = (e) => {

@@ -243,7 +243,7 @@ class _Axis:
         ticks = [
             _annotation(axis_index, self._position_of(value), escape_text(format_value(value)), "left") for value in few
         ]
-        ticks.append(_annotation(axis_index, 1.06, f"<b>{escape_text(self._name)}</b>", "center", "bottom", 0))
+        ticks.append(_annotation(axis_index, 1.06, escape_text(self._name), "center", "bottom", 0))
         return (
             [*ticks, _annotation(axis_index, _MISSING_POSITION, "not searched", "left")] if self.has_missing else ticks
         )
@@ -257,9 +257,7 @@ def _objective_annotations(frame: SweepFrame, k: int, low: float, high: float) -
     ends = [_annotation(k, 0.0, format_value(low), "left"), _annotation(k, 1.0, format_value(high), "left")]
     return [
         *ends,
-        _annotation(
-            k, 1.06, f"<b>{escape_text(frame.objective.metric.removeprefix('eval_'))}</b>", "center", "bottom", 0
-        ),
+        _annotation(k, 1.06, escape_text(frame.objective.metric.removeprefix("eval_")), "center", "bottom", 0),
     ]
 
 
@@ -272,7 +270,7 @@ def _annotation(x: float, y: float, text: str, anchor: str, up: str = "middle", 
         "xanchor": anchor,
         "yanchor": up,
         "xshift": shift,
-        "font": {"size": 11},
+        "font": {"size": 11} if shift else {"size": 11, "weight": "bold"},
         "bgcolor": PAPER,
         "borderpad": 1,
     }

@@ -49,7 +49,18 @@ const reportCharts = (() => {
       chart.style.height = `${chart.dataset.height}px`;
       if (chart.dataset.minWidth) chart.style.minWidth = `${chart.dataset.minWidth}px`;
     }
+    for (const box of root.querySelectorAll(".scroll, .frame")) reachable.observe(box);
   };
+
+  // What is wider than its box can be scrolled by the keyboard.
+  const reachable = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      if (target.scrollWidth <= target.clientWidth + 1 || target.hasAttribute("tabindex")) continue;
+      target.tabIndex = 0;
+      target.setAttribute("role", "region");
+      target.setAttribute("aria-label", target.closest("section")?.querySelector("h2")?.textContent ?? document.title);
+    }
+  });
 
   const colorSwatches = (root, printing = false) => {
     for (const swatch of root.querySelectorAll(".swatch")) {
