@@ -16,7 +16,7 @@ from fastapi import HTTPException
 
 from dashboards.analysis.run_costs import costs
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.formatting import format_hours
+from dashboards.formatting import format_duration, format_hours
 from orchestrator.commands.runs_folder.sweep_deletion import plan_deletion
 from orchestrator.commands.runs_folder.sweep_list import ARCHIVED
 from orchestrator.folders import SweepFolder, disk_usage
@@ -72,7 +72,11 @@ class Subject:
         if not complete:
             return "No trial has completed, so that the cost of one is not measured yet; the plan estimates it."
         mean = costs(complete).seconds / len(complete)
-        return f"A trial of this sweep took {format_hours(mean)} {self.unit} on average ({len(complete)} complete)."
+        return f"A trial of this sweep took {self.time_text(mean)} on average ({len(complete)} complete)."
+
+    def time_text(self, seconds: float) -> str:
+        """Return a time on a slot; short ones not as hours."""
+        return format_duration(seconds) if seconds < 360 else f"{format_hours(seconds)} {self.unit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +152,6 @@ def _settings(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _priority(given: Mapping[str, str]) -> dict[str, Any]:
-    return {"body": {"priority": given.get("priority", "").strip()}}
-
-
 def _budget_now(subject: Subject) -> str:
     if subject.frame is None:
         return ""
@@ -165,10 +165,6 @@ def _budget_undo(subject: Subject) -> tuple[str, str]:
 
 def _trial_settings(given: Mapping[str, str], check: str) -> dict[str, Any]:
     return {"body": {"overrides": _settings(given.get("settings", "")), check: bool(given.get(check))}}
-
-
-def _deletion(given: Mapping[str, str]) -> dict[str, Any]:
-    return {"keep_mlflow": bool(given.get("keep_mlflow"))}
 
 
 def _judging(given: Mapping[str, str]) -> dict[str, Any]:
@@ -198,8 +194,8 @@ def _of_trial(subject: Subject) -> str:
     trial = subject.trial
     assert trial is not None
     planned = f" of {trial.planned_updates}" if trial.planned_updates else ""
-    spent = format_hours(costs([trial]).seconds)
-    return f"Trial {trial.label} is at update {trial.curves.last_update}{planned} after {spent} {subject.unit}."
+    spent = subject.time_text(costs([trial]).seconds)
+    return f"Trial {trial.label} is at update {trial.curves.last_update}{planned} after {spent}."
 
 
 def _open_trial(subject: Subject, *states: TrialState) -> bool:
@@ -281,7 +277,7 @@ ACTIONS: tuple[Action, ...] = (
         lambda s: _is_sweep(s) and s.is_waiting,
         lambda _: ["Sweeps of larger priority start first; sweeps that run are not interrupted."],
         "/sweeps/{name}/priority",
-        _priority,
+        lambda given: {"body": {"priority": given.get("priority", "").strip()}},
         (
             Field(
                 "priority",
@@ -369,7 +365,7 @@ ACTIONS: tuple[Action, ...] = (
         lambda s: _has_ended(s) and s.state != "unreadable" and SweepFolder(s.context.root, s.name).spec.is_file(),
         lambda s: plan_deletion(s.name, s.context.root).lines(),
         "/sweeps/{name}",
-        _deletion,
+        lambda given: {"keep_mlflow": bool(given.get("keep_mlflow"))},
         (Field("keep_mlflow", "Keep its runs in MLflow", "check"),),
         method="DELETE",
         is_final=True,
