@@ -179,9 +179,9 @@ class SweepViews:
         files, now = file_stamp(folder), time.time()
         if files is None:  # a study in another database: looked at every few seconds
             return f"{lock_holder(folder)} {now // 3:.0f}" if Study.exists(folder) else f"{lock_holder(folder)}"
-        is_settled = max(times[0] for times in files) < (now - _TIME_RESOLUTION) * 1e9
+        is_stable = max(times[0] for times in files) < (now - _TIME_RESOLUTION) * 1e9
         log = folder.log.stat().st_size if folder.log.is_file() else 0
-        return hashlib.sha256(f"{files} {lock_holder(folder)} {is_settled} {log}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{files} {lock_holder(folder)} {is_stable} {log}".encode()).hexdigest()[:16]
 
     def view(self, name: str) -> SweepView:
         """Return the sweep's view, which may be a little older than its files."""
