@@ -10,7 +10,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 
@@ -99,11 +100,12 @@ class Service:
         add_error_answers(app)
         self.submissions = Submissions(root, data_folders)
         self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions)
+        bearer = [Depends(HTTPBearer(auto_error=False))]  # for the OpenAPI document; RequestGuard checks
         routers = [
             routes(self.context) for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes)
         ]
         for router in routers:
-            app.include_router(router)
+            app.include_router(router, dependencies=bearer)
         self.api = ApiCalls(*routers)
         self._pages = ServicePages(self.context, self.api, self.sessions, self.failed, secure=secure)
         self._pages.add_to(app)
