@@ -120,7 +120,7 @@ class Action:
             given = {**given, "trial": str(subject.trial.number)}
             where |= {"trial": subject.trial.number} if "{trial}" in self.path else {}
         answer = api.call(person, self.method, self.path, **where, **self.values(given))
-        return answer.get("notices", [])
+        return answer.get("notices") or [f"done: {self.label.lower()}"]
 
 
 _WHY = Field("why", "Reason, for the history", about="optional")
@@ -269,7 +269,7 @@ ACTIONS: tuple[Action, ...] = (
         "/sweeps/{name}/resume",
         lambda given: {"body": {"retry_failed": bool(given.get("retry_failed"))}},
         (Field("retry_failed", "Try all failed trials again, each with its number", "check"),),
-        _to("stop", "stop"),
+        _to("withdraw it", "withdraw"),
     ),
     Action(
         "priority",
