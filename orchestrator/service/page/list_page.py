@@ -180,6 +180,10 @@ def list_pages(
         if code:
             return RedirectResponse("/", HTTPStatus.SEE_OTHER)
         require(request, Role.VIEWER)
+
+        def query(**changed: Any) -> str:
+            return _changed_query(request, changed)
+
         rows = _rows(context, diagnoses)
         owners, states = sorted({row.owner for row in rows} - {""}), sorted({row.state for row in rows})
         rows = [
@@ -204,7 +208,7 @@ def list_pages(
             owners=owners,
             states=states,
             sort=sort if sort in _SORTS else "newest",
-            query=lambda **changed: _changed_query(request, changed),  # pyright: ignore[reportUnknownLambdaType]
+            query=query,
             waiting=waiting,
             gpus=_gpus(),
             runs_folder=str(context.root),

@@ -53,12 +53,12 @@ def environment() -> Any:
     """Return the templates of the pages and of the report."""
     found = template_environment(_FOLDER / "templates", REPORT_TEMPLATES)
     found.globals |= {"asset": asset, "plotly_styles": plotly_styles, "dark": Markup(as_script(ON_DARK))}
-    found.filters |= {
-        "brief": format_brief,
-        "duration": format_duration,
-        "path": lambda text: quote(str(text), safe=""),
-    }
+    found.filters |= {"brief": format_brief, "duration": format_duration, "path": _path_part}
     return found
+
+
+def _path_part(text: object) -> str:
+    return quote(str(text), safe="")
 
 
 @cache

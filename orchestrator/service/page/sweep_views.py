@@ -256,7 +256,11 @@ def draw_panel(panel: Panel, prefix: str = "") -> DrawnPanel:
     """Return a panel's HTML and figures. `prefix`: of the charts' ids, where a page has panels of the same key."""
     charts: list[Chart] = [chart for block in panel.blocks if isinstance(block, Charts) for chart in block.charts]
     ids = {id(chart): f"{prefix}{panel.key}-{position}" for position, chart in enumerate(charts)}
-    html = environment().get_template("panel.html.j2").render(panel=panel, chart_index=lambda chart: ids[id(chart)])  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+
+    def chart_index(chart: Chart) -> str:
+        return ids[id(chart)]
+
+    html = environment().get_template("panel.html.j2").render(panel=panel, chart_index=chart_index)
     return DrawnPanel(panel.key, panel.title, html, {ids[id(chart)]: chart.figure for chart in charts})
 
 
