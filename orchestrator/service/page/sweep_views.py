@@ -252,10 +252,10 @@ def _draw(view: SweepView, shown: Shown) -> list[DrawnPanel]:
     return drawn
 
 
-def draw_panel(panel: Panel, prefix: str = "") -> DrawnPanel:
-    """Return a panel's HTML and figures. `prefix`: of the charts' ids, where a page has panels of the same key."""
+def draw_panel(panel: Panel) -> DrawnPanel:
+    """Return a panel's HTML and figures."""
     charts: list[Chart] = [chart for block in panel.blocks if isinstance(block, Charts) for chart in block.charts]
-    ids = {id(chart): f"{prefix}{panel.key}-{position}" for position, chart in enumerate(charts)}
+    ids = {id(chart): f"{panel.key}-{position}" for position, chart in enumerate(charts)}
 
     def chart_index(chart: Chart) -> str:
         return ids[id(chart)]
