@@ -29,6 +29,7 @@ from orchestrator.service.page.sweep_views import SweepViews
 from orchestrator.service.request_guard import COOKIE, require
 from orchestrator.service.service_context import ServiceContext
 from orchestrator.service.sweep_queue import QueueState
+from orchestrator.study.trial_records import TrialState
 from trainer.storage.atomic_files import write_json
 
 _ON_A_PAGE = 100
@@ -58,6 +59,8 @@ class ListedSweep:
     level: str
     """serious, warning or note."""
     why: str
+    is_diagnosed: bool
+    """Whether its diagnosis is known, so that no finding means that nothing is wrong."""
 
     @property
     def best_text(self) -> str:
@@ -278,6 +281,7 @@ def _rows(context: ServiceContext, diagnoses: Diagnoses) -> list[ListedSweep]:
                 wrong=words,
                 level=level,
                 why=redact(entry.get("why", "") or place.get("why", ""), secrets),
+                is_diagnosed=entry["name"] in found,
             )
         )
     return rows
@@ -294,7 +298,7 @@ def _wrong(entry: Mapping[str, Any], rule: str, level: str) -> tuple[str, str]:
         return "drivers died", "serious"
     if rule and level == "serious":
         return SHORT_TITLES[rule], level
-    if failures := (entry.get("states") or {}).get("failed", 0):
+    if failures := (entry.get("states") or {}).get(TrialState.FAILED.value, 0):
         return f"{failures} trial{'' if failures == 1 else 's'} failed", "warning"
     if rule:
         return SHORT_TITLES[rule], level
