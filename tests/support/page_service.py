@@ -47,7 +47,7 @@ class ServedPages:
         page.look(f"{self.base}/login", width=1280)
         page.run(f"document.getElementById('token').value = {self.tokens[role]!r}")
         page.run("document.querySelector('form').requestSubmit()")
-        wait_until(lambda: page.run("location.pathname") == "/" and page.run("document.readyState") == "complete")
+        wait_for(page, "location.pathname === '/'")
         page.look(f"{self.base}{to}", **({"width": 1280} | more))
 
 
@@ -91,6 +91,18 @@ def report(study: Study, trial: Trial, step: int, value: float) -> None:
     }
     training = {"loss": 1.0 - value / 3, "grad_norm": 1.0 + value, "learning_rate": 1e-6} if step else {}
     study.report(trial, [StepMetrics(step, metrics | training)])
+
+
+def wait_for(page: Page, expression: str) -> Any:
+    """Wait until a JavaScript expression holds on a page that has loaded, also on the page that follows this one."""
+
+    def value() -> Any:
+        try:
+            return page.run(f"document.readyState === 'complete' && ({expression})")
+        except RuntimeError:  # one page is being replaced by the next
+            return None
+
+    return wait_until(value)
 
 
 def press(page: Page, key: tuple[str, int], **more: Any) -> None:

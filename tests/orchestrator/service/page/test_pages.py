@@ -23,6 +23,7 @@ from tests.support.page_service import (
     press,
     report,
     serving,
+    wait_for,
 )
 from tests.support.processes import environment, wait_until
 from tests.support.scripted_sweep import COMPLETE, DIVERGED, FAILED, PRUNED, Script, make_spec, run_sweep
@@ -137,16 +138,16 @@ def test_a_token_logs_in_and_the_cookie_is_not_for_scripts(page: Page, running: 
     page.run("document.getElementById('token').value = 'ps_wrong'")
     page.run("document.getElementById('token').focus()")
     press(page, ENTER)
-    wait_until(lambda: page.run("document.querySelector('[role=alert]')?.textContent"))
+    wait_for(page, "document.querySelector('[role=alert]')?.textContent")
     assert "not valid" in page.run("document.querySelector('[role=alert]').textContent")
     page.run(f"document.getElementById('token').value = {served.tokens[Role.VIEWER]!r}")
     page.run("document.getElementById('token').focus()")
     press(page, ENTER)
-    wait_until(lambda: page.run("location.pathname + location.search") == "/sweeps/done?best=3")
+    wait_for(page, "location.pathname + location.search === '/sweeps/done?best=3'")
     assert page.run("document.cookie") == ""
     assert page.run("document.querySelectorAll('header .buttons a').length") == 0, "a viewer has no buttons"
     page.run("document.querySelector('.who').requestSubmit()")
-    wait_until(lambda: page.run("location.pathname") == "/login")
+    wait_for(page, "location.pathname === '/login'")
 
 
 def test_the_curves_grow_as_points_arrive_and_keep_what_the_reader_chose(page: Page, running: Running) -> None:
@@ -196,7 +197,7 @@ def test_an_action_tells_its_cost_does_it_for_the_person_and_can_be_undone(page:
     assert "3 running trials write a checkpoint" in page.run("document.querySelector('.costs').textContent")
     page.run("document.getElementById('field-why').value = 'lunch'")
     page.run("document.querySelector('main form').requestSubmit()")
-    wait_until(lambda: page.run("location.pathname") == "/sweeps/live")
+    wait_for(page, "location.pathname === '/sweeps/live'")
     [request] = study.requests()
     assert request.kind == "pause"
     assert "lunch" in request.text
@@ -233,7 +234,7 @@ def test_the_editor_shows_mistakes_at_their_lines_completes_and_starts(page: Pag
     wait_until(lambda: page.run("document.getElementById('findings').textContent.includes('Plan of mine')"))
     assert page.run("document.querySelectorAll('.wrong-line').length") == 0
     page.run("document.querySelector('button[value=start]').click()")
-    wait_until(lambda: page.run("location.pathname") == "/sweeps/mine")
+    wait_for(page, "location.pathname === '/sweeps/mine'")
     assert "waits in the queue" in page.run("document.querySelector('.notices').textContent")
     queue = SweepQueue(queue_url(served.root))
     assert (queue.find("mine").owner, queue.find("mine").state.value) == ("admin", "waiting")
@@ -254,7 +255,7 @@ def test_the_list_is_filtered_sorted_and_compares(page: Page, running: Running) 
         "document.querySelectorAll('input[value=done], input[value=other]').forEach((box) => { box.checked = true; })"
     )
     page.run("document.querySelector('form[action=\"/compare\"]').requestSubmit()")
-    wait_until(lambda: page.run("location.pathname") == "/compare" and page.run("document.getElementById('ranking')"))
+    wait_for(page, "location.pathname === '/compare' && !!document.getElementById('ranking')")
     assert page.run("document.title") == "done · other"
 
 
