@@ -138,6 +138,7 @@ def main() -> None:
     service = Service(Path(sys.argv[1]))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()
         print(listening.getsockname()[1], flush=True)
         config = uvicorn.Config(service.app, lifespan="off", log_level="warning", timeout_graceful_shutdown=1)
         with suppress(KeyboardInterrupt):
