@@ -191,6 +191,8 @@ class SweepFrame:
     """Each trial of a finalist by itself."""
     confirmation: Confirmation | None = None
     """The comparison of the finalists; None before it was made, and for merged sweeps."""
+    selected: frozenset[str] = frozenset()
+    """Labels of the trials that a reader selected, which all charts highlight."""
 
     @property
     def all_trials(self) -> tuple[TrialFrame, ...]:
@@ -240,6 +242,11 @@ class SweepFrame:
     def eligible(self) -> list[TrialFrame]:
         """Complete trials that keep every requirement, best first: the first is the sweep's best."""
         return [trial for trial in self.ranked if trial.record.keeps_requirements]
+
+    @cached_property
+    def highlighted(self) -> list[TrialFrame]:
+        """Trials in the order in which charts give them colors: the selected ones, else the best ones."""
+        return [trial for trial in self.trials if trial.label in self.selected] or self.ranked
 
     @property
     def requirements_text(self) -> str:

@@ -36,11 +36,17 @@ EXTRA_HEAD = ("gain", "margin", "chosen log-prob", "right answers", "trials", "t
 def comparison_page(found: SweepComparison) -> str:
     """Return the comparison as one self-contained HTML page."""
     frame = found.analysis.frame
-    panels = [_ranking(found), *(panel for draw in PANELS if (panel := draw(found.analysis)) is not None)]
-    shown = [_rename_panel(panel) for panel in panels if panel.key != "diagnosis"]
+    shown, text = comparison_panels(found)
     title = " · ".join(frame.sweeps)
-    text = f"{len(frame.sweeps)} sweeps by {COMPARISON_METRIC}, a metric that neither the loss nor beta scales."
     return render_page(shown, kind="comparison", title=title, description=text, state=frame.state, at=frame.at)
+
+
+def comparison_panels(found: SweepComparison) -> tuple[list[Panel], str]:
+    """Return the panels of a comparison, and by what it compares."""
+    panels = [_ranking(found), *(panel for draw in PANELS if (panel := draw(found.analysis)) is not None)]
+    count = len(found.analysis.frame.sweeps)
+    text = f"{count} sweeps by {COMPARISON_METRIC}, a metric that neither the loss nor beta scales."
+    return [_rename_panel(panel) for panel in panels if panel.key != "diagnosis"], text
 
 
 def _rename_panel(panel: Panel) -> Panel:

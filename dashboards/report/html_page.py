@@ -48,27 +48,36 @@ def render_page(panels: Sequence[Panel], *, kind: str, title: str, description: 
         chart for panel in panels for block in panel.blocks if isinstance(block, Charts) for chart in block.charts
     ]
     positions = {id(chart): position for position, chart in enumerate(charts)}
-    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("charts.js", "page.js"))
     code, packed = plotly_js() if charts else ("", "")
+    return (
+        template_environment(TEMPLATES)
+        .get_template("page.html.j2")
+        .render(
+            kind=kind,
+            title=title,
+            description=description,
+            state=state,
+            when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at)),
+            panels=panels,
+            chart_index=lambda chart: positions[id(chart)],  # pyright: ignore[reportUnknownLambdaType]
+            style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            figures=Markup(as_script([chart.figure for chart in charts])),
+            dark=Markup(as_script(ON_DARK)),
+            plotly=Markup(packed),
+            policy=content_security_policy([script, code]),
+        )
+    )
+
+
+def template_environment(*folders: Path) -> Environment:
+    """Return an environment with the templates of these folders; it escapes every text."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"breakable": breakable, "breakable_cell": breakable_cell}
-    return environment.get_template("page.html.j2").render(
-        kind=kind,
-        title=title,
-        description=description,
-        state=state,
-        when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at)),
-        panels=panels,
-        chart_index=lambda chart: positions[id(chart)],  # pyright: ignore[reportUnknownLambdaType]
-        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        figures=Markup(as_script([chart.figure for chart in charts])),
-        dark=Markup(as_script(ON_DARK)),
-        plotly=Markup(packed),
-        policy=content_security_policy([script, code]),
-    )
+    return environment
 
 
 def breakable(name: str) -> Markup:

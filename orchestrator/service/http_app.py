@@ -21,6 +21,8 @@ from orchestrator.redaction import redact
 from orchestrator.service.access_tokens import SESSION_SECONDS, AccessTokens, FailedLogins, LoginSessions, Role
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER, DriverSupervisor
 from orchestrator.service.hosting.code_login import code_login
+from orchestrator.service.page.api_calls import ApiCalls
+from orchestrator.service.page.service_pages import ServicePages
 from orchestrator.service.problem_details import add_error_answers
 from orchestrator.service.request_guard import COOKIE, RequestGuard, require
 from orchestrator.service.routes.event_routes import event_routes
@@ -99,8 +101,14 @@ class Service:
         self.submissions = Submissions(root, data_folders)
         self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions)
         bearer = [Depends(HTTPBearer(auto_error=False))]  # for the OpenAPI document; RequestGuard checks
-        for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes):
-            app.include_router(routes(self.context), dependencies=bearer)
+        routers = [
+            routes(self.context) for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes)
+        ]
+        for router in routers:
+            app.include_router(router, dependencies=bearer)
+        self.api = ApiCalls(*routers)
+        self._pages = ServicePages(self.context, self.api, self.sessions, self.failed, secure=secure)
+        self._pages.add_to(app)
         app.include_router(service_routes(self.context, app, lambda: self._problem))
         app.include_router(code_login(self.sessions, self.failed, secure=secure))
         self._add_logins(app)
@@ -121,6 +129,7 @@ class Service:
         self._ends.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._pages.close()
         self.context.watchers.close()
         self.submissions.close()
         self._supervisor.close()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from secrets import compare_digest
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from fastapi import HTTPException, Request
 from starlette.datastructures import Headers, MutableHeaders
@@ -27,6 +27,9 @@ from orchestrator.service.problem_details import problem
 
 COOKIE = "prefsweep_session"
 CSRF_HEADER = "x-csrf-token"
+CSRF_FIELD = "csrf"
+"""The same in a form of a page."""
+FORM_TYPE = "application/x-www-form-urlencoded"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LARGEST_BODY = 1 << 20
 """Bytes."""
@@ -37,7 +40,7 @@ _HEADERS = {
     "font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with no-referrer, the Origin of a form is null
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
@@ -89,7 +92,7 @@ class RequestGuard:
             headers = Headers(scope=scope)
             self._check_host(headers)
             state = scope.setdefault("state", {})
-            state["person"], state["cookie"] = self._person(scope, headers)
+            state["person"], state["cookie"], state["csrf"] = self._person(scope, headers)
             state["is_still_valid"] = partial(self._is_still_valid, headers)
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length) > self._largest:
@@ -97,8 +100,11 @@ class RequestGuard:
             person: Person | None = state["person"]
             if wait := self._rates.wait_seconds("" if person is None else person.name, _address(scope)):
                 raise _Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many requests at once", wait)
+            receive = self._limited(receive)
+            if state["cookie"] and scope["method"] not in _SAFE_METHODS:
+                receive = await self._with_csrf_checked(headers, receive, state["csrf"])
             with acting_for("" if person is None else person.name):
-                await self._app(scope, self._limited(receive), send_with_headers)
+                await self._app(scope, receive, send_with_headers)
         except _Refused as refused:
             retry = {"retry-after": str(math.ceil(refused.retry_after))} if refused.retry_after else {}
             await problem(refused.status, refused.detail, retry)(scope, receive, send_with_headers)
@@ -111,8 +117,8 @@ class RequestGuard:
                 HTTPStatus.MISDIRECTED_REQUEST, f"this service is not served under the name {host!r}; {remedy}"
             )
 
-    def _person(self, scope: Scope, headers: Headers) -> tuple[Person | None, str]:
-        """Return who makes the request, and the cookie by which that is certain; "" for a token."""
+    def _person(self, scope: Scope, headers: Headers) -> tuple[Person | None, str, str]:
+        """Return who makes the request, the cookie by which that is certain, and its CSRF token; "" for a token."""
         address = _address(scope)
         if given := headers.get("authorization"):
             if wait := self._failed.wait_seconds(address):
@@ -122,14 +128,32 @@ class RequestGuard:
             if person is None:
                 self._failed.add(address)
                 raise _Refused(HTTPStatus.UNAUTHORIZED, "this token is not valid, or was revoked")
-            return person, ""
+            return person, "", ""
         cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
         found = self._sessions.person(cookie) if cookie else None
         if scope["method"] not in _SAFE_METHODS:
             self._check_origin(scope, headers)
-            if found is not None and not compare_digest(headers.get(CSRF_HEADER, "").encode(), found[1].encode()):
-                raise _Refused(HTTPStatus.FORBIDDEN, "the request does not come from a page of this service")
-        return (None, "") if found is None else (found[0], cookie)
+        return (None, "", "") if found is None else (found[0], cookie, found[1])
+
+    async def _with_csrf_checked(self, headers: Headers, receive: Receive, csrf: str) -> Receive:
+        """Refuse a request without the token of the login's pages, in its header or in its form; keep the body."""
+        given, body = headers.get(CSRF_HEADER, ""), None
+        if not given and headers.get("content-type", "").partition(";")[0].strip().lower() == FORM_TYPE:
+            try:
+                body = await _whole_body(receive)
+            except HTTPException as error:
+                raise _Refused(HTTPStatus(error.status_code), error.detail) from error
+            given = parse_qs(body.decode(errors="replace")).get(CSRF_FIELD, [""])[0]
+        if not compare_digest(given.encode(), csrf.encode()):
+            raise _Refused(HTTPStatus.FORBIDDEN, "the request does not come from a page of this service")
+        if body is None:
+            return receive
+        first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return first.pop() if first else await receive()
+
+        return again
 
     def _is_still_valid(self, headers: Headers) -> bool:
         """Return whether the login of a long answer has not ended meanwhile."""
@@ -157,6 +181,17 @@ class RequestGuard:
             return message
 
         return limited
+
+
+async def _whole_body(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return body
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return body
 
 
 class RequestRates:
