@@ -24,10 +24,10 @@ from dashboards.report.html_page import write_page, write_report
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from docs.chromium import Chromium, browser
 from docs.mlflow_looks import CLOSE, open_charts, show, titles
-from orchestrator.cli.report_data import load_sweep_frame
 from orchestrator.commands.status import status
 from orchestrator.driver.data_stage import load_data_report, updates_by_params
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, runs_folder
+from orchestrator.report_data import load_sweep_frame
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_client import connect, ensure_experiment, tracking_uri
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import click
 
+from orchestrator.api import open_sweep
+from orchestrator.api import unarchive as bring_back
 from orchestrator.cli.options import JSON, print_json
 from orchestrator.folders import existing_sweep, known_sweeps, runs_folder
 from orchestrator.terminal_streams import wrapped
@@ -85,12 +87,7 @@ def delete(name: str, yes: bool, keep_mlflow: bool) -> None:
 
     Says what that frees, and asks. Caches that sweeps share stay; `clean` removes those that no sweep needs.
     """
-    from orchestrator.commands.runs_folder.sweep_deletion import (
-        delete_sweep,
-        finish_deletion,
-        half_deleted,
-        plan_deletion,
-    )
+    from orchestrator.commands.runs_folder.sweep_deletion import finish_deletion, half_deleted
 
     root = runs_folder()
     if name in half_deleted(root):
@@ -98,12 +95,14 @@ def delete(name: str, yes: bool, keep_mlflow: bool) -> None:
         _log(f"the deletion of a sweep named {name} was interrupted: it is finished now ({_size(freed)})")
         if name not in known_sweeps(root):
             return
-    deletion = plan_deletion(name, root, keep_mlflow=keep_mlflow)
-    for line in deletion.lines():
-        _log(line)
-    _confirm(f"Delete {name}?", yes=yes)
-    delete_sweep(deletion)
-    _log(f"{name} is deleted; {_size(deletion.frees)} freed")
+
+    def confirm(lines: Sequence[str]) -> None:
+        for line in lines:
+            _log(line)
+        _confirm(f"Delete {name}?", yes=yes)
+
+    freed = open_sweep(name).delete(keep_mlflow=keep_mlflow, confirm=confirm)
+    _log(f"{name} is deleted; {_size(freed)} freed")
 
 
 @click.command()
@@ -125,9 +124,7 @@ def archive(name: str, url: str) -> None:
 @click.option("--from", "url", metavar="URL", help="The URL of `archive --to`; known for what was archived from here.")
 def unarchive(name: str, url: str | None) -> None:
     """Bring an archived sweep back; it can be resumed as before."""
-    from orchestrator.commands.runs_folder.sweep_archive import unarchive_sweep
-
-    unarchive_sweep(name, runs_folder(), url, _log)
+    bring_back(name, url, log=_log)
 
 
 @click.command()

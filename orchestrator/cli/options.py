@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from orchestrator.api import load
 from orchestrator.errors import ExitCode
 from orchestrator.folders import existing_sweep, runs_folder
 from orchestrator.terminal_streams import encodes_unicode
@@ -125,25 +126,8 @@ def read_spec(
     Raises:
         SpecError: with all errors of the file.
     """
-    from orchestrator.commands.data_preview import check_templates
-    from orchestrator.spec.loading.loader import load_with_notices
-    from orchestrator.spec.loading.position_checks import check_lengths
-    from trainer.environment import foreign_settings, ignored_message
-
-    loaded, foreign = load_with_notices(file, overrides, name=name), foreign_settings()
-    lengths = check_lengths(loaded.spec, loaded.document)
-    check_templates(loaded.spec, loaded.document)
-    notices = (
-        *loaded.notices,
-        *lengths,
-        *([ignored_message(foreign)] if foreign else ()),
-    )
-    if not rehearse:
-        return loaded.spec, notices
-    from orchestrator.commands.rehearsal import rehearse as make_rehearsal
-
-    rehearsal = make_rehearsal(loaded.spec, runs_folder())
-    return rehearsal.spec, (*notices, *rehearsal.notices)
+    read = load(file, overrides, name=name, rehearse=rehearse)
+    return read.spec, read.notices
 
 
 def end_orphaned_runs(name: str) -> None:
@@ -152,9 +136,9 @@ def end_orphaned_runs(name: str) -> None:
     from orchestrator.tracking.deferred_messages import is_run_open
 
     if is_run_open(existing_sweep(runs_folder(), name).outbox, SWEEP_RUN):
-        from orchestrator.cli import composition
+        from orchestrator.api import driving
 
-        composition.end_orphaned_runs(name, runs_folder())
+        driving.end_orphaned_runs(name, runs_folder(), lambda text: click.echo(text, err=True))
 
 
 def print_json(value: Any) -> None:

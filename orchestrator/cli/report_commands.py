@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.api import open_sweep
 from orchestrator.cli.options import JSON, end_orphaned_runs, print_json
 from orchestrator.folders import existing_sweep, runs_folder
 
@@ -18,10 +19,7 @@ from orchestrator.folders import existing_sweep, runs_folder
 @JSON
 def report(name: str, to: Path | None, as_json: bool) -> None:
     """Write an HTML report: best trial, diagnosis, next steps."""
-    existing_sweep(runs_folder(), name)
-    from orchestrator.cli.report_data import report as make
-
-    found = make(name, runs_folder(), to)
+    found = open_sweep(name).report(to).conclusions
     if as_json:
         print_json(found)
     else:
@@ -36,10 +34,7 @@ def report(name: str, to: Path | None, as_json: bool) -> None:
 )
 def suggest(name: str, to: Path | None) -> None:
     """Write a follow-up sweep file, with a reason for each range."""
-    existing_sweep(runs_folder(), name)
-    from orchestrator.cli.report_data import suggest as make
-
-    text = make(name, runs_folder(), to)
+    text = open_sweep(name).suggest(to)
     if to is None:
         click.echo(text, nl=False)
     else:
@@ -61,7 +56,7 @@ def compare(names: tuple[str, ...], to: Path | None, as_json: bool) -> None:
         raise click.UsageError("name at least two sweeps")
     for name in names:
         existing_sweep(runs_folder(), name)
-    from orchestrator.cli.report_data import compare as compare_sweeps
+    from orchestrator.report_data import compare as compare_sweeps
 
     found = compare_sweeps(names, runs_folder(), to)
     if as_json:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.api import load
+from orchestrator.api import plan as make_plan
 from orchestrator.cli.options import (
     DETACH,
     JSON,
@@ -18,7 +19,6 @@ from orchestrator.cli.options import (
     cluster_address,
     cluster_options,
     print_json,
-    read_spec,
     run_detached,
     spec_options,
 )
@@ -91,11 +91,12 @@ def plan(
     machines = _read_machines(on)
     from dashboards.terminal.command_output import print_plan
     from dashboards.terminal.machines_output import print_machines
-    from orchestrator.commands.local_plan import plan_locally, plan_machines
+    from orchestrator.commands.local_plan import plan_machines
     from orchestrator.spec.estimates.cost_estimate import EFFICIENCY, PEAK_TFLOPS, GpuAssumptions
     from orchestrator.spec.estimates.gpu_memory import GB
 
-    spec, notices = read_spec(file, overrides, name, rehearse)
+    read = load(file, overrides, name=name, rehearse=rehearse)
+    spec, notices = read.spec, read.notices
     job = render(spec, job_settings, trust_remote_code=trust_remote_code)
     if machines and (job is not None or probe or gpu_memory is not None or tflops is not None):
         raise click.UsageError(
@@ -125,20 +126,12 @@ def plan(
         only = found[0].plan if len(found) == 1 else None
         if only is not None:
             print_plan(only)
-        print_machines(spec.name, found, _command(file, overrides, name), notices=only is None)
+        print_machines(spec.name, found, read.command(), notices=only is None)
         return
     if probe:
         click.echo("measuring one update on this machine", err=True)
     try:
-        made = plan_locally(
-            spec,
-            runs_folder(),
-            notices,
-            assumptions,
-            probe=probe,
-            trust_remote_code=trust_remote_code,
-            command=_command(file, overrides, name),
-        )
+        made = make_plan(read, assumptions=assumptions, probe=probe, trust_remote_code=trust_remote_code)
     except (OrchestrateError, TrialError):
         for notice in notices:  # they may name the cause, such as a misspelt folder that became a name on the hub
             click.echo(wrapped(notice), err=True)
@@ -185,7 +178,8 @@ def sweep(
     trust_remote_code: bool,
 ) -> ExitCode:
     """Run a sweep. Ctrl-C once: write checkpoints and stop; twice: stop at once."""
-    spec, notices = read_spec(file, overrides, name, rehearse)
+    read = load(file, overrides, name=name, rehearse=rehearse)
+    spec = read.spec
     cluster_at = cluster_address(address, machines)
     if not go_on and (runs_folder() / spec.name).exists():
         from orchestrator.driver.crash_report import free_folder
@@ -198,24 +192,14 @@ def sweep(
     run = start_or_resume if go_on else start
 
     drop_failed_output()
-    for notice in notices:
+    for notice in read.notices:
         click.echo(notice, err=True)
     from orchestrator.spec.estimates.arrangement import DoesNotFit
 
     try:
         return run(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=not no_wait)
     except DoesNotFit as error:
-        from orchestrator.spec.loading.loader import load_with_notices
-
-        document = load_with_notices(file, overrides, name=name).document
-        where = document.location(tuple(error.found.path.split(".")))
-        raise DoesNotFit(error.found, where, error.found.hint(_command(file, overrides, name))) from None
-
-
-def _command(file: Path, overrides: Sequence[str], name: str | None) -> str:
-    """Return the command that starts this sweep, for a shell."""
-    options = [part for one in overrides for part in ("--set", one)] + (["--name", name] if name else [])
-    return shlex.join(["orchestrate", "sweep", str(file), *options])
+        raise read.with_line(error) from None
 
 
 @click.command()

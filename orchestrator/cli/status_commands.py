@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.api import open_sweep
 from orchestrator.cli.folder_commands import show_sweeps
 from orchestrator.cli.options import JSON, TRUST, end_orphaned_runs, print_json
 from orchestrator.errors import ExitCode
@@ -26,9 +27,8 @@ def status(name: str | None, as_json: bool, watch: bool) -> None:
             raise click.UsageError("--watch requires NAME")
         show_sweeps(as_json=as_json)
         return
-    existing_sweep(runs_folder(), name)
+    sweep = open_sweep(name)
     from dashboards.terminal.command_output import print_status
-    from orchestrator.commands.status import status as read_status
 
     if watch:
         from orchestrator.cli.sweep_summary import watch_sweep
@@ -36,7 +36,7 @@ def status(name: str | None, as_json: bool, watch: bool) -> None:
         watch_sweep(name, runs_folder())
         end_orphaned_runs(name)
         return
-    found = read_status(name, runs_folder())
+    found = sweep.status()
     if as_json:
         print_json(found)
     else:
@@ -68,14 +68,12 @@ def history(name: str, as_json: bool) -> None:
 
     Events have times and reasons.
     """
-    existing_sweep(runs_folder(), name)
-    from dashboards.terminal.command_output import print_history
-    from orchestrator.commands.status import history as read_history
-
-    found = read_history(name, runs_folder())
+    found = open_sweep(name).history()
     if as_json:
         print_json(found)
     else:
+        from dashboards.terminal.command_output import print_history
+
         print_history(found)
     end_orphaned_runs(name)
 
@@ -105,22 +103,17 @@ def best(
     if to is None and (merge or trust_remote_code or not compare):
         flag = "--merge" if merge else "--trust-remote-code" if trust_remote_code else "--no-compare"
         raise click.UsageError(f"{flag} requires --export DIR")
-    existing_sweep(runs_folder(), name)
-    from dashboards.terminal.command_output import print_best
-    from orchestrator.cli.report_data import reasons_not_to_export
-    from orchestrator.commands.model_export import export_best_model
-    from orchestrator.commands.status import best as read_best
-
-    found = read_best(name, runs_folder())
-    reasons = reasons_not_to_export(name, runs_folder(), found["number"])
+    sweep = open_sweep(name)
+    found = sweep.best()
+    reasons = found.pop("do_not_use")
     if to is not None:
-        exported = export_best_model(
-            name, runs_folder(), to, merge, compare=compare, trust_remote_code=trust_remote_code, log=_log
-        )
-        found = {**found, "exported": str(exported)}
+        exported = sweep.export(to, merge=merge, compare=compare, trust_remote_code=trust_remote_code, log=_log)
+        found |= {"exported": str(exported)}
     if as_json:
-        print_json({**found, "do_not_use": reasons})
+        print_json(found | {"do_not_use": reasons})
         return
+    from dashboards.terminal.command_output import print_best
+
     print_best(found, metrics=all_metrics)
     if reasons:
         text = f"Do not use trial {found['number']} yet: {'; '.join(reasons)}."

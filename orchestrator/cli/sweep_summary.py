@@ -23,7 +23,7 @@ from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.commands.status import sweep_state
 from orchestrator.driver.data_stage import updates_if_known
 from orchestrator.errors import ExitCode
-from orchestrator.execution.stop_reasons import StopKind, StopReason
+from orchestrator.execution.stop_reasons import StopKind, StopReason, exit_code
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.spec.estimates.sweep_plan import planned_trials
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -118,7 +118,7 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason)
         progress.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=piped)
     if any_complete:
         _print_next(spec, reasons, nearest, progress)
-    return _exit_code(stop_reason.kind, any_complete, any_failed=bool(never_trained(records)))
+    return exit_code(stop_reason.kind, any_complete, any_failed=bool(never_trained(records)))
 
 
 def _failed_lines(name: str, records: Sequence[TrialRecord], kind: StopKind) -> list[str]:
@@ -171,19 +171,3 @@ def _trial_curves(study: Study, record: TrialRecord) -> TrialCurves:
     curves = TrialCurves(record)
     curves.add(study.metric_history(record.number))
     return curves
-
-
-def _exit_code(kind: StopKind, any_complete: bool, *, any_failed: bool) -> ExitCode:
-    match kind:
-        case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.ABANDONED | StopKind.PAUSED | StopKind.ONLY_PAUSED_LEFT:
-            return ExitCode.INTERRUPTED
-        case StopKind.NO_DISK:
-            return ExitCode.REFUSED
-        case StopKind.WORKERS_LOST:
-            return ExitCode.INTERNAL_ERROR
-        case StopKind.SAME_BUG:
-            return ExitCode.INTERNAL_ERROR if any_complete else ExitCode.NO_TRIAL_COMPLETED
-        case StopKind.FINISHED | StopKind.OUT_OF_BUDGET | StopKind.TARGET:
-            if not any_complete:
-                return ExitCode.NO_TRIAL_COMPLETED
-            return ExitCode.TRIALS_FAILED if any_failed else ExitCode.DONE

@@ -14,7 +14,6 @@ from dashboards.mlflow_pages import run_description
 from dashboards.report.comparison_page import comparison_page
 from dashboards.report.html_page import report_page
 from dashboards.terminal.trial_tables import print_final_summary
-from orchestrator.cli.report_data import as_json
 from orchestrator.cli.sweep_summary import print_summary
 from orchestrator.commands import status as status_command
 from orchestrator.commands.model_export import export_best_model, model_card
@@ -24,6 +23,7 @@ from orchestrator.errors import ExitCode, NoTrialCompleted
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.execution.trial_lifecycle import AttemptLauncher, finish_attempt
 from orchestrator.folders import SweepFolder
+from orchestrator.report_data import as_json
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec

@@ -54,7 +54,7 @@ def fake_commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "orchestrator.cli.sweep_summary": {"watch_sweep": "watch"},
         "orchestrator.commands.status": {"status": "status", "best": "best"},
         "orchestrator.commands.model_export": {"export_best_model": "export"},
-        "orchestrator.cli.report_data": {"reasons_not_to_export": "reasons"},
+        "orchestrator.report_data": {"reasons_not_to_export": "reasons"},
     }
     for place, names in fakes.items():
         module = ModuleType(place)
