@@ -1,4 +1,4 @@
-"""Implementation of `report`, `suggest` and `compare`: page, follow-up sweep and comparison from sweep frames."""
+"""Data of `report`, `suggest` and `compare`: page, follow-up sweep and comparison from sweep frames."""
 
 from __future__ import annotations
 
