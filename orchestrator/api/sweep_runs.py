@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from orchestrator.api.local_sweep import Sweep
 from orchestrator.api.sweep_files import LoadedSweep, Source, as_yaml, loaded
 from orchestrator.api.sweep_handle import Settings, as_overrides, raise_incomplete
 from orchestrator.errors import ExitCode, OrchestrateError, SweepIncomplete
-from orchestrator.folders import DETACHED_LOGS, SweepFolder, existing_sweep, runs_folder
+from orchestrator.folders import SweepFolder, existing_sweep, runs_folder
 
 if TYPE_CHECKING:
     from orchestrator.execution.remote_cluster import ClusterAddress
@@ -66,7 +68,8 @@ def run(
     cluster = _options_of_cluster(address, machines)
     if detach:
         options = ["sweep", *cluster, *(["--continue"] if resume_existing else []), *_file_options(read)]
-        _start_detached(SweepFolder(root, name), options, wait_for_gpus, trust_remote_code, [str(_file(read, root))])
+        with _file(read) as file:
+            _start_detached(SweepFolder(root, name), options, wait_for_gpus, trust_remote_code, str(file))
         return Sweep(existing_sweep(root, name))
     _check_main_thread()
     from orchestrator.api import driving
@@ -121,7 +124,7 @@ def resume(
     if detach:
         options = ["resume", *_options_of_cluster(address, machines), *(f"--set={one}" for one in changes)]
         options += [*(["--retry-failed"] if retry_failed else []), *([f"--mirror={mirror}"] if mirror else [])]
-        _start_detached(SweepFolder(root, name), options, wait_for_gpus, trust_remote_code, [name])
+        _start_detached(SweepFolder(root, name), options, wait_for_gpus, trust_remote_code, name)
         return Sweep(existing_sweep(root, name))
     _check_main_thread()
     from orchestrator.api import driving
@@ -170,24 +173,26 @@ def _file_options(read: LoadedSweep) -> list[str]:
     return [*options, *([f"--name={read.name}"] if read.name else []), *(["--rehearse"] if read.is_rehearsal else [])]
 
 
-def _file(read: LoadedSweep, root: Path) -> Path:
-    """Return the sweep's file; a mapping is written beside the log of its driver."""
+@contextmanager
+def _file(read: LoadedSweep) -> Generator[Path]:
+    """Yield the sweep's file; of a mapping a temporary one, which its driver has read once it drives the sweep."""
     if read.source is not None:
-        return read.source
-    path = root / DETACHED_LOGS / f"{read.spec.name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(as_yaml(read.mapping or {}), encoding="utf-8")
-    return path
+        yield read.source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "mapping.yaml")
+        path.write_text(as_yaml(read.mapping or {}), encoding="utf-8")
+        yield path
 
 
 def _start_detached(
-    folder: SweepFolder, options: Sequence[str], wait_for_gpus: bool, trust_remote_code: bool, arguments: Sequence[str]
+    folder: SweepFolder, options: Sequence[str], wait_for_gpus: bool, trust_remote_code: bool, argument: str
 ) -> None:
     """Start the driver as a process of its own. Raises SweepIncomplete with its output where it ended at once."""
     from orchestrator.commands.detached_driver import start_detached
 
     output: list[str] = []
     flags = [*([] if wait_for_gpus else ["--no-wait"]), *(["--trust-remote-code"] if trust_remote_code else [])]
-    driver = start_detached(folder, [*options, *flags, "--", *arguments], output.append)
+    driver = start_detached(folder, [*options, *flags, "--", argument], output.append)
     if driver.code not in (None, ExitCode.DONE):
         raise SweepIncomplete(folder.name, ExitCode(driver.code), "".join(output).strip() or "its driver has no output")
