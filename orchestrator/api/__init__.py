@@ -12,6 +12,7 @@ command as `code`. Importing this package loads neither torch nor Ray; a call lo
 """
 
 from orchestrator.api.local_sweep import Sweep, list_sweeps, open_sweep, unarchive
+from orchestrator.api.remote_sweep import RemoteSweep, Server, connect
 from orchestrator.api.sweep_files import LoadedSweep, load, plan
 from orchestrator.api.sweep_handle import Report, SweepHandle
 from orchestrator.api.sweep_runs import resume, run
@@ -21,10 +22,13 @@ __all__ = [
     "ExitCode",
     "LoadedSweep",
     "OrchestrateError",
+    "RemoteSweep",
     "Report",
+    "Server",
     "Sweep",
     "SweepHandle",
     "SweepIncomplete",
+    "connect",
     "list_sweeps",
     "load",
     "open_sweep",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,24 +33,25 @@ def list_sweeps(runs: Path | None = None, *, with_disk: bool = False) -> pandas.
     Columns: state, why, finished and planned trials, metric, best trial and its value, begin; `with_disk`: bytes on
     disk, and archived sweeps too.
     """
-    import pandas
-
     from orchestrator.commands.runs_folder.sweep_list import list_sweeps as read_list
 
+    sweeps = read_list((runs or runs_folder()).resolve(), with_disk=with_disk)["sweeps"]
+    frame = sweeps_frame(sweeps)
+    return frame.assign(disk=[sweep["disk"] for sweep in sweeps]) if with_disk else frame
+
+
+def sweeps_frame(sweeps: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
+    """Return the entries of `list --json` as a frame."""
+    import pandas
+
     rows: list[dict[str, Any]] = []
-    for sweep in read_list((runs or runs_folder()).resolve(), with_disk=with_disk)["sweeps"]:
-        best = sweep.get("best") or {}
+    for sweep in sweeps:
+        best, objective = sweep.get("best") or {}, sweep.get("goal") or {}
         row = {key: sweep.get(key) for key in ("name", "state", "why", "finished", "planned")}
-        row |= {
-            "metric": (sweep.get("goal") or {}).get("metric"),
-            "trial": best.get("trial"),
-            "value": best.get("value"),
-        }
-        row |= {"began": pandas.Timestamp(sweep["began"], unit="s", tz="UTC")}
-        rows.append(row | ({"disk": sweep["disk"]} if with_disk else {}))
+        row |= {"metric": objective.get("metric"), "trial": best.get("trial"), "value": best.get("value")}
+        rows.append(row | {"began": pandas.Timestamp(sweep["began"], unit="s", tz="UTC")})
     columns = ["name", "state", "why", "finished", "planned", "metric", "trial", "value", "began"]
-    frame = pandas.DataFrame(rows, columns=pandas.Index([*columns, *(["disk"] if with_disk else [])]))
-    return frame.set_index("name")
+    return pandas.DataFrame(rows, columns=pandas.Index(columns)).set_index("name")
 
 
 def unarchive(name: str, url: str | None = None, *, runs: Path | None = None, log: Log | None = None) -> Sweep:
@@ -108,12 +109,7 @@ class Sweep(SweepHandle):
         return Report(conclusions, file.read_text(encoding="utf-8"), file)
 
     def suggest(self, to: Path | None = None) -> str:
-        """Return a follow-up sweep file with a reason for each range, also written to the new file `to`.
-
-        Raises:
-            NothingLearned: no search range can be derived from the trials.
-            OutputExists: `to` exists already.
-        """
+        """Return a follow-up sweep file; see `SweepHandle`."""
         from orchestrator.report_data import suggest
 
         return suggest(self.name, self._root, to)
@@ -286,15 +282,7 @@ class Sweep(SweepHandle):
         )
 
     def delete(self, *, keep_mlflow: bool = False, confirm: Callable[[Sequence[str]], None] | None = None) -> int:
-        """Delete the sweep: its folder, its study and its runs in MLflow; return the bytes that were freed.
-
-        Args:
-            keep_mlflow: leave its runs in MLflow.
-            confirm: called with what is deleted before anything is; an exception of it keeps everything.
-
-        Raises:
-            SweepHeld: a driver runs it.
-        """
+        """Delete the sweep; see `SweepHandle`."""
         from orchestrator.commands.runs_folder.sweep_deletion import delete_sweep, plan_deletion
 
         deletion = plan_deletion(self.name, self._root, keep_mlflow=keep_mlflow)
@@ -304,10 +292,7 @@ class Sweep(SweepHandle):
         return deletion.frees
 
     def archive(self, url: str, *, log: Log | None = None) -> None:
-        """Move the sweep's folder to a URL of fsspec and free its disk; `unarchive` brings it back.
-
-        Each file is compared by its digest before the folder is removed. The same call continues an interrupted one.
-        """
+        """Move the sweep to a URL; see `SweepHandle`."""
         from orchestrator.commands.runs_folder.sweep_archive import archive_sweep
 
         archive_sweep(self.name, self._root, url, log or _ignore)

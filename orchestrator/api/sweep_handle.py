@@ -10,7 +10,7 @@ import html
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -82,6 +82,15 @@ class SweepHandle(ABC):
 
         Raises:
             NothingToReport: no trial has started.
+        """
+
+    @abstractmethod
+    def suggest(self, to: Path | None = None) -> str:
+        """Return a follow-up sweep file with a reason for each range, also written to the new file `to`.
+
+        Raises:
+            NothingLearned: no search range can be derived from the trials.
+            OutputExists: `to` exists already.
         """
 
     @abstractmethod
@@ -210,6 +219,25 @@ class SweepHandle(ABC):
         """Enqueue a copy of a trial with some settings changed.
 
         `from_checkpoint`: it starts from the trial's newest checkpoint instead of the initial model.
+        """
+
+    @abstractmethod
+    def delete(self, *, keep_mlflow: bool = False, confirm: Callable[[Sequence[str]], None] | None = None) -> int:
+        """Delete the sweep: its folder, its study and its runs in MLflow; return the bytes that were freed.
+
+        Args:
+            keep_mlflow: leave its runs in MLflow.
+            confirm: called with what is deleted before anything is; an exception of it keeps everything.
+
+        Raises:
+            SweepHeld: a driver runs it.
+        """
+
+    @abstractmethod
+    def archive(self, url: str, *, log: Callable[[str], None] | None = None) -> None:
+        """Move the sweep's folder to a URL of fsspec and free its disk; `unarchive` brings it back.
+
+        Each file is compared by its digest before the folder is removed. The same call continues an interrupted one.
         """
 
 
