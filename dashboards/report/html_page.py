@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import html
 import re
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from trainer.storage.atomic_files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 _AFTER_SEPARATOR = re.compile(r"(?<=[_/])(?![_/])")
+_POLICY = re.compile(r'http-equiv="Content-Security-Policy" content="([^"]*)"')
 _BRACKETS = re.compile(r"(\([^()]*\))")
 
 
@@ -91,6 +93,16 @@ def content_security_policy(scripts: Sequence[str]) -> str:
     """Return a Content-Security-Policy that allows exactly these scripts and no network access."""
     digests = " ".join(f"'sha256-{_digest(script)}'" for script in scripts if script)
     return f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def page_policy(page: str) -> str:
+    """Return the Content-Security-Policy that a page of `render_page` has in its head, for a server's header.
+
+    The page gets an origin of its own, so that its scripts have no rights at the server.
+    """
+    found = _POLICY.search(page)
+    assert found is not None
+    return f"{html.unescape(found[1])}; sandbox allow-scripts allow-popups allow-downloads"
 
 
 @cache

@@ -12,6 +12,7 @@ import shutil
 import socket
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,13 +174,27 @@ def open_study(folder: SweepFolder, *, read_only: bool = False) -> StudyReader:
     return StudyReader.open(folder, read_only=read_only)
 
 
+_PERSON: ContextVar[str] = ContextVar("person", default="")
+
+
+@contextmanager
+def acting_for(person: str) -> Generator[None]:
+    """Store this person with the requests of the context, beside the user whose process makes them."""
+    token = _PERSON.set(person)
+    try:
+        yield
+    finally:
+        _PERSON.reset(token)
+
+
 def current_user() -> str:
-    """Return user, host and process id, stored with requests."""
+    """Return user, host and process id, stored with requests; before them the person for whom the service acts."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as in containers
         user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}, pid {os.getpid()}"
+    person = f"{found} through " if (found := _PERSON.get()) else ""
+    return f"{person}{user}@{socket.gethostname()}, pid {os.getpid()}"
 
 
 def record_of(study: StudyReader, number: int) -> TrialRecord:

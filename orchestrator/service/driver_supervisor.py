@@ -65,7 +65,12 @@ class _Ended:
 
 
 def orchestrate_command(file: Path) -> list[str]:
-    """Return the command of a sweep's driver: it begins the sweep, or resumes it where it has begun."""
+    """Return the command of a sweep's driver: it begins the sweep, or resumes it where it has begun.
+
+    An empty file is of a sweep that a command began: it is resumed as it is.
+    """
+    if not file.stat().st_size:
+        return [sys.executable, "-m", "orchestrator.cli", "resume", "--", file.stem]
     return [sys.executable, "-m", "orchestrator.cli", "sweep", "--continue", "--", str(file)]
 
 

@@ -14,12 +14,19 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 
+from orchestrator.commands.runs_folder.sweep_list import SweepSummaries
 from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.redaction import redact
 from orchestrator.service.access_tokens import SESSION_SECONDS, AccessTokens, FailedLogins, LoginSessions, Role
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER, DriverSupervisor
 from orchestrator.service.problem_details import add_error_answers
 from orchestrator.service.request_guard import COOKIE, RequestGuard, require
+from orchestrator.service.routes.event_routes import event_routes
+from orchestrator.service.routes.report_routes import report_routes
+from orchestrator.service.routes.service_routes import service_routes
+from orchestrator.service.routes.trial_routes import trial_routes
+from orchestrator.service.routes.verb_routes import verb_routes
+from orchestrator.service.service_context import ServiceContext
 from orchestrator.service.sweep_queue import SweepQueue
 from orchestrator.service.sweep_routes import sweep_routes
 
@@ -79,7 +86,10 @@ class Service:
             lifespan=self._lifespan,
         )
         add_error_answers(app)
-        app.include_router(sweep_routes(root, self.queue))
+        self.context = ServiceContext(root, self.queue, SweepSummaries(root))
+        for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes):
+            app.include_router(routes(self.context))
+        app.include_router(service_routes(self.context, app, lambda: self._problem))
         self._add_logins(app)
         self.app: ASGIApp = RequestGuard(
             app, tokens=self.tokens, sessions=self.sessions, failed=self.failed, hosts=hosts
@@ -98,6 +108,7 @@ class Service:
         self._ends.set()
         if self._thread.is_alive():
             self._thread.join()
+        self.context.watchers.close()
         self._supervisor.close()
         self.queue.close()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from secrets import compare_digest
 from urllib.parse import urlsplit
@@ -82,6 +83,7 @@ class RequestGuard:
             self._check_host(headers)
             state = scope.setdefault("state", {})
             state["person"], state["cookie"] = self._person(scope, headers)
+            state["is_still_valid"] = partial(self._is_still_valid, headers)
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length) > self._largest:
                 raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large)
@@ -114,6 +116,12 @@ class RequestGuard:
             if found is not None and not compare_digest(headers.get(CSRF_HEADER, "").encode(), found[1].encode()):
                 raise _Refused(HTTPStatus.FORBIDDEN, "the request does not come from a page of this service")
         return (None, "") if found is None else (found[0], cookie)
+
+    def _is_still_valid(self, headers: Headers) -> bool:
+        """Return whether the login of a long answer has not ended meanwhile."""
+        if given := headers.get("authorization"):
+            return self._tokens.person(given.partition(" ")[2].strip()) is not None
+        return self._sessions.person(cookie_parser(headers.get("cookie", "")).get(COOKIE, "")) is not None
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
         """Refuse a page of another site; a program sends no Origin."""

@@ -77,8 +77,11 @@ _REQUESTS = Table(
     Column("key", String(128), primary_key=True),
     Column("digest", String(64), nullable=False),
     Column("sweep", String(64), nullable=False),
+    Column("answer", Text),  # JSON; none of a submission, whose answer is the sweep
     Column("at", Float, nullable=False),
 )
+_KEY_SECONDS = 30 * 24 * 3600.0
+"""How long an idempotency key is remembered."""
 
 
 _ORDER = (_SWEEPS.c.again.desc(), _SWEEPS.c.priority.desc(), _SWEEPS.c.seq)
@@ -117,7 +120,7 @@ class QueuedSweep:
     """Larger ones start first."""
     state: QueueState
     spec: str
-    """The resolved sweep file."""
+    """The resolved sweep file; "" for a sweep that a command began."""
     gpus: int
     """GPUs that one trial needs."""
     launch: int
@@ -154,6 +157,16 @@ class KeyUsed(OrchestrateError):
 
     def __init__(self, key: str) -> None:
         super().__init__(f"the idempotency key {key!r} was used for another request; give each request its own key")
+
+
+class NotAnswered(QueueRefused):
+    """A request with this idempotency key has begun, and its answer is not stored."""
+
+    def __init__(self, key: str, name: str) -> None:
+        super().__init__(
+            f"a request with the idempotency key {key!r} has begun, and is not answered: it is at work, or the service "
+            f"ended before its answer; the history of {name} says whether it had an effect"
+        )
 
 
 class SweepQueue:
@@ -243,6 +256,60 @@ class SweepQueue:
                 return _find(connection, name), True
         except IntegrityError:  # PostgreSQL: another request was first
             raise NameTaken(name, folder) from None
+
+    def begin_request(self, person: str, key: str, digest: str, name: str) -> str | None:
+        """Take an idempotency key for a request about a sweep.
+
+        Returns:
+            The answer of the same request before, as `store_answer` was given it; None where it is new.
+
+        Raises:
+            KeyUsed: the key belongs to another request.
+            NotAnswered: the same request has begun and was not answered.
+        """
+        now = time.time()
+        try:
+            with self._transaction() as connection:
+                connection.execute(_REQUESTS.delete().where(_REQUESTS.c.at < now - _KEY_SECONDS))
+                if (used := _request(connection, person, key)) is None:
+                    request = {"person": person, "key": key, "digest": digest, "sweep": name, "at": now}
+                    connection.execute(insert(_REQUESTS).values(**request))
+                    return None
+        except IntegrityError:  # PostgreSQL: another request was first
+            raise NotAnswered(key, name) from None
+        if used.digest != digest:
+            raise KeyUsed(key)
+        if used.answer is None:
+            raise NotAnswered(key, name)
+        return used.answer
+
+    def store_answer(self, person: str, key: str, answer: str | None) -> None:
+        """Store the answer of a request that `begin_request` began; None: it failed, and its key is free again."""
+        mine = (_REQUESTS.c.person == person) & (_REQUESTS.c.key == key)
+        with self._transaction() as connection:
+            connection.execute(
+                _REQUESTS.delete().where(mine)
+                if answer is None
+                else update(_REQUESTS).where(mine).values(answer=answer)
+            )
+
+    def adopt(self, name: str, *, owner: str, gpus: int) -> QueuedSweep:
+        """Let a sweep that a command began wait, to be resumed: its spec is the study's. Raises QueueRefused."""
+        row = {"name": name, "owner": owner, "priority": 0, "spec": "", "gpus": gpus}
+        with self._transaction() as connection:
+            if connection.execute(select(_SWEEPS).where(_SWEEPS.c.name == name)).first() is not None:
+                raise QueueRefused(f"{name} is in the queue already")
+            values = row | {"state": QueueState.WAITING.value, "submitted_at": time.time()}
+            connection.execute(insert(_SWEEPS).values(**values))
+            return _find(connection, name)
+
+    def forget(self, name: str) -> None:
+        """Remove a sweep that has ended and whose folder is gone, if the queue has it. Raises QueueRefused."""
+        with self._transaction() as connection:
+            row = connection.execute(select(_SWEEPS.c.state).where(_SWEEPS.c.name == name)).first()
+            if row is not None and not QueueState(row.state).has_ended:
+                raise QueueRefused(f"{name} is {row.state}")
+            connection.execute(_SWEEPS.delete().where(_SWEEPS.c.name == name))
 
     def sweeps(self, states: Sequence[QueueState] = tuple(QueueState)) -> list[QueuedSweep]:
         """Return the sweeps in these states, in the order in which they start."""

@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.commands.data_preview import check_templates
 from orchestrator.commands.local_plan import plan_locally
-from orchestrator.commands.request_commands import request_control
-from orchestrator.commands.status import history, status
+from orchestrator.commands.runs_folder.sweep_list import file_stamp
 from orchestrator.execution.slots import machine_gpus, plan_slots
-from orchestrator.folders import SweepFolder, known_sweeps
-from orchestrator.redaction import redact_all, secret_values
-from orchestrator.service.access_tokens import Person, Role
-from orchestrator.service.request_guard import require
-from orchestrator.service.sweep_queue import NotQueued, QueuedSweep, QueueState, SweepQueue
+from orchestrator.folders import SweepFolder, disk_usage
+from orchestrator.service.service_context import (
+    HIGHEST_PRIORITY,
+    Admin,
+    Key,
+    Limit,
+    ServiceContext,
+    Viewer,
+    as_json,
+    queue_json,
+)
+from orchestrator.service.sweep_queue import QueueRefused, QueueState
 from orchestrator.spec.estimates.arrangement import arranged
 from orchestrator.spec.loading.loader import LoadedSpec, load_text_with_notices
 from orchestrator.spec.loading.position_checks import check_lengths
 from orchestrator.spec.loading.serialization import dump_spec
 from trainer.storage.atomic_files import digest_of
 
-_MOST_ON_A_PAGE = 200
-_HIGHEST_PRIORITY = 1000
-
-Limit = Annotated[int, Query(ge=1, le=_MOST_ON_A_PAGE)]
-Name = Annotated[str, Query(max_length=64)]
+Text = Annotated[str, Query(max_length=64)]
+_SORTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "name": lambda entry: entry["name"],
+    "age": lambda entry: -entry["began"],
+    "state": lambda entry: str(entry["state"]),
+    "owner": lambda entry: (entry["queue"] or {}).get("owner", ""),
+    "priority": lambda entry: (entry["queue"] or {}).get("priority", 0),
+    "finished": lambda entry: entry.get("finished", 0),
+    "value": lambda entry: _value(entry),
+}
 
 
 class SweepText(BaseModel):
@@ -47,65 +59,63 @@ class SweepText(BaseModel):
 class Submission(SweepText):
     """A sweep to start when its turn comes."""
 
-    priority: int = Field(default=0, ge=-_HIGHEST_PRIORITY, le=_HIGHEST_PRIORITY, description="Larger ones first.")
+    priority: int = Field(default=0, ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY, description="Larger ones first.")
 
 
-class Reason(BaseModel):
-    """Why a person does something, stored in the sweep's history."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    why: str = Field(default="", max_length=500)
-
-
-class Priority(BaseModel):
-    """A waiting sweep's new place."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    priority: int = Field(ge=-_HIGHEST_PRIORITY, le=_HIGHEST_PRIORITY)
-
-
-def sweep_routes(root: Path, queue: SweepQueue) -> APIRouter:
+def sweep_routes(context: ServiceContext) -> APIRouter:
     """Return the routes of one runs folder and its queue."""
+    root, queue = context.root, context.queue
     routes = APIRouter(prefix="/api/v1", tags=["sweeps"])
+    disk = _DiskUsage(root)
 
     @routes.get("/sweeps")
-    def list_sweeps(request: Request, after: Name = "", limit: Limit = 50) -> dict[str, Any]:
-        """List the sweeps by name: those that have begun and those of the queue. `next`: `after` of the next page."""
-        require(request, Role.VIEWER)
-        queued = {sweep.name: sweep for sweep in queue.sweeps()}
-        names = sorted(name for name in {*known_sweeps(root), *queued} if name > after)
-        shown = names[:limit]
+    def list_sweeps(
+        _: Viewer,
+        after: Annotated[str, Query(max_length=64, description="The last sweep of the page before.")] = "",
+        limit: Limit = 50,
+        state: Annotated[list[str], Query(max_length=20, description="Of the sweep, or of the queue.")] = [],  # noqa: B006
+        owner: Text = "",
+        text: Annotated[str, Query(max_length=64, description="Part of the name.")] = "",
+        sort: Annotated[str, Query(pattern=f"^-?({'|'.join(_SORTS)})$", description="With - the last first.")] = "name",
+        with_disk: Annotated[bool, Query(description="Measure the folders of this page.")] = False,
+    ) -> dict[str, Any]:
+        """List the sweeps: those that have begun, those of the queue, those archived from here.
+
+        `next`: `after` of the next page. `disk`: bytes of the folder; null where it was not measured since its change.
+        """
+        entries = [
+            entry
+            for entry in context.listed()
+            if (not state or entry["state"] in state or (entry["queue"] or {}).get("state") in state)
+            and owner in ("", (entry["queue"] or {}).get("owner"))
+            and text.lower() in entry["name"].lower()
+        ]
+        entries.sort(key=_SORTS[sort.removeprefix("-")], reverse=sort.startswith("-"))
+        first = _first_after(entries, after, sort)
+        shown = entries[first : first + limit]
+        found = [entry | {"disk": disk.of(entry, measure=with_disk)} for entry in shown]
         return {
-            "sweeps": [{"name": name, "queue": _queue_json(queued.get(name))} for name in shown],
-            "next": shown[-1] if len(names) > limit else None,
+            "sweeps": as_json(found),
+            "total": len(entries),
+            "next": shown[-1]["name"] if first + limit < len(entries) else None,
         }
 
     @routes.get("/queue")
-    def list_queue(request: Request) -> dict[str, Any]:
+    def list_queue(_: Viewer) -> dict[str, Any]:
         """List the sweeps that run or wait, in the order in which they start."""
-        require(request, Role.VIEWER)
         found = queue.sweeps((QueueState.DRIVEN, QueueState.WAITING))
-        return {"queue": [{"name": sweep.name} | (_queue_json(sweep) or {}) for sweep in found]}
+        return {"queue": [{"name": sweep.name} | (queue_json(sweep) or {}) for sweep in found]}
 
     @routes.post("/plan")
-    def plan(request: Request, body: SweepText) -> dict[str, Any]:
+    def plan(_: Admin, body: SweepText) -> dict[str, Any]:
         """Return what a sweep would do, as `orchestrate plan --json`."""
         # A file names databases, programs and files of this machine, so only its administrators give one.
-        require(request, Role.ADMIN)
         loaded = _load(body, root)
-        return _as_json(plan_locally(loaded.spec, root, loaded.notices).as_json())
+        return as_json(plan_locally(loaded.spec, root, loaded.notices).as_json())
 
     @routes.post("/sweeps", status_code=HTTPStatus.CREATED)
-    def submit(
-        request: Request,
-        response: Response,
-        body: Submission,
-        idempotency_key: Annotated[str, Header(max_length=128)] = "",
-    ) -> dict[str, Any]:
+    def submit(person: Admin, response: Response, body: Submission, idempotency_key: Key = "") -> dict[str, Any]:
         """Add a sweep to the queue. A repeated Idempotency-Key returns the sweep that it added, with status 200."""
-        person = require(request, Role.ADMIN)
         loaded = _load(body, root)
         spec = loaded.spec
         chosen, _ = arranged(spec, [machine_gpus()], is_new=True)
@@ -120,64 +130,57 @@ def sweep_routes(root: Path, queue: SweepQueue) -> APIRouter:
             digest=digest_of(body.model_dump()),
         )
         response.status_code = HTTPStatus.CREATED if is_new else HTTPStatus.OK
-        return {"name": added.name, "queue": _queue_json(added), "notices": list(loaded.notices)}
+        return {"name": added.name, "queue": queue_json(added), "notices": list(loaded.notices)}
 
     @routes.get("/sweeps/{name}")
-    def show(request: Request, name: str) -> dict[str, Any]:
+    def show(_: Viewer, name: str) -> dict[str, Any]:
         """Return a sweep as `orchestrate status --json`, with its place in the queue."""
-        require(request, Role.VIEWER)
-        return _status(root, queue, name)
-
-    @routes.get("/sweeps/{name}/trials")
-    def trials(
-        request: Request, name: str, after: Annotated[int, Query(ge=-1)] = -1, limit: Limit = 50
-    ) -> dict[str, Any]:
-        """Return a page of a sweep's trials by number. `next`: `after` of the next page."""
-        require(request, Role.VIEWER)
-        found = [trial for trial in _status(root, queue, name)["trials"] if trial["number"] > after]
-        shown = found[:limit]
-        return {"trials": shown, "next": shown[-1]["number"] if len(found) > limit else None}
-
-    @routes.get("/sweeps/{name}/history")
-    def events(request: Request, name: str) -> dict[str, Any]:
-        """Return a sweep's events and changes, as `orchestrate history --json`."""
-        require(request, Role.VIEWER)
-        return _as_json(history(name, root))
-
-    @routes.post("/sweeps/{name}/stop")
-    def stop(request: Request, name: str, body: Reason) -> dict[str, Any]:
-        """Stop a running sweep with checkpoints, or take a waiting one out of the queue."""
-        person = require(request, Role.OPERATOR)
-        if (sweep := _queued(queue, name)) is not None and sweep.state is QueueState.WAITING:
-            queue.withdraw(name, _reason(person, body, "withdrawn"))
-            return {"notices": [f"{name} waits no longer"]}
-        return {"notices": request_control(name, root, "stop", None, _reason(person, body, "stopped"))}
-
-    @routes.post("/sweeps/{name}/pause")
-    def pause(request: Request, name: str, body: Reason) -> dict[str, Any]:
-        """Pause a running sweep."""
-        reason = _reason(require(request, Role.OPERATOR), body, "paused")
-        return {"notices": request_control(name, root, "pause", None, reason)}
-
-    @routes.post("/sweeps/{name}/unpause")
-    def unpause(request: Request, name: str, body: Reason) -> dict[str, Any]:
-        """Continue a paused sweep."""
-        reason = _reason(require(request, Role.OPERATOR), body, "continued")
-        return {"notices": request_control(name, root, "unpause", None, reason)}
-
-    @routes.post("/sweeps/{name}/resume")
-    def resume(request: Request, name: str) -> dict[str, Any]:
-        """Let a sweep of the queue that has ended wait again."""
-        require(request, Role.OPERATOR)
-        return {"name": name, "queue": _queue_json(queue.resume(name))}
-
-    @routes.post("/sweeps/{name}/priority")
-    def set_priority(request: Request, name: str, body: Priority) -> dict[str, Any]:
-        """Change the place of a waiting sweep."""
-        require(request, Role.OPERATOR)
-        return {"name": name, "queue": _queue_json(queue.set_priority(name, body.priority))}
+        return context.status(name)
 
     return routes
+
+
+class _DiskUsage:
+    """The bytes of sweeps' folders, measured again after the sweep's files changed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._known: dict[str, tuple[Any, int]] = {}
+
+    def of(self, entry: Mapping[str, Any], *, measure: bool) -> int | None:
+        """Return the bytes of an entry's folder; None where they are unknown and not to be measured."""
+        folder = SweepFolder(self._root, entry["name"])
+        if not folder.spec.is_file():
+            return 0
+        stamp = file_stamp(folder)
+        known = self._known.get(folder.name)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        if not measure:
+            return None
+        size = disk_usage(folder.path)
+        self._known[folder.name] = (stamp, size)
+        return size
+
+
+def _first_after(entries: Sequence[Mapping[str, Any]], after: str, sort: str) -> int:
+    """Return the position of the first entry of the page after this sweep. Raises QueueRefused if it is gone."""
+    if not after:
+        return 0
+    if sort == "name":
+        return bisect_right([entry["name"] for entry in entries], after)
+    found = next((k for k, entry in enumerate(entries) if entry["name"] == after), None)
+    if found is None:
+        raise QueueRefused(f"{after} is no longer in this list: begin again with its first page")
+    return found + 1
+
+
+def _value(entry: Mapping[str, Any]) -> float:
+    """Return the best value such that a larger one is better; sweeps without one are last."""
+    best = entry.get("best")
+    if best is None or not isinstance(best["value"], float | int):
+        return -math.inf
+    return best["value"] if entry["goal"]["direction"] == "maximize" else -best["value"]
 
 
 def _load(body: SweepText, root: Path) -> LoadedSpec:
@@ -186,50 +189,3 @@ def _load(body: SweepText, root: Path) -> LoadedSpec:
     lengths = check_lengths(loaded.spec, loaded.document)
     check_templates(loaded.spec, loaded.document)
     return LoadedSpec(loaded.spec, (*loaded.notices, *lengths), loaded.document)
-
-
-def _status(root: Path, queue: SweepQueue, name: str) -> dict[str, Any]:
-    sweep = _queued(queue, name)
-    if sweep is not None and name not in known_sweeps(root):
-        found: dict[str, Any] = {"name": name, "state": sweep.state.value, "why": sweep.why, "trials": []}
-    else:
-        found = status(name, root)
-    return _as_json(found) | {"queue": _queue_json(sweep)}
-
-
-def _queued(queue: SweepQueue, name: str) -> QueuedSweep | None:
-    try:
-        return queue.find(name)
-    except NotQueued:
-        return None
-
-
-def _queue_json(sweep: QueuedSweep | None) -> dict[str, Any] | None:
-    """Return a sweep's place in the queue; None for one that was started by a command."""
-    if sweep is None:
-        return None
-    names = ("owner", "priority", "gpus", "deaths", "submitted_at", "started_at", "ended_at")
-    return {"state": sweep.state.value, "why": sweep.why} | {name: getattr(sweep, name) for name in names}
-
-
-def _reason(person: Person, body: Reason, done: str) -> str:
-    return f"{body.why or done} (by {person.name} through the service)"
-
-
-def _as_json(value: Any) -> Any:
-    """Mask secrets; NaN and infinities, which JSON lacks, become null."""
-    return _finite(redact_all(value, secret_values()))
-
-
-def _finite(value: Any) -> Any:
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case Mapping():
-            return {key: _finite(inner) for key, inner in value.items()}
-        case str():
-            return value
-        case Sequence():
-            return [_finite(inner) for inner in value]
-        case _:
-            return value
