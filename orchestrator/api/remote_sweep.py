@@ -123,6 +123,17 @@ class Server:
         """Compare sweeps by a common metric, as `compare --json`."""
         return self.client.get("compare", name=list(names))
 
+    def comparison_page(self, *names: str) -> str:
+        """Compare sweeps on an HTML page, as `compare --output`."""
+        return self.client.text("compare/page", name=list(names))
+
+    def unarchive(self, name: str, url: str | None = None, *, log: Callable[[str], None] | None = None) -> RemoteSweep:
+        """Bring an archived sweep back to the service's disk. `url`: of `archive`, which the service knows."""
+        for notice in self.client.post(sweep_path(name, "unarchive"), {"url": url or ""})["notices"]:
+            if log is not None:
+                log(notice)
+        return RemoteSweep(self.client, name)
+
     def _with_text(
         self, path: str, source: Source, overrides: Settings, more: Mapping[str, Any], *, creates: bool = False
     ) -> dict[str, Any]:

@@ -278,6 +278,8 @@ def ending(status: Mapping[str, Any]) -> tuple[ExitCode, str]:
     kind = next((kind for kind in kinds if why.startswith(kind.value)), StopKind.INTERRUPTED)
     if state == "finished":
         kind = StopKind.FINISHED
+    if state == "failed":  # in a service's queue: refused before its first trial
+        return ExitCode.USER, why or state
     any_complete = any(trial["value"] is not None for trial in status["trials"])
     any_failed = bool(status.get("never_trained"))
     return exit_code(kind, any_complete=any_complete, any_failed=any_failed), why or str(state)

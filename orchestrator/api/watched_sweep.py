@@ -66,14 +66,6 @@ class Progress:
     def from_json(cls, found: Mapping[str, Any]) -> Self:
         """Build the progress from its JSON values, in which null is a metric that is not a number."""
         records = [_RECORDS.validate_python(_with_numbers(trial)) for trial in found["trials"]]
-        updates: Mapping[str, int] | None = found["updates"]
-        updates_of = None
-        if updates is not None:
-            by_params = {_key(record.params): updates[str(record.number)] for record in records}
-
-            def updates_of(params: Mapping[str, Any]) -> int:
-                return by_params[_key(params)]
-
         return cls(
             found["state"],
             found["why"],
@@ -82,7 +74,7 @@ class Progress:
             found["seconds"],
             frozenset(found["at_work"]),
             records,
-            updates_of,
+            _updates_of(found["updates"], records),
         )
 
 
@@ -163,6 +155,14 @@ def progress_of(folder: SweepFolder) -> Progress:
 def points_from_json(points: Sequence[Mapping[str, Any]]) -> list[StepMetrics]:
     """Return a service's points of a trial, in which null is not a number."""
     return [StepMetrics(point["step"], _numbers(point["metrics"])) for point in points]
+
+
+def _updates_of(updates: Mapping[str, int] | None, records: Sequence[TrialRecord]) -> UpdatesOf | None:
+    """Return the function from a trial's params to its updates; None before they are known."""
+    if updates is None:
+        return None
+    by_params = {_key(record.params): updates[str(record.number)] for record in records}
+    return lambda params: by_params[_key(params)]
 
 
 def _with_numbers(trial: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from orchestrator.api import open_sweep
-from orchestrator.cli.options import SET
+from orchestrator.cli.options import SET, find_sweep
 from orchestrator.terminal_streams import wrapped
 
 _NAME = click.argument("name")
@@ -24,11 +23,11 @@ _WHY = click.option("--why", default="", metavar="TEXT", help="Reason, stored in
 def stop(name: str, trial: int | None, abandon: bool, why: str) -> None:
     """Stop a sweep, which can be resumed, or one TRIAL for good."""
     if not abandon:
-        _print(open_sweep(name).stop(trial, why=why))
+        _print(find_sweep(name).stop(trial, why=why))
         return
     if trial is not None:
         raise click.UsageError("--abandon ends the whole sweep; without it one TRIAL is stopped for good")
-    _print(open_sweep(name).abandon(why=why))
+    _print(find_sweep(name).abandon(why=why))
 
 
 @click.command()
@@ -40,7 +39,7 @@ def pause(name: str, trial: int | None, why: str) -> None:
 
     A paused trial writes a checkpoint and frees its slot for the next one.
     """
-    _print(open_sweep(name).pause(trial, why=why))
+    _print(find_sweep(name).pause(trial, why=why))
 
 
 @click.command()
@@ -49,7 +48,7 @@ def pause(name: str, trial: int | None, why: str) -> None:
 @_WHY
 def unpause(name: str, trial: int | None, why: str) -> None:
     """Continue a paused TRIAL, or a paused sweep."""
-    _print(open_sweep(name).unpause(trial, why=why))
+    _print(find_sweep(name).unpause(trial, why=why))
 
 
 @click.command()
@@ -58,7 +57,7 @@ def unpause(name: str, trial: int | None, why: str) -> None:
 @click.option("--why", required=True, metavar="TEXT", help="Reason, stored in the history.")
 def prune(name: str, trial: int, why: str) -> None:
     """Prune one TRIAL with a reason; its state becomes PRUNED."""
-    _print(open_sweep(name).prune(trial, why=why))
+    _print(find_sweep(name).prune(trial, why=why))
 
 
 @click.command()
@@ -67,7 +66,7 @@ def prune(name: str, trial: int, why: str) -> None:
 @_WHY
 def retry(name: str, trials: Sequence[int], why: str) -> None:
     """Try failed trials again, each with its number and configuration."""
-    _print(open_sweep(name).retry(trials, why=why))
+    _print(find_sweep(name).retry(trials, why=why))
 
 
 @click.command("set")
@@ -78,7 +77,7 @@ def set_budget(name: str, settings: Sequence[str]) -> None:
 
     Settings: budget.trials, hours, gpu_hours, target and concurrency; null takes a limit away.
     """
-    _print(open_sweep(name).set_budget(settings))
+    _print(find_sweep(name).set_budget(settings))
 
 
 @click.command()
@@ -94,7 +93,7 @@ def clone(name: str, trial: int, overrides: Sequence[str], why: str, from_checkp
 
     It comes in addition to budget.trials. A FAILED trial may be cloned without changes.
     """
-    _print(open_sweep(name).clone(trial, overrides, from_checkpoint=from_checkpoint, why=why))
+    _print(find_sweep(name).clone(trial, overrides, from_checkpoint=from_checkpoint, why=why))
 
 
 @click.command()
@@ -106,7 +105,7 @@ def enqueue(name: str, overrides: Sequence[str], again: bool) -> None:
 
     Others are as in base. It comes in addition to budget.trials.
     """
-    _print(open_sweep(name).enqueue(overrides, again=again))
+    _print(find_sweep(name).enqueue(overrides, again=again))
 
 
 def _print(notices: Sequence[str]) -> None:

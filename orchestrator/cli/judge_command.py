@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.api import open_sweep
-from orchestrator.cli.options import JSON, TRUST, print_json, set_option
+from orchestrator.cli.options import JSON, TRUST, print_json, remote_sweep, set_option
 from orchestrator.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ def judge(
     The judge is independent: the checker of known answers, a reward model or an OpenAI-compatible endpoint, configured
     by `judge:` in the sweep file or --set. After Ctrl-C the same command continues; no call is repeated.
     """
+    if (remote := remote_sweep(name)) is not None:
+        from orchestrator.cli.remote_commands import judge_sweep
+
+        refused = {"--set": overrides, "--trust-remote-code": trust_remote_code}
+        return judge_sweep(remote, top=top, prompts=prompts, yes=yes, as_json=as_json, refused=refused)
     sweep = open_sweep(name)
     from dashboards.formatting import wide_console
     from dashboards.terminal.judge_output import JudgeProgress, print_judgements

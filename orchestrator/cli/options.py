@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from orchestrator.api import load
+from orchestrator.api import RemoteSweep, Server, SweepHandle, load, open_sweep
 from orchestrator.errors import ExitCode
 from orchestrator.folders import existing_sweep, runs_folder
 from orchestrator.terminal_streams import encodes_unicode
@@ -130,8 +130,27 @@ def read_spec(
     return read.spec, read.notices
 
 
+def server() -> Server | None:
+    """Return the service of `--server` or $ORCHESTRATE_SERVER; None for the sweeps of this machine."""
+    url = click.get_current_context().find_root().obj
+    return None if url is None else Server(url)
+
+
+def remote_sweep(name: str) -> RemoteSweep | None:
+    """Return the service's sweep of this name, not asked for yet; None for the sweeps of this machine."""
+    service = server()
+    return None if service is None else RemoteSweep(service.client, name)
+
+
+def find_sweep(name: str) -> SweepHandle:
+    """Return a sweep of the service, or of this machine. Raises NoSuchSweep for one that this machine lacks."""
+    return remote_sweep(name) or open_sweep(name)
+
+
 def end_orphaned_runs(name: str) -> None:
     """End the runs in MLflow of a sweep whose driver was killed; a command that looks at it calls this at its end."""
+    if click.get_current_context().find_root().obj is not None:
+        return
     from orchestrator.interfaces import SWEEP_RUN
     from orchestrator.tracking.deferred_messages import is_run_open
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.api import open_sweep
-from orchestrator.cli.options import JSON, end_orphaned_runs, print_json
+from orchestrator.cli.options import JSON, end_orphaned_runs, find_sweep, print_json, remote_sweep, server
 from orchestrator.folders import existing_sweep, runs_folder
 
 
@@ -19,7 +18,9 @@ from orchestrator.folders import existing_sweep, runs_folder
 @JSON
 def report(name: str, to: Path | None, as_json: bool) -> None:
     """Write an HTML report: best trial, diagnosis, next steps."""
-    found = open_sweep(name).report(to).conclusions
+    if remote_sweep(name) is not None and to is None and not as_json:
+        raise click.UsageError("the report of a service is written here: add --output FILE, or --json")
+    found = find_sweep(name).report(to).conclusions
     if as_json:
         print_json(found)
     else:
@@ -34,7 +35,7 @@ def report(name: str, to: Path | None, as_json: bool) -> None:
 )
 def suggest(name: str, to: Path | None) -> None:
     """Write a follow-up sweep file, with a reason for each range."""
-    text = open_sweep(name).suggest(to)
+    text = find_sweep(name).suggest(to)
     if to is None:
         click.echo(text, nl=False)
     else:
@@ -54,6 +55,11 @@ def compare(names: tuple[str, ...], to: Path | None, as_json: bool) -> None:
     """
     if len(set(names)) < 2:
         raise click.UsageError("name at least two sweeps")
+    if (service := server()) is not None:
+        from orchestrator.cli.remote_commands import print_comparison as print_remote
+
+        print_remote(service, names, to, as_json=as_json)
+        return
     for name in names:
         existing_sweep(runs_folder(), name)
     from orchestrator.report_data import compare as compare_sweeps

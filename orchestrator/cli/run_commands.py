@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.api import load
+from orchestrator.api import RemoteSweep, load
 from orchestrator.api import plan as make_plan
 from orchestrator.cli.options import (
     DETACH,
@@ -20,6 +20,7 @@ from orchestrator.cli.options import (
     cluster_options,
     print_json,
     run_detached,
+    server,
     spec_options,
 )
 from orchestrator.cli.submit_command import job_options, render
@@ -88,6 +89,15 @@ def plan(
     Trials, corners, steps, tokens, memory, GPU-hours, files. With --slurm or --kuberay: print the job exactly as
     `submit` would submit it.
     """
+    if (service := server()) is not None:
+        from orchestrator.cli.remote_commands import print_plan as print_remote
+
+        jobs = {"--slurm": job_settings["slurm"], "--kuberay": job_settings["kuberay"]}
+        sizes = {"--gpu-memory": gpu_memory, "--price": price, "--efficiency": efficiency, "--tflops": tflops}
+        sizes |= {"--tokens-per-pair": tokens_per_pair, "--train-pairs": train_pairs, "--on": tuple(on)}
+        refused = {"--rehearse": rehearse, "--probe": probe, "--trust-remote-code": trust_remote_code} | sizes | jobs
+        print_remote(service, file, overrides, name, as_json=as_json, refused=refused)
+        return
     machines = _read_machines(on)
     from dashboards.terminal.command_output import print_plan
     from dashboards.terminal.machines_output import print_machines
@@ -162,6 +172,7 @@ def _read_machines(texts: Sequence[str]) -> list[PlannedMachine]:
 @spec_options
 @cluster_options
 @click.option("--continue", "go_on", is_flag=True, help="Resume the sweep if it exists with this spec.")
+@click.option("--priority", type=int, default=0, help="With --server: larger ones start first; default 0.")
 @DETACH
 @NO_WAIT
 @TRUST
@@ -173,11 +184,20 @@ def sweep(
     address: str | None,
     machines: int,
     go_on: bool,
+    priority: int,
     detach: bool,
     no_wait: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
     """Run a sweep. Ctrl-C once: write checkpoints and stop; twice: stop at once."""
+    if (service := server()) is not None:
+        from orchestrator.cli.remote_commands import submit_sweep
+
+        refused = {"--rehearse": rehearse, "--continue": go_on, "--no-wait": no_wait, "--address": address}
+        refused |= {"--machines": machines, "--trust-remote-code": trust_remote_code}
+        return submit_sweep(service, file, overrides, name, priority=priority, detach=detach, refused=refused)
+    if priority:
+        raise click.UsageError("--priority is of a service's queue: it needs --server")
     read = load(file, overrides, name=name, rehearse=rehearse)
     spec = read.spec
     cluster_at = cluster_address(address, machines)
@@ -226,6 +246,13 @@ def resume(
 
     If it stopped because trials failed alike, these are tried again.
     """
+    if (service := server()) is not None:
+        from orchestrator.cli.remote_commands import resume_sweep as resume_remote
+
+        refused = {"--set": tuple(overrides), "--mirror": mirror, "--no-wait": no_wait, "--address": address}
+        refused |= {"--machines": machines, "--trust-remote-code": trust_remote_code}
+        remote = RemoteSweep(service.client, name)
+        return resume_remote(service, remote, retry_failed=retry_failed, detach=detach, refused=refused)
     if mirror is None:
         existing_sweep(runs_folder(), name)
     cluster_at = cluster_address(address, machines)

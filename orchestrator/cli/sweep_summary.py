@@ -142,7 +142,7 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason)
         progress.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=piped)
     if any_complete:
         _print_next(spec, reasons, nearest, progress)
-    return exit_code(stop_reason.kind, any_complete, any_failed=bool(never_trained(records)))
+    return exit_code(stop_reason.kind, any_complete=any_complete, any_failed=bool(never_trained(records)))
 
 
 def _failed_lines(name: str, records: Sequence[TrialRecord], kind: StopKind) -> list[str]:

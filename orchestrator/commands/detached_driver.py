@@ -49,7 +49,7 @@ def start_detached(folder: SweepFolder, arguments: Sequence[str], show: Callable
             stdout=output,
             stderr=output,
             start_new_session=True,
-            env=os.environ | {"ORCHESTRATE_HOME": str(folder.root)},
+            env=os.environ | {"ORCHESTRATE_HOME": str(folder.root), "ORCHESTRATE_SERVER": ""},
         )
     with log.open("rb") as reader:
         reader.seek(began)

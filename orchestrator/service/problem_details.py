@@ -73,7 +73,7 @@ def add_error_answers(app: FastAPI) -> None:
 
 async def _of_command(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OrchestrateError)
-    more: dict[str, Any] = {"exit_code": int(error.code)}
+    more: dict[str, Any] = {"exit_code": int(error.code), "error": type(error).__name__}
     if isinstance(error, SpecError):
         more["problems"] = [
             {"where": found.where, "path": found.path, "problem": found.problem, "hint": found.hint}
