@@ -30,6 +30,7 @@ from orchestrator.cli import (
     status_commands,
     submit_command,
 )
+from orchestrator.cli.service import serve_commands
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.loopback import bypass_proxies
 from orchestrator.terminal_streams import TERMINATION_SIGNALS, safe_streams, wrapped
@@ -91,6 +92,8 @@ for command in (
     folder_commands.archive,
     folder_commands.unarchive,
     folder_commands.clean,
+    serve_commands.serve,
+    serve_commands.token,
     setup_commands.doctor,
     setup_commands.schema,
 ):

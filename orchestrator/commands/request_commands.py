@@ -65,6 +65,10 @@ class RequestRefused(OrchestrateError):
     """The request is invalid in the current state of the sweep or trial; nothing was changed."""
 
 
+class NoSuchTrial(RequestRefused):
+    """The sweep has no trial of this number."""
+
+
 def request_control(name: str, root: Path, kind: str, trial: int | None, reason: str = "") -> list[str]:
     """Store a request (stop, pause, unpause, prune) for the driver: the writing side of a stop request.
 
@@ -187,6 +191,11 @@ def acting_for(person: str) -> Generator[None]:
         _PERSON.reset(token)
 
 
+def acting_person() -> str:
+    """Return the person of the service whose request is being answered; "" in a command."""
+    return _PERSON.get()
+
+
 def current_user() -> str:
     """Return user, host and process id, stored with requests; before them the person for whom the service acts."""
     try:
@@ -207,7 +216,7 @@ def record_of(study: StudyReader, number: int) -> TrialRecord:
     found = next((r for r in records if r.number == number), None)
     if found is None:
         existing = f"it has 0 to {len(records) - 1}" if records else "none has started"
-        raise RequestRefused(f"{study.folder.name} has no trial {number} ({existing})")
+        raise NoSuchTrial(f"{study.folder.name} has no trial {number} ({existing})")
     return found
 
 

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from orchestrator import folders
 from orchestrator.driver.checkpoint_retention import model_folder
@@ -154,13 +154,75 @@ REPORT_FAILURE_FILE = "report-failure.txt"
 
 def update_description(study: Study, sink: TrackingSink, reporter: SweepReporter, state: str = "running") -> None:
     """Update the run's description, with the diagnosis once a trial is complete."""
+    text, error = _describe(study, reporter, state)
+    if error is not None:
+        record_page_failure(study, "diagnosis", error)
+    sink.set_tags(SWEEP_RUN, {NOTE: text})
+
+
+def _describe(study: Study, reporter: SweepReporter, state: str) -> tuple[str, Exception | None]:
+    """Return the description, without the diagnosis where that fails, and its error."""
     updates_of = updates_if_known(study.folder, study.spec)
     try:
-        text = reporter.describe(study, state, updates_of=updates_of)
+        return reporter.describe(study, state, updates_of=updates_of), None
     except Exception as error:  # noqa: BLE001 - a bug in a diagnosis rule must not stop the sweep; it is recorded
-        record_page_failure(study, "diagnosis", error)
-        text = reporter.describe(study, state, updates_of=updates_of, diagnose=False)
-    sink.set_tags(SWEEP_RUN, {NOTE: text})
+        return reporter.describe(study, state, updates_of=updates_of, diagnose=False), error
+
+
+_DESCRIPTION_SECONDS = 10.0
+"""Seconds. Minimum time between two updates of the description."""
+_DESCRIPTION_TIME_FRACTION = 0.01
+"""Maximum share of the time in which a description is prepared; each takes longer with more trials."""
+
+
+class RunningDescription:
+    """The description of a running sweep, prepared in a thread with a connection of its own.
+
+    A diagnosis takes up to seconds (imports, bootstrap), in which the driver's loop could not answer its trials. A
+    context manager that waits for the thread; the text of a sweep that ends comes from the final report.
+    """
+
+    def __init__(self, study: Study, sink: TrackingSink, reporter: SweepReporter) -> None:
+        self._study, self._sink, self._reporter = study, sink, reporter
+        self._thread: threading.Thread | None = None
+        self._prepared: tuple[str, Exception | None] | None = None
+        self._error: Exception | None = None
+        self._next = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def update(self) -> None:
+        """Send what is prepared, and begin the next where it is due. Does not wait."""
+        if self._thread is not None:
+            if self._thread.is_alive():
+                return
+            self._send()
+        if time.monotonic() >= self._next:
+            self._thread = threading.Thread(target=self._prepare, name="description of the sweep", daemon=True)
+            self._thread.start()
+
+    def _send(self) -> None:
+        prepared, error, self._prepared, self._error, self._thread = self._prepared, self._error, None, None, None
+        if prepared is not None:
+            text, error = prepared
+            self._sink.set_tags(SWEEP_RUN, {NOTE: text})
+        if error is not None:
+            record_page_failure(self._study, "diagnosis", error)
+
+    def _prepare(self) -> None:
+        began = time.monotonic()
+        try:
+            with Study.open(self._study.folder, read_only=True) as study:
+                self._prepared = _describe(study, self._reporter, "running")
+        except Exception as error:  # noqa: BLE001 - recorded by `_send`, in the thread that writes to the study
+            self._error = error
+        took = time.monotonic() - began
+        self._next = began + max(_DESCRIPTION_SECONDS, took / _DESCRIPTION_TIME_FRACTION)
 
 
 def record_page_failure(study: Study, what: str, reason: Exception) -> str:

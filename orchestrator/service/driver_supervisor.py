@@ -51,6 +51,7 @@ class ServiceRuns(OrchestrateError):
     code = ExitCode.LOCKED
 
     def __init__(self, root: Path, holder: str) -> None:
+        self.holder = holder
         super().__init__(f"a service for {root} runs already: {holder or 'it is just starting'}")
 
 
@@ -152,7 +153,7 @@ class DriverSupervisor:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None
-            sweep = self._queue.begin_launch(sweep.name, folders.boot_id())
+            sweep = self._queue.begin_launch(sweep.name, _boot())
             failpoint("service.launch")
             file, log = self._path(sweep, "yaml"), SweepFolder(self._root, sweep.name).log
             write_text(file, sweep.spec)
@@ -189,7 +190,7 @@ class DriverSupervisor:
             return _Ended(QueueState.FINISHED, "")
         if state == ABANDONED or reason.startswith(tuple(kind.value for kind in _DELIBERATE)):
             return _Ended(QueueState.STOPPED, reason)
-        if sweep.boot != folders.boot_id():
+        if sweep.boot != _boot():
             return _Ended(QueueState.WAITING, "the machine was started again", counts=False)
         why = reason or self._last_words(sweep)
         match code:
@@ -239,3 +240,12 @@ class DriverSupervisor:
 
     def _path(self, sweep: QueuedSweep, suffix: str) -> Path:
         return self._folder / f"{sweep.name}.{suffix}"
+
+
+def _boot() -> str:
+    """Return what tells one start of this machine from another, and in a container one start of the container."""
+    try:
+        first = Path("/proc/1/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:  # hidden from users
+        return folders.boot_id()
+    return f"{folders.boot_id()} {first[19]}"  # the start of process 1, see proc(5)

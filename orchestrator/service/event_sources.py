@@ -18,7 +18,7 @@ from orchestrator.study.reader import StudyReader
 from orchestrator.study.trial_records import Event
 
 _POINTS_IN_A_MESSAGE = 200
-_SETTLED_SECONDS = 0.1
+_TIME_RESOLUTION = 0.1
 """A file's time says nothing about writes within the resolution of the kernel's clock."""
 _LIST_SECONDS = 2.0
 _SHOWN_LINES = 500
@@ -66,10 +66,10 @@ class SweepSource:
         files = file_stamp(self._folder)
         stamp = None if files is None else (files, holder)
         if stamp is None or stamp != self._stamp:
-            is_settled = files is not None and max(each[0] for each in files) < (looked - _SETTLED_SECONDS) * 1e9
+            is_certain = files is not None and max(each[0] for each in files) < (looked - _TIME_RESOLUTION) * 1e9
             messages += self._read_study(is_other_driver=holder != self._holder)
             self._holder = holder
-            self._stamp = stamp if is_settled else None
+            self._stamp = stamp if is_certain else None
         if self._is_first:
             self._is_first = False
             return ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -19,6 +19,7 @@ from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.redaction import redact
 from orchestrator.service.access_tokens import SESSION_SECONDS, AccessTokens, FailedLogins, LoginSessions, Role
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER, DriverSupervisor
+from orchestrator.service.hosting.code_login import code_login
 from orchestrator.service.problem_details import add_error_answers
 from orchestrator.service.request_guard import COOKIE, RequestGuard, require
 from orchestrator.service.routes.event_routes import event_routes
@@ -27,6 +28,7 @@ from orchestrator.service.routes.service_routes import service_routes
 from orchestrator.service.routes.trial_routes import trial_routes
 from orchestrator.service.routes.verb_routes import verb_routes
 from orchestrator.service.service_context import ServiceContext
+from orchestrator.service.submissions import Submissions
 from orchestrator.service.sweep_queue import SweepQueue
 from orchestrator.service.sweep_routes import sweep_routes
 
@@ -56,7 +58,13 @@ class Service:
     """One runs folder's queue, supervisor, logins and application; `close` leaves the drivers running."""
 
     def __init__(
-        self, root: Path, *, hosts: Collection[str] = LOOPBACK_NAMES, at_once: int | None = None, secure: bool = False
+        self,
+        root: Path,
+        *,
+        hosts: Collection[str] = LOOPBACK_NAMES,
+        at_once: int | None = None,
+        secure: bool = False,
+        data_folders: Sequence[Path] = (),
     ) -> None:
         """Open the queue and take the runs folder.
 
@@ -65,6 +73,7 @@ class Service:
             hosts: names under which browsers reach the service.
             at_once: sweeps that run at a time, as for `DriverSupervisor`.
             secure: whether it speaks HTTPS, so that browsers send the cookie by it only.
+            data_folders: folders whose files submitted sweeps may read.
 
         Raises:
             ServiceRuns: another service has the folder.
@@ -86,10 +95,12 @@ class Service:
             lifespan=self._lifespan,
         )
         add_error_answers(app)
-        self.context = ServiceContext(root, self.queue, SweepSummaries(root))
+        self.submissions = Submissions(root, data_folders)
+        self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions)
         for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes):
             app.include_router(routes(self.context))
         app.include_router(service_routes(self.context, app, lambda: self._problem))
+        app.include_router(code_login(self.sessions, self.failed, secure=secure))
         self._add_logins(app)
         self.app: ASGIApp = RequestGuard(
             app, tokens=self.tokens, sessions=self.sessions, failed=self.failed, hosts=hosts
@@ -109,6 +120,7 @@ class Service:
         if self._thread.is_alive():
             self._thread.join()
         self.context.watchers.close()
+        self.submissions.close()
         self._supervisor.close()
         self.queue.close()
 

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from orchestrator.commands.request_commands import RequestRefused
+from orchestrator.commands.request_commands import NoSuchTrial, RequestRefused
 from orchestrator.errors import (
     ExitCode,
     NameTaken,
@@ -32,6 +32,7 @@ _MEDIA_TYPE = "application/problem+json"
 _STATUS: tuple[tuple[type[OrchestrateError], HTTPStatus], ...] = (
     (NoSuchSweep, HTTPStatus.NOT_FOUND),
     (NotQueued, HTTPStatus.NOT_FOUND),
+    (NoSuchTrial, HTTPStatus.NOT_FOUND),
     (NameTaken, HTTPStatus.CONFLICT),
     (KeyUsed, HTTPStatus.CONFLICT),
     (QueueRefused, HTTPStatus.CONFLICT),

@@ -7,7 +7,9 @@ before any route is called, and adds the headers that restrict what a page may d
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+import threading
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -19,6 +21,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrator.commands.request_commands import acting_for
 from orchestrator.service.access_tokens import AccessTokens, FailedLogins, LoginSessions, Person, Role
 from orchestrator.service.problem_details import problem
 
@@ -27,6 +30,8 @@ CSRF_HEADER = "x-csrf-token"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LARGEST_BODY = 1 << 20
 """Bytes."""
+_MOST_RATES = 10_000
+"""People and addresses whose requests are counted; those that came longest ago are forgotten first."""
 _HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; "
     "font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -58,8 +63,10 @@ class RequestGuard:
         failed: FailedLogins,
         hosts: Collection[str],
         largest_body: int = _LARGEST_BODY,
+        rates: RequestRates | None = None,
     ) -> None:
         """`hosts`: names under which the service is reached, without ports; `largest_body`: in bytes."""
+        self._rates = rates or RequestRates()
         self._app, self._tokens, self._sessions, self._failed = app, tokens, sessions, failed
         self._hosts = frozenset(host.lower() for host in hosts)
         self._largest = largest_body
@@ -87,7 +94,11 @@ class RequestGuard:
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length) > self._largest:
                 raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large)
-            await self._app(scope, self._limited(receive), send_with_headers)
+            person: Person | None = state["person"]
+            if wait := self._rates.wait_seconds("" if person is None else person.name, _address(scope)):
+                raise _Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many requests at once", wait)
+            with acting_for("" if person is None else person.name):
+                await self._app(scope, self._limited(receive), send_with_headers)
         except _Refused as refused:
             retry = {"retry-after": str(math.ceil(refused.retry_after))} if refused.retry_after else {}
             await problem(refused.status, refused.detail, retry)(scope, receive, send_with_headers)
@@ -95,11 +106,14 @@ class RequestGuard:
     def _check_host(self, headers: Headers) -> None:
         host = _host_name(headers.get("host", ""))
         if host not in self._hosts:
-            raise _Refused(HTTPStatus.MISDIRECTED_REQUEST, f"this service is not served under the name {host!r}")
+            remedy = f"`orchestrate serve --name {host or 'NAME'}` adds it"
+            raise _Refused(
+                HTTPStatus.MISDIRECTED_REQUEST, f"this service is not served under the name {host!r}; {remedy}"
+            )
 
     def _person(self, scope: Scope, headers: Headers) -> tuple[Person | None, str]:
         """Return who makes the request, and the cookie by which that is certain; "" for a token."""
-        address = scope["client"][0] if scope.get("client") else ""
+        address = _address(scope)
         if given := headers.get("authorization"):
             if wait := self._failed.wait_seconds(address):
                 raise _Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many failed logins from this address", wait)
@@ -143,6 +157,39 @@ class RequestGuard:
             return message
 
         return limited
+
+
+class RequestRates:
+    """Requests of each person, and of each address without a login: a number at once, and so many a second after it."""
+
+    def __init__(
+        self,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        of_people: tuple[float, float] = (600.0, 60.0),
+        of_strangers: tuple[float, float] = (100.0, 10.0),
+    ) -> None:
+        """`now`: seconds of a clock that never goes back; `of_*`: requests at once, and requests per second."""
+        self._now, self._guard = now, threading.Lock()
+        self._limits = {True: of_people, False: of_strangers}
+        self._left: dict[tuple[bool, str], tuple[float, float]] = {}
+        """Requests left, and when that was."""
+
+    def wait_seconds(self, person: str, address: str) -> float:
+        """Count a request; return how long it has to wait, 0 if it need not. `person`: "" without a login."""
+        key, now = (bool(person), person or address), self._now()
+        most, per_second = self._limits[bool(person)]
+        with self._guard:
+            left, at = self._left.pop(key, (most, now))
+            left = min(most, left + (now - at) * per_second)
+            self._left[key] = (left - 1 if left >= 1 else left, now)
+            while len(self._left) > _MOST_RATES:
+                del self._left[next(iter(self._left))]
+        return 0.0 if left >= 1 else (1 - left) / per_second
+
+
+def _address(scope: Scope) -> str:
+    return scope["client"][0] if scope.get("client") else ""
 
 
 def _host_name(header: str) -> str:

@@ -15,27 +15,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrator.commands.request_commands import acting_for
 from orchestrator.commands.runs_folder.sweep_list import SweepSummaries, archived_entries
 from orchestrator.commands.status import status
-from orchestrator.errors import SpecError, SpecProblem
+from orchestrator.errors import OrchestrateError
 from orchestrator.folders import known_sweeps
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.service.access_tokens import Person, Role
 from orchestrator.service.request_guard import require
 from orchestrator.service.service_measures import Measures
+from orchestrator.service.submissions import Submissions
 from orchestrator.service.sweep_queue import NotQueued, QueuedSweep, SweepQueue
 from orchestrator.service.sweep_watchers import Watchers
+from trainer.results import TrialError
 from trainer.storage.atomic_files import digest_of
 
 MOST_ON_A_PAGE = 200
 HIGHEST_PRIORITY = 1000
-_OF_ADMINS = (
-    "model.name_or_path",
-    "model.tokenizer",
-    "model.revision",
-    "data.chat_template",
-    "data.train",
-    "data.eval",
-)
-"""Settings of a trial that name files of this machine or code of others."""
 
 Limit = Annotated[int, Query(ge=1, le=MOST_ON_A_PAGE)]
 Name = Annotated[str, Query(max_length=64)]
@@ -81,6 +74,7 @@ class ServiceContext:
     root: Path
     queue: SweepQueue
     summaries: SweepSummaries
+    submissions: Submissions
     watchers: Watchers = field(default_factory=Watchers)
     measures: Measures = field(default_factory=Measures)
 
@@ -133,13 +127,13 @@ class ServiceContext:
             before = self.queue.begin_request(person.name, key, digest_of([name, request]), name)
             if before is not None:
                 return json.loads(before)
-            stored: str | None = None
             try:
                 found = answer()
-                stored = json.dumps(found)
-                return found
-            finally:
-                self.queue.store_answer(person.name, key, stored)
+            except (OrchestrateError, TrialError):  # nothing was changed
+                self.queue.store_answer(person.name, key, None)
+                raise
+            self.queue.store_answer(person.name, key, json.dumps(found))
+            return found
 
     def control(
         self, person: Person, name: str, change: Callable[[], Sequence[str]], key: str = "", request: Any = None
@@ -165,19 +159,6 @@ def _without_folder(sweep: QueuedSweep) -> dict[str, Any]:
         "best": None,
         "began": sweep.submitted_at,
     }
-
-
-def check_settings(person: Person, overrides: Sequence[str]) -> None:
-    """Refuse settings that name files of this machine or code of others. Raises SpecError; an admin may give all."""
-    if person.role >= Role.ADMIN:
-        return
-    problems = [
-        SpecProblem(f"--set {one}", path, "names files or code of the service's machine", "an admin may set it")
-        for one in overrides
-        if (path := one.partition("=")[0].strip().removeprefix("base.")) == "model" or path.startswith(_OF_ADMINS)
-    ]
-    if problems:
-        raise SpecError(problems)
 
 
 def queue_json(sweep: QueuedSweep | None) -> dict[str, Any] | None:

@@ -73,15 +73,12 @@ def exposition(measures: Measures, sweeps: Iterable[Mapping[str, Any]], readers:
     """
     entries = list(sweeps)
     states = Counter(str(entry["state"]) for entry in entries)
-    queued = Counter(str(entry["queue"]["state"]) for entry in entries if entry.get("queue"))
+    queued = Counter(str(entry["queue"]["state"]) for entry in entries if entry["queue"])
     trials: Counter[str] = Counter()
     for entry in entries:
         trials.update(entry.get("states", {}))
-    waits = [
-        now - entry["queue"]["submitted_at"]
-        for entry in entries
-        if (entry.get("queue") or {}).get("state") == "waiting"
-    ]
+    waiting = [entry["queue"] for entry in entries if entry["queue"] and entry["queue"]["state"] == "waiting"]
+    waits = [now - each["submitted_at"] for each in waiting]
     devices = visible_devices()
     held = gpu_holders(devices)
     lines = [

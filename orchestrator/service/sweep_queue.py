@@ -16,17 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
-    Boolean,
-    Column,
     Connection,
-    Float,
-    Integer,
-    MetaData,
     Row,
     RowMapping,
-    String,
-    Table,
-    Text,
     create_engine,
     func,
     insert,
@@ -46,40 +38,11 @@ from orchestrator.errors import (
     closest_match,
 )
 from orchestrator.folders import NETWORK_FILESYSTEMS, filesystem_type
+from orchestrator.service.queue_tables import ACTIONS, METADATA, QueueAction, actions_of, connect, record_action
+from orchestrator.service.queue_tables import REQUESTS as _REQUESTS
+from orchestrator.service.queue_tables import SWEEPS as _SWEEPS
 from trainer.storage.failpoints import failpoint
 
-_BUSY_SECONDS = 60.0
-
-_METADATA = MetaData()
-_SWEEPS = Table(
-    "service_sweeps",
-    _METADATA,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("name", String(64), nullable=False, unique=True),
-    Column("owner", String(64), nullable=False),
-    Column("priority", Integer, nullable=False),
-    Column("state", String(16), nullable=False, index=True),
-    Column("spec", Text, nullable=False),
-    Column("gpus", Integer, nullable=False),
-    Column("launch", Integer, nullable=False, default=0),
-    Column("boot", String(64), nullable=False, default=""),
-    Column("again", Boolean, nullable=False, default=False),
-    Column("deaths", Integer, nullable=False, default=0),
-    Column("why", Text, nullable=False, default=""),
-    Column("submitted_at", Float, nullable=False),
-    Column("started_at", Float),
-    Column("ended_at", Float),
-)
-_REQUESTS = Table(
-    "service_requests",
-    _METADATA,
-    Column("person", String(64), primary_key=True),
-    Column("key", String(128), primary_key=True),
-    Column("digest", String(64), nullable=False),
-    Column("sweep", String(64), nullable=False),
-    Column("answer", Text),  # JSON; none of a submission, whose answer is the sweep
-    Column("at", Float, nullable=False),
-)
 _KEY_SECONDS = 30 * 24 * 3600.0
 """How long an idempotency key is remembered."""
 
@@ -192,13 +155,13 @@ class SweepQueue:
             database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             if (kind := filesystem_type(database.parent)) in NETWORK_FILESYSTEMS:
                 raise NetworkDisk(database, kind)
-            more["creator"] = lambda: _connect(database)
+            more["creator"] = lambda: connect(database)
         with self._translated_errors():
             self._engine = create_engine(url, **more)
             with self._engine.begin() as connection:
                 if self._sqlite:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
-                _METADATA.create_all(connection)
+                METADATA.create_all(connection)
 
     def close(self) -> None:
         """Close the connections."""
@@ -249,6 +212,7 @@ class SweepQueue:
                     connection.execute(_SWEEPS.delete().where(_SWEEPS.c.name == name))
                 row = {"name": name, "owner": owner, "priority": priority, "spec": spec, "gpus": gpus}
                 connection.execute(insert(_SWEEPS).values(**row, state=QueueState.WAITING.value, submitted_at=now))
+                record_action(connection, name, f"submitted with priority {priority}", owner)
                 if key:
                     request = {"person": owner, "key": key, "digest": digest, "sweep": name, "at": now}
                     connection.execute(insert(_REQUESTS).values(**request))
@@ -301,6 +265,7 @@ class SweepQueue:
                 raise QueueRefused(f"{name} is in the queue already")
             values = row | {"state": QueueState.WAITING.value, "submitted_at": time.time()}
             connection.execute(insert(_SWEEPS).values(**values))
+            record_action(connection, name, "resumed, as a command had begun it", owner)
             return _find(connection, name)
 
     def forget(self, name: str) -> None:
@@ -310,6 +275,7 @@ class SweepQueue:
             if row is not None and not QueueState(row.state).has_ended:
                 raise QueueRefused(f"{name} is {row.state}")
             connection.execute(_SWEEPS.delete().where(_SWEEPS.c.name == name))
+            connection.execute(ACTIONS.delete().where(ACTIONS.c.sweep == name))
 
     def sweeps(self, states: Sequence[QueueState] = tuple(QueueState)) -> list[QueuedSweep]:
         """Return the sweeps in these states, in the order in which they start."""
@@ -322,6 +288,11 @@ class SweepQueue:
         """Return the sweep of this name. Raises NotQueued."""
         with self._transaction() as connection:
             return _find(connection, name)
+
+    def actions(self, name: str) -> list[QueueAction]:
+        """Return what people did with the sweep in the queue, oldest first."""
+        with self._transaction() as connection:
+            return actions_of(connection, name)
 
     def set_priority(self, name: str, priority: int) -> QueuedSweep:
         """Change the priority of a waiting sweep. Raises NotQueued, QueueRefused."""
@@ -342,6 +313,7 @@ class SweepQueue:
             values = {"state": QueueState.WAITING.value, "again": False, "deaths": 0, "why": "", "ended_at": None}
             values["seq"] = last + 1
             connection.execute(update(_SWEEPS).where(_SWEEPS.c.name == name).values(**values))
+            record_action(connection, name, "resumed")
             return _find(connection, name)
 
     def begin_launch(self, name: str, boot: str) -> QueuedSweep:
@@ -388,6 +360,10 @@ class SweepQueue:
             if found.state not in states:
                 raise QueueRefused(f"{name} is {found.state}: {reason}")
             connection.execute(update(_SWEEPS).where(_SWEEPS.c.name == name).values(**values))
+            if "priority" in values:
+                record_action(connection, name, f"priority {values['priority']}")
+            elif values.get("state") == QueueState.WITHDRAWN.value:
+                record_action(connection, name, f"withdrawn: {values['why']}")
             return _find(connection, name)
 
     @contextmanager
@@ -411,14 +387,6 @@ class SweepQueue:
             raise StorageRefused(
                 f"the queue in {self._url} needs a driver that is not installed: pip install 'prefsweep[postgresql]'"
             ) from error
-
-
-def _connect(database: Path) -> sqlite3.Connection:
-    """Connect without implicit transactions; a commit is on the disk before it returns."""
-    connection = sqlite3.connect(database, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    return connection
 
 
 def _request(connection: Connection, person: str, key: str) -> Row[Any] | None:

@@ -12,26 +12,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.commands.data_preview import check_templates
-from orchestrator.commands.local_plan import plan_locally
 from orchestrator.commands.runs_folder.sweep_list import file_stamp
-from orchestrator.execution.slots import machine_gpus, plan_slots
 from orchestrator.folders import SweepFolder, disk_usage
 from orchestrator.service.service_context import (
     HIGHEST_PRIORITY,
-    Admin,
     Key,
     Limit,
+    Operator,
     ServiceContext,
     Viewer,
     as_json,
     queue_json,
 )
 from orchestrator.service.sweep_queue import QueueRefused, QueueState
-from orchestrator.spec.estimates.arrangement import arranged
-from orchestrator.spec.loading.loader import LoadedSpec, load_text_with_notices
-from orchestrator.spec.loading.position_checks import check_lengths
-from orchestrator.spec.loading.serialization import dump_spec
 from trainer.storage.atomic_files import digest_of
 
 Text = Annotated[str, Query(max_length=64)]
@@ -51,7 +44,7 @@ class SweepText(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    yaml: str = Field(description="The sweep file; file names in it are relative to the runs folder.")
+    yaml: str = Field(description="The sweep file; file names in it are relative to the data folders.")
     overrides: list[str] = Field(default=[], max_length=200, description="Changes as PATH=VALUE, as of --set.")
     name: str | None = Field(default=None, description="Name of the sweep instead of the file's.")
 
@@ -107,30 +100,26 @@ def sweep_routes(context: ServiceContext) -> APIRouter:
         return {"queue": [{"name": sweep.name} | (queue_json(sweep) or {}) for sweep in found]}
 
     @routes.post("/plan")
-    def plan(_: Admin, body: SweepText) -> dict[str, Any]:
+    def plan(person: Operator, body: SweepText) -> dict[str, Any]:
         """Return what a sweep would do, as `orchestrate plan --json`."""
-        # A file names databases, programs and files of this machine, so only its administrators give one.
-        loaded = _load(body, root)
-        return as_json(plan_locally(loaded.spec, root, loaded.notices).as_json())
+        return as_json(context.submissions.plan(person, body.yaml, body.overrides, body.name))
 
     @routes.post("/sweeps", status_code=HTTPStatus.CREATED)
-    def submit(person: Admin, response: Response, body: Submission, idempotency_key: Key = "") -> dict[str, Any]:
+    def submit(person: Operator, response: Response, body: Submission, idempotency_key: Key = "") -> dict[str, Any]:
         """Add a sweep to the queue. A repeated Idempotency-Key returns the sweep that it added, with status 200."""
-        loaded = _load(body, root)
-        spec = loaded.spec
-        chosen, _ = arranged(spec, [machine_gpus()], is_new=True)
+        loaded = context.submissions.load(person, body.yaml, body.overrides, body.name)
         added, is_new = queue.submit(
-            spec.name,
-            dump_spec(spec),
-            SweepFolder(root, spec.name).path,
+            loaded.name,
+            loaded.spec,
+            SweepFolder(root, loaded.name).path,
             owner=person.name,
             priority=body.priority,
-            gpus=plan_slots(chosen).gpus_needed[0],
+            gpus=loaded.gpus,
             key=idempotency_key,
             digest=digest_of(body.model_dump()),
         )
         response.status_code = HTTPStatus.CREATED if is_new else HTTPStatus.OK
-        return {"name": added.name, "queue": queue_json(added), "notices": list(loaded.notices)}
+        return {"name": added.name, "queue": queue_json(added), "notices": as_json(loaded.notices)}
 
     @routes.get("/sweeps/{name}")
     def show(_: Viewer, name: str) -> dict[str, Any]:
@@ -181,11 +170,3 @@ def _value(entry: Mapping[str, Any]) -> float:
     if best is None or not isinstance(best["value"], float | int):
         return -math.inf
     return best["value"] if entry["goal"]["direction"] == "maximize" else -best["value"]
-
-
-def _load(body: SweepText, root: Path) -> LoadedSpec:
-    """Load a sweep as the command line does. Raises SpecError."""
-    loaded = load_text_with_notices(body.yaml, root, body.overrides, name=body.name)
-    lengths = check_lengths(loaded.spec, loaded.document)
-    check_templates(loaded.spec, loaded.document)
-    return LoadedSpec(loaded.spec, (*loaded.notices, *lengths), loaded.document)

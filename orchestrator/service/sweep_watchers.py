@@ -2,7 +2,7 @@
 
 A thread for each sweep that is watched reads what is new, twice a second, and appends it to an `EventLog` as
 server-sent events. Those who watch share the log's bytes and keep nothing but their position in it: one that reads
-slowly costs no memory and delays nobody. Who falls behind the oldest message, or comes back with the position of an
+slowly costs no memory and delays no other. Who falls behind the oldest message, or comes back with the position of an
 earlier log, gets the message `reload`: what came before is to be read again from the API, what follows comes here.
 """
 
@@ -183,7 +183,7 @@ class _Watcher:
             self._source.close()
 
     def _step(self) -> None:
-        """Read once; a database or disk that refuses is said once and asked again."""
+        """Read once; a database or disk that refuses is reported once and asked again."""
         try:
             messages = self._source.read()
         except NoSuchSweep as error:
@@ -192,9 +192,9 @@ class _Watcher:
             return
         except (OrchestrateError, OSError) as error:
             problem = redact(first_line(error))
-            said = [] if problem == self._problem else [("problem", {"detail": problem})]
+            shown = [] if problem == self._problem else [("problem", {"detail": problem})]
             self._problem = problem
-            self.log.publish(said, self._source.snapshot())
+            self.log.publish(shown, self._source.snapshot())
             return
         if self._problem:  # what was read before the problem may not have been published
             messages = [(RELOAD, self._source.snapshot())]
@@ -225,7 +225,7 @@ class Watchers:
             watcher.thread.join()
 
     def watch(self, key: Hashable, source: Callable[[], Source]) -> _Watcher:
-        """Return the watcher of a source, begun where nobody watches it yet. Raises TooManyStreams."""
+        """Return the watcher of a source, begun where it is not watched yet. Raises TooManyStreams."""
         with self._guard:
             self._watchers = {each: found for each, found in self._watchers.items() if not found.has_ended}
             if self._readers >= _MOST_READERS or (len(self._watchers) >= _MOST_LOGS and key not in self._watchers):

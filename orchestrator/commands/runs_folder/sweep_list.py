@@ -115,10 +115,10 @@ class SweepSummaries:
                 now[name] = {"stamp": stamp, "summary": found}
             return found
         # The driver's next write may come within the resolution of the files' times.
-        is_settled = max(times[0] for times in stamp) < (looked - _TIME_RESOLUTION) * 1e9
+        is_certain = max(times[0] for times in stamp) < (looked - _TIME_RESOLUTION) * 1e9
         seen = self._running.get(name)
         found = seen[1] if seen is not None and seen[0] == (stamp, holder) else summary(folder)
-        if is_settled and found["state"] != UNREADABLE:
+        if is_certain and found["state"] != UNREADABLE:
             running[name] = ((stamp, holder), found)
         return found
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import PlainTextResponse
 
@@ -22,7 +24,10 @@ from orchestrator.report_data import compare, load_sweep_frame, reasons_not_to_e
 from orchestrator.service.service_context import ServiceContext, Viewer, as_json, page_html
 from orchestrator.service.service_measures import Histogram
 
+T = TypeVar("T")
 _KEPT_REPORTS = 8
+_THREADS = 4
+"""An analysis takes seconds: those who wait for one leave the threads of other requests free."""
 
 Names = Annotated[list[str], Query(alias="name", min_length=1, max_length=20, description="Sweeps, at least two.")]
 
@@ -57,39 +62,47 @@ class SweepReports:
 def report_routes(context: ServiceContext) -> APIRouter:
     """Return the routes."""
     routes, root = APIRouter(prefix="/api/v1", tags=["reports"]), context.root
-    reports = SweepReports(context.measures.report)
+    reports, threads = SweepReports(context.measures.report), CapacityLimiter(_THREADS)
+
+    async def computed(work: Callable[[], T]) -> T:
+        return await to_thread.run_sync(work, limiter=threads)
 
     @routes.get("/sweeps/{name}/report", response_class=Response)
-    def report(_: Viewer, name: str) -> Response:
+    async def report(_: Viewer, name: str) -> Response:
         """Return the report as an HTML page, as `orchestrate report` writes it."""
-        page = reports.of(existing_sweep(root, name))[1]
+        page = (await computed(lambda: reports.of(existing_sweep(root, name))))[1]
         return page_html(page, page_policy(page))
 
     @routes.get("/sweeps/{name}/diagnosis")
-    def diagnosis(_: Viewer, name: str) -> dict[str, Any]:
+    async def diagnosis(_: Viewer, name: str) -> dict[str, Any]:
         """Return the report's conclusions, as `orchestrate report --json`: best trial, findings, importance."""
-        return as_json(report_as_json(reports.of(existing_sweep(root, name))[0]))
+        return await computed(lambda: as_json(report_as_json(reports.of(existing_sweep(root, name))[0])))
 
     @routes.get("/sweeps/{name}/best")
-    def show_best(_: Viewer, name: str) -> dict[str, Any]:
+    async def show_best(_: Viewer, name: str) -> dict[str, Any]:
         """Return the best configuration so far, as `orchestrate best --json`."""
-        found = best(name, root)
-        return as_json({**found, "do_not_use": reasons_not_to_export(name, root, found["number"])})
+
+        def look() -> dict[str, Any]:
+            found = best(name, root)
+            return as_json({**found, "do_not_use": reasons_not_to_export(name, root, found["number"])})
+
+        return await computed(look)
 
     @routes.get("/sweeps/{name}/suggestion", response_class=PlainTextResponse)
-    def suggestion(_: Viewer, name: str) -> PlainTextResponse:
+    async def suggestion(_: Viewer, name: str) -> PlainTextResponse:
         """Return a follow-up sweep file as YAML, as `orchestrate suggest`."""
-        return PlainTextResponse(as_json(suggest(name, root, None)), media_type="application/yaml")
+        text = await computed(lambda: as_json(suggest(name, root, None)))
+        return PlainTextResponse(text, media_type="application/yaml")
 
     @routes.get("/compare")
-    def show_comparison(_: Viewer, names: Names) -> dict[str, Any]:
+    async def show_comparison(_: Viewer, names: Names) -> dict[str, Any]:
         """Compare sweeps, as `orchestrate compare --json`."""
-        return as_json(comparison_as_json(compare(_several(names), root, None)))
+        return await computed(lambda: as_json(comparison_as_json(compare(_several(names), root, None))))
 
     @routes.get("/compare/page", response_class=Response)
-    def compare_page(_: Viewer, names: Names) -> Response:
+    async def compare_page(_: Viewer, names: Names) -> Response:
         """Compare sweeps on an HTML page, as `orchestrate compare --output`."""
-        page = comparison_page(compare(_several(names), root, None))
+        page = await computed(lambda: comparison_page(compare(_several(names), root, None)))
         return page_html(page, page_policy(page))
 
     return routes

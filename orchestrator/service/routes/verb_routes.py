@@ -44,7 +44,6 @@ from orchestrator.service.service_context import (
     ServiceContext,
     Settings,
     as_json,
-    check_settings,
     queue_json,
     reason,
 )
@@ -97,7 +96,7 @@ class Clone(Settings):
     from_checkpoint: bool = Field(default=False, description="Start from the trial's newest checkpoint.")
 
 
-class Retries(Reason):
+class FailedTrials(Reason):
     """Failed trials to try again."""
 
     trials: list[int] = Field(min_length=1, max_length=1000)
@@ -207,7 +206,7 @@ def verb_routes(context: ServiceContext) -> APIRouter:
     @routes.post("/trials", status_code=HTTPStatus.CREATED)
     def enqueue(person: Operator, name: str, body: Enqueued, key: Key = "") -> dict[str, Any]:
         """Enqueue a trial with these settings; it runs next, in addition to budget.trials."""
-        check_settings(person, body.overrides)
+        context.submissions.check_overrides(person, body.overrides)
         request = ["enqueue", body.model_dump()]
         return context.control(
             person, name, lambda: enqueue_trial(name, root, body.overrides, again=body.again), key, request
@@ -216,7 +215,7 @@ def verb_routes(context: ServiceContext) -> APIRouter:
     @routes.post("/trials/{trial}/clone", status_code=HTTPStatus.CREATED)
     def clone(person: Operator, name: str, trial: Trial, body: Clone, key: Key = "") -> dict[str, Any]:
         """Enqueue a copy of a trial with some settings changed, from the initial model or its newest checkpoint."""
-        check_settings(person, body.overrides)
+        context.submissions.check_overrides(person, body.overrides)
 
         def enqueue_it() -> list[str]:
             return enqueue_clone(name, root, trial, body.overrides, body.why, from_checkpoint=body.from_checkpoint)
@@ -246,7 +245,7 @@ def verb_routes(context: ServiceContext) -> APIRouter:
         return control(person, name, RequestKind.UNPAUSE, trial, body.why)
 
     @routes.post("/retry")
-    def retry(person: Operator, name: str, body: Retries, key: Key = "") -> dict[str, Any]:
+    def retry(person: Operator, name: str, body: FailedTrials, key: Key = "") -> dict[str, Any]:
         """Try failed trials again, each with its number and configuration."""
         request = ["retry", body.model_dump()]
         return context.control(person, name, lambda: request_retries(name, root, body.trials, body.why), key, request)
@@ -304,8 +303,8 @@ def _abandon(context: ServiceContext, name: str, why: str) -> Sequence[str]:
     if not Study.exists(folder):
         raise RequestRefused(f"{name} has no trials: there is nothing to end; its folder is {folder.path}")
     notices: list[str] = []
-    told = f"{why} (by {current_user()})" if why else f"by {current_user()}"
-    ended = run_sweep.abandon(name, context.root, DashboardReporter(), told, notices.append)
+    text = f"{why} (by {current_user()})" if why else f"by {current_user()}"
+    ended = run_sweep.abandon(name, context.root, DashboardReporter(), text, notices.append)
     return [*notices, f"{name} is abandoned: {ended} unfinished trials ended as PRUNED; results and report stay"]
 
 

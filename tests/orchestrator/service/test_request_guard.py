@@ -7,10 +7,11 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
 
+from orchestrator.commands.request_commands import current_user
 from orchestrator.errors import NoSuchSweep, SpecError, SpecProblem, StorageRefused
 from orchestrator.service.access_tokens import AccessTokens, FailedLogins, LoginSessions, Role
 from orchestrator.service.problem_details import add_error_answers
-from orchestrator.service.request_guard import COOKIE, CSRF_HEADER, RequestGuard, require
+from orchestrator.service.request_guard import COOKIE, CSRF_HEADER, RequestGuard, RequestRates, require
 
 SECRET = "hunter2-hunter2"
 ERRORS: dict[str, Exception] = {
@@ -34,6 +35,10 @@ class Guarded:
         async def thing(request: Request) -> dict[str, Any]:
             person = require(request, Role.VIEWER if request.method == "GET" else Role.OPERATOR)
             return {"name": person.name, "bytes": len(await request.body())}
+
+        @app.get("/who")
+        def who() -> str:
+            return current_user()
 
         @app.get("/error/{kind}")
         def error(kind: str) -> None:
@@ -137,3 +142,29 @@ def test_every_answer_forbids_what_a_page_does_not_need(guarded: Guarded) -> Non
     for answer in (guarded.client.get("/thing"), guarded.client.get("/thing", headers={"host": "evil.example"})):
         assert "default-src 'none'" in answer.headers["content-security-policy"]
         assert answer.headers["cache-control"] == "no-store"
+
+
+def test_requests_are_limited_for_each_person_and_each_stranger(guarded: Guarded) -> None:
+    now = [1000.0]
+    rates = RequestRates(lambda: now[0], of_people=(3, 1.0), of_strangers=(2, 0.5))
+    assert [rates.wait_seconds("ann", "a") for _ in range(4)] == [0, 0, 0, 1.0]
+    assert rates.wait_seconds("bea", "a") == 0, "another person at the same address"
+    assert [rates.wait_seconds("", "a") for _ in range(3)] == [0, 0, 2.0]
+    assert rates.wait_seconds("", "b") == 0
+    now[0] += 1.5
+    assert [rates.wait_seconds("ann", "b") for _ in range(2)] == [0, 0.5]
+    now[0] += 1000.0
+    assert [rates.wait_seconds("ann", "a") for _ in range(4)] == [0, 0, 0, 1.0]
+
+    codes = [guarded.client.get("/thing").status_code for _ in range(200)]
+    assert codes[:100] == [401] * 100
+    refused = guarded.client.get("/thing")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert refused.json()["detail"] == "too many requests at once"
+    assert guarded.client.get("/thing", headers=bearer(guarded.tokens.machine_token())).status_code == 200
+
+
+def test_what_is_stored_meanwhile_names_the_person(guarded: Guarded) -> None:
+    answer = guarded.client.get("/who", headers=bearer(guarded.tokens.create("ann", Role.VIEWER)))
+    assert answer.json().startswith("ann through ")
+    assert not guarded.client.get("/who").json().startswith("ann")

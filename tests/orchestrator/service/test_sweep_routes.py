@@ -1,16 +1,13 @@
 """A sweep's way through the API: planned, submitted, listed, watched, stopped, resumed; and what is refused."""
 
-import os
-from collections.abc import Iterator
-from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 from starlette.testclient import TestClient
 
 from orchestrator.commands.status import status
-from orchestrator.folders import SweepFolder, create_sweep_folder
+from orchestrator.folders import SweepFolder, create_sweep_folder, disk_usage, sweep_lock
 from orchestrator.service.access_tokens import Role
 from orchestrator.service.driver_supervisor import DriverSupervisor, ServiceRuns
 from orchestrator.service.http_app import Service
@@ -18,51 +15,9 @@ from orchestrator.service.request_guard import COOKIE
 from orchestrator.service.sweep_queue import QueueState
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
-from tests.support.processes import environment
+from tests.support.metrics import COMPLETE, evaluated
+from tests.support.service_caller import Caller, begin, root
 from tests.support.specs import make_spec
-
-
-class Caller:
-    """A client of a service whose supervisor stands still."""
-
-    def __init__(self, root: Path) -> None:
-        self.service = Service(root)
-        self.client = TestClient(self.service.app, base_url="http://localhost:8787")
-        self.as_role = {role: self.service.tokens.create(role.name.lower(), role) for role in Role}
-
-    def call(self, method: str, path: str, role: Role = Role.ADMIN, code: int = 200, **more: Any) -> Any:
-        headers = {"authorization": f"Bearer {self.as_role[role]}", **more.pop("headers", {})}
-        answer = self.client.request(method, f"/api/v1{path}", headers=headers, **more)
-        assert answer.status_code == code, answer.text
-        return answer.json()
-
-    def submit(self, sweep: str, code: int = HTTPStatus.CREATED, key: str = "", **more: Any) -> Any:
-        body = {"yaml": dump_spec(make_spec(2, name=sweep)), **more}
-        return self.call("POST", "/sweeps", code=code, json=body, headers={"idempotency-key": key})
-
-
-@pytest.fixture
-def caller(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Caller]:
-    for name, value in environment(fast_tmp_path).items():
-        monkeypatch.setenv(name, value)
-    caller = Caller(fast_tmp_path)
-    yield caller
-    caller.service.close()
-
-
-def root() -> Path:
-    return Path(os.environ["ORCHESTRATE_HOME"])
-
-
-def begin(name: str) -> SweepFolder:
-    """A sweep that was begun by a command, and whose driver has ended."""
-    folder, spec = SweepFolder(root(), name), make_spec(3, name=name)
-    create_sweep_folder(folder, dump_spec(spec))
-    Study.create(folder, spec).dispose()
-    with Study.open(folder) as study:
-        for _ in range(3):
-            study.ask()
-    return folder
 
 
 def test_a_submitted_sweep_waits_in_its_place_once_for_each_key(caller: Caller) -> None:
@@ -82,6 +37,24 @@ def test_a_submitted_sweep_waits_in_its_place_once_for_each_key(caller: Caller) 
     assert (found.state, found.why) == (QueueState.WITHDRAWN, "too large (by operator through the service)")
     assert caller.call("POST", "/sweeps/b/resume", Role.OPERATOR)["queue"]["state"] == "waiting"
     assert caller.call("POST", "/sweeps/b/resume", Role.OPERATOR, code=409)["detail"] == "b is waiting already"
+
+
+def test_a_history_names_the_person_of_every_action(caller: Caller) -> None:
+    caller.submit("a", priority=3)
+    caller.call("POST", "/sweeps/a/priority", Role.OPERATOR, json={"priority": 9})
+    caller.call("POST", "/sweeps/a/stop", Role.OPERATOR, json={"why": "too large"})
+    caller.call("POST", "/sweeps/a/resume", Role.ADMIN)
+    actions = caller.call("GET", "/sweeps/a/history", Role.VIEWER)["queue"]
+    assert [(each["person"], each["action"]) for each in actions] == [
+        ("admin", "submitted with priority 3"),
+        ("operator", "priority 9"),
+        ("operator", "withdrawn: too large (by operator through the service)"),
+        ("admin", "resumed"),
+    ]
+    with sweep_lock(begin("s")):
+        caller.call("POST", "/sweeps/s/pause", Role.OPERATOR, json={"why": "lunch"})
+    events = caller.call("GET", "/sweeps/s/history", Role.VIEWER)["events"]
+    assert any("pause: lunch (by operator through " in each["text"] for each in events), events
 
 
 def test_lists_come_in_pages(caller: Caller) -> None:
@@ -114,6 +87,58 @@ def test_a_sweep_of_a_command_is_shown_as_the_command_does(caller: Caller) -> No
         assert caller.call("GET", path, Role.VIEWER, code=404)["status"] == 404
 
 
+def test_the_list_is_filtered_and_sorted_and_says_how_far_each_sweep_is(caller: Caller) -> None:
+    for name, value in (("low", 0.5), ("high", 0.9)):
+        with Study.open(begin(name, trials=0)) as study:
+            trial = study.ask()
+            study.report(trial, [evaluated(1, value)])
+            study.tell(trial, COMPLETE)
+    caller.submit("next", priority=4)
+
+    def names(query: str) -> list[str]:
+        return [sweep["name"] for sweep in caller.get(f"/sweeps?{query}")["sweeps"]]
+
+    assert names("sort=-value") == ["high", "low", "next"]
+    assert names("sort=-priority&limit=1") == ["next"]
+    assert names("sort=-value&after=high") == ["low", "next"]
+    assert names("state=interrupted&text=LO") == ["low"]
+    assert names("owner=admin") == names("state=waiting") == ["next"]
+    assert "is no longer in this list" in caller.get("/sweeps?sort=-value&after=gone", code=409)["detail"]
+    entry = caller.get("/sweeps?text=low&with_disk=true")["sweeps"][0]
+    assert (entry["finished"], entry["planned"], entry["states"]) == (1, 3, {"COMPLETE": 1})
+    assert (entry["best"], entry["queue"]) == ({"trial": 0, "value": 0.5}, None)
+    assert entry["disk"] == caller.get("/sweeps?text=low")["sweeps"][0]["disk"] == disk_usage(root() / "low")
+    assert caller.get("/sweeps?text=high")["sweeps"][0]["disk"] is None
+
+
+def test_the_list_reads_no_study_whose_files_have_not_changed(caller: Caller) -> None:
+    folders = [begin(f"s{number}", trials=1) for number in range(6)]
+    queries: list[str] = []
+
+    def note(*arguments: object) -> None:
+        if "service_" not in str(arguments[2]):
+            queries.append(str(arguments[2]))
+
+    def states() -> list[str]:
+        queries.clear()
+        return [sweep["state"] for sweep in caller.get("/sweeps")["sweeps"]]
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        assert states() == ["interrupted"] * 6
+        assert (states(), queries) == (["interrupted"] * 6, [])
+        with sweep_lock(folders[2]):
+            assert states()[2] == "running"
+            changed = len(queries)
+            with Study.open(folders[2]) as study:
+                study.add_event("paused", "by hand")
+            assert states()[2] == "paused", "while its driver runs it is read again too"
+        assert changed > 0
+        assert states() == ["interrupted"] * 6
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
 def test_a_plan_has_the_findings_of_the_command_with_their_lines(caller: Caller) -> None:
     text = dump_spec(make_spec(2, name="a"))
     assert caller.call("POST", "/plan", json={"yaml": text})["name"] == "a"
@@ -133,8 +158,8 @@ def test_a_plan_has_the_findings_of_the_command_with_their_lines(caller: Caller)
 @pytest.mark.parametrize("role", [Role.VIEWER, Role.OPERATOR])
 def test_a_role_does_no_more_than_it_may(caller: Caller, role: Role) -> None:
     caller.submit("a")
-    changes = ["stop", "pause", "unpause", "resume", "priority"] if role is Role.VIEWER else []
-    for path in ("/sweeps", "/plan", *(f"/sweeps/a/{change}" for change in changes)):
+    changes = [f"/sweeps/a/{change}" for change in ("stop", "pause", "unpause", "resume", "priority")]
+    for path in ["/sweeps", "/plan", *changes] if role is Role.VIEWER else []:
         body = {"priority": 1} if path.endswith("priority") else {"yaml": "x"} if "a/" not in path else {}
         assert "needs the role" in caller.call("POST", path, role, code=403, json=body)["detail"]
     assert caller.call("GET", "/me", role)["role"] == role.name.lower()
