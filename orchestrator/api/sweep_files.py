@@ -83,6 +83,7 @@ def load(
         SpecError: with all errors of the file, each with its line and what is valid there.
     """
     from orchestrator.commands.data_preview import check_templates
+    from orchestrator.spec.loading.file_rights import FileRights
     from orchestrator.spec.loading.loader import load_text_with_notices, load_with_notices
     from orchestrator.spec.loading.position_checks import check_lengths
     from trainer.environment import foreign_settings, ignored_message
@@ -90,7 +91,8 @@ def load(
     changes = as_overrides(overrides)
     if isinstance(source, Mapping):
         path = None
-        read = load_text_with_notices(as_yaml(source), Path.cwd(), changes, source="mapping", name=name)
+        rights = FileRights.of_command(Path.cwd())
+        read = load_text_with_notices(as_yaml(source), rights, changes, source="mapping", name=name)
     else:
         path = Path(source)
         read = load_with_notices(path, changes, name=name)
