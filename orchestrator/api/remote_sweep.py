@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.api.service_client import ServiceClient, ServiceUnreachable, find_token, sweep_path
 from orchestrator.api.sweep_handle import MetricPoint, Report, Settings, SweepHandle, as_overrides
+from orchestrator.api.uploads import local_files, upload_file
 from orchestrator.errors import OrchestrateError, SpecError, StorageRefused
 from orchestrator.folders import runs_folder
 from trainer.results import clause
@@ -102,21 +103,35 @@ class Server:
         return self._with_text("plan", source, overrides, {"name": name})
 
     def submit(
-        self, source: Source, overrides: Settings = (), *, name: str | None = None, priority: int = 0
+        self,
+        source: Source,
+        overrides: Settings = (),
+        *,
+        name: str | None = None,
+        priority: int = 0,
+        upload: Callable[[Mapping[str, Path]], bool] | bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> RemoteSweep:
         """Add a sweep to the service's queue; `wait` waits for its end.
 
         Args:
-            source: path of the file here, or its content as a mapping. Files of data that it names are the service's.
+            source: path of the file here, or its content as a mapping.
             overrides: changes of settings.
             name: name of the sweep instead of the file's.
             priority: larger ones start first.
+            upload: send the files of data that the sweep names and that are here, each once by its SHA-256; a function
+                gets them by their names and decides. Without, the names are those of files on the service's machine.
+            on_progress: called with the bytes of a file that have been sent, and all of it.
 
         Raises:
             SpecError: with all errors of the file, each with its line.
             NameTaken: the service has a sweep of this name.
         """
-        added = self._with_text("sweeps", source, overrides, {"name": name, "priority": priority}, creates=True)
+        more = {"name": name, "priority": priority}
+        found = self._local_files(source, overrides) if upload is not False else {}
+        if found and (upload is True or (upload is not False and upload(found))):
+            more["files"] = {each: upload_file(self.client, path, on_progress) for each, path in found.items()}
+        added = self._with_text("sweeps", source, overrides, more, creates=True)
         return RemoteSweep(self.client, added["name"], tuple(added["notices"]))
 
     def compare(self, *names: str) -> dict[str, Any]:
@@ -133,6 +148,15 @@ class Server:
             if log is not None:
                 log(notice)
         return RemoteSweep(self.client, name)
+
+    def _local_files(self, source: Source, overrides: Settings) -> dict[str, Path]:
+        from orchestrator.spec.loading.overrides import parse_overrides
+        from orchestrator.spec.loading.validation_errors import parse_document
+
+        shown, text = _text_of(source)
+        folders = [Path.cwd()] if isinstance(source, Mapping) else [Path(source).resolve().parent, Path.cwd()]
+        tree = parse_document(text, shown).value
+        return local_files(tree, parse_overrides(as_overrides(overrides)), folders)
 
     def _with_text(
         self, path: str, source: Source, overrides: Settings, more: Mapping[str, Any], *, creates: bool = False

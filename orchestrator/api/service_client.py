@@ -122,6 +122,10 @@ class ServiceClient:
         """
         return self._send("POST", path, body=body, key=uuid4().hex if creates else "").json()
 
+    def post_bytes(self, path: str, content: bytes, **query: Any) -> Any:
+        """Send bytes and return the answer's JSON; not repeated where the answer is lost."""
+        return self._send("POST", path, query=query, body=content).json()
+
     def delete(self, path: str, **query: Any) -> Any:
         """Send DELETE and return the answer's JSON."""
         return self._send("DELETE", path, query=query).json()
@@ -172,12 +176,18 @@ class ServiceClient:
         return self._http
 
     def _request(
-        self, method: str, path: str, query: Mapping[str, Any], body: Mapping[str, Any] | None = None, key: str = ""
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any],
+        body: Mapping[str, Any] | bytes | None = None,
+        key: str = "",
     ) -> httpx2.Request:
         params = [(name, each) for name, value in query.items() for each in _listed(value)]
         headers = {"idempotency-key": key} if key else {}
+        content: Mapping[str, Any] = {"content": body} if isinstance(body, bytes) else {"json": body}
         return self._client().build_request(
-            method, f"{self.url}/api/v1/{path}", params=params, json=body, headers=headers
+            method, f"{self.url}/api/v1/{path}", params=params, headers=headers, **content
         )
 
     def _send(
@@ -186,7 +196,7 @@ class ServiceClient:
         path: str,
         *,
         query: Mapping[str, Any] | None = None,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | bytes | None = None,
         key: str = "",
     ) -> httpx2.Response:
         """Return the answer to a request, which is repeated where that cannot do it twice.

@@ -25,19 +25,42 @@ def submit_sweep(
     name: str | None,
     *,
     priority: int,
+    upload: bool | None,
     detach: bool,
     refused: Mapping[str, object],
 ) -> ExitCode:
     """Add a sweep to the service's queue and follow it, unless `detach`.
 
+    `upload`: whether files of data that are here are sent; None asks, and sends none where there is no terminal.
+
     Raises:
         click.UsageError: an option of `refused` was given, which a service does not take.
     """
     refuse_options(refused)
-    sweep = service.submit(file, overrides, name=name, priority=priority)
+    send = _ask_to_upload if upload is None else upload
+    sweep = service.submit(file, overrides, name=name, priority=priority, upload=send, on_progress=_show_upload)
     for notice in sweep.notices:
         click.echo(wrapped(notice), err=True)
     return _follow_new(sweep, service, detach=detach)
+
+
+def _ask_to_upload(found: Mapping[str, Path]) -> bool:
+    """Ask whether to send these files; without a terminal, say how, and send none."""
+    from orchestrator.spec.estimates.disk_space import format_bytes
+
+    for name, path in found.items():
+        click.echo(f"{name} is a file here: {path}, {format_bytes(path.stat().st_size)}", err=True)
+    if not sys.stdin.isatty():
+        click.echo("not sent: the service looks for these names on its machine; --upload sends them", err=True)
+        return False
+    return click.confirm("Send to the service?", err=True)
+
+
+def _show_upload(sent: int, size: int) -> None:
+    """Show the progress of an upload in one line of a terminal; nothing where stderr is none."""
+    if sys.stderr.isatty():
+        share = 100 if not size else sent * 100 // size
+        click.echo(f"\rsent {share}%", err=True, nl=sent == size)
 
 
 def resume_sweep(

@@ -172,6 +172,11 @@ def _read_machines(texts: Sequence[str]) -> list[PlannedMachine]:
 @spec_options
 @cluster_options
 @click.option("--continue", "go_on", is_flag=True, help="Resume the sweep if it exists with this spec.")
+@click.option(
+    "--upload/--no-upload",
+    default=None,
+    help="With --server: send files of data that are here, each once by its SHA-256; by default it asks.",
+)
 @click.option("--priority", type=int, default=0, help="With --server: larger ones start first; default 0.")
 @DETACH
 @NO_WAIT
@@ -185,6 +190,7 @@ def sweep(
     machines: int,
     go_on: bool,
     priority: int,
+    upload: bool | None,
     detach: bool,
     no_wait: bool,
     trust_remote_code: bool,
@@ -195,9 +201,11 @@ def sweep(
 
         refused = {"--rehearse": rehearse, "--continue": go_on, "--no-wait": no_wait, "--address": address}
         refused |= {"--machines": machines, "--trust-remote-code": trust_remote_code}
-        return submit_sweep(service, file, overrides, name, priority=priority, detach=detach, refused=refused)
-    if priority:
-        raise click.UsageError("--priority is of a service's queue: it needs --server")
+        return submit_sweep(
+            service, file, overrides, name, priority=priority, upload=upload, detach=detach, refused=refused
+        )
+    if priority or upload is not None:
+        raise click.UsageError("--priority and --upload are for a service's queue: they need --server")
     read = load(file, overrides, name=name, rehearse=rehearse)
     spec = read.spec
     cluster_at = cluster_address(address, machines)

@@ -23,6 +23,7 @@ from orchestrator.service.hosting.code_login import code_login
 from orchestrator.service.problem_details import add_error_answers
 from orchestrator.service.request_guard import COOKIE, RequestGuard, require
 from orchestrator.service.routes.event_routes import event_routes
+from orchestrator.service.routes.file_routes import file_routes
 from orchestrator.service.routes.report_routes import report_routes
 from orchestrator.service.routes.service_routes import service_routes
 from orchestrator.service.routes.trial_routes import trial_routes
@@ -97,7 +98,7 @@ class Service:
         add_error_answers(app)
         self.submissions = Submissions(root, data_folders)
         self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions)
-        for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes):
+        for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes, file_routes):
             app.include_router(routes(self.context))
         app.include_router(service_routes(self.context, app, lambda: self._problem))
         app.include_router(code_login(self.sessions, self.failed, secure=secure))

@@ -246,7 +246,7 @@ def test_what_a_service_does_not_take_is_refused_before_anything_is_sent(served:
     assert (code, "doctor works on this machine only" in err) == (2, True)
     assert served.server.queue() == []
     assert "larger ones start first" in called(tmp_path, "sweep", "--help")[0]
-    assert "needs --server" in call(tmp_path / "nothing", "sweep", str(file), "--priority", "2")[2]
+    assert "they need --server" in call(tmp_path / "nothing", "sweep", str(file), "--priority", "2")[2]
 
 
 TINY = f"""
