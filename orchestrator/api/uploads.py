@@ -51,11 +51,7 @@ def upload_file(client: ServiceClient, path: Path, on_progress: Callable[[int, i
         StorageRefused: the file cannot be read, or was changed meanwhile.
         ServiceRefused: the service does not take it.
     """
-    name = (
-        "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in path.name).lstrip("._-")[-100:]
-        or "data"
-    )
-    failures = 0
+    name, failures = _plain_name(path), 0
     try:
         size, digest = path.stat().st_size, _sha256(path)
         with path.open("rb") as content:

@@ -69,7 +69,7 @@ def test_a_sweeps_files_are_sent_once_and_the_sweep_reads_them_there(
         return post(client, path, content, **query)
 
     monkeypatch.setattr(ServiceClient, "post_bytes", counted)
-    with pytest.raises(SpecError, match="pairs.jsonl is outside of the folders"):
+    with pytest.raises(SpecError, match=r"pairs\.jsonl is outside of the folders"):
         server.submit(sweep_file)
     offered: dict[str, Path] = {}
     server.submit(sweep_file, upload=lambda found: bool(offered.update(found)) or True)
