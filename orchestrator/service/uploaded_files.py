@@ -118,7 +118,8 @@ class UploadedFiles:
                 with part.open("ab") as out:
                     out.write(data)
             except OSError as error:
-                os.truncate(part, before)
+                if part.exists():
+                    os.truncate(part, before)
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise StorageRefused(f"the service's disk is full: {file.name} is not stored") from error
