@@ -54,7 +54,7 @@ def upload_file(client: ServiceClient, path: Path, on_progress: Callable[[int, i
     name, failures = _plain_name(path), 0
     try:
         size, digest = path.stat().st_size, _sha256(path)
-        with path.open("rb") as content:
+        with path.open("rb", buffering=0) as content:
             found = _ask(client, digest, size, name)
             while not found["complete"]:
                 if on_progress is not None:

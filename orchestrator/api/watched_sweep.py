@@ -162,7 +162,8 @@ def _updates_of(updates: Mapping[str, int] | None, records: Sequence[TrialRecord
     if updates is None:
         return None
     by_params = {_key(record.params): updates[str(record.number)] for record in records}
-    return lambda params: by_params[_key(params)]
+    most = max(by_params.values(), default=0)
+    return lambda params: by_params.get(_key(params), most)
 
 
 def _with_numbers(trial: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,20 +74,25 @@ def resume_sweep(
 
 
 def _follow_new(sweep: RemoteSweep, service: Server, *, detach: bool) -> ExitCode:
-    click.echo(f"{sweep.name} waits in the queue of {service.url}", err=True)
+    text = f"{sweep.name} waits in the queue of {service.url}"
     if detach:
-        click.echo(_how_to_return(sweep.name), err=True)
+        click.echo(f"{text}\n{_how_to_return(sweep.name)}", err=True)
         return ExitCode.DONE
-    return follow_sweep(sweep)
+    return follow_sweep(sweep, text)
 
 
-def follow_sweep(sweep: RemoteSweep) -> ExitCode:
-    """Show the live table until the sweep's end; return its exit code, 0 after Ctrl-C, which leaves it running."""
-    from orchestrator.api.remote_sweep import WatchedRemote
-    from orchestrator.api.sweep_handle import ending
-    from orchestrator.cli.sweep_summary import watch
+def follow_sweep(sweep: RemoteSweep, text: str = "") -> ExitCode:
+    """Show the live table until the sweep's end; return its exit code, 0 after Ctrl-C, which leaves it running.
 
+    `text`: a line before it.
+    """
     try:
+        if text:
+            click.echo(text, err=True)
+        from orchestrator.api.remote_sweep import WatchedRemote  # takes a second, in which Ctrl-C leaves the sweep too
+        from orchestrator.api.sweep_handle import ending
+        from orchestrator.cli.sweep_summary import watch
+
         progress = watch(sweep.name, WatchedRemote(sweep, lambda text: click.echo(text, err=True)), program())
     except KeyboardInterrupt:
         click.echo(f"{sweep.name} continues\n{_how_to_return(sweep.name)}", err=True)
@@ -183,7 +188,7 @@ def print_status(found: Mapping[str, Any]) -> None:
 
 def refuse_options(given: Mapping[str, object]) -> None:
     """Raise click.UsageError with the options that were given and that no service takes."""
-    refused = [option for option, value in given.items() if value not in (None, False, (), 1)]
+    refused = [option for option, value in given.items() if value is not None and value is not False and value != ()]
     if refused:
         raise click.UsageError(f"{', '.join(refused)}: on this machine only, not with --server or ${SERVER_VARIABLE}")
 

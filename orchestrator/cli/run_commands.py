@@ -200,7 +200,7 @@ def sweep(
         from orchestrator.cli.remote_commands import submit_sweep
 
         refused = {"--rehearse": rehearse, "--continue": go_on, "--no-wait": no_wait, "--address": address}
-        refused |= {"--machines": machines, "--trust-remote-code": trust_remote_code}
+        refused |= {"--machines": machines != 1, "--trust-remote-code": trust_remote_code}
         return submit_sweep(
             service, file, overrides, name, priority=priority, upload=upload, detach=detach, refused=refused
         )
@@ -258,7 +258,7 @@ def resume(
         from orchestrator.cli.remote_commands import resume_sweep as resume_remote
 
         refused = {"--set": tuple(overrides), "--mirror": mirror, "--no-wait": no_wait, "--address": address}
-        refused |= {"--machines": machines, "--trust-remote-code": trust_remote_code}
+        refused |= {"--machines": machines != 1, "--trust-remote-code": trust_remote_code}
         remote = RemoteSweep(service.client, name)
         return resume_remote(service, remote, retry_failed=retry_failed, detach=detach, refused=refused)
     if mirror is None:

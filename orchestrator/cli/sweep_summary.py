@@ -80,6 +80,8 @@ def _watch(name: str, watched: WatchedSweep, program: str) -> Progress:
             if progress.spec is not None and progress.spec != spec:
                 spec = progress.spec
                 view.change_spec(spec, planned_trials(spec))
+            if progress.updates_of is not None:
+                view.set_total_updates(progress.updates_of)
             for record in progress.records:
                 _show(record, curves, watched, view)
             view.refresh()

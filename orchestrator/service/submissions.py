@@ -116,7 +116,7 @@ class Submissions:
             f"the service opens {', '.join(map(str, self._folders))}" if self._folders else "the service opens none"
         )
         advice = f"{opened}; an administrator adds one by `orchestrate serve --data-folder FOLDER`"
-        folders = (*self._folders, own)
+        folders = (*self._folders, own) if own.is_dir() else self._folders
         return FileRights(folders, None, is_closed=True, advice=advice, forbidden=FORBIDDEN, aliases=aliases)
 
     def load(

@@ -27,6 +27,7 @@ base:
   data:
     train: pairs.jsonl
     eval: {path: held-out.jsonl}
+    apply_template: true
   loss: {kind: simpo}
 search:
   loss.beta: [2.0, 5.0]
@@ -69,7 +70,7 @@ def test_a_sweeps_files_are_sent_once_and_the_sweep_reads_them_there(
         return post(client, path, content, **query)
 
     monkeypatch.setattr(ServiceClient, "post_bytes", counted)
-    with pytest.raises(SpecError, match=r"pairs\.jsonl is outside of the folders"):
+    with pytest.raises(SpecError, match=r"pairs\.jsonl is outside of the folders"):  # of the service
         server.submit(sweep_file)
     offered: dict[str, Path] = {}
     server.submit(sweep_file, upload=lambda found: bool(offered.update(found)) or True)
