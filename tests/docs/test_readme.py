@@ -151,7 +151,9 @@ def run_orchestrate(arguments: list[str], where: Path) -> subprocess.CompletedPr
         case ["advise", file] if file.startswith("sweeps/"):
             return run([*ORCHESTRATE, *arguments, *SMALL], where)
         case ["ui", name]:
-            return run_until_the_url(name, where)
+            return run_until_the_url(["ui", name], r"http://127\.0\.0\.1:\d+/#/experiments/\d+/runs\?", where)
+        case ["serve", *_]:
+            return run_until_the_url(arguments, r"http://gpu1\.example:\d+/login/code/[\w-]+", where)
         case ["sweep", file] if file.startswith("sweeps/"):
             return run([*ORCHESTRATE, *arguments, *SMALL], where)
         case ["sweep", _]:
@@ -160,15 +162,30 @@ def run_orchestrate(arguments: list[str], where: Path) -> subprocess.CompletedPr
             return run([*ORCHESTRATE, *arguments], where)
 
 
-def run_until_the_url(name: str, where: Path) -> subprocess.CompletedProcess[str]:
-    words = [*ORCHESTRATE, "ui", name, "--port", "0"]
+def run_until_the_url(arguments: list[str], pattern: str, where: Path) -> subprocess.CompletedProcess[str]:
+    words = [*ORCHESTRATE, *arguments, "--port", "0"]
     env = {**os.environ, "ORCHESTRATE_HOME": str(where / "runs")}
     process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     url = process.stdout.readline()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=LIMIT_SECONDS)
-    assert re.match(r"http://127\.0\.0\.1:\d+/#/experiments/\d+/runs\?", url), f"{url}{out}{err}"
+    assert re.match(pattern, url), f"{url}{out}{err}"
     return subprocess.CompletedProcess(words, process.returncode, url + out, err)
+
+
+def test_each_threat_to_the_service_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
+    rows = page.split("| threat | answer | test |")[1].strip().splitlines()[1:]
+    written = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    }
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row.rstrip("| ").rpartition("|")[2])
+        assert named, row
+        assert set(named) <= written, row
 
 
 def test_the_exported_model_is_one(where: Path) -> None:

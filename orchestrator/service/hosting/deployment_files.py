@@ -78,7 +78,7 @@ def render_unit(options: ServeOptions, root: Path, program: Path, user: str) -> 
         program: the command `orchestrate`.
         user: who runs the service and its drivers.
     """
-    command = " ".join(_quoted(word) for word in (str(program), "serve", *arguments(options)))
+    command = " ".join(_quoted(word).replace("$", "$$") for word in (str(program), "serve", *arguments(options)))
     home = _quoted(f"ORCHESTRATE_HOME={root}")
     return _UNIT.format(runs=str(root).replace("%", "%%"), user=user, home=home, command=command)
 
@@ -104,7 +104,7 @@ def render_compose(options: ServeOptions, root: Path, image: str) -> str:
     within = ServeOptions(
         "0.0.0.0",
         options.port,
-        options.names,
+        options.names or ("localhost",),
         files[0],
         files[1],
         options.behind_proxy,
@@ -124,10 +124,11 @@ def render_compose(options: ServeOptions, root: Path, image: str) -> str:
         "stop_grace_period": "5m",
         "deploy": {"resources": {"reservations": {"devices": [gpus]}}},
     }
-    return _COMPOSE + yaml.safe_dump({"services": {"prefsweep": service}}, sort_keys=False, width=120)
+    text = yaml.safe_dump({"services": {"prefsweep": service}}, sort_keys=False, width=120)
+    return _COMPOSE + text.replace("$", "$$")  # Compose expands variables
 
 
 def _quoted(word: str) -> str:
-    """Return a word of a unit's command line or environment: quoted where it needs that, `%` and `$` kept as text."""
-    text = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    """Return a word of a unit as text: quoted where it needs that, `%` is kept."""
+    text = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return text if _PLAIN.fullmatch(word) else f'"{text}"'

@@ -78,8 +78,11 @@ def test_the_printed_url_logs_in_once_and_the_token_of_the_machine_is_in_its_fil
 
     file = root / "service" / "token"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    me = served.get("/api/v1/me", {"authorization": f"Bearer {file.read_text().strip()}"})[2]
-    assert json.loads(me)["role"] == "admin"
+    own = {"authorization": f"Bearer {file.read_text().strip()}"}
+    assert json.loads(served.get("/api/v1/me", own)[2])["role"] == "admin"
+    plan = json.dumps({"yaml": dump_spec(make_spec(2, name="a"))}).encode()
+    status, _, body = served.get("/api/v1/plan", own | {"content-type": "application/json"}, data=plan)
+    assert (status, json.loads(body)["name"]) == (200, "a"), body
     assert (root / "service" / "url").read_text() == f"{served.address}\n"
     assert served.get("/api/v1/me")[0] == 401
     assert served.get("/healthz", {"host": "evil.example"})[0] == 421
@@ -135,6 +138,17 @@ def test_other_machines_reach_it_only_when_people_have_tokens(root: Path) -> Non
     assert check_options(root, ServeOptions("0.0.0.0", behind_proxy=True)) == []
     assert {"localhost", "gpu1", socket.gethostname()} <= set(host_names(ServeOptions("0.0.0.0", names=("gpu1",))))
     assert socket.gethostname() not in host_names(ServeOptions())
+
+
+def test_two_commands_let_a_second_person_watch(root: Path) -> None:
+    token = finished(root, "token", "create", "ann", "--role", "viewer")[0].strip()
+    served = Served(root, "--host", "0.0.0.0", "--name", "gpu1.example")
+    assert served.address.startswith("http://gpu1.example:")
+    served.address = served.address.replace("gpu1.example", "127.0.0.1")
+    ann = {"host": "gpu1.example", "authorization": f"Bearer {token}"}
+    assert json.loads(served.get("/api/v1/me", ann)[2])["role"] == "viewer"
+    assert json.loads(served.get("/api/v1/sweeps", ann)[2])["sweeps"] == []
+    assert "plain text" in served.ended(signal.SIGTERM)
 
 
 def test_wrong_options_are_refused_together(root: Path, tmp_path: Path) -> None:

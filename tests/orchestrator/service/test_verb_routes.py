@@ -98,11 +98,11 @@ def test_what_creates_a_trial_does_so_once_for_each_key(caller: Caller, monkeypa
 
 def test_settings_with_files_of_the_machine_are_for_admins(caller: Caller) -> None:
     ended()
-    for setting in ("model.name_or_path=/etc", "base.model=/etc", "data.chat_template=/etc/passwd", "data.train=[x]"):
+    for setting in ("model.name_or_path=/etc", "data.chat_template=/etc/passwd", "loss.gamma=${HOME}"):
         for path in ("/sweeps/a/trials", "/sweeps/a/trials/0/clone"):
             found = caller.post(path, code=422, overrides=["loss.beta=3.0", setting])
             assert [problem["where"] for problem in found["problems"]] == [f"--set {setting}"]
-            assert "an admin may set it" in found["detail"]
+    assert history("a", root())["given"] == []
 
 
 def test_failed_trials_are_retried_with_and_without_the_queue(caller: Caller) -> None:
