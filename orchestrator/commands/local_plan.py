@@ -43,6 +43,27 @@ from orchestrator.tracking.mlflow_client import tracking_uri
 from orchestrator.tracking.tracking_store import check_tracking_store
 from trainer.config.trial import TrialConfig
 
+CPU_INFO = Path("/proc/cpuinfo")
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+_LEAST_HIDDEN_SIZE = 256
+"""Hidden size from which updates are 1.4 times faster; 1.3 times at 96."""
+
+
+def _bfloat16_offer(spec: SweepSpec, cpu_info: Path) -> list[str]:
+    """Return a notice where float32 training leaves this processor's bfloat16 products unused."""
+    shape = model_shape(spec.base.model)
+    configs = corner_configs(spec.search, spec.base)
+    if shape is None or shape.hidden < _LEAST_HIDDEN_SIZE or not cpu_info.is_file():
+        return []
+    if any(config.training.bf16 or config.model.dtype != "float32" for config in configs):
+        return []
+    if not _BFLOAT16_FLAGS & set(cpu_info.read_text(encoding="utf-8", errors="replace").split()):
+        return []
+    return [
+        "this processor multiplies in bfloat16: `--set base.training.bf16=true` made updates 1.4 times faster on one "
+        "like it (docs/performance.md), in another precision, so that results differ from float32's"
+    ]
+
 
 def plan_locally(
     spec: SweepSpec,
@@ -108,6 +129,8 @@ def plan_locally(
         all_notices.append(f"a sweep named {spec.name} exists already; use another --name to start this one")
     if device == "CPU" and not probe:
         all_notices.append("the time on this machine is not measured; `plan --probe` measures it")
+    if device == "CPU":
+        all_notices += _bfloat16_offer(spec, CPU_INFO)
     made = make_plan(
         spec,
         root,

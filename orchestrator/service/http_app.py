@@ -10,7 +10,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 
@@ -98,8 +99,9 @@ class Service:
         add_error_answers(app)
         self.submissions = Submissions(root, data_folders)
         self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions)
+        bearer = [Depends(HTTPBearer(auto_error=False))]  # for the OpenAPI document; RequestGuard checks
         for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes, file_routes):
-            app.include_router(routes(self.context))
+            app.include_router(routes(self.context), dependencies=bearer)
         app.include_router(service_routes(self.context, app, lambda: self._problem))
         app.include_router(code_login(self.sessions, self.failed, secure=secure))
         self._add_logins(app)

@@ -32,8 +32,8 @@ _SORTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "name": lambda entry: entry["name"],
     "age": lambda entry: -entry["began"],
     "state": lambda entry: str(entry["state"]),
-    "owner": lambda entry: (entry["queue"] or {}).get("owner", ""),
-    "priority": lambda entry: (entry["queue"] or {}).get("priority", 0),
+    "owner": lambda entry: entry["queue"]["owner"] if entry["queue"] else "",
+    "priority": lambda entry: entry["queue"]["priority"] if entry["queue"] else 0,
     "finished": lambda entry: entry.get("finished", 0),
     "value": lambda entry: _value(entry),
 }

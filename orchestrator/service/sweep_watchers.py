@@ -24,7 +24,8 @@ from orchestrator.redaction import redact
 Message = tuple[str, Any]
 """Kind of an event and its data as JSON."""
 RELOAD = "reload"
-_POLL_SECONDS = 0.5
+POLL_SECONDS = 0.5
+"""Between two readings of what is watched."""
 _LINGER_SECONDS = 30.0
 """How long a sweep is still watched after the last one has left, for those who come back."""
 _LOG_BYTES = 2 << 20
@@ -175,7 +176,7 @@ class _Watcher:
                     self.log.wake()
                 if self.gone:
                     break
-                self._ends.wait(_POLL_SECONDS)
+                self._ends.wait(POLL_SECONDS)
         finally:
             self._ends.set()
             self.ready.set()

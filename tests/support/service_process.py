@@ -51,7 +51,7 @@ def listen(root: Path) -> None:
 
     from orchestrator.service import http_app, sweep_watchers
 
-    sweep_watchers._POLL_SECONDS = 0.02
+    sweep_watchers.POLL_SECONDS = 0.02
     http_app.DriverSupervisor = partial(DriverSupervisor, command=driver_command)
     service = http_app.Service(root)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from trainer.results import clause
 from trainer.storage.atomic_files import digest_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetBuilder
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +238,17 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
 
 def _load_hub(source: HubSource) -> Dataset:
     """Load a data set with `datasets.load_dataset`; a local folder is accepted too. Raises UnreadableData."""
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
     from datasets.exceptions import DatasetsError
 
     try:
+        if not Path(source.dataset).is_dir():
+            builder = load_dataset_builder(source.dataset, source.subset, revision=source.revision)
+            if local := local_files(builder):
+                raise UnreadableData(
+                    f"the data set {source_name(source)} of the hub names a file of this machine, {local[0]}, and is "
+                    "not loaded"
+                )
         dataset = load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision)
     except (OSError, ValueError, DatasetsError) as error:
         lines = str(error).strip().splitlines()
@@ -251,3 +258,9 @@ def _load_hub(source: HubSource) -> Dataset:
             "with access and set the folder as `dataset`, or its files as `path`."
         ) from error
     return dataset
+
+
+def local_files(builder: DatasetBuilder) -> list[str]:
+    """Return the data files of a data set that are paths of this machine; its description may name any."""
+    listed: Mapping[str, Sequence[str]] = builder.config.data_files or {}
+    return [str(file) for files in listed.values() for file in files if "://" not in str(file)]

@@ -131,7 +131,8 @@ def list_tokens(as_json: bool) -> None:
 
     people = _tokens().people()
     if as_json:
-        print_json([{"name": each.name, "role": each.role, "created": each.created} for each in people])
+        listed = [{"name": each.name, "role": each.role, "created": each.created} for each in people]
+        print_json({"people": listed})
         return
     if not people:
         click.echo("no person has a token; `orchestrate token create NAME --role viewer` creates one", err=True)

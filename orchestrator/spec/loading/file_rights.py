@@ -44,7 +44,11 @@ class FileRights:
     @classmethod
     def of_command(cls, folder: Path) -> FileRights:
         """Return the rights of a user of this machine: names relative to the file's `folder`, then to the current."""
-        return cls((folder, Path.cwd()), os.environ)
+        try:
+            folders = (folder, Path.cwd())
+        except FileNotFoundError:  # the working directory was removed
+            folders = (folder,)
+        return cls(folders, os.environ)
 
     def candidates(self, given: str) -> list[Path]:
         """Return the absolute paths that a name may mean; of a closed file only those inside its folders.

@@ -61,10 +61,10 @@ def test_a_stream_begins_with_the_state_and_brings_every_change(service: Running
             trial = begun(study)
             events.until("trials", lambda data: data["trials"][0]["state"] == "RUNNING")
             for step in (1, 2):
-                study.report(trial, [evaluated(step, 0.5, loss=float("nan"))])
+                study.report(trial, [evaluated(step, 0.5, some_metric=float("nan"))])
                 _, data = events.until("metrics")
                 assert steps(data) == [(0, step)]
-                assert data["points"][0]["metrics"]["loss"] is None, "JSON has no NaN"
+                assert data["points"][0]["metrics"]["some_metric"] is None, "JSON has no NaN"
             study.tell(trial, COMPLETE)
             _, data = events.until("history", lambda data: data["events"][-1]["kind"] == "complete")
             _, data = events.until("state", lambda data: data["best"] == 0)
@@ -195,7 +195,7 @@ async def first_messages(watchers: Watchers, count: int, valid: bool = True) -> 
 
 
 def test_a_database_that_refuses_is_said_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.service.sweep_watchers._POLL_SECONDS", 0.01)
+    monkeypatch.setattr("orchestrator.service.sweep_watchers.POLL_SECONDS", 0.01)
     watchers = Watchers()
     found = asyncio.run(first_messages(watchers, 4))
     assert found[:2] in (["reload", "problem"], ["reload", "reload"])  # watched before or after the refusal
@@ -206,7 +206,7 @@ def test_a_database_that_refuses_is_said_and_nothing_is_lost(monkeypatch: pytest
 
 
 def test_a_stream_ends_with_the_login(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.service.sweep_watchers._POLL_SECONDS", 1000.0)
+    monkeypatch.setattr("orchestrator.service.sweep_watchers.POLL_SECONDS", 1000.0)
     watchers = Watchers()
     assert asyncio.run(first_messages(watchers, 5, valid=False)) == ["reload"]
     watchers.close()

@@ -8,6 +8,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -92,6 +93,14 @@ def test_the_printed_url_logs_in_once_and_the_token_of_the_machine_is_in_its_fil
     said = served.ended(signal.SIGTERM)
     assert said.rstrip().endswith("the service has ended")
     assert not (root / "service" / "url").exists()
+
+
+def test_its_start_waits_for_no_library_that_it_does_not_need() -> None:
+    """It listens within seconds: these take seconds each."""
+    heavy = ("torch", "transformers", "ray", "mlflow", "datasets", "pandas", "scipy")
+    code = f"import sys, orchestrator.service.hosting.web_server; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGHUP])
@@ -202,7 +211,7 @@ def test_tokens_are_created_listed_and_revoked(root: Path) -> None:
     code, listed, _ = call(root, "token", "list")
     assert (code, listed.split()[:2]) == (0, ["ann", "operator"])
     assert token not in listed
-    (entry,) = json.loads(call(root, "token", "list", "--json")[1])
+    (entry,) = json.loads(call(root, "token", "list", "--json")[1])["people"]
     assert (entry["name"], entry["role"]) == ("ann", "operator")
     assert call(root, "token", "create", "ann", "--role", "viewer")[0] == 2
     assert call(root, "token", "create", "bea", "--role", "owner")[0] == 2
