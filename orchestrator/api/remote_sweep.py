@@ -127,7 +127,7 @@ class Server:
             SpecError: with all errors of the file, each with its line.
             NameTaken: the service has a sweep of this name.
         """
-        more = {"name": name, "priority": priority}
+        more: dict[str, Any] = {"name": name, "priority": priority}
         found = self._local_files(source, overrides) if upload is not False else {}
         if found and (upload is True or (upload is not False and upload(found))):
             more["files"] = {each: upload_file(self.client, path, on_progress) for each, path in found.items()}

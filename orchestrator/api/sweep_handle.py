@@ -247,9 +247,8 @@ def as_overrides(settings: Settings) -> tuple[str, ...]:
         problem = "settings are a mapping or a list"
         raise SpecError([SpecProblem("", "", problem, f"write [{settings!r}]")])
     if isinstance(settings, Mapping):
-        given = cast(Mapping[str, Any], settings)
         return tuple(
-            f"{path}={json.dumps(value, ensure_ascii=False, default=plain_value)}" for path, value in given.items()
+            f"{path}={json.dumps(value, ensure_ascii=False, default=plain_value)}" for path, value in settings.items()
         )
     return tuple(settings)
 

@@ -22,6 +22,9 @@ def run_notebook(path: Path) -> tuple[dict[str, Any], list[Any]]:
 
 def _run_cell(source: str, where: str, names: dict[str, Any]) -> Any:
     tree = ast.parse(source, where)
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, where, "exec"), names)
-    return None if last is None else eval(compile(ast.Expression(last.value), where, "eval"), names)
+    last = tree.body[-1] if tree.body else None
+    if not isinstance(last, ast.Expr):
+        exec(compile(tree, where, "exec"), names)
+        return None
+    exec(compile(ast.Module(tree.body[:-1], []), where, "exec"), names)
+    return eval(compile(ast.Expression(last.value), where, "eval"), names)

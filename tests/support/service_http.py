@@ -1,7 +1,7 @@
 """A service that listens on a free port of this machine, in a thread of the test."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import uvicorn
@@ -11,7 +11,7 @@ from tests.support.processes import wait_until
 
 
 @contextmanager
-def listening(service: Service, *, supervises: bool = False) -> Iterator[str]:
+def listening(service: Service, *, supervises: bool = False) -> Generator[str]:
     """Its URL. `supervises`: its queue's drivers are started."""
     lifespan = "on" if supervises else "off"
     config = uvicorn.Config(service.app, host="127.0.0.1", port=0, log_level="warning", lifespan=lifespan)
