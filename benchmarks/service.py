@@ -12,11 +12,13 @@ import argparse
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +28,7 @@ import psutil
 from benchmarks.driver import OBJECTIVE, spec_of
 from orchestrator.folders import SweepFolder, create_sweep_folder, sweep_lock
 from orchestrator.spec.loading.serialization import dump_spec
+from orchestrator.study.database.tables import METADATA
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
 from trainer.results import StepMetrics
@@ -50,12 +53,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         os.environ["ORCHESTRATE_HOME"] = folder
-        for number in range(options.sweeps):
-            finish(root, f"finished-{number:04d}")
+        first = finish(root, "finished-0000")
+        for number in range(1, options.sweeps):
+            copy(first, SweepFolder(root, f"finished-{number:04d}"))
         print(json.dumps(measure(root, options), indent=1))
 
 
-def finish(root: Path, name: str) -> None:
+def finish(root: Path, name: str) -> SweepFolder:
     """Make a sweep of two trials that have ended."""
     spec = spec_of(2, 2).model_copy(update={"name": name})
     folder = SweepFolder(root, name)
@@ -64,6 +68,20 @@ def finish(root: Path, name: str) -> None:
         while isinstance(trial := study.ask(), Trial):
             study.report(trial, [StepMetrics(1, {OBJECTIVE: 0.5 + 0.1 * trial.number})])
             study.tell(trial, Outcome(TrialState.COMPLETE))
+    return folder
+
+
+def copy(first: SweepFolder, to: SweepFolder) -> None:
+    """Make another sweep with the same trials, in a tenth of the time."""
+    to.path.mkdir()
+    to.spec.write_text(first.spec.read_text(encoding="utf-8").replace(first.name, to.name), encoding="utf-8")
+    with closing(sqlite3.connect(first.database)) as source, closing(sqlite3.connect(to.database)) as target:
+        source.backup(target)
+        target.execute("update studies set study_name = ?", (to.name,))
+        target.execute("update prefsweep_spec set spec = replace(spec, ?, ?)", (first.name, to.name))
+        for table in METADATA.sorted_tables:
+            target.execute(f"update {table.name} set sweep = ?", (to.name,))
+        target.commit()
 
 
 def serve(root: Path) -> None:
