@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ class _Loader:
 
     def __init__(self, seconds: float, most_bytes: int) -> None:
         self._seconds, self._bytes = seconds, most_bytes
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
     def call(self, task: tuple[Any, ...]) -> dict[str, Any]:
@@ -235,8 +236,9 @@ class _Loader:
         self.close()
         context = multiprocessing.get_context("spawn")  # threads and locks of the service are not copied
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._bytes), name="loader", daemon=True)
-        self._process.start()
+        process = context.Process(target=_serve, args=(theirs, self._bytes), name="loader", daemon=True)
+        process.start()
+        self._process = process
         theirs.close()
 
 
