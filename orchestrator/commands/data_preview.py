@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SHOWN = 3
 """Rows shown without `--rows`."""
 _FIRST_ROWS = 8
-"""Rows of each file that `check_templates` reads."""
+"""Rows of each file that `check_rows` reads."""
 _UNDECIDED: tuple[FindingKind, ...] = ("template_undecided", "needs_template")
 """Findings that `data.apply_template` answers."""
 
@@ -109,7 +109,17 @@ def chosen_rows(
 # --- before a sweep --------------------------------------------------------------------------------------------------
 
 
-def check_templates(spec: SweepSpec, document: Document) -> None:
+def check_rows(spec: SweepSpec, document: Document) -> None:
+    """Check rows of local files: their templates, and their labels where they have one response each.
+
+    Raises:
+        SpecError: with the setting and its values.
+    """
+    _check_templates(spec, document)
+    _check_labels(spec, document)
+
+
+def _check_templates(spec: SweepSpec, document: Document) -> None:
     """Check the first rows of local files for plain text of which only `data.apply_template` says how it is rendered.
 
     A sweep checks every row of all its sources; this finds the usual case before it starts, and in `plan`.
@@ -137,7 +147,7 @@ def check_templates(spec: SweepSpec, document: Document) -> None:
         raise SpecError(problems)
 
 
-def check_labels(spec: SweepSpec, document: Document) -> None:
+def _check_labels(spec: SweepSpec, document: Document) -> None:
     """Check the text of all rows of local files where they have one response and a label, or where KTO reads them.
 
     A sweep checks this of hub data too, once it has read them.

@@ -167,7 +167,7 @@ class DriverSupervisor:
                     stderr=output,
                     start_new_session=True,
                     pass_fds=[lock],
-                    env=os.environ | {"ORCHESTRATE_HOME": str(self._root)},
+                    env=os.environ | {"ORCHESTRATE_HOME": str(self._root), "ORCHESTRATE_SERVER": ""},
                 )
             failpoint("service.launched")
             self._children.append(child)

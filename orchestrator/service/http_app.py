@@ -26,6 +26,7 @@ from orchestrator.service.page.service_pages import ServicePages
 from orchestrator.service.problem_details import add_error_answers
 from orchestrator.service.request_guard import COOKIE, RequestGuard, require
 from orchestrator.service.routes.event_routes import event_routes
+from orchestrator.service.routes.file_routes import file_routes
 from orchestrator.service.routes.report_routes import report_routes
 from orchestrator.service.routes.service_routes import service_routes
 from orchestrator.service.routes.trial_routes import trial_routes
@@ -102,7 +103,8 @@ class Service:
         self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions)
         bearer = [Depends(HTTPBearer(auto_error=False))]  # for the OpenAPI document; RequestGuard checks
         routers = [
-            routes(self.context) for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes)
+            routes(self.context)
+            for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes, file_routes)
         ]
         for router in routers:
             app.include_router(router, dependencies=bearer)

@@ -25,6 +25,7 @@ from orchestrator.errors import (
 )
 from orchestrator.redaction import redact, redact_all, secret_values
 from orchestrator.service.sweep_queue import KeyUsed, NotQueued, QueueRefused
+from orchestrator.service.uploaded_files import OtherOffset
 from trainer.results import TrialError
 
 _logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ _STATUS: tuple[tuple[type[OrchestrateError], HTTPStatus], ...] = (
     (NameTaken, HTTPStatus.CONFLICT),
     (KeyUsed, HTTPStatus.CONFLICT),
     (QueueRefused, HTTPStatus.CONFLICT),
+    (OtherOffset, HTTPStatus.CONFLICT),
     (RequestRefused, HTTPStatus.CONFLICT),
     (NoTrialCompleted, HTTPStatus.CONFLICT),
     (SpecChanged, HTTPStatus.CONFLICT),

@@ -25,6 +25,7 @@ from fastapi import HTTPException
 
 from orchestrator.errors import ExitCode, OrchestrateError, SpecError, SpecProblem
 from orchestrator.service.access_tokens import Person, Role
+from orchestrator.service.uploaded_files import UploadedFiles
 from orchestrator.spec.loading.file_rights import FileRights, check_settings
 from orchestrator.spec.loading.overrides import parse_overrides
 from trainer.results import TrialError
@@ -90,6 +91,7 @@ class Submissions:
             processes: files that are loaded at a time.
         """
         self._root, self._folders = root, tuple(folder.resolve() for folder in data_folders)
+        self.uploads = UploadedFiles(root / "service" / "files")
         self._free: queue.LifoQueue[_Loader] = queue.LifoQueue()
         self._loaders = [_Loader(seconds, most_bytes) for _ in range(processes)]
         for loader in self._loaders:
@@ -102,24 +104,44 @@ class Submissions:
         for loader in self._loaders:
             loader.close()
 
-    def rights(self, person: Person) -> FileRights:
-        """Return what a file of this person may name: of an administrator, every file, but no environment variable."""
+    def rights(self, person: Person, files: Mapping[str, str] | None = None) -> FileRights:
+        """Return what a file of this person may name: of an administrator, every file, but no environment variable.
+
+        `files`: names in the file that stand for uploaded files, as for `UploadedFiles.aliases`. Raises SpecError.
+        """
+        aliases = self.uploads.aliases(person.name, files or {})
+        own = self.uploads.folder_of(person.name).resolve()
         if person.role >= Role.ADMIN:
-            return FileRights((self._root, *self._folders), None)
+            return FileRights((self._root, *self._folders), None, aliases=aliases)
         opened = (
             f"the service opens {', '.join(map(str, self._folders))}" if self._folders else "the service opens none"
         )
         advice = f"{opened}; an administrator adds one by `orchestrate serve --data-folder FOLDER`"
-        return FileRights(self._folders, None, is_closed=True, advice=advice, forbidden=FORBIDDEN)
+        folders = (*self._folders, own) if own.is_dir() else self._folders
+        return FileRights(folders, None, is_closed=True, advice=advice, forbidden=FORBIDDEN, aliases=aliases)
 
-    def load(self, person: Person, text: str, overrides: Sequence[str], name: str | None) -> LoadedSweep:
+    def load(
+        self,
+        person: Person,
+        text: str,
+        overrides: Sequence[str],
+        name: str | None,
+        files: Mapping[str, str] | None = None,
+    ) -> LoadedSweep:
         """Load a sweep file. Raises SpecError with all mistakes and their lines, SubmissionRefused."""
-        found = self._call(person, ("load", self._root, self.rights(person), text, tuple(overrides), name))
+        found = self._call(person, ("load", self._root, self.rights(person, files), text, tuple(overrides), name))
         return LoadedSweep(**found)
 
-    def plan(self, person: Person, text: str, overrides: Sequence[str], name: str | None) -> dict[str, Any]:
+    def plan(
+        self,
+        person: Person,
+        text: str,
+        overrides: Sequence[str],
+        name: str | None,
+        files: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
         """Return the plan of a sweep file as `orchestrate plan --json` does. Raises as `load`."""
-        return self._call(person, ("plan", self._root, self.rights(person), text, tuple(overrides), name))
+        return self._call(person, ("plan", self._root, self.rights(person, files), text, tuple(overrides), name))
 
     def check_overrides(self, person: Person, overrides: Sequence[str]) -> None:
         """Check what the settings of one trial name, as `enqueue` and `clone` take them. Raises SpecError."""
@@ -267,11 +289,11 @@ def _plan(root: Path, rights: FileRights, text: str, overrides: Sequence[str], n
 
 def _checked(rights: FileRights, text: str, overrides: Sequence[str], name: str | None) -> tuple[Any, tuple[str, ...]]:
     """Load a sweep as the command line does."""
-    from orchestrator.commands.data_preview import check_templates
+    from orchestrator.commands.data_preview import check_rows
     from orchestrator.spec.loading.loader import load_text_with_notices
     from orchestrator.spec.loading.position_checks import check_lengths
 
     loaded = load_text_with_notices(text, rights, overrides, name=name)
     lengths = check_lengths(loaded.spec, loaded.document)
-    check_templates(loaded.spec, loaded.document)
+    check_rows(loaded.spec, loaded.document)
     return loaded.spec, (*loaded.notices, *lengths)

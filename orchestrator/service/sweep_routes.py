@@ -47,6 +47,9 @@ class SweepText(BaseModel):
     yaml: str = Field(description="The sweep file; file names in it are relative to the data folders.")
     overrides: list[str] = Field(default=[], max_length=200, description="Changes as PATH=VALUE, as of --set.")
     name: str | None = Field(default=None, description="Name of the sweep instead of the file's.")
+    files: dict[str, str] = Field(
+        default={}, max_length=100, description="Uploaded files by their names in the sweep file, each as SHA256/NAME."
+    )
 
 
 class Submission(SweepText):
@@ -102,12 +105,12 @@ def sweep_routes(context: ServiceContext) -> APIRouter:
     @routes.post("/plan")
     def plan(person: Operator, body: SweepText) -> dict[str, Any]:
         """Return what a sweep would do, as `orchestrate plan --json`."""
-        return as_json(context.submissions.plan(person, body.yaml, body.overrides, body.name))
+        return as_json(context.submissions.plan(person, body.yaml, body.overrides, body.name, body.files))
 
     @routes.post("/sweeps", status_code=HTTPStatus.CREATED)
     def submit(person: Operator, response: Response, body: Submission, idempotency_key: Key = "") -> dict[str, Any]:
         """Add a sweep to the queue. A repeated Idempotency-Key returns the sweep that it added, with status 200."""
-        loaded = context.submissions.load(person, body.yaml, body.overrides, body.name)
+        loaded = context.submissions.load(person, body.yaml, body.overrides, body.name, body.files)
         added, is_new = queue.submit(
             loaded.name,
             loaded.spec,

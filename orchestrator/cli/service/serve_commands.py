@@ -52,7 +52,7 @@ def serve(
     print_compose: bool,
     image: str | None,
 ) -> None:
-    """Serve the runs folder: a queue of sweeps, an API and pages for browsers.
+    """Serve the runs folder: a queue of sweeps, an API, pages.
 
     Prints a URL that logs one browser in, once. Other people need a token of their own (`orchestrate token create`).
     Ctrl-C ends the service; the sweeps that run continue, and the next `serve` finds them.

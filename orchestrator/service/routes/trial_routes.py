@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
 from dashboards.analysis.load_frame import trial_samples
+from orchestrator.api.watched_sweep import Progress, progress_of
 from orchestrator.commands.request_commands import open_study, record_of
 from orchestrator.commands.runs_folder.sweep_logs import SweepLog
 from orchestrator.commands.status import history
@@ -132,6 +133,18 @@ def trial_routes(context: ServiceContext) -> APIRouter:
             for row in found
         ]
         return as_json({"trial": trial, "samples": rows, "notices": notices})
+
+    @routes.get("/progress")
+    def progress(_: Viewer, name: str) -> dict[str, Any]:
+        """Return what a live table shows: state, spec and every trial's record, as commands with `--server` read it."""
+        sweep = context.queued(name)
+        if sweep is not None and name not in known_sweeps(root):
+            found = Progress(sweep.state.value, sweep.why, not sweep.state.has_ended)
+        else:
+            found = progress_of(existing_sweep(root, name))
+            if sweep is not None and not sweep.state.has_ended:  # its next driver is about to start
+                found = replace(found, is_driven=True)
+        return as_json(found.as_json())
 
     @routes.get("/log")
     def log(

@@ -15,12 +15,11 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from dashboards.sweep_reporter import DashboardReporter
+from orchestrator.api import open_sweep
 from orchestrator.commands.budget_control import set_budget
 from orchestrator.commands.judge_sweep import judge_config
 from orchestrator.commands.request_commands import (
     RequestRefused,
-    current_user,
     enqueue_clone,
     enqueue_trial,
     open_study,
@@ -141,7 +140,7 @@ def verb_routes(context: ServiceContext) -> APIRouter:
                 return {"name": name, "notices": [f"{name} waits no longer"]}
         if not body.abandon:
             return control(person, name, RequestKind.STOP, None, body.why or "stopped")
-        return context.control(person, name, lambda: _abandon(context, name, body.why))
+        return context.control(person, name, lambda: open_sweep(name, root).abandon(why=body.why))
 
     @routes.post("/withdraw")
     def withdraw(person: Operator, name: str, body: Reason) -> dict[str, Any]:
@@ -291,21 +290,6 @@ def verb_routes(context: ServiceContext) -> APIRouter:
         return as_json({"name": name, "notices": notices})
 
     return routes
-
-
-def _abandon(context: ServiceContext, name: str, why: str) -> Sequence[str]:
-    """End a sweep for good: by its driver, or here where none runs."""
-    from orchestrator.driver import run_sweep  # with Ray, which takes seconds to load
-
-    folder = existing_sweep(context.root, name)
-    if lock_holder(folder) is not None:
-        return request_control(name, context.root, RequestKind.ABANDON, None, why)
-    if not Study.exists(folder):
-        raise RequestRefused(f"{name} has no trials: there is nothing to end; its folder is {folder.path}")
-    notices: list[str] = []
-    text = f"{why} (by {current_user()})" if why else f"by {current_user()}"
-    ended = run_sweep.abandon(name, context.root, DashboardReporter(), text, notices.append)
-    return [*notices, f"{name} is abandoned: {ended} unfinished trials ended as PRUNED; results and report stay"]
 
 
 def _retry_failed(context: ServiceContext, name: str, why: str) -> Sequence[str]:

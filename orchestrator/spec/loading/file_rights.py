@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +38,8 @@ class FileRights:
     """Added to such a refusal: who opens another folder, and how."""
     forbidden: Mapping[str, str] | None = None
     """Sections and their settings that the file must not have, each with the reason."""
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Names in the file that stand for other paths, as of files that were uploaded with it."""
 
     @classmethod
     def of_command(cls, folder: Path) -> FileRights:
@@ -53,6 +55,7 @@ class FileRights:
 
         Links are followed only where the written path is inside, so that no answer depends on other files.
         """
+        given = self.aliases.get(given, given)
         if "\0" in given:
             return []
         if not self.is_closed:
