@@ -42,13 +42,13 @@ class ServedPages:
     root: Path
     tokens: Mapping[Role, str]
 
-    def log_in(self, page: Page, role: Role = Role.ADMIN, to: str = "/", **more: Any) -> None:
+    def log_in(self, page: Page, role: Role = Role.ADMIN, to: str = "/", *, width: int = 1280, **more: Any) -> None:
         """Log a browser in by the page's form, and look at `to`."""
         page.look(f"{self.base}/login", width=1280)
         page.run(f"document.getElementById('token').value = {self.tokens[role]!r}")
         page.run("document.querySelector('form').requestSubmit()")
         wait_for(page, "location.pathname === '/'")
-        page.look(f"{self.base}{to}", **({"width": 1280} | more))
+        page.look(f"{self.base}{to}", width=width, **more)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class ApiCalls:
             for router in routers
             for route in router.routes
             if isinstance(route, APIRoute)
-            for method in route.methods
+            for method in route.methods or ()
         }
 
     def role(self, method: str, path: str) -> Role:
@@ -60,7 +60,9 @@ class ApiCalls:
         endpoint = self._endpoints[method, path]
         hints = get_type_hints(endpoint, include_extras=True)
         parameters = inspect.signature(endpoint).parameters
-        given = {name: person for name in parameters if any(hints.get(name) == kind for kind, _ in _ROLES)}
+        given: dict[str, Any] = {
+            name: person for name in parameters if any(hints.get(name) == kind for kind, _ in _ROLES)
+        }
         if body is not None:
             kind = next(each for each in _alternatives(hints["body"]) if issubclass(each, BaseModel))
             try:

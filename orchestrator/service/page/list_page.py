@@ -176,12 +176,7 @@ def list_pages(
         owner: str = "",
         sort: str = "newest",
         page: int = 1,
-        code: str = "",
     ) -> Response:
-        if code and request.state.person is None:
-            return log_in(request, code=code)
-        if code:
-            return RedirectResponse("/", HTTPStatus.SEE_OTHER)
         require(request, Role.VIEWER)
 
         def query(**changed: Any) -> str:

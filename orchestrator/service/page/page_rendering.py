@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, quote, urlencode
 
 from fastapi import APIRouter, HTTPException, Request, Response
@@ -52,7 +52,9 @@ _MOST_NOTICES = 1000
 def environment() -> Any:
     """Return the templates of the pages and of the report."""
     found = template_environment(_FOLDER / "templates", REPORT_TEMPLATES)
-    found.globals |= {"asset": asset, "plotly_styles": plotly_styles, "dark": Markup(as_script(ON_DARK))}
+    cast("dict[str, Any]", found.globals).update(
+        asset=asset, plotly_styles=plotly_styles, dark=Markup(as_script(ON_DARK))
+    )
     found.filters |= {"brief": format_brief, "duration": format_duration, "path": _path_part}
     return found
 

@@ -102,6 +102,7 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
         of = subject(name, number)
         analysis = views.view(name).analysis
         assert of.trial is not None
+        assert of.frame is not None
         assert analysis is not None
         drawn = [draw_panel(panel) for panel in _trial_panels(root, analysis, of.trial)]
         figures = {key: figure for panel in drawn for key, figure in panel.figures.items()}
