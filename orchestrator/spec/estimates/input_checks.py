@@ -110,14 +110,13 @@ def check_judge_prompts(spec: SweepSpec) -> None:
     source = None if judge is None else judge.prompts_from
     if judge is None or not isinstance(source, FileSource):
         return
-    from trainer.data.sources import read_source
+    from trainer.evaluation.prompt_files import parse_prompts, read_prompt_rows
 
     try:
-        rows = read_source(source, required=("prompt",))
+        rows = read_prompt_rows(source)
+        parse_prompts(source, rows, as_dialogue=True)  # whether the sweep's rows are dialogues is found with the data
     except TrialError as error:
         raise DataError(f"judge.prompts_from: {error}") from error
-    if not rows:
-        raise DataError(f"judge.prompts_from: {source.path} has no rows; give a file with prompts")
     if judge.only_checker and all((row.fields or {}).get("answer") is None for row in rows):
         raise DataError(no_answer_for_checker(len(rows)))
 
