@@ -26,6 +26,7 @@ from dashboards.formatting import (
     format_settings,
     format_signed,
     format_value,
+    objectives_text,
 )
 from dashboards.report.blocks import Block, Code, Findings, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from orchestrator.judge.judgements import most_important
@@ -413,7 +414,7 @@ def setup_panel(analysis: SweepAnalysis) -> Panel | None:
         ("updates per trial", ", ".join(map(str, sorted(planned))) or "not known yet"),
         ("pairs per update", str(base.training.pairs_per_update)),
         ("loss", base.loss.kind),
-        ("objective", ", ".join(f"{each.direction} {each.metric}" for each in frame.objectives)),
+        ("objective", objectives_text(frame.objectives)),
         ("sampler", spec.sampler.kind),
     ]
     rows += [(path, ", ".join(format_value(v) for v in frame.space.listed_values(path))) for path in frame.paths]

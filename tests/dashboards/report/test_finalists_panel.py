@@ -19,10 +19,10 @@ from dashboards.report.panels.result_panels import winner_panel
 from dashboards.sweep_reporter import DashboardReporter
 from dashboards.terminal.command_output import print_best, print_status
 from dashboards.terminal.trial_tables import print_final_summary
-from orchestrator.cli.report_data import as_json
 from orchestrator.commands.status import best, status
 from orchestrator.driver.finalists_stage import confirm_finalists
 from orchestrator.folders import SweepFolder
+from orchestrator.report_data import as_json
 from orchestrator.spec.sweep_spec import Finalists
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial

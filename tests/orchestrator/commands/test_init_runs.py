@@ -418,7 +418,8 @@ def test_plain_text_without_a_decision_is_refused_before_a_sweep_starts(
     plain = write_text_rows(tmp_path / "plain.jsonl", "columns")
     given = json.dumps({"train": str(plain), "max_length": 128})
     decided = json.dumps({"train": str(plain), "max_length": 128, "apply_template": True})
-    base, stage = (given, "") if section == "base" else (decided, f"\nsft:\n  data: {given}\n")
+    sft = f"\nsft:\n  data: {given}\n  training: {{pairs_per_update: 8}}\n"
+    base, stage = (given, "") if section == "base" else (decided, sft)
     file = Path("mine.yaml")
     file.write_text(
         f"name: mine\nbase:\n  model: {made / 'model'}\n  data: {base}\n  training: {{pairs_per_update: 8}}\n{stage}"
