@@ -168,11 +168,11 @@ def print_comparison(found: SweepComparison, console: Console) -> None:
             break
     else:
         _print_narrow(found, console)
-    console.print(Text(comparison_summary(found), style="bold"), soft_wrap=True)
+    console.print(Text(comparison_summary(found), style="bold"), soft_wrap=not console.is_terminal)
     for finding in found.serious:
-        console.print(Text(f"serious: {finding.title}", style="bold red"), soft_wrap=True)
+        console.print(Text(f"serious: {finding.title}", style="bold red"), soft_wrap=not console.is_terminal)
     for warning in found.warnings:
-        console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"! {warning}", style="yellow"), soft_wrap=not console.is_terminal)
 
 
 def _table(found: SweepComparison, all_columns: bool) -> tuple[RichTable, int]:

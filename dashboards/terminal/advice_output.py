@@ -74,7 +74,7 @@ def print_lines(console: Console, lines: Sequence[AdviceLine]) -> None:
             now = f"{line.setting}: {line.current}"
             console.print(Text(f"  {now}" if line.value is None else f"  {line.yaml}    # now {line.current}"))
         sources = f" [{'; '.join(line.sources)}]" if line.sources else ""
-        console.print(Text(f"  {line.reason}{sources}", style="bright_black"), soft_wrap=True)
+        console.print(Text(f"  {line.reason}{sources}", style="bright_black"), soft_wrap=not console.is_terminal)
 
 
 def print_advice_of_plan(console: Console, lines: Sequence[AdviceLine]) -> None:
@@ -86,7 +86,10 @@ def print_advice_of_plan(console: Console, lines: Sequence[AdviceLine]) -> None:
     print_lines(console, shown)
     kept = list(dict.fromkeys(line.topic for line in lines if line.level == "keep" and line not in shown))
     if kept:
-        console.print(Text(_kept_text([_SUBJECTS.get(topic, f"the {topic}") for topic in kept])), soft_wrap=True)
+        console.print(
+            Text(_kept_text([_SUBJECTS.get(topic, f"the {topic}") for topic in kept])),
+            soft_wrap=not console.is_terminal,
+        )
     if not any(line.topic == "right already" for line in lines):
         console.print("note: `orchestrate advise` scores the pairs under the initial model", markup=False)
 

@@ -66,7 +66,7 @@ def init(
             apply = click.confirm(question, default=True, err=True)
             facts = replace(facts, apply_template=apply)
         else:
-            click.echo(f"{message}: the template is applied (data.apply_template: true)", err=True)
+            click.echo(wrapped(f"{message}: the template is applied (data.apply_template: true)"), err=True)
     for notice in facts.notices:
         click.echo(wrapped(notice), err=True)
     text = init_file.write_sweep_file(file.stem, answers, facts)

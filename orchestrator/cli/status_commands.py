@@ -13,6 +13,7 @@ from orchestrator.cli.remote_commands import follow_sweep
 from orchestrator.cli.remote_commands import print_status as print_remote_status
 from orchestrator.errors import ExitCode
 from orchestrator.folders import existing_sweep, runs_folder
+from orchestrator.terminal_streams import wrapped
 
 
 @click.command()
@@ -135,7 +136,7 @@ def best(
 
 
 def _log(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(wrapped(text), err=True)
 
 
 @click.command()
