@@ -62,12 +62,7 @@ def _check_table(found: Any) -> None:
     print_comparison(found, console)
     on_terminal = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, on_terminal.splitlines())) <= 60
-    assert (
-        comparison_summary(found).split()
-        == on_terminal[on_terminal.index(comparison_summary(found)[:20]) :].split()[
-            : len(comparison_summary(found).split())
-        ]
-    ), "broken between words"
+    assert comparison_summary(found) in " ".join(on_terminal.split()), "broken between words"
 
 
 def test_what_is_not_matched_is_said_with_numbers(tmp_path: Path) -> None:
