@@ -18,7 +18,7 @@ from typing import Any
 
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis, analyze
-from dashboards.formatting import format_brief, format_settings, format_value
+from dashboards.formatting import format_measured, format_settings, format_value
 from dashboards.report.blocks import Chart, Charts, Code, Panel
 from dashboards.report.figures import as_script
 from dashboards.report.panels import PANELS, heatmaps, hyperparameters, learning_curves, response_quality
@@ -264,12 +264,19 @@ def draw_panel(panel: Panel) -> DrawnPanel:
     return DrawnPanel(panel.key, panel.title, html, {ids[id(chart)]: chart.figure for chart in charts})
 
 
+def _measured_column(values: Sequence[float | None]) -> list[str]:
+    return ["–" if value is None else text for value, text in zip(values, format_measured(values, 3), strict=True)]
+
+
 def _trial_table(frame: SweepFrame, part: SweepFrame, shown: Shown) -> str:
     """Return the table of all trials with their decisions; those that the filters hide are left out."""
     visible = {trial.number for trial in part.trials}
     trials = sorted((trial for trial in frame.trials if trial.number in visible), key=SORTS[shown.sort](frame))
     best = frame.eligible[0].number if frame.eligible else None
     columns = [format_settings([trial.record.params.get(path) for trial in trials]) for path in frame.paths]
+    values = _measured_column([frame.value(trial) for trial in trials])
+    margins = _measured_column([trial.last(MARGIN) for trial in trials])
+    chosen = _measured_column([trial.last(CHOSEN) for trial in trials])
     rows = [
         {
             "label": trial.label,
@@ -280,9 +287,9 @@ def _trial_table(frame: SweepFrame, part: SweepFrame, shown: Shown) -> str:
             "settings": [column[k] for column in columns],
             "at": trial.curves.last_update,
             "planned": trial.planned_updates,
-            "value": format_brief(frame.value(trial)),
-            "margin": format_brief(trial.last(MARGIN)),
-            "chosen": format_brief(trial.last(CHOSEN)),
+            "value": values[k],
+            "margin": margins[k],
+            "chosen": chosen[k],
             "decision": _decision(trial),
         }
         for k, trial in enumerate(trials)
