@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from rich.console import Console
 
@@ -31,36 +32,33 @@ def presentation(*, show_progress: bool = True) -> Presentation:
     )
 
 
+class RunOptions(TypedDict, total=False):
+    """How a sweep is run, as for `orchestrator.driver.run_sweep`."""
+
+    cluster_at: ClusterAddress | None
+    trust_remote_code: bool
+    waits: bool
+
+
+class ResumeOptions(RunOptions, total=False):
+    """How a sweep is resumed, as for `orchestrator.driver.run_sweep.resume`."""
+
+    mirror: str | None
+    retry_failed: bool
+
+
 def start(
     spec: SweepSpec,
     root: Path,
     *,
-    cluster_at: ClusterAddress | None = None,
-    trust_remote_code: bool = False,
-    waits: bool = True,
+    resume_existing: bool = False,
     show_progress: bool = True,
+    **options: Unpack[RunOptions],
 ) -> StopReason:
-    """Run a new sweep; arguments and errors are those of `orchestrator.driver.run_sweep.start`."""
+    """Run a new sweep, or with `resume_existing` resume it if it exists; raises like `run_sweep.start_or_resume`."""
     bypass_proxies()
-    shown = presentation(show_progress=show_progress)
-    return run_sweep.start(spec, root, shown, cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=waits)
-
-
-def start_or_resume(
-    spec: SweepSpec,
-    root: Path,
-    *,
-    cluster_at: ClusterAddress | None = None,
-    trust_remote_code: bool = False,
-    waits: bool = True,
-    show_progress: bool = True,
-) -> StopReason:
-    """Start this sweep, or resume it if it exists."""
-    bypass_proxies()
-    shown = presentation(show_progress=show_progress)
-    return run_sweep.start_or_resume(
-        spec, root, shown, cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=waits
-    )
+    begin = run_sweep.start_or_resume if resume_existing else run_sweep.start
+    return begin(spec, root, presentation(show_progress=show_progress), **options)
 
 
 def resume(
@@ -68,26 +66,12 @@ def resume(
     root: Path,
     overrides: Sequence[str] = (),
     *,
-    mirror: str | None = None,
-    cluster_at: ClusterAddress | None = None,
-    trust_remote_code: bool = False,
-    retry_failed: bool = False,
-    waits: bool = True,
     show_progress: bool = True,
+    **options: Unpack[ResumeOptions],
 ) -> StopReason:
     """Resume a sweep; arguments and errors are those of `orchestrator.driver.run_sweep.resume`."""
     bypass_proxies()
-    return run_sweep.resume(
-        name,
-        root,
-        presentation(show_progress=show_progress),
-        overrides,
-        mirror=mirror,
-        cluster_at=cluster_at,
-        trust_remote_code=trust_remote_code,
-        retry_failed=retry_failed,
-        waits=waits,
-    )
+    return run_sweep.resume(name, root, presentation(show_progress=show_progress), overrides, **options)
 
 
 def code_of(folder: SweepFolder, reason: StopReason) -> ExitCode:

@@ -75,11 +75,11 @@ def run(
     from orchestrator.api import driving
     from orchestrator.spec.estimates.arrangement import DoesNotFit
 
-    begin = driving.start_or_resume if resume_existing else driving.start
     try:
-        reason = begin(
+        reason = driving.start(
             read.spec,
             root,
+            resume_existing=resume_existing,
             cluster_at=_cluster(address, machines),
             trust_remote_code=trust_remote_code,
             waits=wait_for_gpus,

@@ -6,12 +6,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 from dashboards.mlflow_pages import saved_view
 from orchestrator.api import driving
 from orchestrator.cli.sweep_summary import print_summary
 from orchestrator.errors import ExitCode
-from orchestrator.execution.remote_cluster import ClusterAddress
 from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.spec.loading.loader import load_spec
@@ -23,55 +23,16 @@ from orchestrator.tracking.tracking_store import check_tracking_store, sweep_tra
 
 
 def start(
-    spec: SweepSpec,
-    root: Path,
-    *,
-    cluster_at: ClusterAddress | None = None,
-    trust_remote_code: bool = False,
-    waits: bool = True,
+    spec: SweepSpec, root: Path, *, resume_existing: bool = False, **options: Unpack[driving.RunOptions]
 ) -> ExitCode:
-    """Run a new sweep and print its summary; raises like `orchestrator.driver.run_sweep.start`."""
-    stop_reason = driving.start(spec, root, cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=waits)
+    """Run a sweep as `driving.start` does and print its summary."""
+    stop_reason = driving.start(spec, root, resume_existing=resume_existing, **options)
     return print_summary(SweepFolder(root, spec.name), spec, stop_reason)
 
 
-def start_or_resume(
-    spec: SweepSpec,
-    root: Path,
-    *,
-    cluster_at: ClusterAddress | None = None,
-    trust_remote_code: bool = False,
-    waits: bool = True,
-) -> ExitCode:
-    """Start this sweep, or resume it if it exists, and print its summary."""
-    stop_reason = driving.start_or_resume(
-        spec, root, cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=waits
-    )
-    return print_summary(SweepFolder(root, spec.name), spec, stop_reason)
-
-
-def resume(
-    name: str,
-    root: Path,
-    overrides: Sequence[str] = (),
-    *,
-    mirror: str | None = None,
-    cluster_at: ClusterAddress | None = None,
-    trust_remote_code: bool = False,
-    retry_failed: bool = False,
-    waits: bool = True,
-) -> ExitCode:
-    """Resume a sweep and print its summary; raises like `orchestrator.driver.run_sweep.resume`."""
-    stop_reason = driving.resume(
-        name,
-        root,
-        overrides,
-        mirror=mirror,
-        cluster_at=cluster_at,
-        trust_remote_code=trust_remote_code,
-        retry_failed=retry_failed,
-        waits=waits,
-    )
+def resume(name: str, root: Path, overrides: Sequence[str] = (), **options: Unpack[driving.ResumeOptions]) -> ExitCode:
+    """Resume a sweep as `driving.resume` does and print its summary."""
+    stop_reason = driving.resume(name, root, overrides, **options)
     folder = existing_sweep(root, name)
     return print_summary(folder, load_spec(folder.spec, is_new=False), stop_reason)
 

@@ -215,9 +215,7 @@ def sweep(
         free_folder(runs_folder(), spec.name)
     if detach:
         return run_detached(SweepFolder(runs_folder(), spec.name))
-    from orchestrator.cli.composition import start, start_or_resume
-
-    run = start_or_resume if go_on else start
+    from orchestrator.cli.composition import start
 
     drop_failed_output()
     for notice in read.notices:
@@ -225,7 +223,14 @@ def sweep(
     from orchestrator.spec.estimates.arrangement import DoesNotFit
 
     try:
-        return run(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=not no_wait)
+        return start(
+            spec,
+            runs_folder(),
+            resume_existing=go_on,
+            cluster_at=cluster_at,
+            trust_remote_code=trust_remote_code,
+            waits=not no_wait,
+        )
     except DoesNotFit as error:
         raise read.with_line(error) from None
 

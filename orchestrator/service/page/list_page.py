@@ -177,6 +177,7 @@ def list_pages(
         sort: str = "newest",
         page: int = 1,
     ) -> Response:
+        """Answer with the list of sweeps, the queue and the GPUs."""
         require(request, Role.VIEWER)
 
         def query(**changed: Any) -> str:
@@ -220,6 +221,7 @@ def list_pages(
 
     @pages.post("/login")
     async def log_in(request: Request) -> Response:
+        """Log in by the token of the form; failures are slowed."""
         form = await form_of(request)
         token, to = form.get("token", [""])[0].strip(), own_path(form.get("next", ["/"])[0])
         address = request.client.host if request.client else ""
@@ -237,6 +239,7 @@ def list_pages(
 
     @pages.post("/logout")
     def log_out(request: Request) -> Response:
+        """End this browser's login."""
         logins.log_out(request.state.cookie)
         answer = RedirectResponse("/login", HTTPStatus.SEE_OTHER)
         answer.delete_cookie(COOKIE)

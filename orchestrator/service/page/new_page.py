@@ -81,6 +81,7 @@ def new_pages(root: Path, api: ApiCalls) -> APIRouter:
 
     @pages.get("/new")
     def new(request: Request, example: str = _FIRST_EXAMPLE, like: str = "") -> Response:
+        """Answer with the editor, filled with an example or the file of the sweep `like`."""
         require(request, Role.OPERATOR)
         if like:
             return editor(request, existing_sweep(root, like).spec.read_text(encoding="utf-8"))
@@ -90,11 +91,13 @@ def new_pages(root: Path, api: ApiCalls) -> APIRouter:
 
     @pages.post("/new")
     async def start(request: Request) -> Response:
+        """Check the file of the form, or submit it."""
         person, form = require(request, Role.OPERATOR), await form_of(request)
         text = form.get("yaml", [""])[0].replace("\r\n", "\n")
         priority = form.get("priority", ["0"])[0].strip() or "0"
 
         def do() -> Response:
+            """In a thread, since loading a file takes long."""
             if form.get("do", [""])[0] != "start":
                 return editor(request, text, checked(api, person, text), priority)
             key = form.get("key", [""])[0][:128]

@@ -70,6 +70,7 @@ def _compare_pages(root: Path) -> APIRouter:
 
     @pages.get("/compare")
     def compare(request: Request) -> Response:
+        """Answer with the comparison of the sweeps in the query, or with their choice."""
         require(request, Role.VIEWER)
         asked = list(dict.fromkeys(parse_qs(request.url.query, max_num_fields=200).get("name", [])))
         folders = [existing_sweep(root, name) for name in asked[:_MOST_COMPARED]]

@@ -55,6 +55,7 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
     pages = APIRouter(route_class=PageRoute, include_in_schema=False)
 
     def subject(name: str, number: int | None = None) -> Subject:
+        """Return what a page or an action is about. Raises NoSuchSweep."""
         queued = context.queued(name)
         try:
             view = views.view(name)
@@ -73,6 +74,7 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
 
     @pages.get("/sweeps/{name}")
     def sweep(request: Request, name: str) -> Response:
+        """Answer with the page of a sweep."""
         person = require(request, Role.VIEWER)
         of, shown = subject(name), Shown.of_query(_query(request))
         drawn: list[DrawnPanel] = []
@@ -98,6 +100,7 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
 
     @pages.get("/sweeps/{name}/trials/{number}")
     def trial(request: Request, name: str, number: int) -> Response:
+        """Answer with the page of a trial."""
         person = require(request, Role.VIEWER)
         of = subject(name, number)
         analysis = views.view(name).analysis
@@ -143,6 +146,7 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
     @pages.get("/sweeps/{name}/actions/{key}")
     @pages.get("/sweeps/{name}/trials/{number}/actions/{key}")
     def ask(request: Request, name: str, key: str, number: int | None = None) -> Response:
+        """Answer with the confirmation of an action, which says what it costs."""
         of = subject(name, number)
         action = find_action(of, key)
         require(request, api.role(action.method, action.path))
@@ -158,6 +162,7 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
         person, form = require(request, Role.VIEWER), await form_of(request)
 
         def do() -> Response:
+            """In a thread, since actions read the study."""
             of = subject(name, number)
             action = find_action(of, key)
             require(request, api.role(action.method, action.path))
