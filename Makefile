@@ -48,7 +48,8 @@ house: install-test ## Sizes, names, layers and words of the source, by the rule
 
 golden: install-test ## Write tests/golden anew, after an intended change of visible output
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/end_to_end/test_shipped_sweeps.py tests/end_to_end/test_surface.py \
-		tests/orchestrator/commands/test_job_files.py tests/end_to_end/test_sweep.py::test_a_sweep_interrupted_resumed_and_exported
+		tests/orchestrator/commands/test_job_files.py tests/orchestrator/service/test_deployment_files.py \
+		tests/end_to_end/test_sweep.py::test_a_sweep_interrupted_resumed_and_exported
 
 test-slow: install-test ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow

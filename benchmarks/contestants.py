@@ -31,9 +31,14 @@ def shell_loop(files: list[Path], threads: int) -> TimedRun:
     """Run one script after the other, each with all cores."""
     began = time.perf_counter()
     for file in files:
-        command = [sys.executable, "-m", "benchmarks.trl_trial", str(file)]
-        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, env=environment(threads))
+        _run([sys.executable, "-m", "benchmarks.trl_trial", str(file)], threads)
     return read_trl(files, time.perf_counter() - began)
+
+
+def _run(command: list[str], threads: int) -> None:
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment(threads))
+    if done.returncode:
+        raise RuntimeError(done.stderr[-4000:])
 
 
 def ray_tune(files: list[Path], slots: int, folder: Path) -> TimedRun:
@@ -41,8 +46,7 @@ def ray_tune(files: list[Path], slots: int, folder: Path) -> TimedRun:
     grid = folder / "grid.json"
     grid.write_text(json.dumps({"trials": [str(f) for f in files], "slots": slots, "repository": str(REPOSITORY)}))
     began = time.perf_counter()
-    command = [sys.executable, "-m", "benchmarks.ray_trl", str(grid)]
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, env=environment(1))
+    _run([sys.executable, "-m", "benchmarks.ray_trl", str(grid)], threads=1)
     return read_trl(files, time.perf_counter() - began)
 
 

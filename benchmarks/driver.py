@@ -10,6 +10,7 @@ other. An event's latency is the time from its due time to the driver's decision
 from __future__ import annotations
 
 import argparse
+import contextlib
 import heapq
 import io
 import math
@@ -213,11 +214,15 @@ def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dic
     create_sweep_folder(folder, dump_spec(spec))
     log = io.StringIO()
     view = PlainLogView(SweepProgress(spec, trials), Console(file=log, width=160))
-    with Study.create(folder, spec, slots=slots, train_pairs=10_000) as study, SignalHandler(lambda: "") as signals:
+    with (
+        Study.create(folder, spec, slots=slots, train_pairs=10_000) as study,
+        SignalHandler(lambda: "") as signals,
+        contextlib.ExitStack() as stack,
+    ):
         sink = open_sink(study, root, DashboardReporter())
         study.start_driving(0.0)
         sink.start_run(SWEEP_RUN, name=spec.name, params={}, tags={}, at=time.time())
-        after = AfterTrial(study, sink, DashboardReporter())
+        after = stack.enter_context(AfterTrial(study, sink, DashboardReporter()))
         controller = TrialController(
             study, sink, view, signals, finalize_config=lambda config, _: config, on_trial_end=after
         )

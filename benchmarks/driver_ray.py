@@ -128,8 +128,10 @@ def run_product(root: Path, slots: Slots, trials: int, window: LatencyWindow) ->
         study.start_driving(0.0)
         sink.start_run(SWEEP_RUN, name=spec.name, params={}, tags={}, at=time.time())
         view = PlainLogView(SweepProgress(spec, trials), Console(file=(root / "log").open("w"), width=160))
-        after = AfterTrial(study, sink, DashboardReporter())
-        with local_cluster(folder.path / "ray", slots, signals):
+        with (
+            AfterTrial(study, sink, DashboardReporter()) as after,
+            local_cluster(folder.path / "ray", slots, signals),
+        ):
             tune_adapter.TrialController = Listening  # pyright: ignore[reportPrivateImportUsage]
             run_trials(study, sink, view, signals, slots, on_trial_end=after, open_session=Sleeper)
         sink.close(120.0)

@@ -16,7 +16,7 @@ def run(trials: list[str], slots: int, repository: str) -> float:
     from ray import tune
 
     began = time.perf_counter()
-    ray.init(num_cpus=slots, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init("local", num_cpus=slots, include_dashboard=False, log_to_driver=False, logging_level="error")
 
     def one(config: dict[str, Any]) -> None:
         subprocess.run([sys.executable, "-m", "benchmarks.trl_trial", config["trial"]], cwd=repository, check=True)

@@ -31,7 +31,9 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, processes: int, threads: int) -> dict[str, Any]:
     """Return wall-clock milliseconds per step of one trial; parallel processes are averaged."""
-    case = argparse.Namespace(loss="simpo", vocabulary=options.vocabulary, threads=threads, same_allocator=False)
+    case = argparse.Namespace(
+        loss="simpo", vocabulary=options.vocabulary, threads=threads, same_allocator=False, bf16=False
+    )
     found = [start("ours", case) for _ in range(processes)]
     took: list[float] = []
     for _ in range(options.rounds + 1):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+
+from orchestrator.spec.objectives import Objective
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -238,3 +241,9 @@ def table_width(table: Table) -> Measurement:
     """Measure the columns that a table needs, whatever the terminal's width."""
     console = Console(width=1000, height=100)  # rich ignores width alone on a dumb terminal
     return Measurement.get(console, console.options, table)
+
+
+def objectives_text(objectives: Iterable[Objective]) -> str:
+    """Return the objectives by direction: "maximize a, b, minimize c"."""
+    by_direction = groupby(objectives, lambda each: each.direction)
+    return ", ".join(f"{direction} {', '.join(each.metric for each in of)}" for direction, of in by_direction)

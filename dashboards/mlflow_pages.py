@@ -27,7 +27,7 @@ from dashboards.formatting import (
 )
 from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.repeats import rank_configurations
+from orchestrator.study.repeats import front_of_configurations, rank_configurations
 from orchestrator.study.trial_records import TrialRecord, TrialState, best_of, requirements_text
 from orchestrator.tracking.run_metadata import trials_filter, view_key
 from trainer.metrics import CHOSEN, LOG_RATIO_CHOSEN, LOG_RATIO_REJECTED, MARGIN, REJECTED
@@ -74,7 +74,8 @@ def run_description(
     ranked = rank_configurations(records, spec)
     if ranked:
         metrics = [objective.metric for objective in spec.objectives]
-        parts += [f"### Best trials by {' and '.join(metrics)}", _table(spec, ranked[:_ROWS], *metrics)]
+        by = f"Best trials by {' and '.join(metrics)}" if best_of(ranked) else "Trials, the nearest to the bounds first"
+        parts += [f"### {by}", _table(spec, ranked[:_ROWS], *metrics)]
     others = [r for r in records if r.state in (TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)]
     if others:
         others.sort(key=_urgency)
@@ -94,7 +95,8 @@ def _urgency(record: TrialRecord) -> tuple[int, int]:
 
 
 def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
-    head = f"**{state.capitalize()}**: {len(records)} trials ({format_counts(state_counts(records)) or 'none yet'})."
+    many, ends = "" if len(records) == 1 else "s", format_counts(state_counts(records)) or "none yet"
+    head = f"**{state.capitalize()}**: {len(records)} trial{many} ({ends})."
     ranked = rank_configurations(records, spec)
     best = best_of(ranked)
     if best is None and ranked:
@@ -105,6 +107,11 @@ def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) ->
     values = zip(spec.objectives, best.values or (best.value,), strict=False)
     value = ", ".join(f"{objective.metric} = **{format_value(each)}**" for objective, each in values)
     value += f" ({best.seeds_text})" if best.seeds else ""
+    if len(spec.objectives) > 1:
+        front = front_of_configurations(records, spec)
+        listed = ", ".join(f"[{record.label}](mlflow:{record.number})" for record in front[:_ROWS])
+        more = f" and {len(front) - _ROWS} more" if len(front) > _ROWS else ""
+        return f"{head} **Pareto front: trials {listed}{more}.** The first has `{chosen}` {value}"
     return f"{head} **Best: [trial {best.number}](mlflow:{best.number})** `{chosen}` {value}"
 
 
@@ -196,7 +203,8 @@ def view_state(spec: SweepSpec, runs: str) -> dict[str, Any]:
     """Return filter, columns, sections and charts in the format of the UI's state. `runs`: MLflow's filter."""
     sections = [_section(_OUTCOME), _section(_SEARCH) | _SECTION_DISPLAY, _section(_TRAINING), _section(_REWARDS)]
     sections += [_section(name, shown=False) for name in (*_GROUPS, _MORE)]
-    objective = f"metrics.`{spec.first_objective.metric}`"
+    objective, *further = (f"metrics.`{each.metric}`" for each in spec.objectives)
+    params = (f"params.`{path}`" for path in spec.search.paths)
     return {
         "searchFilter": runs,
         "orderByKey": objective,
@@ -205,7 +213,7 @@ def view_state(spec: SweepSpec, runs: str) -> dict[str, Any]:
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": ["tags.`state`", objective, *(f"params.`{p}`" for p in spec.search.paths), "tags.`reason`"],
+        "selectedColumns": ["tags.`state`", objective, *further, *params, "tags.`reason`"],
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": [*_search_charts(spec), *_lines()],
         "compareRunSections": sections,
@@ -257,15 +265,15 @@ def _lines() -> list[dict[str, Any]]:
 
 def _search_charts(spec: SweepSpec) -> list[dict[str, Any]]:
     """Return parallel coordinates of all searched settings and a contour of two numeric ones, first beta and gamma."""
-    paths, objective = spec.search.paths, spec.first_objective.metric
+    paths, metrics = spec.search.paths, [each.metric for each in spec.objectives]
     if not paths:
         return []
     parallel = _card("PARALLEL", _SEARCH, "parallel coordinates")
-    cards = [parallel | {"selectedParams": list(paths), "selectedMetrics": [objective], "showAllRuns": False}]
+    cards = [parallel | {"selectedParams": list(paths), "selectedMetrics": metrics, "showAllRuns": False}]
     if pair := _two_numbers(spec):
         axes = {name: {"key": path, "type": "PARAM"} for name, path in zip(("xaxis", "yaxis"), pair, strict=True)}
         title = " x ".join(path.rpartition(".")[2] for path in pair)
-        cards.append(_card("CONTOUR", _SEARCH, title) | axes | {"zaxis": {"key": objective, "type": "METRIC"}})
+        cards.append(_card("CONTOUR", _SEARCH, title) | axes | {"zaxis": {"key": metrics[0], "type": "METRIC"}})
     return cards
 
 

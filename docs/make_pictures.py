@@ -24,14 +24,17 @@ from dashboards.report.html_page import write_page, write_report
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from docs.chromium import Chromium, browser
 from docs.mlflow_looks import CLOSE, open_charts, show, titles
-from orchestrator.cli.report_data import load_sweep_frame
 from orchestrator.commands.status import status
 from orchestrator.driver.data_stage import load_data_report, updates_by_params
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, runs_folder
+from orchestrator.report_data import load_sweep_frame
+from orchestrator.service.access_tokens import AccessTokens
+from orchestrator.service.driver_supervisor import SERVICE_FOLDER
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_client import connect, ensure_experiment, tracking_uri
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
 from orchestrator.tracking.run_metadata import run_page
+from tests.support.page_service import serving
 
 PICTURES = Path(__file__).parent / "pictures"
 _LOOKS = (
@@ -39,6 +42,14 @@ _LOOKS = (
     ("report-dark", 1280, 2600, True),
     ("report-phone", 390, 1900, False),
 )
+_PAGES = (
+    ("service-sweeps", "/", 1280, 1000, False),
+    ("service-sweep", "/sweeps/{name}", 1280, 2400, False),
+    ("service-sweep-dark", "/sweeps/{name}", 1280, 2400, True),
+    ("service-sweep-phone", "/sweeps/{name}", 390, 1900, False),
+    ("service-new", "/new", 1280, 1100, False),
+)
+"""Pictures of the service's pages: path, width, height, dark."""
 _OTHERS = ("quickstart-dpo", "quickstart-orpo", "quickstart-cpo")
 _DRAWN = "document.documentElement.dataset.drawn"
 _FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
@@ -103,6 +114,21 @@ def page_pictures(file: Path, looks: Sequence[tuple[str, int, int, bool]], chrom
         page.picture(PICTURES / f"{picture}.png", whole=False)
 
 
+def service(name: str, chromium: Chromium) -> None:
+    """The service's pages over this runs folder, of which no sweep is started."""
+    token = AccessTokens(runs_folder() / SERVICE_FOLDER).machine_token()
+    with serving(runs_folder(), ()) as served:
+        page = chromium.page()
+        page.look(f"{served.base}/login", width=1280)
+        page.run(f"document.getElementById('token').value = {token!r}")
+        page.run("document.querySelector('form').requestSubmit()")
+        page.look(f"{served.base}/", width=1280, ready="!document.getElementById('token')")
+        for picture, path, width, height, dark in _PAGES:
+            ready = {"/": "true", "/new": "document.documentElement.dataset.checked"}.get(path, _DRAWN)
+            page.look(served.base + path.format(name=name), width=width, height=height, dark=dark, ready=ready)
+            page.picture(PICTURES / f"{picture}.png", whole=False)
+
+
 def main() -> None:
     """Make every picture of the README and the documents."""
     names = sys.argv[1:] or ["quickstart", *sorted(n for n in known_sweeps(runs_folder()) if n in _OTHERS)]
@@ -117,6 +143,7 @@ def main() -> None:
             write_page(file, comparison_page(compare_sweeps([load_sweep_frame(folder) for folder in folders])))
             page_pictures(file, [("compare", 1280, 1900, False)], chromium)
         mlflow(names[0], chromium, PICTURES)
+        service(names[0], chromium)
     print(f"pictures of {', '.join(names)} in {PICTURES}")
 
 

@@ -49,7 +49,7 @@ SOURCES: Mapping[str, str] = {
     "llama3-8b-instruct-v0.2": _PAPER,
     "llama3-8b-instruct-v0.2-dpo": _README,
     "llama3-8b-lora": _ADAPTERS,
-    "llama3-8b-methods": "the sweeps of the first four, SimPER's authors",
+    "llama3-8b-methods": "the sweeps of the first four, SimPER's authors, TRL's KTOConfig",
     "llama3-8b-orpo": "ORPO paper by TRL's index, fairseq2",
     "llama3-8b-staged": "SimPO, issues 50 and 69, README",
     "llama3.2-1b": _HANDBOOK,

@@ -123,6 +123,15 @@ class NoTrialCompleted(OrchestrateError):
     code = ExitCode.NO_TRIAL_COMPLETED
 
 
+class SweepIncomplete(OrchestrateError):
+    """The sweep ended, and not with every trial trained: it was stopped, or trials failed. `code` says which."""
+
+    def __init__(self, name: str, code: ExitCode, reason: str) -> None:
+        self.name, self.code, self.reason = name, code, reason
+        what = "some of its trials failed" if code is ExitCode.TRIALS_FAILED else "it can be resumed"
+        super().__init__(f"{name} ended before its end or with failures ({clause(reason)}): {what}")
+
+
 class SweepHeld(OrchestrateError):
     """Another driver holds this sweep's lock or lease."""
 

@@ -245,7 +245,7 @@ _LOCK_SECONDS = 0.5
 def sweep_lock(folder: SweepFolder) -> Generator[None]:
     """Hold the sweep's driver lock while entered. Raises SweepHeld, which names the holder."""
     since = time.strftime("%F %T")
-    lock = FileLock(folder.lock, f"pid {os.getpid()} on {socket.gethostname()}, since {since}, boot {_boot_id()}")
+    lock = FileLock(folder.lock, f"pid {os.getpid()} on {socket.gethostname()}, since {since}, boot {boot_id()}")
     if not lock.acquire(_LOCK_SECONDS):
         raise SweepHeld(folder.name, _shown_holder(lock.holder() or ""))
     try:
@@ -264,6 +264,7 @@ def _shown_holder(text: str) -> str:
     return text.partition(", boot")[0] or "a process that is just starting"
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return what tells one start of this machine from another; "unknown" where the system does not say."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text(encoding="ascii").strip() if path.exists() else "unknown"

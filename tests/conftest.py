@@ -6,6 +6,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -50,6 +51,23 @@ def quick_mlflow_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def optunas_migrations_are_read_once() -> Iterator[None]:
+    """In this process, and not twice for every new study: that takes half a second. What is written is the same."""
+    from optuna.storages._rdb.storage import _VersionManager
+
+    read, scripts = _VersionManager._create_alembic_script, list[Any]()
+
+    def read_once(manager: _VersionManager) -> Any:
+        if not scripts:
+            scripts.append(read(manager))
+        return scripts[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_VersionManager, "_create_alembic_script", read_once)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def end_heartbeats() -> Iterator[None]:
     """End the heartbeats of studies that a test did not dispose, which Ray may hold until its next run.
@@ -79,6 +97,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path / "runs"
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[object]:
+    """A bucket of a server that speaks S3's protocol, on a free port of this machine."""
+    from tests.support.s3_server import serving
+
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

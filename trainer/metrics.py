@@ -42,6 +42,9 @@ _TABLE = (
     Metric("logps/rejected", "log-prob of the rejected responses (per token for SimPO, summed for DPO)", None, _SUMMED),
     Metric("log_odds_chosen", "mean log odds ratio, chosen over rejected (ORPO)", "maximize", frozenset(), kind="orpo"),
     Metric("log_odds_ratio", "mean log sigmoid of the log odds ratio (ORPO)", "maximize", frozenset(), kind="orpo"),
+    Metric(
+        "kl", "estimate of the KL divergence from the initial model per response (KTO)", None, frozenset(), kind="kto"
+    ),
     Metric("nll_loss", "cross-entropy per chosen token", "minimize", frozenset()),
     Metric("margins/logp", "mean margin of length-averaged log-probs, unscaled", "maximize", frozenset()),
     Metric("accuracies/logp", "share of pairs with margins/logp above 0", "maximize", frozenset()),

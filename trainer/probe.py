@@ -93,7 +93,7 @@ def measure(
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from trainer.data import score_gaps
+    from trainer.data import check_rows, score_gaps
     from trainer.distributed.processes import CancelToken, ProcessGroup, limit_gpu_memory
     from trainer.resource_cache import ResourceCache, check_positions, check_vocabulary, make_evaluator
     from trainer.training.engine import TrainingInputs
@@ -106,6 +106,7 @@ def measure(
     config = config.model_copy(update={"training": config.training.model_copy(update={"max_steps": _UPDATES})})
     resources = ResourceCache(cache, process_group, trust_remote_code=trust_remote_code)
     prepared, tokenizer = resources.load_data(config.data, config.model)
+    check_rows(config.loss, prepared.train, prepared.eval)
     sharded = process_group.shards_model(config.training)
     policy = resources.load_model(config.model, will_shard=sharded)
     check_vocabulary(policy, prepared)

@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from trainer.config.locations import differ_in_locations_only, stored_config
 from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import TrialConfig
-from trainer.data import Prepared, ScoreGaps, score_gaps
+from trainer.data import Prepared, ScoreGaps, check_rows, score_gaps
 from trainer.distributed.processes import CancelToken, ProcessGroup, RunInterrupted
 from trainer.evaluation.answer_kl import AnswerKl
 from trainer.evaluation.completions import Completion, SampleFile
@@ -205,6 +205,7 @@ class TrainingSession:
         if self._log_line is not None and self.is_main:
             for line in prepared.report.summary_lines():
                 self._log_line(f"data: {line}")
+        check_rows(config.loss, prepared.train, prepared.eval)
         sharded = process_group.shards_model(config.training)
         policy = self._resources.load_model(config.model, will_shard=sharded)
         check_vocabulary(policy, prepared)
@@ -253,7 +254,7 @@ class TrainingSession:
             metrics = evaluator.metrics(logps, initial_logps, completions)
             if last and measures_kl and all(map(math.isfinite, metrics.values())):
                 metrics[KL], is_saved = self._kl_of_finished(policy, evaluator, completions, folder), True
-            return metrics, pack_floats(logps.margins().tolist())
+            return metrics, pack_floats(logps.margins().tolist()) if prepared.eval.paired else ""
 
         train_gap = None if gaps is None else torch.from_numpy(gaps.train)
         inputs = TrainingInputs(

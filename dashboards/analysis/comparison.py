@@ -276,9 +276,19 @@ def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
             f"Only {', '.join(names)} confirmed {'its' if len(names) == 1 else 'their'} best by finalists: all values "
             "here are those of the searches."
         )
+    if names := [frame.name for frame in frames if lacks_comparison(frame)]:
+        warnings.append(
+            f"{', '.join(names)}: not ranked here, as {COMPARISON_METRIC} is not measured on rows with one response "
+            "each."
+        )
     findings = by_level(finding for frame in frames for finding in _findings(frame))
     analysis = SweepAnalysis(merged, significance, tuple(findings), weights, by_best)
     return SweepComparison(tuple(compared), tuple(warnings), analysis)
+
+
+def lacks_comparison(frame: SweepFrame) -> bool:
+    """Return whether no trial that could be ranked measured the comparison metric: of rows with one response each."""
+    return bool(frame.eligible) and all(trial.last(COMPARISON_METRIC) is None for trial in frame.eligible)
 
 
 def _findings(frame: SweepFrame) -> list[DiagnosisFinding]:
@@ -344,11 +354,18 @@ def _finalist_behind(first: TrialFrame, other: TrialFrame) -> Difference | None:
 
 def _own_choices(sweeps: Sequence[ComparedSweep]) -> list[str]:
     return [
-        f"{sweep.frame.name}: its own objective ({sweep.frame.objective.metric}) selects trial {own.label}, "
+        f"{sweep.frame.name}: {_own_objectives(sweep.frame)} trial {own.label}, "
         f"the comparison metric trial {sweep.trial.label}."
         for sweep in sweeps
         if sweep.trial is not None and (own := sweep.own_best) is not None and own is not sweep.trial
     ]
+
+
+def _own_objectives(frame: SweepFrame) -> str:
+    metrics = ", ".join(objective.metric for objective in frame.objectives)
+    if frame.further_objectives:
+        return f"the Pareto front of its own objectives ({metrics}) begins with"
+    return f"its own objective ({metrics}) selects"
 
 
 def as_json(found: SweepComparison) -> dict[str, Any]:

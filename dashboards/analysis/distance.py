@@ -6,10 +6,11 @@ Held-out accuracy follows the win rate near the initial model and parts from it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
+from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame
+from orchestrator.study.trial_records import TrialState
 from trainer.metrics import CHOSEN, KL, LOG_RATIO_CHOSEN, LOG_RATIO_REJECTED, REJECTED
 
 KL_NAME = "KL per token of greedy answers"
@@ -39,6 +40,22 @@ def find_distances(frame: SweepFrame) -> Distances | None:
         name = LOG_RATIO_NAME
         found = {t.number: ratio for t in frame.ranked if (ratio := _mean_log_ratio(t)) is not None}
     return Distances(name, found, _front(frame, found)) if found else None
+
+
+def distance_column(rows: Sequence[TrialCurves]) -> tuple[str, list[float | None]]:
+    """Return a table's name of the measure, as in `find_distances`, and the newest distance of each trial.
+
+    Distances in nats per token, None where a trial has none; the name is empty where no trial has any.
+    """
+    complete = [row for row in rows if row.record.state is TrialState.COMPLETE]
+    by_kl = bool(complete) and all(row.last(KL) is not None for row in complete)
+    found = [row.last(KL) if by_kl else _log_ratio_of(row) for row in rows]
+    return ("KL/token" if by_kl else "log-ratio") if any(value is not None for value in found) else "", found
+
+
+def _log_ratio_of(row: TrialCurves) -> float | None:
+    known = [abs(v) for v in (row.last(LOG_RATIO_CHOSEN), row.last(LOG_RATIO_REJECTED)) if v is not None]
+    return sum(known) / len(known) if known else None
 
 
 def log_ratio(trial: TrialFrame, metric: str) -> float | None:

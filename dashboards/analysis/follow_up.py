@@ -15,7 +15,13 @@ from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.conflicts import serious_harm
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.diagnosis.findings import LEARNING_RATE, DiagnosisFinding, FindingLevel, decided_steps
-from dashboards.diagnosis.setting_steps import DIVERGED_SHARES, FIRST_SFT_WEIGHT, lower_rate, lowest_rate
+from dashboards.diagnosis.setting_steps import (
+    DIVERGED_SHARES,
+    FIRST_SFT_WEIGHT,
+    LOWER_SHARES,
+    lower_rate,
+    lowest_rate,
+)
 from dashboards.formatting import format_brief, format_value
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.spec.loading.serialization import dump_spec
@@ -26,6 +32,7 @@ from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from trainer.config.loss_config import SftLoss, SimpoLoss
 from trainer.config.trial import ZERO3_REMOVED, TrialConfig, is_removed_distributed
+from trainer.results import clause
 
 _SEEDS = (1, 2, 3)
 _MAX_GRID_POINTS = 36
@@ -58,15 +65,15 @@ def follow_up(analysis: SweepAnalysis, taken: Container[str] = ()) -> FollowUpSw
         taken: names of existing sweeps, which the new name must avoid.
 
     Raises:
-        NothingLearned: no trial completed and none diverged, no complete trial keeps the requirements, or the sweep is
-            a rehearsal.
+        NothingLearned: no trial completed and none diverged, no trial keeps a requirement that the initial model breaks
+            too, or the sweep is a rehearsal.
     """
     frame = analysis.frame
     if analysis.is_rehearsal:
         raise NothingLearned(f"{frame.name} is a rehearsal: its figures say nothing about the settings")
     name = next_name(frame.name, taken)
     if analysis.significance is None and frame.ranked:
-        raise NothingLearned(f"{frame.name}: {frame.requirements_text}")
+        return _nearer_to_the_initial_model(frame, name)
     if analysis.significance is None:
         return _after_failures(frame, name)
     base = apply_params(frame.spec.base, analysis.significance.winner.record.params)
@@ -197,13 +204,13 @@ def _confirmation_grid(
 
 
 def _provenance(significance: Significance, frame: SweepFrame) -> str:
-    value, params = (
-        format_brief(significance.winner.record.value),
-        frame.describe_params(significance.winner) or "nothing was searched",
-    )
+    winner = significance.winner
+    params = frame.describe_params(winner) or "nothing was searched"
+    values = [f"{each.metric} {format_brief(frame.objective_value(winner, each))}" for each in frame.objectives]
+    rank = "first of the Pareto front" if frame.further_objectives else "best"
     return (
-        f"Starts from trial {significance.winner.label} of {frame.name} ({params}; {frame.objective.metric} "
-        f"{value}, best of {len(frame.ranked)})."
+        f"Starts from trial {winner.label} of {frame.name} ({params}; {', '.join(values)}, {rank} of "
+        f"{len(frame.ranked)})."
     )
 
 
@@ -216,25 +223,41 @@ def _after_failures(frame: SweepFrame, name: str) -> FollowUpSweep:
             "`orchestrate report` lists why they stopped"
         )
     lowest = lowest_rate(frame)
-    values = lower_rate(lowest, *DIVERGED_SHARES).values
+    head = f"No trial of {frame.name} completed and {len(diverged)} diverged."
+    reason = f"all trials diverged, the smallest at {format_value(lowest)}: much smaller learning rates"
+    return _lower_rates(frame, name, DIVERGED_SHARES, head, reason, "no trial completed")
+
+
+def _nearer_to_the_initial_model(frame: SweepFrame, name: str) -> FollowUpSweep:
+    """Search smaller learning rates where each complete trial breaks a requirement."""
+    text = f"{frame.name}: {frame.requirements_text}"
+    if unmet := frame.broken_by_initial_model:
+        raise NothingLearned(
+            f"{clause(text)}; the initial model breaks a requirement too ({'; '.join(unmet)}), so that no search range "
+            "can be derived; set another bound, which ranks the trials anew: orchestrate resume "
+            f"{frame.name} --set 'require.{unmet[0].split(' ')[0]}=\"BOUND\"'"
+        )
+    lowest = format_value(lowest_rate(frame))
+    reason = f"every complete trial breaks a requirement, the lowest rate is {lowest}: lower ones stay nearer to it"
+    return _lower_rates(frame, name, LOWER_SHARES, f"{clause(text)}.", reason, "no trial keeps every requirement")
+
+
+def _lower_rates(
+    frame: SweepFrame, name: str, shares: tuple[float, ...], head: str, reason: str, why: str
+) -> FollowUpSweep:
+    """Return the same search with learning rates that are these shares of the lowest one."""
+    values = lower_rate(lowest_rate(frame), *shares).values
     dimensions = dict(frame.space.dimensions) | {LEARNING_RATE: Choice(choice=values)}
     zipped = tuple(
         remaining
         for group in frame.space.zipped
         if (remaining := {p: v for p, v in group.items() if p != LEARNING_RATE})
     )
-    reasons = {
-        LEARNING_RATE: f"all trials diverged, the smallest at {format_value(lowest)}: much smaller learning rates"
-    }
-    for path in frame.space.paths:
-        if path != LEARNING_RATE:
-            reasons[path] = f"as in {frame.name}, where no trial completed"
-    head = (
-        f"No trial of {frame.name} completed and {len(diverged)} diverged.",
-        *_replacement_note(frame, frame.spec.base),
-    )
+    reasons = {LEARNING_RATE: reason}
+    reasons |= {path: f"as in {frame.name}, where {why}" for path in frame.space.paths if path != LEARNING_RATE}
+    notes = (head, *_replacement_note(frame, frame.spec.base))
     search = SearchSpace(dimensions=dimensions, zipped=zipped)
-    return FollowUpSweep(_spec(frame, name, frame.spec.base, search), reasons, head)
+    return FollowUpSweep(_spec(frame, name, frame.spec.base, search), reasons, notes)
 
 
 def _spec(frame: SweepFrame, name: str, base: TrialConfig, search: SearchSpace) -> SweepSpec:

@@ -1,4 +1,7 @@
-"""Log-probs of every held-out pair of a trial, and metric values per pair for paired comparisons."""
+"""Log-probs of every held-out pair of a trial, and metric values per pair for paired comparisons.
+
+A row with one response and a label (KTO) has 0 tokens on the other side.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +39,13 @@ class HeldOutPairs:
         return len(self.chosen)
 
     @property
+    def paired(self) -> bool:
+        """Whether every row has both responses."""
+        return bool((self.chosen_tokens > 0).all() and (self.rejected_tokens > 0).all())
+
+    @property
     def margins(self) -> Column:
-        """[N] log-prob per token of chosen minus rejected, in nats."""
+        """[N] log-prob per token of chosen minus rejected, in nats; of pairs only."""
         return self.chosen / self.chosen_tokens - self.rejected / self.rejected_tokens
 
     @property
@@ -77,7 +85,7 @@ def read_held_out(path: Path) -> HeldOutPairs | None:
     """Read `eval_pairs.safetensors`.
 
     Returns:
-        None for data without rejected responses.
+        None for data without chosen or without rejected responses.
 
     Raises:
         DamagedPairs: the file is unreadable.
@@ -92,7 +100,7 @@ def read_held_out(path: Path) -> HeldOutPairs | None:
     required = ("chosen", "rejected", "chosen_tokens", "rejected_tokens", "source", "row")
     if any(name not in found for name in required) or len(found["chosen"]) == 0:
         return None
-    if int(found["rejected_tokens"].min()) < 1:
+    if int(found["rejected_tokens"].max()) < 1 or int(found["chosen_tokens"].max()) < 1:
         return None
 
     def column(name: str) -> Column | None:
@@ -106,7 +114,13 @@ def read_held_out(path: Path) -> HeldOutPairs | None:
 
 
 def metric_by_pair(metric: str, pairs: HeldOutPairs, loss: LossConfig) -> Column | None:
-    """Return the metric of each pair, [N]; its mean is the metric. None for a metric that is no mean over pairs."""
+    """Return the metric of each pair, [N]; its mean is the metric. None for a metric that is no mean over pairs.
+
+    Of rows with one response: the metric, a mean over the rows of one label or the difference of two such means, plus
+    each row's influence on it, so that the mean over rows has the variance of that ratio (the delta method).
+    """
+    if not pairs.paired:
+        return _influences(base_name(metric), pairs, loss)
     match base_name(metric):
         case "accuracies/logp":
             return (pairs.margins > 0).astype(np.float64)
@@ -121,6 +135,28 @@ def metric_by_pair(metric: str, pairs: HeldOutPairs, loss: LossConfig) -> Column
             return None if found is None else (found[0] > found[1]).astype(np.float64)
         case _:
             return None
+
+
+def _influences(name: str, pairs: HeldOutPairs, loss: LossConfig) -> Column | None:
+    columns = [(pairs.chosen, pairs.chosen_tokens), (pairs.rejected, pairs.rejected_tokens)]
+    family, _, side = name.rpartition("/")
+    if family == "rewards" and side in ("margins", "chosen", "rejected"):
+        found = _rewards(pairs, loss)
+        if found is None:
+            return None
+        values = found
+    elif name in ("margins/logp", "logps_per_token/chosen", "logps_per_token/rejected"):
+        values = [sums / np.maximum(tokens, 1) for sums, tokens in columns]
+    else:
+        return None
+    chosen, rejected = (_influence(v, tokens > 0) for v, (_, tokens) in zip(values, columns, strict=True))
+    return chosen if side == "chosen" else rejected if side == "rejected" else chosen - rejected
+
+
+def _influence(values: Column, present: NDArray[np.bool_]) -> Column:
+    """Return [N], whose mean is that of the present values, and whose variance over N is that of this ratio."""
+    mean = float(values[present].mean())
+    return mean + np.where(present, (values - mean) * (len(values) / int(present.sum())), 0.0)
 
 
 def _rewards(pairs: HeldOutPairs, loss: LossConfig) -> tuple[Column, Column] | None:

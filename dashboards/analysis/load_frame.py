@@ -89,8 +89,8 @@ def pair_values(study: Study, records: Sequence[TrialRecord]) -> dict[int, list[
     found: dict[int, list[float]] = {}
     first: HeldOutPairs | None = None
     for record in records:
-        attempts = [study.folder.attempt(record.number, k) for k in range(record.attempts, 0, -1)]
-        pairs = _pairs(_newest(attempts, PAIRS_FILE), [])
+        attempts = attempt_folders(study.folder, record)
+        pairs = _pairs(newest_file(attempts, PAIRS_FILE), [])
         if pairs is None:
             continue
         first = first or pairs
@@ -121,21 +121,33 @@ def _trial_frame(
 ) -> TrialFrame:
     curves = TrialCurves(record)
     curves.add(study.metric_history(record.number))
-    attempts = [study.folder.attempt(record.number, k) for k in range(record.attempts, 0, -1)]
+    attempts = attempt_folders(study.folder, record)
     return TrialFrame(
         curves=curves,
         config=trial_config(study.spec, record),
         label=str(record.number),
         sweep=study.spec.name,
         planned_updates=None if updates_of is None else updates_of(record.params),
-        samples=_samples(_newest(attempts, SAMPLES_FILE), notices),
-        held_out_pairs=_pairs(_newest(attempts, PAIRS_FILE), notices),
+        samples=_samples(newest_file(attempts, SAMPLES_FILE), notices),
+        held_out_pairs=_pairs(newest_file(attempts, PAIRS_FILE), notices),
         judgements=judgements,
-        failure=_failure(_newest(attempts, FAILURE_FILE)) if record.state is TrialState.FAILED else "",
+        failure=_failure(newest_file(attempts, FAILURE_FILE)) if record.state is TrialState.FAILED else "",
     )
 
 
-def _newest(attempts: list[Path], name: str) -> Path | None:
+def trial_samples(folder: SweepFolder, record: TrialRecord) -> tuple[tuple[Sample, ...], list[str]]:
+    """Return the stored completions of a trial, those of the initial model at step 0, and notices about its file."""
+    notices: list[str] = []
+    return _samples(newest_file(attempt_folders(folder, record), SAMPLES_FILE), notices), notices
+
+
+def attempt_folders(folder: SweepFolder, record: TrialRecord) -> list[Path]:
+    """Return the folders of a trial's attempts, the newest first."""
+    return [folder.attempt(record.number, k) for k in range(record.attempts, 0, -1)]
+
+
+def newest_file(attempts: list[Path], name: str) -> Path | None:
+    """Return the first of these folders' files of this name; None if there is none."""
     return next((folder / name for folder in attempts if (folder / name).is_file()), None)
 
 

@@ -15,6 +15,7 @@ from dashboards.analysis.held_out_pairs import HeldOutPairs
 from dashboards.formatting import format_value
 from orchestrator.judge.judgements import Judgement
 from orchestrator.spec.objectives import Objective
+from orchestrator.spec.requirements import describe_break, find_violations
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.confirmation import Confirmation
@@ -190,11 +191,20 @@ class SweepFrame:
     """Each trial of a finalist by itself."""
     confirmation: Confirmation | None = None
     """The comparison of the finalists; None before it was made, and for merged sweeps."""
+    selected: frozenset[str] = frozenset()
+    """Labels of the trials that a reader selected, which all charts highlight."""
 
     @property
     def all_trials(self) -> tuple[TrialFrame, ...]:
         """Every trial by itself, those of finalists too, for counts and costs."""
         return (*(self.seed_trials or self.trials), *self.finalist_trials)
+
+    @property
+    def judged(self) -> list[TrialFrame]:
+        """Trials whose answers were judged: finalists, those of the recommended configuration first, then by rank."""
+        recommended = None if self.confirmation is None else self.confirmation.recommended
+        finalists = sorted(self.finalist_trials, key=lambda trial: trial.record.finalist_of != recommended)
+        return [trial for trial in (*finalists, *self.ranked) if trial.judgements]
 
     def in_search(self, finalist_of: int) -> TrialFrame | None:
         """Return a finalist's configuration in the search."""
@@ -233,10 +243,28 @@ class SweepFrame:
         """Complete trials that keep every requirement, best first: the first is the sweep's best."""
         return [trial for trial in self.ranked if trial.record.keeps_requirements]
 
+    @cached_property
+    def highlighted(self) -> list[TrialFrame]:
+        """Trials in the order in which charts give them colors: the selected ones, else the best ones."""
+        return [trial for trial in self.trials if trial.label in self.selected] or self.ranked
+
     @property
     def requirements_text(self) -> str:
         """Which complete trials break which requirement; "" if all keep every one."""
         return requirements_text([trial.record for trial in self.ranked])
+
+    @property
+    def broken_by_initial_model(self) -> tuple[str, ...]:
+        """Requirements that the initial model does not keep either, as value and bound."""
+        found = {r.metric: self.initial_value(r.metric) for r in self.spec.require}
+        initial = {metric: value for metric, value in found.items() if value is not None}
+        violations = find_violations(self.spec.require, initial, initial)
+        return tuple(describe_break(name, missed, initial) for name, missed in violations.items() if missed > 0)
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether no complete trial keeps the requirements, nor does the initial model: no next search follows."""
+        return bool(self.ranked) and not self.eligible and bool(self.broken_by_initial_model)
 
     @cached_property
     def comparable_trials(self) -> list[TrialFrame]:

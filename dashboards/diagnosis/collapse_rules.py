@@ -5,7 +5,7 @@ Falling chosen log-probs, fewer right answers, repetitive or longer text, length
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from dashboards.diagnosis.setting_steps import (
     LOWER_SHARES,
     lower_gamma,
     lower_rate,
+    lowest_rate,
     present,
     raise_beta,
     raise_sft_weight,
@@ -89,14 +90,20 @@ def chosen_logps_falling(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diag
         "Margins rise while the chosen responses become less likely"
         + ("" if winner_falls else " (in trials that did not win)"),
         f"Trial {trial.label}: the margin rose by {format_value(margin)} per token while the chosen log-prob fell from "
-        f"{format_value(start)} to {format_value(start + drop)} per token ({format_value(drop)}); the same holds "
-        f"for {len(falling)} of {len(frame.ranked)} complete trials.",
+        f"{format_value(start)} to {format_value(start + drop)} per token ({format_value(drop)})"
+        f"{_shared_by(falling, frame)}.",
         "Read the samples before using the model." if winner_falls else "Read the samples before using one of them.",
         tuple(trial.label for trial in falling),
         LEARNING_RATE if winner_falls else "",
         steps if winner_falls else (),
         "The margin grows mainly by lowering the rejected responses.",
     )
+
+
+def _shared_by(trials: Sequence[TrialFrame], frame: SweepFrame) -> str:
+    """Return for how many of several complete trials the same holds."""
+    count = len(frame.ranked)
+    return f"; the same holds for {len(trials)} of {count} complete trials" if count > 1 else ""
 
 
 def _falls(trial: TrialFrame) -> bool:
@@ -119,7 +126,7 @@ def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFi
         "Chosen responses have log-probs under -10 per token",
         f"Trial {worst.label}: {format_value(worst.last(CHOSEN))} per token"
         + ("" if start is None else f", {format_value(start)} at step 0")
-        + f"; the same holds for {len(low)} of {len(frame.ranked)} complete trials.",
+        + f"{_shared_by(low, frame)}.",
         "The initial model already assigns such low log-probs: check the chat template and the tokenizer, or add an "
         "SFT stage."
         if was_low
@@ -184,14 +191,26 @@ def requirements_broken(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
                 tuple(trial.label for trial in better),
             )
         return
-    rate = min(trial.config.training.learning_rate for trial in broken)
+    evidence, unmet = f"{frame.requirements_text}.", frame.broken_by_initial_model
+    if unmet:
+        yield DiagnosisFinding(
+            "requirements",
+            FindingLevel.SERIOUS,
+            "No complete trial keeps every requirement, nor does the initial model",
+            f"{evidence} The initial model breaks: {'; '.join(unmet)}.",
+            "Values nearer to it will not keep such a bound: use another initial model or data, or set a bound that "
+            "can be kept, which ranks the trials anew without training.",
+        )
+        return
     yield DiagnosisFinding(
         "requirements",
         FindingLevel.SERIOUS,
         "No complete trial keeps every requirement",
-        f"{frame.requirements_text}.",
+        evidence,
         setting=LEARNING_RATE,
-        steps=present(lower_rate(rate, *LOWER_SHARES), Advice("search values nearer to the initial model")),
+        steps=present(
+            lower_rate(lowest_rate(frame), *LOWER_SHARES), Advice("search values nearer to the initial model")
+        ),
     )
 
 
@@ -199,7 +218,9 @@ _LISTED = 10
 
 
 def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
-    """Report a drop of right answers while the objective improves."""
+    """Report a drop of right answers while the objective improves; as a further objective, `objective_lost` does."""
+    if any(objective.metric == EXACT_ANSWERS for objective in frame.further_objectives):
+        return
     drop, gain, start = winner.change(EXACT_ANSWERS), winner.change(frame.objective.metric), winner.first(EXACT_ANSWERS)
     prompts = winner.config.evaluation.prompts
     if drop is None or start is None or gain is None or drop > -EXACT_DROP or frame.sign * gain <= 0 or prompts == 0:
@@ -253,7 +274,7 @@ def degenerate_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagnosis
 def length_bias(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a winner whose margin correlates with length difference, more than the initial model's."""
     pairs = winner.held_out_pairs
-    if pairs is None:
+    if pairs is None or not pairs.paired:
         return
     rho = spearman(pairs.margins, pairs.length_differences)
     initial = pairs.initial()

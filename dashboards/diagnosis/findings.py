@@ -11,6 +11,34 @@ LEARNING_RATE = "training.learning_rate"
 NO_DIAGNOSIS = "A rehearsal shows that the sweep runs; its figures say nothing about the settings."
 
 
+SHORT_TITLES = {
+    "worse_than_start": "no trial better",
+    "objective_lost": "worse than before",
+    "gain_not_clear": "gain not clear",
+    "chosen_falling": "chosen responses fall",
+    "margin_below_gamma": "margin below gamma",
+    "answers_lost": "right answers lost",
+    "answers_fall_with_distance": "right answers fall",
+    "unlikely_text": "log-probs very low",
+    "impossible_logps": "impossible log-probs",
+    "degenerate_text": "answers degenerate",
+    "length_bias": "length preferred",
+    "requirements": "requirement broken",
+    "diverging_region": "trials diverge",
+    "failures": "trials fail",
+    "at_the_edge": "best at boundary",
+    "not_told_apart": "effect not clear",
+    "varied_together": "settings varied together",
+    "too_few_pairs": "too few pairs",
+    "few_pairs": "too few pairs",
+    "coin_toss": "accuracy at chance",
+    "ties": "pairs are ties",
+    "loss_plateau": "loss is flat",
+    "overfitting": "overfitting",
+}
+"""Rule of a finding -> what is wrong, in at most three words."""
+
+
 class FindingLevel(StrEnum):
     """serious: do not use the result; warning: act on it; note: for information."""
 

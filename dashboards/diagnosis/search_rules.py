@@ -34,7 +34,7 @@ from dashboards.diagnosis.findings import (
     reasons_not_to_use,
     round_count,
 )
-from dashboards.diagnosis.setting_steps import DIVERGED_SHARES, lower_rate, lowest_rate
+from dashboards.diagnosis.setting_steps import DIVERGED_SHARES, is_ruled_out, lower_rate, lowest_rate
 from dashboards.formatting import format_value
 from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
 from orchestrator.study.trial_records import FailureKind, TrialState
@@ -50,6 +50,9 @@ def optimum_at_boundary(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
         found = boundary_optimum(frame, path)
         if found is None or path == SEED or path in together or has_clear_effect(frame, path) is False:
             continue  # without an effect there is no optimum; reported by `no_clear_effect`
+        direction = Direction.LOWER if found.is_low_end else Direction.RAISE
+        if is_ruled_out(frame, path, direction):
+            continue  # of a range, a value nearer to its end was worse
         extension = stable_extension(frame, found)
         if found.extension and not extension:
             continue  # what lies beyond diverges; reported by `diverging_region`
@@ -57,7 +60,6 @@ def optimum_at_boundary(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
         shown = ", ".join(f"{format_value(v)}: {format_value(b)}" for v, b in list(best.items())[:_MAX_LISTED])
         where = "lowest" if found.is_low_end else "highest"
         added = f"add {' and '.join(format_value(v) for v in extension)}"
-        direction = Direction.LOWER if found.is_low_end else Direction.RAISE
         yield DiagnosisFinding(
             "at_the_edge",
             FindingLevel.WARNING if extension else FindingLevel.NOTE,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from enum import StrEnum
 from typing import Any
 
 from dashboards.analysis.param_effects import (
+    ParamLevel,
     difference_to_winner,
     diverged_from,
     is_number,
@@ -13,10 +15,12 @@ from dashboards.analysis.param_effects import (
     mostly_diverged_from,
     round_value,
 )
+from dashboards.analysis.small_samples import ROUNDING_TOLERANCE
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.findings import LEARNING_RATE, Advice, Direction
 from dashboards.formatting import format_value
-from trainer.config.loss_config import CpoLoss, DpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, KtoLoss, SftLoss, SimpoLoss
+from trainer.metrics import EVAL_PREFIX
 
 LOWER_SHARES = (0.25, 0.5)
 """Shares of the winner's learning rate to try where it harms the model."""
@@ -62,7 +66,7 @@ def lowest_rate(frame: SweepFrame) -> float:
 def raise_beta(frame: SweepFrame, winner: TrialFrame) -> Advice | None:
     """Return the step to a higher beta; None for losses in which beta weighs something else."""
     loss = winner.config.loss
-    if not isinstance(loss, (SimpoLoss, DpoLoss, CpoLoss)):
+    if not isinstance(loss, (SimpoLoss, DpoLoss, CpoLoss, KtoLoss)):
         return None
     limit = diverged_from(frame, "loss.beta")
     cited = isinstance(loss, SimpoLoss) and loss.beta < _BETTER_BETA and (limit is None or limit > _BETTER_BETA)
@@ -109,22 +113,30 @@ def raise_sft_weight(winner: TrialFrame) -> Advice | None:
 
 
 def is_ruled_out(frame: SweepFrame, path: str, direction: Direction) -> bool:
-    """Return whether a value tried on this side of the winner's is clearly worse than it."""
+    """Return whether a value tried on this side of the winner's speaks against going there.
+
+    It does where its best trial is clearly worse than the winner, and where it is worse at all, which is weak evidence
+    but the only one, unless none of its trials has changed its held-out loss: these have shown nothing yet.
+    """
     ranked = frame.comparable_trials
     at: Any = ranked[0].record.params.get(path) if ranked else None
     if path not in frame.paths or not is_number(at):
         return False
-    for level in levels(frame, path):
-        if not is_number(level.value) or (level.value > at) != (direction is Direction.RAISE) or level.value == at:
-            continue
-        difference = difference_to_winner(frame, path, level)
-        if difference is None:
-            value, best = ranked[0].record.value, level.best
-            if value is not None and not math.isclose(value, best, rel_tol=1e-9):
-                return True
-        elif difference.is_clear:
-            return True
-    return False
+    return any(
+        _speaks_against(frame, path, level)
+        for level in levels(frame, path)
+        if is_number(level.value) and level.value != at and (level.value > at) == (direction is Direction.RAISE)
+    )
+
+
+def _speaks_against(frame: SweepFrame, path: str, level: ParamLevel) -> bool:
+    value = frame.comparable_trials[0].record.value
+    if value is None or math.isclose(value, level.best, rel_tol=1e-9, abs_tol=ROUNDING_TOLERANCE):
+        return False
+    difference = difference_to_winner(frame, path, level)
+    if difference is None or difference.is_clear:
+        return True
+    return any(loss_trend(trial) is not LossTrend.FLAT for trial in level.trials)
 
 
 def present(*steps: Advice | None) -> tuple[Advice, ...]:
@@ -134,3 +146,37 @@ def present(*steps: Advice | None) -> tuple[Advice, ...]:
 
 def _listed(values: tuple[float, ...]) -> str:
     return " and ".join(format_value(value) for value in values)
+
+
+# --- how the held-out loss moved -------------------------------------------------------------------------------------
+
+LOSS = f"{EVAL_PREFIX}loss"
+MIN_LOSS_DROP = 0.02
+"""Share of the initial held-out loss. A smaller drop counts as no drop."""
+MIN_LOSS_RISE = 0.005
+"""Share of the initial held-out loss. A loss that did not drop and ends higher by more than this counts as risen: the
+pairs are the same at every step, so that a small rise is no noise."""
+
+
+class LossTrend(StrEnum):
+    """How the held-out loss moved over a trial."""
+
+    FELL = "fell"
+    FLAT = "flat"
+    ROSE = "rose"
+
+
+def loss_trend(trial: TrialFrame) -> LossTrend | None:
+    """Return how the held-out loss moved; None with fewer than three evaluations."""
+    curve = finite_curve(trial, LOSS)
+    if len(curve) < 3 or curve[-1][0] == 0:
+        return None
+    start, end, lowest = curve[0][1], curve[-1][1], min(value for _, value in curve)
+    if start - lowest >= MIN_LOSS_DROP * abs(start):
+        return LossTrend.FELL
+    return LossTrend.ROSE if end - start > MIN_LOSS_RISE * abs(start) else LossTrend.FLAT
+
+
+def finite_curve(trial: TrialFrame, metric: str) -> list[tuple[int, float]]:
+    """Return a metric's points (step, value) that are finite."""
+    return [(step, value) for step, value in trial.curves.curves.get(metric, []) if math.isfinite(value)]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from enum import StrEnum
 
 import numpy as np
 
-from dashboards.analysis.param_effects import boundary_optimum
 from dashboards.analysis.significance import Significance, candidate_count
 from dashboards.analysis.small_samples import MIN_RECOMMENDED_PAIRS, SMALL_SAMPLE_PAIRS, pairs_needed, share_interval
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
@@ -21,8 +18,14 @@ from dashboards.diagnosis.findings import (
     round_count,
 )
 from dashboards.diagnosis.setting_steps import (
+    LOSS,
+    MIN_LOSS_DROP,
+    LossTrend,
     fewer_updates,
+    finite_curve,
     higher_rate,
+    is_ruled_out,
+    loss_trend,
     lower_rate,
     lowest_rate,
     present,
@@ -114,8 +117,7 @@ def _after_no_gain(frame: SweepFrame, significance: Significance) -> tuple[tuple
         more = f"hold out about {round_count(needed)} pairs" if needed else "hold out more pairs"
         return present(Advice(more), longer), "The difference is not clear on these pairs."
     check = "Check that the chosen responses are the better ones."
-    edge = boundary_optimum(frame, LEARNING_RATE)
-    if edge is not None and not edge.is_low_end:
+    if is_ruled_out(frame, LEARNING_RATE, Direction.LOWER):
         return (), check  # the lower rates that were tried are worse still
     return (lower_rate(lowest_rate(frame), 0.1, 0.3),), check
 
@@ -197,7 +199,7 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagno
             (winner.label,),
         )
         return
-    rose = loss_trend(winner) is LossTrend.ROSE or _has_minimum_inside(_curve(winner, LOSS))
+    rose = loss_trend(winner) is LossTrend.ROSE or _has_minimum_inside(finite_curve(winner, LOSS))
     steps = () if rose else present(higher_rate(frame, winner), train_longer(frame))
     yield DiagnosisFinding(
         "coin_toss",
@@ -215,7 +217,7 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Diagno
 def ties(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report held-out pairs whose responses have exactly the same log-prob per token; they count as wrong."""
     pairs = winner.held_out_pairs
-    if pairs is None:
+    if pairs is None or not pairs.paired:
         return
     tied = int(np.sum(pairs.margins == 0))
     if tied < max(2, 0.01 * len(pairs)):
@@ -232,12 +234,6 @@ def ties(winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     )
 
 
-LOSS = f"{EVAL_PREFIX}loss"
-MIN_LOSS_DROP = 0.02
-"""Share of the initial held-out loss. A smaller drop counts as no drop."""
-MIN_LOSS_RISE = 0.005
-"""Share of the initial held-out loss. A loss that did not drop and ends higher by more than this counts as risen: the
-pairs are the same at every step, so that a small rise is no noise."""
 PLATEAU_FRACTION = 0.1
 """Share of the total drop. A second half with a smaller drop counts as a plateau."""
 OVERFITTING_RISE = 0.1
@@ -247,29 +243,10 @@ _OVERFITTING_SHARES = (0.1, 0.3)
 _MIN_EVALUATIONS = 4
 
 
-class LossTrend(StrEnum):
-    """How the held-out loss moved over a trial."""
-
-    FELL = "fell"
-    FLAT = "flat"
-    ROSE = "rose"
-
-
-def loss_trend(trial: TrialFrame) -> LossTrend | None:
-    """Return how the held-out loss moved; None with fewer than three evaluations."""
-    curve = _curve(trial, LOSS)
-    if len(curve) < 3 or curve[-1][0] == 0:
-        return None
-    start, end, lowest = curve[0][1], curve[-1][1], min(value for _, value in curve)
-    if start - lowest >= MIN_LOSS_DROP * abs(start):
-        return LossTrend.FELL
-    return LossTrend.ROSE if end - start > MIN_LOSS_RISE * abs(start) else LossTrend.FLAT
-
-
 def loss_plateau(frame: SweepFrame, significance: Significance) -> Iterator[DiagnosisFinding]:
     """Report a held-out loss that hardly changed, or that was flat in the second half."""
     winner = significance.winner
-    curve, trend = _curve(winner, LOSS), loss_trend(winner)
+    curve, trend = finite_curve(winner, LOSS), loss_trend(winner)
     if trend is None or trend is LossTrend.ROSE:
         return  # a loss that only rose is reported by `overfitting`
     (_, start), (last, end) = curve[0], curve[-1]
@@ -310,12 +287,12 @@ def loss_plateau(frame: SweepFrame, significance: Significance) -> Iterator[Diag
 
 def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
     """Report a held-out loss that rose again after its minimum (overfitting), or that only rose."""
-    curve = _curve(winner, LOSS)
+    curve = finite_curve(winner, LOSS)
     rose = loss_trend(winner) is LossTrend.ROSE
     if not rose and not _has_minimum_inside(curve):
         return
     at, lowest = min(curve, key=lambda point: point[1])
-    objective = _curve(winner, frame.objective.metric)
+    objective = finite_curve(winner, frame.objective.metric)
     best_at, best = max(objective, key=lambda point: frame.sign * point[1]) if objective else (0, 0.0)
     fell = bool(objective) and frame.sign * (best - objective[-1][1]) > 0
     also = (
@@ -326,9 +303,10 @@ def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFind
         if objective
         else ""
     )
-    lower = lower_rate(winner.config.training.learning_rate, *_OVERFITTING_SHARES)
-    fewer = fewer_updates(frame, f"train for about {at} updates")
-    steps = ((lower,) if fell else ()) if rose else (fewer, lower) if fell else (fewer,)
+    lower = None
+    if fell and not is_ruled_out(frame, LEARNING_RATE, Direction.LOWER):
+        lower = lower_rate(winner.config.training.learning_rate, *_OVERFITTING_SHARES)
+    steps = present(None if rose else fewer_updates(frame, f"train for about {at} updates"), lower)
     yield DiagnosisFinding(
         "overfitting",
         FindingLevel.WARNING if fell else FindingLevel.NOTE,
@@ -341,10 +319,6 @@ def overfitting(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFind
         steps[0].setting if steps else "",
         steps,
     )
-
-
-def _curve(trial: TrialFrame, metric: str) -> list[tuple[int, float]]:
-    return [(step, value) for step, value in trial.curves.curves.get(metric, []) if math.isfinite(value)]
 
 
 def _has_minimum_inside(curve: list[tuple[int, float]]) -> bool:

@@ -1,4 +1,4 @@
-"""Content blocks of a panel, rendered by templates/page.html.j2. Texts are plain, never HTML."""
+"""Content blocks of a panel, rendered by templates/blocks.html.j2. Texts are plain, never HTML."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dashboards.analysis.comparison import SweepComparison
+from dashboards.analysis.comparison import SweepComparison, lacks_comparison
 from dashboards.analysis.run_costs import costs
 from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.findings import lower_first
@@ -36,11 +36,17 @@ EXTRA_HEAD = ("gain", "margin", "chosen log-prob", "right answers", "trials", "t
 def comparison_page(found: SweepComparison) -> str:
     """Return the comparison as one self-contained HTML page."""
     frame = found.analysis.frame
-    panels = [_ranking(found), *(panel for draw in PANELS if (panel := draw(found.analysis)) is not None)]
-    shown = [_rename_panel(panel) for panel in panels if panel.key != "diagnosis"]
+    shown, text = comparison_panels(found)
     title = " · ".join(frame.sweeps)
-    text = f"{len(frame.sweeps)} sweeps by {COMPARISON_METRIC}, a metric that neither the loss nor beta scales."
     return render_page(shown, kind="comparison", title=title, description=text, state=frame.state, at=frame.at)
+
+
+def comparison_panels(found: SweepComparison) -> tuple[list[Panel], str]:
+    """Return the panels of a comparison, and by what it compares."""
+    panels = [_ranking(found), *(panel for draw in PANELS if (panel := draw(found.analysis)) is not None)]
+    count = len(found.analysis.frame.sweeps)
+    text = f"{count} sweeps by {COMPARISON_METRIC}, a metric that neither the loss nor beta scales."
+    return [_rename_panel(panel) for panel in panels if panel.key != "diagnosis"], text
 
 
 def _rename_panel(panel: Panel) -> Panel:
@@ -76,6 +82,8 @@ def comparison_summary(found: SweepComparison) -> str:
     """Return one sentence: the best sweep, and from which others it is not distinguishable."""
     first, *others = found.sweeps
     if first.trial is None:
+        if any(lacks_comparison(sweep.frame) for sweep in found.sweeps):
+            return f"No trial of these sweeps measured {COMPARISON_METRIC}, by which sweeps are compared."
         broken = [sweep.frame for sweep in found.sweeps if sweep.frame.ranked]
         if broken:
             listed = " ".join(f"{frame.name}: {lower_first(frame.requirements_text)}." for frame in broken)
@@ -86,11 +94,14 @@ def comparison_summary(found: SweepComparison) -> str:
     text = f"{first.frame.name} ({first.loss_name}) is first with {COMPARISON_METRIC} = {format_brief(first.value)}"
     if indistinguishable:
         text += "; it is not distinguishable from " + ", ".join(sweep.frame.name for sweep in indistinguishable)
-    elif others and not unknown:
+    elif any(sweep.trial is not None for sweep in others) and not unknown:
         text += ", clearly ahead of all others"
     comparisons = max((sweep.behind.comparisons for sweep in others if sweep.behind is not None), default=1)
     if comparisons > 1 and (indistinguishable or not unknown):
         text += f" (95 % intervals for all {comparisons:,} pairs of their trials together)"
+    for sweep in others:
+        if sweep.trial is None:
+            text += f"; {sweep.frame.name} has none to compare, as {_without_trial(sweep.frame)}"
     if unknown:
         text += "; the significance against " + ", ".join(sweep.frame.name for sweep in unknown) + " is unknown"
     return text + "."
@@ -109,7 +120,7 @@ def table_rows(found: SweepComparison) -> tuple[tuple[str, ...], ...]:
             sweep.frame.name,
             sweep.loss_name,
             sweep.trial.label,
-            sweep.frame.describe_params(sweep.trial),
+            sweep.frame.describe_params(sweep.trial) or "the only configuration",
             values[k],
             behind[k],
         )
@@ -118,6 +129,8 @@ def table_rows(found: SweepComparison) -> tuple[tuple[str, ...], ...]:
 
 
 def _without_trial(frame: SweepFrame) -> str:
+    if lacks_comparison(frame):
+        return f"no {COMPARISON_METRIC.removeprefix('eval_')}"
     return "no trial keeps the requirements" if frame.ranked else "no trial completed"
 
 
@@ -155,11 +168,11 @@ def print_comparison(found: SweepComparison, console: Console) -> None:
             break
     else:
         _print_narrow(found, console)
-    console.print(Text(comparison_summary(found), style="bold"), soft_wrap=True)
+    console.print(Text(comparison_summary(found), style="bold"), soft_wrap=not console.is_terminal)
     for finding in found.serious:
-        console.print(Text(f"serious: {finding.title}", style="bold red"), soft_wrap=True)
+        console.print(Text(f"serious: {finding.title}", style="bold red"), soft_wrap=not console.is_terminal)
     for warning in found.warnings:
-        console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"! {warning}", style="yellow"), soft_wrap=not console.is_terminal)
 
 
 def _table(found: SweepComparison, all_columns: bool) -> tuple[RichTable, int]:

@@ -24,7 +24,7 @@ ON_DARK = {
     GREY: "#9aa3ad",
     PAPER: "#191d23",
 }
-"""Light color -> its replacement on a dark page; replaced by page.js."""
+"""Light color -> its replacement on a dark page; replaced by charts.js."""
 FAINT_COLOR = "rgba(128,134,144,0.45)"
 RANK_COLORS = (BLUE, VERMILION, GREEN, PINK, GOLD)
 """Colors of the best trials, in order of rank."""
@@ -44,7 +44,7 @@ _DIGITS = 4
 
 
 def figure(traces: Sequence[Any], **layout: Any) -> dict[str, Any]:
-    """Return traces and layout as plotly JSON, validated by plotly; page.js adds fonts, grids and theme colors."""
+    """Return traces and layout as plotly JSON, validated by plotly; charts.js adds fonts, grids and theme colors."""
     made = go.Figure(
         data=list(traces), layout={"template": None, "showlegend": False, "margin": CHART_MARGINS, **layout}
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import html
 import re
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from trainer.storage.atomic_files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 _AFTER_SEPARATOR = re.compile(r"(?<=[_/])(?![_/])")
+_POLICY = re.compile(r'http-equiv="Content-Security-Policy" content="([^"]*)"')
 _BRACKETS = re.compile(r"(\([^()]*\))")
 
 
@@ -46,27 +48,36 @@ def render_page(panels: Sequence[Panel], *, kind: str, title: str, description: 
         chart for panel in panels for block in panel.blocks if isinstance(block, Charts) for chart in block.charts
     ]
     positions = {id(chart): position for position, chart in enumerate(charts)}
-    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("charts.js", "page.js"))
     code, packed = plotly_js() if charts else ("", "")
+    return (
+        template_environment(TEMPLATES)
+        .get_template("page.html.j2")
+        .render(
+            kind=kind,
+            title=title,
+            description=description,
+            state=state,
+            when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at)),
+            panels=panels,
+            chart_index=lambda chart: positions[id(chart)],  # pyright: ignore[reportUnknownLambdaType]
+            style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            figures=Markup(as_script([chart.figure for chart in charts])),
+            dark=Markup(as_script(ON_DARK)),
+            plotly=Markup(packed),
+            policy=content_security_policy([script, code]),
+        )
+    )
+
+
+def template_environment(*folders: Path) -> Environment:
+    """Return an environment with the templates of these folders; it escapes every text."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"breakable": breakable, "breakable_cell": breakable_cell}
-    return environment.get_template("page.html.j2").render(
-        kind=kind,
-        title=title,
-        description=description,
-        state=state,
-        when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at)),
-        panels=panels,
-        chart_index=lambda chart: positions[id(chart)],  # pyright: ignore[reportUnknownLambdaType]
-        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        figures=Markup(as_script([chart.figure for chart in charts])),
-        dark=Markup(as_script(ON_DARK)),
-        plotly=Markup(packed),
-        policy=content_security_policy([script, code]),
-    )
+    return environment
 
 
 def breakable(name: str) -> Markup:
@@ -91,6 +102,16 @@ def content_security_policy(scripts: Sequence[str]) -> str:
     """Return a Content-Security-Policy that allows exactly these scripts and no network access."""
     digests = " ".join(f"'sha256-{_digest(script)}'" for script in scripts if script)
     return f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def page_policy(page: str) -> str:
+    """Return the Content-Security-Policy that a page of `render_page` has in its head, for a server's header.
+
+    The page gets an origin of its own, so that its scripts have no rights at the server.
+    """
+    found = _POLICY.search(page)
+    assert found is not None
+    return f"{html.unescape(found[1])}; sandbox allow-scripts allow-popups allow-downloads"
 
 
 @cache

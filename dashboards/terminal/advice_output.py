@@ -33,9 +33,15 @@ def print_advice(advice: SweepAdvice) -> None:
 def _print_pairs(console: Console, name: str, scores: PairScores) -> None:
     from orchestrator.spec.advice.pair_scores import Distribution
 
-    gaps = Distribution.of(scores.gaps)
     split = "training" if scores.split == "train" else "held-out"
     part = f"{len(scores.chosen):,} of {scores.pairs_in_split:,}" if scores.is_sample else f"{scores.pairs_in_split:,}"
+    if not scores.paired:
+        desirable, undesirable = scores.labels
+        labels = f"{desirable:,} desirable and {undesirable:,} undesirable responses"
+        title = f"advice for {name}: {part} {split} rows, {labels}, under {scores.initial_model}"
+        console.print(Text(title, style="bold"))
+        return
+    gaps = Distribution.of(scores.gaps)
     listed = ", ".join(f"{q[1:]} % {value:+.3f}" for q, value in gaps.percentiles.items())
     console.print(Text(f"advice for {name}: {part} {split} pairs under {scores.initial_model}", style="bold"))
     console.print(
@@ -68,11 +74,11 @@ def print_lines(console: Console, lines: Sequence[AdviceLine]) -> None:
             now = f"{line.setting}: {line.current}"
             console.print(Text(f"  {now}" if line.value is None else f"  {line.yaml}    # now {line.current}"))
         sources = f" [{'; '.join(line.sources)}]" if line.sources else ""
-        console.print(Text(f"  {line.reason}{sources}", style="bright_black"), soft_wrap=True)
+        console.print(Text(f"  {line.reason}{sources}", style="bright_black"), soft_wrap=not console.is_terminal)
 
 
 def print_advice_of_plan(console: Console, lines: Sequence[AdviceLine]) -> None:
-    """Print the advice that changes or warns in full, and the topics of the rest."""
+    """Print the advice that changes or warns in full, and in a sentence which settings need no change."""
     if not lines:
         return
     console.print("advice", style="bold")
@@ -80,6 +86,18 @@ def print_advice_of_plan(console: Console, lines: Sequence[AdviceLine]) -> None:
     print_lines(console, shown)
     kept = list(dict.fromkeys(line.topic for line in lines if line.level == "keep" and line not in shown))
     if kept:
-        console.print(Text(f"keep: {', '.join(kept)}"), soft_wrap=True)
+        console.print(
+            Text(_kept_text([_SUBJECTS.get(topic, f"the {topic}") for topic in kept])),
+            soft_wrap=not console.is_terminal,
+        )
     if not any(line.topic == "right already" for line in lines):
         console.print("note: `orchestrate advise` scores the pairs under the initial model", markup=False)
+
+
+_SUBJECTS = {"beta": "beta", "batch": "the number of pairs per update", "duration": "the number of updates"}
+"""Topic of advice -> the words for it in a sentence, where these are not the topic with an article."""
+
+
+def _kept_text(subjects: Sequence[str]) -> str:
+    listed = f"{', '.join(subjects[:-1])} and {subjects[-1]} need" if len(subjects) > 1 else f"{subjects[0]} needs"
+    return f"{listed[:1].upper()}{listed[1:]} no change."

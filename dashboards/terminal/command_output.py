@@ -176,9 +176,9 @@ def print_status(status: Mapping[str, Any]) -> None:
     console = wide_console(_PIPED_WIDTH, highlight=False)
     objectives: Sequence[Mapping[str, Any]] = status.get("goals") or [status["goal"]]
     console.print(f"{status['name']}: {status['state']}, {', '.join(map(_goal, objectives))}", markup=False)
-    finalists = (status.get("finalists") or {}).get("text", "")
+    finalists, requirements = (status.get("finalists") or {}).get("text", ""), status.get("requirements", "")
     notices = (_mirror(status.get("mirror")), _tracking(status.get("tracking"), status["state"]), _tie(status))
-    notices = (*notices, f"finalists: {finalists}" if finalists else "")
+    notices = (*notices, f"finalists: {finalists}" if finalists else "", f"{requirements}." if requirements else "")
     for text in (_why(status), *status.get("waiting", ()), *notices):
         if text:
             console.print(text, markup=False)
@@ -207,7 +207,7 @@ def print_status(status: Mapping[str, Any]) -> None:
             f"{trial.get('step', 0)}/{trial.get('steps') or '?'}",
             *(settings[path][k] for path in paths),
             *(values[metric][k] for metric in metrics),
-            escape("; ".join(text for text in (trial.get("reason"), trial.get("origin")) if text)),
+            escape(_remark(trial)),
         )
     if not console.is_terminal or _needed_width(table, trials) <= console.width:
         console.print(table)
@@ -219,10 +219,16 @@ def print_status(status: Mapping[str, Any]) -> None:
         one_line = "  ".join((head, *reached))
         fits = len(one_line) <= console.width
         console.print(one_line if fits else head, markup=False, style="bold")
-        text = "; ".join(text for text in (trial.get("reason"), trial.get("origin")) if text)
-        for line in (*([] if fits else reached), _params(trial.get("params", {})), text):
+        for line in (*([] if fits else reached), _params(trial.get("params", {})), _remark(trial)):
             if line:
                 console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+
+
+def _remark(trial: Mapping[str, Any]) -> str:
+    """Return why the trial ended early or which requirements it breaks, and where it comes from."""
+    complete = trial["state"] == "COMPLETE"
+    broken = f"breaks: {'; '.join(trial['breaks'])}" if complete and trial.get("breaks") else ""
+    return "; ".join(text for text in (trial.get("reason"), broken, trial.get("origin")) if text)
 
 
 def _state(trial: Mapping[str, Any]) -> str:
@@ -294,7 +300,7 @@ def _seeds_texts(trials: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _needed_width(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:
     """Return the width of the table in characters with wrapped reasons."""
-    reason = max((len(trial.get("reason") or "") for trial in trials), default=0)
+    reason = max((len(_remark(trial)) for trial in trials), default=0)
     return table_width(table).maximum - max(0, reason - _REASON_WIDTH)
 
 
@@ -329,7 +335,8 @@ def print_best(found: Mapping[str, Any], *, metrics: bool = False) -> None:
     """
     initial: Mapping[str, Any] = found.get("initial") or {}
     front: Sequence[Mapping[str, Any]] = found.get("front") or ()
-    table = _key_figures(f"best: trial {found['number']}, after {found['step']} updates")
+    which = f"first of {len(front)} trials of the Pareto front" if len(front) > 1 else "best"
+    table = _key_figures(f"{which}: trial {found['number']}, after {found['step']} updates")
     objectives: Sequence[Mapping[str, Any]] = found.get("goals") or [found["goal"]]
     for objective, value in zip(objectives, found.get("values") or [found["value"]], strict=True):
         text = f"{_short(value)}{_initial_text(initial, objective['metric'])}, to {objective['direction']}"

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dashboards.analysis.distance import distance_column
 from dashboards.analysis.seed_means import compared_paths, merge_curves
 from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
@@ -71,7 +72,8 @@ def trial_table(
 ) -> RenderableType:
     """Return a table with one row per trial.
 
-    Sparklines shrink with the width; on narrow terminals the reasons follow below the table.
+    Sparklines shrink with the width, and the distance from the initial model is shown where the width allows it; on
+    narrow terminals the reasons follow below the table.
 
     Args:
         all_curves: trials to show.
@@ -86,9 +88,11 @@ def trial_table(
     reason = max((len(_remark(curves, False)) for curves in all_curves), default=0)
     objectives = (objective, *further)
     marked = _marked(all_curves, objectives, seeds)
-    wide = _table(all_curves, paths, objectives, updates_of, marked, is_wide=True, sparkline_width=12)
-    if table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
-        return wide
+    distances = distance_column(all_curves)
+    for shown in (distances, None) if distances[0] else (None,):
+        wide = _table(all_curves, paths, objectives, updates_of, marked, shown, is_wide=True, sparkline_width=12)
+        if table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
+            return wide
     candidates = (
         _table(
             all_curves,
@@ -96,11 +100,13 @@ def trial_table(
             objectives,
             updates_of,
             marked,
+            distances if with_distance else None,
             is_wide=False,
             sparkline_width=sparkline_width,
             is_narrow=sparkline_width < 6,
         )
-        for sparkline_width in (10, 6, 3, 0)
+        for sparkline_width, with_distance in ((10, True), (6, True), (10, False), (6, False), (3, False), (0, False))
+        if distances[0] or not with_distance
     )
     table = next((made for made in candidates if table_width(made).maximum <= width), None)
     if table is None:
@@ -121,12 +127,21 @@ def _table(
     objectives: Sequence[Objective],
     updates_of: UpdatesOf | None,
     marked: set[int],
+    distances: tuple[str, Sequence[float | None]] | None = None,
     *,
     is_wide: bool,
     sparkline_width: int,
     is_narrow: bool = False,
 ) -> Table:
-    """Return the table. `is_narrow`: wrapped column names and no padding; values are never cut."""
+    """Return the table.
+
+    Args:
+        all_curves, paths, objectives, updates_of, marked: As in `trial_table`.
+        distances: Name and values of the column of distances from the initial model; None for no such column.
+        is_wide: Whole names, bars of progress, and remarks.
+        sparkline_width: Characters of each sparkline; 0 for none.
+        is_narrow: Wrapped column names and no padding; values are never cut.
+    """
     short = short_names(paths)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0) if is_narrow else (0, 1))
     table.add_column("trial", justify="right", no_wrap=True)
@@ -137,6 +152,8 @@ def _table(
     for objective in objectives:
         metric = objective.metric if is_wide else objective.metric.removeprefix("eval_")
         table.add_column(_break_name(metric) if is_narrow else metric, justify="right", no_wrap=True)
+    if distances is not None:
+        table.add_column(distances[0], justify="right", no_wrap=True)
     if sparkline_width:
         table.add_column("margin" if is_wide else "marg.", no_wrap=True)
         table.add_column("accuracy" if is_wide else "acc.", no_wrap=True)
@@ -144,6 +161,7 @@ def _table(
         table.add_column("", overflow="fold")
     settings = _rows(format_settings([curves.record.params.get(path) for curves in all_curves]) for path in paths)
     values = _rows(_objective_column(all_curves, objectives, k) for k in range(len(objectives)))
+    far = [] if distances is None else format_measured(distances[1], 3)
     for k, curves in enumerate(all_curves):
         first = curves.record.number in marked
         row = [Text(f"★ {curves.record.label}" if first else curves.record.label), state_text(curves)]
@@ -153,6 +171,8 @@ def _table(
             _progress(curves, total, is_wide),
             *(Text(value, style="bold green" if first else "") for value in values[k]),
         ]
+        if distances is not None:
+            row += [Text(far[k] if distances[1][k] is not None else "")]
         if sparkline_width:
             row += [Text(sparkline(curves.values(MARGIN), sparkline_width), style="blue")]
             row += [Text(sparkline(curves.values(COMPARISON_METRIC), sparkline_width), style="green")]
@@ -316,7 +336,8 @@ def print_final_summary(
         Text("Best: ", style="bold").append(
             f"{'trials' if len(best.seeds) > 1 else 'trial'} {best.label}", style="bold green"
         )
-        + Text(f"  {format_params(best.params, paths)}  {metric}={format_value(best.value)}")
+        + Text("".join(f"  {text}" for text in (format_params(best.params, paths),) if text))
+        + Text(f"  {metric}={format_value(best.value)}")
         + Text(f" ({best.seeds_text})" if best.seeds else "")
     )
     if best.finalist_of is not None:
@@ -367,9 +388,14 @@ _MAX_FINDINGS = 4
 
 
 def print_findings(
-    findings: Sequence[DiagnosisFinding], name: str, console: Console, *, most: int = _MAX_FINDINGS
+    findings: Sequence[DiagnosisFinding],
+    name: str,
+    console: Console,
+    *,
+    most: int = _MAX_FINDINGS,
+    follow_up: bool = True,
 ) -> None:
-    """Print at most `most` findings with their next steps, and the command for a follow-up sweep."""
+    """Print at most `most` findings with their next steps, and the command for a follow-up sweep, if one follows."""
     for finding in findings[:most]:
         head = Text(f"{finding.level}: ", style=_FINDING_STYLE[finding.level]).append(
             finding.title, style="bold not dim"
@@ -382,5 +408,5 @@ def print_findings(
             console.print(Text(f"  {finding.next_step}"), soft_wrap=True)
     if len(findings) > most:
         console.print(Text(f"and {len(findings) - most} more in the report", style="dim"))
-    if findings:
+    if findings and follow_up:
         console.print(Text(f"To write a follow-up sweep from these findings: orchestrate suggest {name}"))

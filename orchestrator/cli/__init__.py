@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.api.service_client import SERVER_VARIABLE, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE
 from orchestrator.cli import (
     control_commands,
     data_command,
@@ -29,6 +30,7 @@ from orchestrator.cli import (
     status_commands,
     submit_command,
 )
+from orchestrator.cli.service import serve_commands
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.loopback import bypass_proxies
 from orchestrator.terminal_streams import TERMINATION_SIGNALS, safe_streams, wrapped
@@ -37,11 +39,26 @@ from trainer.results import TrialError
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="prefsweep", prog_name="orchestrate")
-def cli() -> None:
+@click.option(
+    "--server",
+    envvar=SERVER_VARIABLE,
+    metavar="URL",
+    help=f"Use the sweeps of this service; {TOKEN_VARIABLE} or {TOKEN_FILE_VARIABLE} has the token.",
+)
+@click.pass_context
+def cli(context: click.Context, server: str | None) -> None:
     """Hyperparameter sweeps for preference tuning of language models.
 
     Everything is written under ./runs, or under $ORCHESTRATE_HOME.
     """
+    context.obj = server or None
+    is_option = context.get_parameter_source("server") is click.core.ParameterSource.COMMANDLINE
+    if server and is_option and context.invoked_subcommand in _OF_THIS_MACHINE:
+        raise click.UsageError(f"{context.invoked_subcommand} works on this machine only: leave out --server")
+
+
+_OF_THIS_MACHINE = frozenset({"advise", "clean", "data", "doctor", "init", "schema", "serve", "submit", "token", "ui"})
+"""Commands that use no service; with $ORCHESTRATE_SERVER they work as without."""
 
 
 for command in (
@@ -75,6 +92,8 @@ for command in (
     folder_commands.archive,
     folder_commands.unarchive,
     folder_commands.clean,
+    serve_commands.serve,
+    serve_commands.token,
     setup_commands.doctor,
     setup_commands.schema,
 ):

@@ -1,4 +1,4 @@
-"""Composition root: passes progress view and reporter to the driver, prints the summary; also serves MLflow's UI."""
+"""Drives sweeps through `orchestrator.api` and prints the summary of each; also serves MLflow's UI."""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-import click
-from rich.console import Console
+from typing import Unpack
 
 from dashboards.mlflow_pages import saved_view
-from dashboards.sweep_reporter import DashboardReporter
-from dashboards.terminal.progress_views import open_view
+from orchestrator.api import driving
 from orchestrator.cli.sweep_summary import print_summary
-from orchestrator.commands.request_commands import RequestRefused, current_user
-from orchestrator.driver import parent_run, run_sweep
 from orchestrator.errors import ExitCode
-from orchestrator.execution.remote_cluster import ClusterAddress
 from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.folders import SweepFolder, existing_sweep
-from orchestrator.interfaces import Presentation
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec, Tracking
 from orchestrator.study.study import Study
@@ -29,83 +22,19 @@ from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
 from orchestrator.tracking.tracking_store import check_tracking_store, sweep_tracking_uri
 
 
-def presentation() -> Presentation:
-    """Return the terminal's progress view and the dashboards' reporter."""
-    return Presentation(
-        open_view=lambda spec, total: open_view(spec, Console(stderr=True), total=total),
-        reporter=DashboardReporter(),
-    )
-
-
 def start(
-    spec: SweepSpec,
-    root: Path,
-    *,
-    cluster_at: ClusterAddress | None = None,
-    trust_remote_code: bool = False,
-    waits: bool = True,
+    spec: SweepSpec, root: Path, *, resume_existing: bool = False, **options: Unpack[driving.RunOptions]
 ) -> ExitCode:
-    """Run a new sweep and print its summary; raises like `orchestrator.driver.run_sweep.start`."""
-    stop_reason = run_sweep.start(
-        spec, root, presentation(), cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=waits
-    )
+    """Run a sweep as `driving.start` does and print its summary."""
+    stop_reason = driving.start(spec, root, resume_existing=resume_existing, **options)
     return print_summary(SweepFolder(root, spec.name), spec, stop_reason)
 
 
-def start_or_resume(
-    spec: SweepSpec,
-    root: Path,
-    *,
-    cluster_at: ClusterAddress | None = None,
-    trust_remote_code: bool = False,
-    waits: bool = True,
-) -> ExitCode:
-    """Start this sweep, or resume it if it exists, and print its summary."""
-    stop_reason = run_sweep.start_or_resume(
-        spec, root, presentation(), cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=waits
-    )
-    return print_summary(SweepFolder(root, spec.name), spec, stop_reason)
-
-
-def resume(
-    name: str,
-    root: Path,
-    overrides: Sequence[str] = (),
-    *,
-    mirror: str | None = None,
-    cluster_at: ClusterAddress | None = None,
-    trust_remote_code: bool = False,
-    retry_failed: bool = False,
-    waits: bool = True,
-) -> ExitCode:
-    """Resume a sweep and print its summary; raises like `orchestrator.driver.run_sweep.resume`."""
-    stop_reason = run_sweep.resume(
-        name,
-        root,
-        presentation(),
-        overrides,
-        mirror=mirror,
-        cluster_at=cluster_at,
-        trust_remote_code=trust_remote_code,
-        retry_failed=retry_failed,
-        waits=waits,
-    )
+def resume(name: str, root: Path, overrides: Sequence[str] = (), **options: Unpack[driving.ResumeOptions]) -> ExitCode:
+    """Resume a sweep as `driving.resume` does and print its summary."""
+    stop_reason = driving.resume(name, root, overrides, **options)
     folder = existing_sweep(root, name)
     return print_summary(folder, load_spec(folder.spec, is_new=False), stop_reason)
-
-
-def abandon(name: str, root: Path, why: str) -> None:
-    """End a sweep that no driver runs for good and print what was ended."""
-    folder = existing_sweep(root, name)
-    if not Study.exists(folder):
-        raise RequestRefused(f"{name} has no trials: there is nothing to end; its folder is {folder.path}")
-
-    def log(text: str) -> None:
-        click.echo(text, err=True)
-
-    reason = f"{why} (by {current_user()})" if why else f"by {current_user()}"
-    ended = run_sweep.abandon(name, root, DashboardReporter(), reason, log)
-    log(f"{name} is abandoned: {ended} unfinished trials ended as PRUNED; results, report and MLflow's runs stay")
 
 
 def serve_ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -> ExitCode:
@@ -145,10 +74,3 @@ def _stored_sweep(folder: SweepFolder) -> tuple[SweepSpec, str]:
         return load_spec(folder.spec, is_new=False), ""
     with Study.open(folder, read_only=True) as study:
         return study.spec, study.id
-
-
-def end_orphaned_runs(name: str, root: Path) -> None:
-    """End the sweep's runs in MLflow if its driver was killed; called by commands that look at it."""
-    parent_run.end_orphaned_runs(
-        existing_sweep(root, name), DashboardReporter(), lambda text: click.echo(text, err=True)
-    )

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from orchestrator.cli.options import SET
-from orchestrator.folders import SweepFolder, existing_sweep, lock_holder, runs_folder
+from orchestrator.cli.options import SET, find_sweep
 from orchestrator.terminal_streams import wrapped
 
 _NAME = click.argument("name")
@@ -24,17 +23,11 @@ _WHY = click.option("--why", default="", metavar="TEXT", help="Reason, stored in
 def stop(name: str, trial: int | None, abandon: bool, why: str) -> None:
     """Stop a sweep, which can be resumed, or one TRIAL for good."""
     if not abandon:
-        _request("stop", name, trial, why or "stopped")
+        _print(find_sweep(name).stop(trial, why=why))
         return
     if trial is not None:
         raise click.UsageError("--abandon ends the whole sweep; without it one TRIAL is stopped for good")
-    existing_sweep(runs_folder(), name)
-    if lock_holder(SweepFolder(runs_folder(), name)) is not None:
-        _request("abandon", name, None, why)
-        return
-    from orchestrator.cli.composition import abandon as end_sweep
-
-    end_sweep(name, runs_folder(), why)
+    _print(find_sweep(name).abandon(why=why))
 
 
 @click.command()
@@ -46,7 +39,7 @@ def pause(name: str, trial: int | None, why: str) -> None:
 
     A paused trial writes a checkpoint and frees its slot for the next one.
     """
-    _request("pause", name, trial, why)
+    _print(find_sweep(name).pause(trial, why=why))
 
 
 @click.command()
@@ -55,7 +48,7 @@ def pause(name: str, trial: int | None, why: str) -> None:
 @_WHY
 def unpause(name: str, trial: int | None, why: str) -> None:
     """Continue a paused TRIAL, or a paused sweep."""
-    _request("unpause", name, trial, why)
+    _print(find_sweep(name).unpause(trial, why=why))
 
 
 @click.command()
@@ -64,7 +57,7 @@ def unpause(name: str, trial: int | None, why: str) -> None:
 @click.option("--why", required=True, metavar="TEXT", help="Reason, stored in the history.")
 def prune(name: str, trial: int, why: str) -> None:
     """Prune one TRIAL with a reason; its state becomes PRUNED."""
-    _request("prune", name, trial, why)
+    _print(find_sweep(name).prune(trial, why=why))
 
 
 @click.command()
@@ -73,10 +66,7 @@ def prune(name: str, trial: int, why: str) -> None:
 @_WHY
 def retry(name: str, trials: Sequence[int], why: str) -> None:
     """Try failed trials again, each with its number and configuration."""
-    existing_sweep(runs_folder(), name)
-    from orchestrator.commands.request_commands import request_retries
-
-    _print(request_retries(name, runs_folder(), trials, why))
+    _print(find_sweep(name).retry(trials, why=why))
 
 
 @click.command("set")
@@ -87,10 +77,7 @@ def set_budget(name: str, settings: Sequence[str]) -> None:
 
     Settings: budget.trials, hours, gpu_hours, target and concurrency; null takes a limit away.
     """
-    existing_sweep(runs_folder(), name)
-    from orchestrator.commands.budget_control import set_budget as request_budget
-
-    _print(request_budget(name, runs_folder(), settings))
+    _print(find_sweep(name).set_budget(settings))
 
 
 @click.command()
@@ -106,10 +93,7 @@ def clone(name: str, trial: int, overrides: Sequence[str], why: str, from_checkp
 
     It comes in addition to budget.trials. A FAILED trial may be cloned without changes.
     """
-    existing_sweep(runs_folder(), name)
-    from orchestrator.commands.request_commands import enqueue_clone
-
-    _print(enqueue_clone(name, runs_folder(), trial, overrides, why, from_checkpoint=from_checkpoint))
+    _print(find_sweep(name).clone(trial, overrides, from_checkpoint=from_checkpoint, why=why))
 
 
 @click.command()
@@ -121,17 +105,7 @@ def enqueue(name: str, overrides: Sequence[str], again: bool) -> None:
 
     Others are as in base. It comes in addition to budget.trials.
     """
-    existing_sweep(runs_folder(), name)
-    from orchestrator.commands.request_commands import enqueue_trial
-
-    _print(enqueue_trial(name, runs_folder(), overrides, again=again))
-
-
-def _request(kind: str, name: str, trial: int | None, reason: str) -> None:
-    existing_sweep(runs_folder(), name)
-    from orchestrator.commands.request_commands import request_control
-
-    _print(request_control(name, runs_folder(), kind, trial, reason))
+    _print(find_sweep(name).enqueue(overrides, again=again))
 
 
 def _print(notices: Sequence[str]) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import click
 
-from orchestrator.cli.options import JSON, print_json
+from orchestrator.api import open_sweep
+from orchestrator.api import unarchive as bring_back
+from orchestrator.cli.options import JSON, print_json, remote_sweep, server
 from orchestrator.folders import existing_sweep, known_sweeps, runs_folder
 from orchestrator.terminal_streams import wrapped
 
@@ -24,7 +26,7 @@ def show_sweeps(*, as_json: bool, with_disk: bool = False) -> None:
     from dashboards.terminal.folder_output import print_sweeps
     from orchestrator.commands.runs_folder.sweep_list import list_sweeps as read_list
 
-    found = read_list(runs_folder(), with_disk=with_disk)
+    found = read_list(runs_folder(), with_disk=with_disk) if (service := server()) is None else service.listed()
     if as_json:
         print_json(found)
     else:
@@ -45,6 +47,11 @@ def logs(name: str, trial: int | None, follow: bool, tail: int, attempt: int | N
     """
     if attempt is not None and trial is None:
         raise click.UsageError("--attempt requires TRIAL")
+    if (remote := remote_sweep(name)) is not None:
+        from orchestrator.cli.remote_commands import print_logs
+
+        print_logs(remote, trial, attempt, tail=tail, follow=follow)
+        return
     existing_sweep(runs_folder(), name)
     from orchestrator.commands.runs_folder.sweep_logs import SweepLog
 
@@ -85,25 +92,22 @@ def delete(name: str, yes: bool, keep_mlflow: bool) -> None:
 
     Says what that frees, and asks. Caches that sweeps share stay; `clean` removes those that no sweep needs.
     """
-    from orchestrator.commands.runs_folder.sweep_deletion import (
-        delete_sweep,
-        finish_deletion,
-        half_deleted,
-        plan_deletion,
-    )
+    from orchestrator.commands.runs_folder.sweep_deletion import finish_deletion, half_deleted
 
-    root = runs_folder()
-    if name in half_deleted(root):
+    root, remote = runs_folder(), remote_sweep(name)
+    if remote is None and name in half_deleted(root):
         freed = finish_deletion(root, name)
         _log(f"the deletion of a sweep named {name} was interrupted: it is finished now ({_size(freed)})")
         if name not in known_sweeps(root):
             return
-    deletion = plan_deletion(name, root, keep_mlflow=keep_mlflow)
-    for line in deletion.lines():
-        _log(line)
-    _confirm(f"Delete {name}?", yes=yes)
-    delete_sweep(deletion)
-    _log(f"{name} is deleted; {_size(deletion.frees)} freed")
+
+    def confirm(lines: Sequence[str]) -> None:
+        for line in lines:
+            _log(line)
+        _confirm(f"Delete {name}?", yes=yes)
+
+    freed = (remote or open_sweep(name)).delete(keep_mlflow=keep_mlflow, confirm=confirm)
+    _log(f"{name} is deleted; {_size(freed)} freed")
 
 
 @click.command()
@@ -115,6 +119,9 @@ def archive(name: str, url: str) -> None:
     Each file is copied and compared by its digest, then the folder is removed here. An interrupted call is continued by
     the same call. `unarchive` brings the sweep back; its runs in MLflow stay.
     """
+    if (remote := remote_sweep(name)) is not None:
+        remote.archive(url, log=_log)
+        return
     from orchestrator.commands.runs_folder.sweep_archive import archive_sweep
 
     archive_sweep(name, runs_folder(), url, _log)
@@ -125,9 +132,10 @@ def archive(name: str, url: str) -> None:
 @click.option("--from", "url", metavar="URL", help="The URL of `archive --to`; known for what was archived from here.")
 def unarchive(name: str, url: str | None) -> None:
     """Bring an archived sweep back; it can be resumed as before."""
-    from orchestrator.commands.runs_folder.sweep_archive import unarchive_sweep
-
-    unarchive_sweep(name, runs_folder(), url, _log)
+    if (service := server()) is None:
+        bring_back(name, url, log=_log)
+    else:
+        service.unarchive(name, url, log=_log)
 
 
 @click.command()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.options import JSON, TRUST, print_json, set_option
+from orchestrator.api import open_sweep
+from orchestrator.cli.options import JSON, TRUST, print_json, remote_sweep, set_option
 from orchestrator.errors import ExitCode
-from orchestrator.folders import existing_sweep, runs_folder
 
 if TYPE_CHECKING:
     from orchestrator.judge.endpoint_batch import UsageEstimate
@@ -41,25 +41,25 @@ def judge(
     The judge is independent: the checker of known answers, a reward model or an OpenAI-compatible endpoint, configured
     by `judge:` in the sweep file or --set. After Ctrl-C the same command continues; no call is repeated.
     """
-    existing_sweep(runs_folder(), name)
+    if (remote := remote_sweep(name)) is not None:
+        from orchestrator.cli.remote_commands import judge_sweep
+
+        refused = {"--set": overrides, "--trust-remote-code": trust_remote_code}
+        return judge_sweep(remote, top=top, prompts=prompts, yes=yes, as_json=as_json, refused=refused)
+    sweep = open_sweep(name)
     from dashboards.formatting import wide_console
-    from dashboards.sweep_reporter import DashboardReporter
     from dashboards.terminal.judge_output import JudgeProgress, print_judgements
-    from orchestrator.commands.judge_sweep import judge_sweep as run
     from orchestrator.judge.judgements import as_json as judgements_as_json
 
     shortcuts = {"judge.top": top, "judge.prompts": prompts}
     overrides = (*overrides, *(f"{path}={value}" for path, value in shortcuts.items() if value is not None))
     with JudgeProgress() as progress:
-        found = run(
-            name,
-            runs_folder(),
+        found = sweep.judge(
             overrides,
+            confirm_cost=_confirm_cost(yes, progress.pause),
+            trust_remote_code=trust_remote_code,
             set_activity=progress.set_activity,
             log=progress.log,
-            confirm_cost=_confirm_cost(yes, progress.pause),
-            reporter=DashboardReporter(),
-            trust_remote_code=trust_remote_code,
         )
     if as_json:
         print_json({"name": name, "trials": judgements_as_json(found.judgements), "notices": found.notices})

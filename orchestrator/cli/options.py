@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from orchestrator.api import RemoteSweep, Server, SweepHandle, load, open_sweep
 from orchestrator.errors import ExitCode
 from orchestrator.folders import existing_sweep, runs_folder
 from orchestrator.terminal_streams import encodes_unicode
@@ -125,36 +126,38 @@ def read_spec(
     Raises:
         SpecError: with all errors of the file.
     """
-    from orchestrator.commands.data_preview import check_templates
-    from orchestrator.spec.loading.loader import load_with_notices
-    from orchestrator.spec.loading.position_checks import check_lengths
-    from trainer.environment import foreign_settings, ignored_message
+    read = load(file, overrides, name=name, rehearse=rehearse)
+    return read.spec, read.notices
 
-    loaded, foreign = load_with_notices(file, overrides, name=name), foreign_settings()
-    lengths = check_lengths(loaded.spec, loaded.document)
-    check_templates(loaded.spec, loaded.document)
-    notices = (
-        *loaded.notices,
-        *lengths,
-        *([ignored_message(foreign)] if foreign else ()),
-    )
-    if not rehearse:
-        return loaded.spec, notices
-    from orchestrator.commands.rehearsal import rehearse as make_rehearsal
 
-    rehearsal = make_rehearsal(loaded.spec, runs_folder())
-    return rehearsal.spec, (*notices, *rehearsal.notices)
+def server() -> Server | None:
+    """Return the service of `--server` or $ORCHESTRATE_SERVER; None for the sweeps of this machine."""
+    url = click.get_current_context().find_root().obj
+    return None if url is None else Server(url)
+
+
+def remote_sweep(name: str) -> RemoteSweep | None:
+    """Return the service's sweep of this name, not asked for yet; None for the sweeps of this machine."""
+    service = server()
+    return None if service is None else RemoteSweep(service.client, name)
+
+
+def find_sweep(name: str) -> SweepHandle:
+    """Return a sweep of the service, or of this machine. Raises NoSuchSweep for one that this machine lacks."""
+    return remote_sweep(name) or open_sweep(name)
 
 
 def end_orphaned_runs(name: str) -> None:
     """End the runs in MLflow of a sweep whose driver was killed; a command that looks at it calls this at its end."""
+    if click.get_current_context().find_root().obj is not None:
+        return
     from orchestrator.interfaces import SWEEP_RUN
     from orchestrator.tracking.deferred_messages import is_run_open
 
     if is_run_open(existing_sweep(runs_folder(), name).outbox, SWEEP_RUN):
-        from orchestrator.cli import composition
+        from orchestrator.api import driving
 
-        composition.end_orphaned_runs(name, runs_folder())
+        driving.end_orphaned_runs(name, runs_folder(), lambda text: click.echo(text, err=True))
 
 
 def print_json(value: Any) -> None:

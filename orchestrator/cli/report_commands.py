@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import JSON, end_orphaned_runs, print_json
+from orchestrator.cli.options import JSON, end_orphaned_runs, find_sweep, print_json, remote_sweep, server
 from orchestrator.folders import existing_sweep, runs_folder
 
 
@@ -18,10 +18,9 @@ from orchestrator.folders import existing_sweep, runs_folder
 @JSON
 def report(name: str, to: Path | None, as_json: bool) -> None:
     """Write an HTML report: best trial, diagnosis, next steps."""
-    existing_sweep(runs_folder(), name)
-    from orchestrator.cli.report_data import report as make
-
-    found = make(name, runs_folder(), to)
+    if remote_sweep(name) is not None and to is None and not as_json:
+        raise click.UsageError("the report of a service is written here: add --output FILE, or --json")
+    found = find_sweep(name).report(to).conclusions
     if as_json:
         print_json(found)
     else:
@@ -36,10 +35,7 @@ def report(name: str, to: Path | None, as_json: bool) -> None:
 )
 def suggest(name: str, to: Path | None) -> None:
     """Write a follow-up sweep file, with a reason for each range."""
-    existing_sweep(runs_folder(), name)
-    from orchestrator.cli.report_data import suggest as make
-
-    text = make(name, runs_folder(), to)
+    text = find_sweep(name).suggest(to)
     if to is None:
         click.echo(text, nl=False)
     else:
@@ -59,9 +55,14 @@ def compare(names: tuple[str, ...], to: Path | None, as_json: bool) -> None:
     """
     if len(set(names)) < 2:
         raise click.UsageError("name at least two sweeps")
+    if (service := server()) is not None:
+        from orchestrator.cli.remote_commands import print_comparison as print_remote
+
+        print_remote(service, names, to, as_json=as_json)
+        return
     for name in names:
         existing_sweep(runs_folder(), name)
-    from orchestrator.cli.report_data import compare as compare_sweeps
+    from orchestrator.report_data import compare as compare_sweeps
 
     found = compare_sweeps(names, runs_folder(), to)
     if as_json:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.api import RemoteSweep, load
+from orchestrator.api import plan as make_plan
 from orchestrator.cli.options import (
     DETACH,
     JSON,
@@ -18,8 +19,8 @@ from orchestrator.cli.options import (
     cluster_address,
     cluster_options,
     print_json,
-    read_spec,
     run_detached,
+    server,
     spec_options,
 )
 from orchestrator.cli.submit_command import job_options, render
@@ -88,14 +89,24 @@ def plan(
     Trials, corners, steps, tokens, memory, GPU-hours, files. With --slurm or --kuberay: print the job exactly as
     `submit` would submit it.
     """
+    if (service := server()) is not None:
+        from orchestrator.cli.remote_commands import print_plan as print_remote
+
+        jobs = {"--slurm": job_settings["slurm"], "--kuberay": job_settings["kuberay"]}
+        sizes = {"--gpu-memory": gpu_memory, "--price": price, "--efficiency": efficiency, "--tflops": tflops}
+        sizes |= {"--tokens-per-pair": tokens_per_pair, "--train-pairs": train_pairs, "--on": tuple(on)}
+        refused = {"--rehearse": rehearse, "--probe": probe, "--trust-remote-code": trust_remote_code} | sizes | jobs
+        print_remote(service, file, overrides, name, as_json=as_json, refused=refused)
+        return
     machines = _read_machines(on)
     from dashboards.terminal.command_output import print_plan
     from dashboards.terminal.machines_output import print_machines
-    from orchestrator.commands.local_plan import plan_locally, plan_machines
+    from orchestrator.commands.local_plan import plan_machines
     from orchestrator.spec.estimates.cost_estimate import EFFICIENCY, PEAK_TFLOPS, GpuAssumptions
     from orchestrator.spec.estimates.gpu_memory import GB
 
-    spec, notices = read_spec(file, overrides, name, rehearse)
+    read = load(file, overrides, name=name, rehearse=rehearse)
+    spec, notices = read.spec, read.notices
     job = render(spec, job_settings, trust_remote_code=trust_remote_code)
     if machines and (job is not None or probe or gpu_memory is not None or tflops is not None):
         raise click.UsageError(
@@ -125,20 +136,12 @@ def plan(
         only = found[0].plan if len(found) == 1 else None
         if only is not None:
             print_plan(only)
-        print_machines(spec.name, found, _command(file, overrides, name), notices=only is None)
+        print_machines(spec.name, found, read.command(), notices=only is None)
         return
     if probe:
         click.echo("measuring one update on this machine", err=True)
     try:
-        made = plan_locally(
-            spec,
-            runs_folder(),
-            notices,
-            assumptions,
-            probe=probe,
-            trust_remote_code=trust_remote_code,
-            command=_command(file, overrides, name),
-        )
+        made = make_plan(read, assumptions=assumptions, probe=probe, trust_remote_code=trust_remote_code)
     except (OrchestrateError, TrialError):
         for notice in notices:  # they may name the cause, such as a misspelt folder that became a name on the hub
             click.echo(wrapped(notice), err=True)
@@ -169,6 +172,12 @@ def _read_machines(texts: Sequence[str]) -> list[PlannedMachine]:
 @spec_options
 @cluster_options
 @click.option("--continue", "go_on", is_flag=True, help="Resume the sweep if it exists with this spec.")
+@click.option(
+    "--upload/--no-upload",
+    default=None,
+    help="With --server: send files of data that are here, each once by its SHA-256; by default it asks.",
+)
+@click.option("--priority", type=int, default=0, help="With --server: larger ones start first; default 0.")
 @DETACH
 @NO_WAIT
 @TRUST
@@ -180,12 +189,25 @@ def sweep(
     address: str | None,
     machines: int,
     go_on: bool,
+    priority: int,
+    upload: bool | None,
     detach: bool,
     no_wait: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
     """Run a sweep. Ctrl-C once: write checkpoints and stop; twice: stop at once."""
-    spec, notices = read_spec(file, overrides, name, rehearse)
+    if (service := server()) is not None:
+        from orchestrator.cli.remote_commands import submit_sweep
+
+        refused = {"--rehearse": rehearse, "--continue": go_on, "--no-wait": no_wait, "--address": address}
+        refused |= {"--machines": machines != 1, "--trust-remote-code": trust_remote_code}
+        return submit_sweep(
+            service, file, overrides, name, priority=priority, upload=upload, detach=detach, refused=refused
+        )
+    if priority or upload is not None:
+        raise click.UsageError("--priority and --upload are for a service's queue: they need --server")
+    read = load(file, overrides, name=name, rehearse=rehearse)
+    spec = read.spec
     cluster_at = cluster_address(address, machines)
     if not go_on and (runs_folder() / spec.name).exists():
         from orchestrator.driver.crash_report import free_folder
@@ -193,29 +215,24 @@ def sweep(
         free_folder(runs_folder(), spec.name)
     if detach:
         return run_detached(SweepFolder(runs_folder(), spec.name))
-    from orchestrator.cli.composition import start, start_or_resume
-
-    run = start_or_resume if go_on else start
+    from orchestrator.cli.composition import start
 
     drop_failed_output()
-    for notice in notices:
+    for notice in read.notices:
         click.echo(notice, err=True)
     from orchestrator.spec.estimates.arrangement import DoesNotFit
 
     try:
-        return run(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code, waits=not no_wait)
+        return start(
+            spec,
+            runs_folder(),
+            resume_existing=go_on,
+            cluster_at=cluster_at,
+            trust_remote_code=trust_remote_code,
+            waits=not no_wait,
+        )
     except DoesNotFit as error:
-        from orchestrator.spec.loading.loader import load_with_notices
-
-        document = load_with_notices(file, overrides, name=name).document
-        where = document.location(tuple(error.found.path.split(".")))
-        raise DoesNotFit(error.found, where, error.found.hint(_command(file, overrides, name))) from None
-
-
-def _command(file: Path, overrides: Sequence[str], name: str | None) -> str:
-    """Return the command that starts this sweep, for a shell."""
-    options = [part for one in overrides for part in ("--set", one)] + (["--name", name] if name else [])
-    return shlex.join(["orchestrate", "sweep", str(file), *options])
+        raise read.with_line(error) from None
 
 
 @click.command()
@@ -242,6 +259,13 @@ def resume(
 
     If it stopped because trials failed alike, these are tried again.
     """
+    if (service := server()) is not None:
+        from orchestrator.cli.remote_commands import resume_sweep as resume_remote
+
+        refused = {"--set": tuple(overrides), "--mirror": mirror, "--no-wait": no_wait, "--address": address}
+        refused |= {"--machines": machines != 1, "--trust-remote-code": trust_remote_code}
+        remote = RemoteSweep(service.client, name)
+        return resume_remote(service, remote, retry_failed=retry_failed, detach=detach, refused=refused)
     if mirror is None:
         existing_sweep(runs_folder(), name)
     cluster_at = cluster_address(address, machines)

@@ -19,9 +19,11 @@ from orchestrator.terminal_streams import wrapped
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default=Path("sweep.yaml"), required=False)
 @click.option("--model", help="Hub name or folder of the initial model.")
-@click.option("--data", help="A hub data set, or a JSONL, JSON, Parquet or CSV file of preference pairs.")
+@click.option(
+    "--data", help="A hub data set, or a JSONL, JSON, Parquet or CSV file of pairs, for kto also of labelled responses."
+)
 @click.option("--gpus", help="Number of GPUs; one trial runs on each.")
-@click.option("--objective", help="Loss: simpo, dpo, orpo, cpo or simper.")
+@click.option("--objective", help="Loss: simpo, dpo, orpo, cpo, simper or kto.")
 @click.option("--lora", is_flag=True, help="Train LoRA adapters instead of all weights.")
 def init(
     file: Path, model: str | None, data: str | None, gpus: str | None, objective: str | None, lora: bool
@@ -64,7 +66,7 @@ def init(
             apply = click.confirm(question, default=True, err=True)
             facts = replace(facts, apply_template=apply)
         else:
-            click.echo(f"{message}: the template is applied (data.apply_template: true)", err=True)
+            click.echo(wrapped(f"{message}: the template is applied (data.apply_template: true)"), err=True)
     for notice in facts.notices:
         click.echo(wrapped(notice), err=True)
     text = init_file.write_sweep_file(file.stem, answers, facts)

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import click
 
+from orchestrator.api import Sweep, open_sweep
 from orchestrator.cli.folder_commands import show_sweeps
-from orchestrator.cli.options import JSON, TRUST, end_orphaned_runs, print_json
+from orchestrator.cli.options import JSON, TRUST, end_orphaned_runs, find_sweep, print_json, remote_sweep
+from orchestrator.cli.remote_commands import follow_sweep
+from orchestrator.cli.remote_commands import print_status as print_remote_status
 from orchestrator.errors import ExitCode
 from orchestrator.folders import existing_sweep, runs_folder
+from orchestrator.terminal_streams import wrapped
 
 
 @click.command()
@@ -26,20 +30,25 @@ def status(name: str | None, as_json: bool, watch: bool) -> None:
             raise click.UsageError("--watch requires NAME")
         show_sweeps(as_json=as_json)
         return
-    existing_sweep(runs_folder(), name)
-    from dashboards.terminal.command_output import print_status
-    from orchestrator.commands.status import status as read_status
-
+    remote = remote_sweep(name)
+    sweep = remote or open_sweep(name)
     if watch:
         from orchestrator.cli.sweep_summary import watch_sweep
 
+        if remote is not None:
+            follow_sweep(remote)
+            return
         watch_sweep(name, runs_folder())
         end_orphaned_runs(name)
         return
-    found = read_status(name, runs_folder())
+    found = sweep.status()
     if as_json:
         print_json(found)
+    elif remote is not None:
+        print_remote_status(found)
     else:
+        from dashboards.terminal.command_output import print_status
+
         print_status(found)
     end_orphaned_runs(name)
 
@@ -48,6 +57,9 @@ def status(name: str | None, as_json: bool, watch: bool) -> None:
 @click.argument("name")
 def attach(name: str) -> None:
     """Show the live table of a sweep that runs in the background. Ctrl-C leaves the sweep running."""
+    if (remote := remote_sweep(name)) is not None:
+        follow_sweep(remote)
+        return
     existing_sweep(runs_folder(), name)
     from orchestrator.cli.sweep_summary import watch_sweep
 
@@ -68,14 +80,12 @@ def history(name: str, as_json: bool) -> None:
 
     Events have times and reasons.
     """
-    existing_sweep(runs_folder(), name)
-    from dashboards.terminal.command_output import print_history
-    from orchestrator.commands.status import history as read_history
-
-    found = read_history(name, runs_folder())
+    found = find_sweep(name).history()
     if as_json:
         print_json(found)
     else:
+        from dashboards.terminal.command_output import print_history
+
         print_history(found)
     end_orphaned_runs(name)
 
@@ -105,22 +115,19 @@ def best(
     if to is None and (merge or trust_remote_code or not compare):
         flag = "--merge" if merge else "--trust-remote-code" if trust_remote_code else "--no-compare"
         raise click.UsageError(f"{flag} requires --export DIR")
-    existing_sweep(runs_folder(), name)
-    from dashboards.terminal.command_output import print_best
-    from orchestrator.cli.report_data import reasons_not_to_export
-    from orchestrator.commands.model_export import export_best_model
-    from orchestrator.commands.status import best as read_best
-
-    found = read_best(name, runs_folder())
-    reasons = reasons_not_to_export(name, runs_folder(), found["number"])
-    if to is not None:
-        exported = export_best_model(
-            name, runs_folder(), to, merge, compare=compare, trust_remote_code=trust_remote_code, log=_log
-        )
-        found = {**found, "exported": str(exported)}
+    sweep = find_sweep(name)
+    if to is not None and not isinstance(sweep, Sweep):
+        raise click.UsageError("--export: on this machine only, not with --server")
+    found = sweep.best()
+    reasons = found.pop("do_not_use")
+    if to is not None and isinstance(sweep, Sweep):
+        exported = sweep.export(to, merge=merge, compare=compare, trust_remote_code=trust_remote_code, log=_log)
+        found |= {"exported": str(exported)}
     if as_json:
-        print_json({**found, "do_not_use": reasons})
+        print_json(found | {"do_not_use": reasons})
         return
+    from dashboards.terminal.command_output import print_best
+
     print_best(found, metrics=all_metrics)
     if reasons:
         text = f"Do not use trial {found['number']} yet: {'; '.join(reasons)}."
@@ -129,7 +136,7 @@ def best(
 
 
 def _log(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(wrapped(text), err=True)
 
 
 @click.command()

@@ -17,19 +17,18 @@ from dashboards.formatting import wide_console
 from dashboards.terminal.command_output import resume_command, without_state
 from dashboards.terminal.progress_views import open_view
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
-from orchestrator import folders
-from orchestrator.commands.detached_driver import waiting_for
+from orchestrator.api.watched_sweep import Progress, WatchedStudy, WatchedSweep
 from orchestrator.commands.rehearsal import is_rehearsal
-from orchestrator.commands.status import sweep_state
 from orchestrator.driver.data_stage import updates_if_known
 from orchestrator.errors import ExitCode
-from orchestrator.execution.stop_reasons import StopKind, StopReason
+from orchestrator.execution.stop_reasons import StopKind, StopReason, exit_code
 from orchestrator.folders import SweepFolder, existing_sweep
+from orchestrator.interfaces import ProgressView
 from orchestrator.spec.estimates.sweep_plan import planned_trials
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.retried_trials import never_trained, numbers_text
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import TrialRecord, TrialState
+from orchestrator.study.trial_records import TrialRecord
 
 _WATCH_SECONDS = 1.0
 """Seconds between two reads of the study by `status --watch`."""
@@ -40,56 +39,83 @@ _REFRESHES_PER_READ = 4
 def watch_sweep(name: str, root: Path) -> None:
     """Show the progress of a sweep that another process runs, until its end or Ctrl-C; then print the summary."""
     folder = existing_sweep(root, name)
-    shown = ""
-    while not Study.exists(folder) and folders.lock_holder(folder):
-        if (waiting := waiting_for(folder)) not in ("", shown):
-            shown = waiting
-            sys.stderr.write(f"{waiting}\n")
+    if watch(name, WatchedStudy(folder)).spec is None:
+        with Study.open(folder, read_only=True):  # raises StudyMissing
+            pass
+
+
+def watch(name: str, watched: WatchedSweep, program: str = "orchestrate") -> Progress:
+    """Show a sweep's progress until its end or Ctrl-C, then the summary; return its last progress.
+
+    `program`: the command, with the options that it needs to find the sweep.
+    """
+    try:
+        return _watch(name, watched, program)
+    finally:
+        watched.close()
+
+
+def _watch(name: str, watched: WatchedSweep, program: str) -> Progress:
+    shown, progress = "", watched.read()
+    while (spec := progress.spec) is None and progress.is_driven:
+        if progress.why not in ("", shown):
+            shown = progress.why
+            sys.stderr.write(f"{shown}\n")
         time.sleep(_WATCH_SECONDS)
-    with Study.open(folder, read_only=True) as study:
-        spec, updates_of = study.spec, updates_if_known(folder, study.spec)
-        console = Console(stderr=True)
-        before = study.usage().hours * 3600
-        view = open_view(
-            spec,
-            console,
-            total=planned_trials(spec),
-            updates_of=updates_of,
-            before=before,
-            running_before=study.trials_at_work(),
-        )
-        seen: dict[int, tuple[TrialState, int, int]] = {}
-        versions = len(study.spec_history())
-        try:
-            while True:
-                has_driver = folders.lock_holder(folder) is not None
-                if len(history := study.spec_history()) != versions:
-                    versions, spec = len(history), SweepSpec.from_stored(history[-1].text)
-                    view.change_spec(spec, planned_trials(spec))
-                for record in study.trials():
-                    current = (record.state, record.attempts, record.step)
-                    previous = seen.get(record.number)
-                    if previous is None or previous[:2] != current[:2]:
-                        view.update_trial(record)
-                    if previous is None or previous[2] != record.step:
-                        view.add_metrics(record.number, study.metric_history(record.number))
-                    seen[record.number] = current
+        progress = watched.read()
+    if spec is None:
+        return progress
+    console = Console(stderr=True)
+    view = open_view(
+        spec,
+        console,
+        total=planned_trials(spec),
+        updates_of=progress.updates_of,
+        before=progress.seconds,
+        running_before=progress.at_work,
+    )
+    curves: dict[int, TrialCurves] = {}
+    try:
+        while True:
+            if progress.spec is not None and progress.spec != spec:
+                spec = progress.spec
+                view.change_spec(spec, planned_trials(spec))
+            if progress.updates_of is not None:
+                view.set_total_updates(progress.updates_of)
+            for record in progress.records:
+                _show(record, curves, watched, view)
+            view.refresh()
+            if not progress.is_driven:
+                break
+            for _ in range(_REFRESHES_PER_READ):
+                time.sleep(_WATCH_SECONDS / _REFRESHES_PER_READ)
                 view.refresh()
-                if not has_driver:
-                    break
-                for _ in range(_REFRESHES_PER_READ):
-                    time.sleep(_WATCH_SECONDS / _REFRESHES_PER_READ)
-                    view.refresh()
-        finally:
-            view.close()
-        views = [TrialCurves(record) for record in study.trials()]
-        for trial in views:
-            trial.add(study.metric_history(trial.record.number))
-        print_final_summary(spec, views, wide_console(), updates_of=updates_of)
-        if sweep_state(study) == "interrupted":
-            reason = without_state(study.stop_reason(), "interrupted")
-            console.print(f"{name} is interrupted{f': {reason}' if reason else ''}. Resume it with:", markup=False)
-            console.print(f"  {resume_command(name, reason)}", markup=False)
+            progress = watched.read()
+    finally:
+        view.close()
+    print_final_summary(spec, list(curves.values()), wide_console(), updates_of=progress.updates_of)
+    if progress.state == "interrupted":
+        reason = without_state(progress.why, "interrupted")
+        console.print(f"{name} is interrupted{f': {reason}' if reason else ''}. Resume it with:", markup=False)
+        console.print(f"  {resume_command(name, reason).replace('orchestrate', program, 1)}", markup=False)
+    return progress
+
+
+def _show(record: TrialRecord, shown: dict[int, TrialCurves], watched: WatchedSweep, view: ProgressView) -> None:
+    """Show what is new of a trial. One that began again has its curves anew."""
+    before = shown.get(record.number)
+    if before is None or (before.record.state, before.record.attempts) != (record.state, record.attempts):
+        view.update_trial(record)
+    if before is None or record.step < before.record.step:
+        since, curves = -1, TrialCurves(record)
+    else:
+        since, curves = before.last_update if before.curves else -1, before
+    if before is None or before.record.step != record.step:
+        new = watched.metrics(record.number, since)
+        curves.add(new)
+        view.add_metrics(record.number, new)
+    curves.record = record
+    shown[record.number] = curves
 
 
 def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason) -> ExitCode:
@@ -118,7 +144,7 @@ def print_summary(folder: SweepFolder, spec: SweepSpec, stop_reason: StopReason)
         progress.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=piped)
     if any_complete:
         _print_next(spec, reasons, nearest, progress)
-    return _exit_code(stop_reason.kind, any_complete, any_failed=bool(never_trained(records)))
+    return exit_code(stop_reason.kind, any_complete=any_complete, any_failed=bool(never_trained(records)))
 
 
 def _failed_lines(name: str, records: Sequence[TrialRecord], kind: StopKind) -> list[str]:
@@ -141,7 +167,7 @@ def _print_findings(folder: SweepFolder, console: Console) -> list[str]:
     if not frame.ranked:
         return []
     findings = diagnose(frame)
-    print_findings(findings, frame.name, console)
+    print_findings(findings, frame.name, console, follow_up=not frame.is_out_of_reach)
     return reasons_not_to_use(findings, frame.ranked[0].label)
 
 
@@ -171,19 +197,3 @@ def _trial_curves(study: Study, record: TrialRecord) -> TrialCurves:
     curves = TrialCurves(record)
     curves.add(study.metric_history(record.number))
     return curves
-
-
-def _exit_code(kind: StopKind, any_complete: bool, *, any_failed: bool) -> ExitCode:
-    match kind:
-        case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.ABANDONED | StopKind.PAUSED | StopKind.ONLY_PAUSED_LEFT:
-            return ExitCode.INTERRUPTED
-        case StopKind.NO_DISK:
-            return ExitCode.REFUSED
-        case StopKind.WORKERS_LOST:
-            return ExitCode.INTERNAL_ERROR
-        case StopKind.SAME_BUG:
-            return ExitCode.INTERNAL_ERROR if any_complete else ExitCode.NO_TRIAL_COMPLETED
-        case StopKind.FINISHED | StopKind.OUT_OF_BUDGET | StopKind.TARGET:
-            if not any_complete:
-                return ExitCode.NO_TRIAL_COMPLETED
-            return ExitCode.TRIALS_FAILED if any_failed else ExitCode.DONE

@@ -1,6 +1,7 @@
 """`orchestrate data`: loads the configuration of a sweep or trial file and selects the rows to show.
 
-Also checks, before a sweep starts, whether its first rows need a decision on the chat template.
+Also checks, before a sweep starts and in `plan`, whether its first rows need a decision on the chat template, and
+whether rows of local files have what its losses and metrics read.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import SpecError, SpecProblem
+from orchestrator.errors import DataError, SpecError, SpecProblem
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_with_notices
 from orchestrator.spec.loading.overrides import parse_overrides
 from orchestrator.spec.loading.validation_errors import read_document
+from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.hub_cache import model_file
 from trainer.config.trial import DataConfig, FileSource, ModelConfig, TrialConfig
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 SHOWN = 3
 """Rows shown without `--rows`."""
 _FIRST_ROWS = 8
-"""Rows of each file that `check_templates` reads."""
+"""Rows of each file that `check_rows` reads."""
 _UNDECIDED: tuple[FindingKind, ...] = ("template_undecided", "needs_template")
 """Findings that `data.apply_template` answers."""
 
@@ -63,8 +65,7 @@ def preview_here(config: TrialConfig, root: Path, *, trust_remote_code: bool = F
     from trainer.data.row_preview import preview
 
     cache = SweepFolder(root, "data").cache
-    scores = config.loss.needs_scores
-    return preview(config.data, config.model, cache, trust_remote_code=trust_remote_code, needs_scores=scores)
+    return preview(config.data, config.model, cache, trust_remote_code=trust_remote_code, loss=config.loss)
 
 
 def chosen_rows(
@@ -108,7 +109,17 @@ def chosen_rows(
 # --- before a sweep --------------------------------------------------------------------------------------------------
 
 
-def check_templates(spec: SweepSpec, document: Document) -> None:
+def check_rows(spec: SweepSpec, document: Document) -> None:
+    """Check rows of local files: their templates, and their labels where they have one response each.
+
+    Raises:
+        SpecError: with the setting and its values.
+    """
+    _check_templates(spec, document)
+    _check_labels(spec, document)
+
+
+def _check_templates(spec: SweepSpec, document: Document) -> None:
     """Check the first rows of local files for plain text of which only `data.apply_template` says how it is rendered.
 
     A sweep checks every row of all its sources; this finds the usual case before it starts, and in `plan`.
@@ -134,6 +145,67 @@ def check_templates(spec: SweepSpec, document: Document) -> None:
             problems.append(SpecProblem(where, ".".join(loc), f"the rows {finding}", finding.advice))
     if problems:
         raise SpecError(problems)
+
+
+def _check_labels(spec: SweepSpec, document: Document) -> None:
+    """Check the text of all rows of local files where they have one response and a label, or where KTO reads them.
+
+    A sweep checks this of hub data too, once it has read them.
+
+    Raises:
+        SpecError: settings that need pairs; rows that all have one label or one prompt.
+    """
+    data = spec.base.data
+    are_local = all(isinstance(source, FileSource) for source in (*data.train, *(data.eval or ())))
+    kinds = {spec.base.loss.kind, *spec.search.listed_values("loss.kind")}
+    if not are_local or not ("kto" in kinds or has_labels(data)):
+        return
+    configs = (spec.base, *corner_configs(spec.search, spec.base))
+    losses = list({config.loss.model_dump_json(): config.loss for config in configs}.values())
+    from orchestrator.driver.data_stage import label_problems
+    from trainer.data import UnreadableData
+    from trainer.data.columns import PAIR
+    from trainer.data.pair_dataset import check_counts
+    from trainer.data.row_selection import select_rows
+
+    confirmed = [] if spec.finalists is None else [data.model_copy(update={"eval_on": "confirm"})]
+    try:
+        first, *others = (select_rows(each) for each in (data, *confirmed))
+    except UnreadableData as error:
+        raise DataError(str(error)) from error
+    problems: list[SpecProblem] = []
+    if any(row.preference.is_single for row in (*first.train, *first.eval)):
+        for path, message, hint in label_problems(spec):
+            loc = tuple(path.split(".", 1) if path.startswith(("require.", "search.")) else path.split("."))
+            problems.append(SpecProblem(document.location(loc), path, message, hint))
+    for rows in (first.train, first.eval, *(other.eval for other in others)):
+        sides = [sum(bool(getattr(row.preference, side)) for row in rows) for side in PAIR]
+        several = len({row.key for row in rows}) > 1
+        for loss in (loss for loss in losses if loss.kind == "kto" and rows):
+            try:
+                check_counts(loss, len(rows), *sides, several_prompts=several)
+            except TrialError as error:
+                problem = SpecProblem(document.location(("base", "data")), "base.data", str(error))
+                problems += [problem] if problem not in problems else []
+    if problems:
+        raise SpecError(problems)
+
+
+def has_labels(data: DataConfig) -> bool:
+    """Return whether the first rows of a local file have one response and a label; what else they lack is not asked."""
+    sources = (*data.train, *(data.eval or ()))
+    return any(_has_labels(source) for source in sources if isinstance(source, FileSource))
+
+
+def _has_labels(source: FileSource) -> bool:
+    from trainer.data import UnreadableData
+    from trainer.data.sources import first_rows
+
+    try:
+        rows = first_rows(source, _FIRST_ROWS)
+    except UnreadableData:  # the data check says why
+        return False
+    return any("label" in row.fields for row in rows if row.fields is not None)
 
 
 def _plain_rows(source: object, data: DataConfig) -> list[Preference]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def start_detached(folder: SweepFolder, arguments: Sequence[str], show: Callable
             stdout=output,
             stderr=output,
             start_new_session=True,
+            env=os.environ | {"ORCHESTRATE_HOME": str(folder.root), "ORCHESTRATE_SERVER": ""},
         )
     with log.open("rb") as reader:
         reader.seek(began)

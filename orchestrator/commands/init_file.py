@@ -6,13 +6,17 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from orchestrator.commands import model_sizing
 from orchestrator.commands.model_sizing import Facts, ValueWithReason
-from orchestrator.errors import SpecError
-from orchestrator.spec.advice.published_values import LOSS_NAMES, SEARCHED, LossName
+from orchestrator.errors import DataError, SpecError, closest_match
+from orchestrator.spec.advice.published_values import LOSS_NAMES, SEARCHED, WEIGHT_RATIO, LossName
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.right_forms import loss_form
 from orchestrator.spec.loading.variables import escape
+from trainer.config.loss_config import LossConfig
+from trainer.results import TrialError
 
 LOSSES: dict[str, LossName] = {name: name for name in LOSS_NAMES}
 DEFAULT_MODEL = "princeton-nlp/Llama-3-Base-8B-SFT"
@@ -45,12 +49,14 @@ def check_answer(question: str, answer: str) -> str | None:
         return f"one of {', '.join(LOSSES)}; not {fields['objective']!r}{hint}"
     loss = LOSSES[fields["objective"]]
     if question == "data" and answer.endswith(_FILES) and not Path(answer).is_file():
-        return f"there is no file {answer}"
+        names = sorted(file.name for file in Path(answer).parent.glob("*")) if Path(answer).parent.is_dir() else []
+        near = closest_match(Path(answer).name, names)
+        return f"there is no file {answer}{f' (did you mean {Path(answer).with_name(near)}?)' if near else ''}"
     try:
         answers = InitAnswers(fields["model"], fields["data"], int(fields["gpus"]), loss)
         load_spec_text(write_sweep_file("check", answers, Facts()), Path.cwd())
     except SpecError as error:
-        return "; ".join(finding.problem for finding in error.problems)
+        return "; ".join(f"{found.problem}{f' ({found.hint})' if found.hint else ''}" for found in error.problems)
     return None
 
 
@@ -62,7 +68,18 @@ def find_facts(answers: InitAnswers) -> Facts:
     """
     is_file = answers.data.endswith(_FILES)
     data = str(Path(answers.data).resolve()) if is_file else answers.data
-    return model_sizing.find_facts(_model(answers.model), data, is_file=is_file)
+    facts = model_sizing.find_facts(_model(answers.model), data, is_file=is_file)
+    if facts.labels is not None:
+        from trainer.data.pair_dataset import check_counts  # slow import
+
+        loss: LossConfig = TypeAdapter[LossConfig](LossConfig).validate_python({"kind": answers.loss})
+        # A sample of a sorted file may have one label.
+        labels = facts.labels if facts.all_rows_read else (max(1, n) for n in facts.labels)
+        try:
+            check_counts(loss, sum(facts.labels), *labels, several_prompts=True)
+        except TrialError as error:
+            raise DataError(f"no file is written, as a sweep would refuse it: {error}") from error
+    return facts
 
 
 def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
@@ -88,6 +105,7 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
             line(f"    {path.removeprefix('loss.')}: {value}", _IN_BASE[is_staged])
             for path, value, *_ in SEARCHED[answers.loss]
         ),
+        *_weights(facts),
         "  training:",
         line(
             f"    learning_rate: {model_sizing.base_rate(answers.loss, facts, lora=answers.lora)}",
@@ -115,7 +133,9 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
         _value_line("  training.learning_rate", model_sizing.rates(answers.loss, facts, lora=answers.lora)),
         "",
         line("sampler: staged", "learning rate, then gamma / beta, then beta") if is_staged else "sampler: grid",
-        line("maximize: eval_accuracies/logp", "a held-out metric that no searched setting scales"),
+        line("maximize: eval_accuracies/logp", "a held-out metric that no searched setting scales")
+        if facts.labels is None
+        else line("maximize: eval_margins/logp", "desirable minus undesirable; no searched setting scales it"),
         line("# finalists: {top: 3, seeds: 4}", "trains the best again, on held-out rows that the search has not seen"),
         line("resources: {gpus_per_trial: 0}", "trials on this machine's CPU")
         if cpu
@@ -149,6 +169,17 @@ def _data(name: str, facts: Facts) -> list[str]:
     if name == DEFAULT_DATA:
         return [f"    {side}: {{dataset: {name}, split: {split}_prefs}}" for side, split in _SPLITS]
     return [f"    train: {{dataset: {json.dumps(name)}, split: train}}", share]
+
+
+def _weights(facts: Facts) -> list[str]:
+    """Return the weight of the rarer label's responses where the summed weights would not be 1 to 1.5 to 1."""
+    desirable, undesirable = facts.labels or (1, 1)
+    if not desirable or not undesirable or WEIGHT_RATIO[0] <= desirable / undesirable <= WEIGHT_RATIO[1]:
+        return []
+    name = "desirable" if desirable < undesirable else "undesirable"
+    weight = max(desirable, undesirable) / min(desirable, undesirable)
+    reason = f"{desirable:,} desirable and {undesirable:,} undesirable responses weigh alike in sum; the KTO paper"
+    return [_line(f"    {name}_weight: {weight:.3g}", reason)]
 
 
 def _template(facts: Facts) -> list[str]:

@@ -58,6 +58,8 @@ class Facts:
     all_rows_read: bool = False
     train_rows: int | None = None
     """Pairs to train on, where all rows were read."""
+    labels: tuple[int, int] | None = None
+    """Of rows with one response: those with label true and with label false, among the rows read; None for pairs."""
     apply_template: bool | None = None
     """`data.apply_template` for plain-text rows and a tokenizer with a chat template; None: not applicable."""
     notices: tuple[str, ...] = ()
@@ -145,6 +147,7 @@ def _with_lengths(facts: Facts, model: str, data: str) -> Facts:
         lengths=found.report.lengths,
         all_rows_read=complete,
         train_rows=found.report.train_rows if complete else None,
+        labels=None if found.report.labels is None else found.report.labels["train"],
         apply_template=requested.apply_template,
         notices=notices,
     )
@@ -166,6 +169,9 @@ def _with_form(facts: Facts, data: str) -> Facts:
             found.findings.add_dataset_finding("no_rows", f"The {split} split is empty")
     findings, bad = found.findings.as_tuple(), len(found.invalid)
     raise_if_refused(findings, bad, found.checked_rows, requested.bad_rows, requested.max_bad_share)
+    if any(row.preference.is_single for row in found.train):
+        desirable = sum(bool(row.preference.chosen) for row in found.train)
+        facts = replace(facts, labels=(desirable, len(found.train) - desirable))
     if not any(isinstance(row.preference.prompt, str) for row in found.rows(TRAIN)):
         return facts
     message = (
@@ -262,7 +268,8 @@ def answers(facts: Facts) -> ValueWithReason | None:
     """Return `max_new_tokens` of evaluated answers; None for the default."""
     if facts.lengths is None:
         return None
-    tokens = min(64, max(8, 8 * math.ceil(facts.lengths["chosen"]["p90"] / 8)))
+    responses = facts.lengths.get("chosen") or facts.lengths["rejected"]
+    tokens = min(64, max(8, 8 * math.ceil(responses["p90"] / 8)))
     if facts.positions is not None:
         tokens = max(1, min(tokens, facts.positions - int(longest(facts)[0][1].value)) or tokens)
     return ValueWithReason(str(tokens), "90 % of the data's responses are shorter") if tokens < 64 else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from orchestrator.commands.data_preview import has_labels
 from orchestrator.spec.estimates.input_sizes import count_rows
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.samplers import GridSampler
@@ -19,6 +20,8 @@ from trainer.config.hub_cache import hub_reachable, model_file
 from trainer.config.trial import DataConfig, GeneratedModel, GeneratedSource, HubSource, ModelConfig, TrainingConfig
 
 ROWS, EVAL_ROWS, STEPS, PAIRS, LENGTH, MAX_TRIALS = 64, 16, 4, 4, 256, 20
+MORE_LABELLED_ROWS = 8
+"""Times as many rows with one response and a label, so that each split has both labels where one of them is rare."""
 _FIXED = ("model.", "data.", "evaluation.", "training.max_steps", "training.num_train_epochs")
 _ALSO_FIXED = ("training.pairs_per_update", "training.tokens_per_micro_batch", "training.eval_steps")
 _SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_key_value_heads": 2}
@@ -203,8 +206,9 @@ def _data(data: DataConfig, notices: list[str]) -> DataConfig:
     length = min(LENGTH, data.max_length)
     prompt = None if data.max_prompt_length is None else min(data.max_prompt_length, length // 2)
     small: dict[str, object] = {"max_length": length, "max_prompt_length": prompt}
-    small |= {"max_train_rows": min(ROWS, data.max_train_rows or ROWS)}
-    small |= {"max_eval_rows": min(EVAL_ROWS, data.max_eval_rows or EVAL_ROWS)}
+    more = MORE_LABELLED_ROWS if has_labels(data) else 1
+    small |= {"max_train_rows": min(more * ROWS, data.max_train_rows or more * ROWS)}
+    small |= {"max_eval_rows": min(more * EVAL_ROWS, data.max_eval_rows or more * EVAL_ROWS)}
     hub = [s for s in (*data.train, *(data.eval or ())) if isinstance(s, HubSource)]
     if hub and count_rows(data).train is None and not hub_reachable():
         names = ", ".join(dict.fromkeys(source.dataset for source in hub))

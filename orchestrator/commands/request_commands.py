@@ -12,6 +12,7 @@ import shutil
 import socket
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,10 @@ from trainer.training.schedule import total_updates
 
 class RequestRefused(OrchestrateError):
     """The request is invalid in the current state of the sweep or trial; nothing was changed."""
+
+
+class NoSuchTrial(RequestRefused):
+    """The sweep has no trial of this number."""
 
 
 def request_control(name: str, root: Path, kind: str, trial: int | None, reason: str = "") -> list[str]:
@@ -173,13 +178,32 @@ def open_study(folder: SweepFolder, *, read_only: bool = False) -> StudyReader:
     return StudyReader.open(folder, read_only=read_only)
 
 
+_PERSON: ContextVar[str] = ContextVar("person", default="")
+
+
+@contextmanager
+def acting_for(person: str) -> Generator[None]:
+    """Store this person with the requests of the context, beside the user whose process makes them."""
+    token = _PERSON.set(person)
+    try:
+        yield
+    finally:
+        _PERSON.reset(token)
+
+
+def acting_person() -> str:
+    """Return the person of the service whose request is being answered; "" in a command."""
+    return _PERSON.get()
+
+
 def current_user() -> str:
-    """Return user, host and process id, stored with requests."""
+    """Return user, host and process id, stored with requests; before them the person for whom the service acts."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as in containers
         user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}, pid {os.getpid()}"
+    person = f"{found} through " if (found := _PERSON.get()) else ""
+    return f"{person}{user}@{socket.gethostname()}, pid {os.getpid()}"
 
 
 def record_of(study: StudyReader, number: int) -> TrialRecord:
@@ -192,7 +216,7 @@ def record_of(study: StudyReader, number: int) -> TrialRecord:
     found = next((r for r in records if r.number == number), None)
     if found is None:
         existing = f"it has 0 to {len(records) - 1}" if records else "none has started"
-        raise RequestRefused(f"{study.folder.name} has no trial {number} ({existing})")
+        raise NoSuchTrial(f"{study.folder.name} has no trial {number} ({existing})")
     return found
 
 

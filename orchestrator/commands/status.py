@@ -28,7 +28,14 @@ from orchestrator.study.repeats import first_number, merge_records
 from orchestrator.study.retried_trials import never_trained
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import spec_differences
-from orchestrator.study.trial_records import ABANDONED, STOPPING, Request, TrialRecord, TrialState
+from orchestrator.study.trial_records import (
+    ABANDONED,
+    STOPPING,
+    Request,
+    TrialRecord,
+    TrialState,
+    requirements_text,
+)
 from orchestrator.tracking.deferred_messages import outbox_state
 
 
@@ -64,6 +71,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
             if driver
             else study.stop_reason() or study.no_more_trials_reason(),
             "never_trained": never_trained(trials),
+            **({"requirements": text} if (text := requirements_text(study.ranked())) else {}),
             **_finalists(study),
             "gpu_hours": round(usage.gpu_hours, 6),
             "mirror": _mirror(study),

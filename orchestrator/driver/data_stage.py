@@ -10,6 +10,9 @@ from orchestrator.errors import DataError
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.folders import DATA_FILE, SweepFolder
 from orchestrator.interfaces import ProgressView, UpdatesOf
+from orchestrator.spec.objectives import needs_pairs
+from orchestrator.spec.pruners import NoPruner, PatientPruner, WilcoxonPruner
+from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.loss_config import DpoLoss
@@ -17,6 +20,7 @@ from trainer.config.trial import TrialConfig, flatten
 from trainer.data.data_findings import UnreadableData
 from trainer.data.data_report import DataReport
 from trainer.evaluation.prompt_files import load_judge_prompts
+from trainer.metrics import EXACT_ANSWERS, MARGIN
 from trainer.results import TrialError
 from trainer.storage.atomic_files import write_text
 from trainer.training.schedule import total_updates
@@ -38,6 +42,8 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: ProgressView, data: D
     for line in report.summary_lines():
         view.log(f"data: {line}")
     logged = {str(finding) for finding in report.findings}
+    if report.labels is not None and (problems := label_problems(spec)):
+        raise DataError("\n".join(f"{path}: {problem}; {hint}" for path, problem, hint in problems))
     for variant in _data_variants(spec):
         found = DataReport.model_validate_json(data.prepare(variant))
         total_updates_of(variant, found)
@@ -61,6 +67,41 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: ProgressView, data: D
     return report
 
 
+def label_problems(spec: SweepSpec) -> list[tuple[str, str, str]]:
+    """Return what of a sweep needs pairs, for rows with one response and a label.
+
+    Each with its setting, what is wrong and what to do.
+    """
+    configs = (spec.base, *corner_configs(spec.search, spec.base), *(apply_params(spec.base, p) for p in spec.enqueue))
+    kinds = [kind for kind in dict.fromkeys(config.loss.kind for config in configs) if kind != "kto"]
+    searched = "search.loss.kind" if "loss.kind" in spec.search.paths else "base.loss.kind"
+    problems = (
+        [(searched, f"the rows have one response each, and {', '.join(kinds)} needs pairs", "write kto")]
+        if kinds
+        else []
+    )
+    if spec.sft is not None and spec.sft.data is None:
+        stage = "the rows have one response each, and supervised fine-tuning reads the chosen response of pairs"
+        problems.append(("sft.data", stage, "give the sft stage pairs"))
+    instead = f"use {MARGIN}, the difference of the means of desirable and undesirable responses"
+    one = "compares the two responses of a pair, and the rows have one each"
+    for objective in (spec.goal, *spec.also):
+        if needs_pairs(objective.metric):
+            problems.append((objective.direction, f"{objective.metric} {one}", f"{instead}, or {EXACT_ANSWERS}"))
+    problems += [
+        (f"require.{requirement.metric}", f"{requirement.metric} {one}", instead)
+        for requirement in spec.require
+        if needs_pairs(requirement.metric)
+    ]
+    pruner = spec.pruner.wrapped if isinstance(spec.pruner, PatientPruner) and spec.pruner.wrapped else spec.pruner
+    if isinstance(pruner, WilcoxonPruner):
+        problems.append(("pruner.kind", f"wilcoxon {one}", "use median, hyperband or another pruner"))
+    named = None if isinstance(pruner, NoPruner | WilcoxonPruner) else pruner.metric
+    if named is not None and needs_pairs(named):
+        problems.append(("pruner.metric", f"{named} {one}", instead))
+    return problems
+
+
 def _by_data_and_model(spec: SweepSpec) -> list[TrialConfig]:
     """The base, and the corners of the search that read other data or read it through another model."""
     configs = (spec.base, *_data_variants(spec))
@@ -68,21 +109,25 @@ def _by_data_and_model(spec: SweepSpec) -> list[TrialConfig]:
 
 
 def _data_variants(spec: SweepSpec) -> list[TrialConfig]:
-    """Return one corner of the search per distinct combination of data, model, adapted layers and use of scores; also
-    enqueued trials that read scores.
+    """Return one corner of the search per distinct combination of data, model, adapted layers and what the loss reads
+    of the rows; also enqueued trials that read scores or responses after other prompts.
     """
     corners = spec.search.corners()
     configs = [spec.search.apply(spec.base, corners.params_at(i)) for i in range(min(len(corners), _MAX_CORNERS))] or [
         spec.base
     ]
-    configs += [given for given in (apply_params(spec.base, p) for p in spec.enqueue) if given.loss.needs_scores]
+    enqueued = (apply_params(spec.base, p) for p in spec.enqueue)
+    configs += [given for given in enqueued if given.loss.needs_scores or given.loss.scores_mismatched]
+    if spec.finalists is not None:  # KTO needs both labels and several prompts there too
+        to_confirm = [c.model_copy(update={"data": c.data.model_copy(update={"eval_on": "confirm"})}) for c in configs]
+        configs += [config for config in to_confirm if config.loss.kind == "kto"]
     return list({_inputs(config): config for config in configs}.values())
 
 
 def _inputs(config: TrialConfig) -> tuple[object, ...]:
     adapted = None if config.lora is None else config.lora.target_modules
     scores = config.loss.odpo_scale if isinstance(config.loss, DpoLoss) and config.loss.needs_scores else None
-    return config.data.model_dump_json(), config.model.model_dump_json(), adapted, scores
+    return config.data.model_dump_json(), config.model.model_dump_json(), adapted, scores, config.loss.scores_mismatched
 
 
 def _score_notices(spec: SweepSpec, data: DataProcess) -> list[str]:

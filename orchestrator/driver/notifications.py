@@ -240,8 +240,7 @@ class NotifyingView:
             parts.append(
                 no_best
                 if best is None
-                else f"best is trial {best.number} with {self._spec.first_objective.metric} = {best.value:.4g}"
-                + (f" ({best.seeds_text})" if best.seeds else "")
+                else _best_text(self._spec, best) + (f" ({best.seeds_text})" if best.seeds else "")
             )
             self._send("finished", "; ".join(parts), None if best is None else best.number)
         self._delivery.close(_LAST_SECONDS)
@@ -282,6 +281,14 @@ def notify_events(
         yield notifier, reasons.append
     finally:
         notifier.notify_end(reasons[0] if reasons else None, *_best(folder))
+
+
+def _best_text(spec: SweepSpec, best: TrialRecord) -> str:
+    values = zip(spec.objectives, best.values or (best.value,), strict=False)
+    listed = ", ".join(f"{objective.metric} = {value:.4g}" for objective, value in values)
+    if spec.also:
+        return f"the Pareto front begins with trial {best.number} ({listed})"
+    return f"best is trial {best.number} with {listed}"
 
 
 def _best(folder: SweepFolder) -> tuple[TrialRecord | None, str]:

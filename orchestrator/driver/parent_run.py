@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from orchestrator import folders
 from orchestrator.driver.checkpoint_retention import model_folder
@@ -91,6 +91,7 @@ def start_parent_run(
         "spec.hash": sweep_identity(spec),
         "data.fingerprint": fingerprint,
         "goal": f"{spec.first_objective.direction} {spec.first_objective.metric}",
+        **({"goals": ", ".join(f"{each.direction} {each.metric}" for each in spec.objectives)} if spec.also else {}),
         NOTE: reporter.describe(study, "running", updates_of=None, diagnose=False),
     }
     if adapters:
@@ -126,6 +127,10 @@ def end_parent_run(
     tags = {"state": state, "reason": reason, "failed.trials": numbers_text(failed) or "none"}
     if study.spec.require and (ranked := study.ranked()):
         tags["requirements"] = requirements_text(ranked) or "kept by every complete trial"
+        if best is None and len(study.spec_history()) > 1:  # there may have been one by other bounds
+            tags |= {"best.trial": "none", "best.value": "none"}
+    if study.spec.also:
+        tags["front.trials"] = ", ".join(record.label for record in study.pareto_front()) or "none"
     if best is not None:
         tags |= {"best.trial": str(best.number), "best.value": f"{best.value}"}
         tags |= {"best.seeds": str(best.complete_seeds)} if best.seeds else {}
@@ -154,13 +159,75 @@ REPORT_FAILURE_FILE = "report-failure.txt"
 
 def update_description(study: Study, sink: TrackingSink, reporter: SweepReporter, state: str = "running") -> None:
     """Update the run's description, with the diagnosis once a trial is complete."""
+    text, error = _describe(study, reporter, state)
+    if error is not None:
+        record_page_failure(study, "diagnosis", error)
+    sink.set_tags(SWEEP_RUN, {NOTE: text})
+
+
+def _describe(study: Study, reporter: SweepReporter, state: str) -> tuple[str, Exception | None]:
+    """Return the description, without the diagnosis where that fails, and its error."""
     updates_of = updates_if_known(study.folder, study.spec)
     try:
-        text = reporter.describe(study, state, updates_of=updates_of)
+        return reporter.describe(study, state, updates_of=updates_of), None
     except Exception as error:  # noqa: BLE001 - a bug in a diagnosis rule must not stop the sweep; it is recorded
-        record_page_failure(study, "diagnosis", error)
-        text = reporter.describe(study, state, updates_of=updates_of, diagnose=False)
-    sink.set_tags(SWEEP_RUN, {NOTE: text})
+        return reporter.describe(study, state, updates_of=updates_of, diagnose=False), error
+
+
+_DESCRIPTION_SECONDS = 10.0
+"""Seconds. Minimum time between two updates of the description."""
+_DESCRIPTION_TIME_FRACTION = 0.01
+"""Maximum share of the time in which a description is prepared; each takes longer with more trials."""
+
+
+class RunningDescription:
+    """The description of a running sweep, prepared in a thread with a connection of its own.
+
+    A diagnosis takes up to seconds (imports, bootstrap), in which the driver's loop could not answer its trials. A
+    context manager that waits for the thread; the text of a sweep that ends comes from the final report.
+    """
+
+    def __init__(self, study: Study, sink: TrackingSink, reporter: SweepReporter) -> None:
+        self._study, self._sink, self._reporter = study, sink, reporter
+        self._thread: threading.Thread | None = None
+        self._prepared: tuple[str, Exception | None] | None = None
+        self._error: Exception | None = None
+        self._next = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def update(self) -> None:
+        """Send what is prepared, and begin the next where it is due. Does not wait."""
+        if self._thread is not None:
+            if self._thread.is_alive():
+                return
+            self._send()
+        if time.monotonic() >= self._next:
+            self._thread = threading.Thread(target=self._prepare, name="description of the sweep", daemon=True)
+            self._thread.start()
+
+    def _send(self) -> None:
+        prepared, error, self._prepared, self._error, self._thread = self._prepared, self._error, None, None, None
+        if prepared is not None:
+            text, error = prepared
+            self._sink.set_tags(SWEEP_RUN, {NOTE: text})
+        if error is not None:
+            record_page_failure(self._study, "diagnosis", error)
+
+    def _prepare(self) -> None:
+        began = time.monotonic()
+        try:
+            with Study.open(self._study.folder, read_only=True) as study:
+                self._prepared = _describe(study, self._reporter, "running")
+        except Exception as error:  # noqa: BLE001 - recorded by `_send`, in the thread that writes to the study
+            self._error = error
+        took = time.monotonic() - began
+        self._next = began + max(_DESCRIPTION_SECONDS, took / _DESCRIPTION_TIME_FRACTION)
 
 
 def record_page_failure(study: Study, what: str, reason: Exception) -> str:

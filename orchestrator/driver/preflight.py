@@ -16,11 +16,12 @@ from orchestrator.folders import DATA_FILE, SWEEP_NAME_PATTERN, SweepFolder, cre
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.mirror import SPEC, STUDY, MirrorError, probe_mirror, sweep_mirror
 from orchestrator.spec.estimates.disk_space import disk_need, format_bytes
+from orchestrator.spec.estimates.input_checks import check_inputs
 from orchestrator.spec.estimates.sweep_plan import sweep_disk_need
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.validation_errors import read_document
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.database.study_database import hide_password, store_study_url, study_exists
+from orchestrator.study.database.study_database import check_study_storage, hide_password, store_study_url, study_exists
 from orchestrator.tracking.mlflow_client import fixed_artifact_location
 from orchestrator.tracking.tracking_store import check_tracking_store, sweep_tracking_uri
 from trainer.config.hub_cache import model_type
@@ -108,6 +109,20 @@ def check_layers(spec: SweepSpec, slots: Slots) -> None:
 
 _CLIENTS = {"s3": ("boto3", "s3"), "gs": ("google.cloud.storage", "gs")}
 """URL scheme -> module that MLflow needs for such artifacts, and the extra of prefsweep that installs it."""
+
+
+def check_access(folder: SweepFolder, spec: SweepSpec, *, is_new: bool) -> None:
+    """Check what the sweep reads and where it writes, as far as this takes a moment, before anything is started.
+
+    Raises:
+        ModelError, DataError: see `check_inputs`.
+        StorageRefused, NetworkDisk, NameTaken: the study of a new sweep cannot be created.
+        MirrorError, SpecError: see `check_remote_storage`.
+    """
+    check_inputs(spec, is_new=is_new)
+    if is_new:
+        check_study_storage(folder, spec.storage)
+    check_remote_storage(spec, folder.root)
 
 
 def check_remote_storage(spec: SweepSpec, root: Path) -> None:

@@ -17,15 +17,14 @@ from orchestrator.driver.crash_report import free_folder, make_folder, record_cr
 from orchestrator.driver.moved_inputs import check_inputs_exist, check_moved_inputs, follow_folder
 from orchestrator.driver.parent_run import attach_report, end_parent_run, open_sink
 from orchestrator.driver.preflight import (
-    DiskTooSmall,
+    check_access,
     check_disk_space,
     check_layers,
     check_mirror_free,
     check_no_removed_values,
-    check_remote_storage,
     restore_from_mirror,
 )
-from orchestrator.errors import DataError, NameTaken, NoSuchSweep, SpecError
+from orchestrator.errors import DataError, NameTaken, NoSuchSweep, SpecError, StorageRefused
 from orchestrator.execution.local_cluster import RayDied, local_cluster, worker_environment
 from orchestrator.execution.remote_cluster import ClusterAddress, ClusterError, connect_cluster
 from orchestrator.execution.slots import Slots, gpu_memory, machine_gpus, plan_slots, threads_per_process
@@ -38,7 +37,6 @@ from orchestrator.mirror import MirrorError
 from orchestrator.spec.estimates.arrangement import arranged
 from orchestrator.spec.estimates.cost_estimate import check_share
 from orchestrator.spec.estimates.gpu_layouts import Arrangement
-from orchestrator.spec.estimates.input_sizes import check_models
 from orchestrator.spec.estimates.sweep_plan import planned_trials
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
@@ -85,13 +83,12 @@ def start(
         Why the sweep ended.
 
     Raises:
-        NameTaken, SpecError, ModelError, MirrorError, DiskTooSmall: before anything is written.
+        NameTaken, SpecError, DataError, ModelError, MirrorError, StorageRefused: before anything is written.
         ClusterError, DataError, GpusBusy: before the first trial.
     """
     folder = free_folder(root, spec.name)
     warm_start(spec, root)  # raises before anything is written
-    check_models(spec)
-    check_remote_storage(spec, root)
+    check_access(folder, spec, is_new=True)
     check_mirror_free(spec)
     if cluster_at is None:
         _check_machine(folder, spec, is_new=True)
@@ -100,7 +97,7 @@ def start(
     with folders.sweep_lock(folder):
         try:
             return _drive(folder, spec, presentation, cluster_at, trust_remote_code, waits)
-        except (SpecError, DataError, ClusterError, DiskTooSmall, MirrorError, GpusBusy, KeyboardInterrupt):
+        except (SpecError, DataError, ClusterError, StorageRefused, MirrorError, GpusBusy, KeyboardInterrupt):
             if not Study.exists(folder):  # no study yet: the name stays free
                 shutil.rmtree(folder.path)
             raise
@@ -195,8 +192,7 @@ def resume(
             if has_study
             else load_spec(folder.spec, overrides)
         )
-        check_models(spec)
-        check_remote_storage(spec, root)
+        check_access(folder, spec, is_new=not has_study)
         if cluster_at is None:
             _check_machine(folder, spec, is_new=not has_study)
         if has_study:

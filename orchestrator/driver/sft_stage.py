@@ -34,7 +34,7 @@ from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SFT_RUN, ProgressView, TrackingSink
 from orchestrator.mirror import Mirror, sft_mirror
 from orchestrator.spec.estimates.gpu_layouts import Arrangement, with_settings
-from orchestrator.spec.sweep_spec import AUTO_TRAINING, SweepSpec
+from orchestrator.spec.sweep_spec import AUTO_TRAINING, MODEL_SOURCES, SFT_WITH_SEARCHED_MODEL, SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind
 from trainer.config.locations import differ_in_locations_only, relocated
@@ -49,7 +49,6 @@ STAGE_CONFIG = "trial.json"
 """File with the configuration with which a run of the stage was started."""
 _EXECUTION_KEYS = ("tokens_per_micro_batch", "distributed", "gradient_checkpointing")
 """Training settings without effect on the result, which may change when a run continues."""
-_MODEL_SOURCE_PATHS = ("model.name_or_path", "model.generated", "model.revision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +89,10 @@ def sft_config(spec: SweepSpec) -> TrialConfig | None:
     """
     if spec.sft is None:
         return None
-    searched = [path for path in spec.search.paths if path.startswith(_MODEL_SOURCE_PATHS)]
-    if searched:
-        problem = "the sft stage trains one initial model for all trials, so the initial model cannot be searched"
-        raise SpecError([SpecProblem(spec.name, searched[0], problem, "remove it from search, or remove sft")])
+    searched = [path for path in spec.search.paths if path.startswith(MODEL_SOURCES)]
+    if searched:  # of a sweep that an earlier version accepted
+        hint = "remove it from search, or remove sft"
+        raise SpecError([SpecProblem(spec.name, searched[0], SFT_WITH_SEARCHED_MODEL, hint)])
     base = spec.base
     return TrialConfig(
         model=base.model,

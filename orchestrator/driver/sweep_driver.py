@@ -5,8 +5,8 @@ After each trial retention runs, and from time to time the parent run's descript
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
+from typing import Self
 
 from orchestrator.driver.checkpoint_retention import CheckpointRetention, remove_unused_forks
 from orchestrator.driver.data_stage import adapter_notices, check_data, updates_by_params
@@ -15,11 +15,11 @@ from orchestrator.driver.mirror_maintenance import MirrorMaintenance, claim_mirr
 from orchestrator.driver.parent_run import (
     FINAL_STOPS,
     DraftReport,
+    RunningDescription,
     apply_changed_requirements,
     end_parent_run,
     open_sink,
     start_parent_run,
-    update_description,
     write_final_report,
 )
 from orchestrator.driver.sft_stage import TrialInputs, run_sft_stage
@@ -43,11 +43,6 @@ from orchestrator.tracking.deferred_messages import REFUSED
 from orchestrator.tracking.outbox import Outbox
 from trainer.data.data_report import DataReport
 
-_DESCRIPTION_SECONDS = 10.0
-"""Seconds. Minimum time between two updates of the description."""
-_DESCRIPTION_TIME_FRACTION = 0.01
-"""Maximum share of the driver's time for updates of the description, which take longer with more trials."""
-
 
 class AfterTrial:
     """Callback after each ended trial: retention, unused forks, description of the parent run."""
@@ -55,21 +50,23 @@ class AfterTrial:
     def __init__(
         self, study: Study, sink: TrackingSink, reporter: SweepReporter, mirror: MirrorMaintenance | None = None
     ) -> None:
-        self._study, self._sink, self._reporter = study, sink, reporter
+        self._study = study
+        self._description = RunningDescription(study, sink, reporter)
         removed = None if mirror is None else mirror.on_removed
         self._retention = CheckpointRetention(study.folder, study.spec, study.trials(), removed)
         remove_unused_forks(study.folder, study)
-        self._next_description = 0.0
 
     def __call__(self, record: TrialRecord) -> None:
         """Handle the end of this trial."""
         self._retention.on_trial_end(record)
         remove_unused_forks(self._study.folder, self._study)
-        began = time.monotonic()
-        if began >= self._next_description:
-            update_description(self._study, self._sink, self._reporter)
-            took = time.monotonic() - began
-            self._next_description = began + max(_DESCRIPTION_SECONDS, took / _DESCRIPTION_TIME_FRACTION)
+        self._description.update()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._description.__exit__()
 
 
 _DELIVERY_SECONDS = 30.0
@@ -128,8 +125,10 @@ def drive(
                 worker.shut_down()
                 data.shut_down()
                 trial_inputs = TrialInputs(report, initial_model, arrangement, study.spec.auto)
-                with maintain_mirror(study, view) as mirror:
-                    on_trial_end = AfterTrial(study, sink, reporter, mirror)
+                with (
+                    maintain_mirror(study, view) as mirror,
+                    AfterTrial(study, sink, reporter, mirror) as on_trial_end,
+                ):
                     stop_reason = _run_trials(
                         study, sink, view, signals, slots, trial_inputs, open_session, prestarted, on_trial_end, draft
                     )

@@ -51,6 +51,29 @@ class StopReason:
         return f"{self.kind.value}: {self.text}"
 
 
+def exit_code(kind: StopKind, *, any_complete: bool, any_failed: bool) -> ExitCode:
+    """Return the exit code of `sweep` and `resume`.
+
+    Args:
+        kind: why the sweep stopped.
+        any_complete: whether a trial is complete.
+        any_failed: whether a configuration failed and was never trained to its end.
+    """
+    match kind:
+        case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.ABANDONED | StopKind.PAUSED | StopKind.ONLY_PAUSED_LEFT:
+            return ExitCode.INTERRUPTED
+        case StopKind.NO_DISK:
+            return ExitCode.REFUSED
+        case StopKind.WORKERS_LOST:
+            return ExitCode.INTERNAL_ERROR
+        case StopKind.SAME_BUG:
+            return ExitCode.INTERNAL_ERROR if any_complete else ExitCode.NO_TRIAL_COMPLETED
+        case StopKind.FINISHED | StopKind.OUT_OF_BUDGET | StopKind.TARGET:
+            if not any_complete:
+                return ExitCode.NO_TRIAL_COMPLETED
+            return ExitCode.TRIALS_FAILED if any_failed else ExitCode.DONE
+
+
 class StageInterrupted(Exception):
     """A stage was interrupted by a signal; its finished work is kept."""
 

@@ -121,3 +121,11 @@ class JudgeConfig(FrozenModel):
     @classmethod
     def _expand_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+
+def no_answer_for_checker(prompts: int) -> str:
+    """Return the message about prompts none of which the checker, the only judge, has an answer for."""
+    return (
+        f"judge: none of the {prompts} prompts has an `answer` for the checker: give the rows an `answer` column, set "
+        "judge.reward_model or judge.endpoint, or remove judge"
+    )

@@ -116,6 +116,11 @@ def unmeasured_reason(metric: str, evaluation: EvaluationConfig) -> MessageAndHi
     return None
 
 
+def needs_pairs(metric: str) -> bool:
+    """Return whether the metric compares the two responses of a pair, which rows with one response (KTO) have not."""
+    return base_name(metric) in ("accuracies/logp", "rewards/accuracies")
+
+
 def requires_answers(metric: str) -> bool:
     """Return whether the metric needs rows with a correct answer."""
     return base_name(metric) == "exact_answers"

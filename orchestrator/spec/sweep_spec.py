@@ -229,6 +229,11 @@ class SftStage(FrozenModel):
     data: DataConfig | None = Field(default=None, description="By default base.data.")
 
 
+MODEL_SOURCES = ("model.name_or_path", "model.generated", "model.revision")
+"""Beginnings of the settings that name the initial model, of which an SFT stage trains only one."""
+SFT_WITH_SEARCHED_MODEL = (
+    "the sft stage trains one initial model for all trials, so the initial model cannot be searched"
+)
 AUTO = "auto"
 """The word for a setting that is chosen for the machines at hand."""
 GPUS_PER_TRIAL = "resources.gpus_per_trial"

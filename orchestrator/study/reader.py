@@ -20,7 +20,7 @@ from orchestrator.study.database import optuna_trials
 from orchestrator.study.database.driver_lease import has_ended
 from orchestrator.study.database.enqueued_trials import EnqueuedTrial, TrialQueue
 from orchestrator.study.database.optuna_trials import MICRO_BATCH, OptunaTrials
-from orchestrator.study.database.repository import SweepRepository
+from orchestrator.study.database.repository import AttemptRow, SweepRepository
 from orchestrator.study.database.study_database import StudyDatabase, study_exists, study_url
 from orchestrator.study.database.tables import OLDEST_SCHEMA, SCHEMA
 from orchestrator.study.repeats import front_of_configurations, rank_configurations
@@ -143,10 +143,20 @@ class StudyReader:
         with self._database.snapshot():
             return self._optuna_trials.snapshots()
 
-    def metric_history(self, number: int) -> list[StepMetrics]:
-        """Return all metrics of a trial, by step."""
+    def metric_history(self, number: int, after: int = -1) -> list[StepMetrics]:
+        """Return the metrics of a trial after step `after`, by step."""
         with self._database.snapshot() as connection:
-            return self._repository.metric_history(connection, number)
+            return self._repository.metric_history(connection, number, after)
+
+    def last_steps(self) -> dict[int, int]:
+        """Return the last step of every trial that has metrics."""
+        with self._database.snapshot() as connection:
+            return self._repository.last_steps(connection)
+
+    def attempts(self, number: int) -> list[AttemptRow]:
+        """Return the attempts at a trial, oldest first."""
+        with self._database.snapshot() as connection:
+            return self._repository.attempts(connection, number)
 
     def trials_at_work(self) -> set[int]:
         """Return the trials that the newest driver issued and has neither ended nor released.

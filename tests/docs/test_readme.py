@@ -19,12 +19,15 @@ from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.search.trial_params import config_paths
 from orchestrator.spec.sweep_spec import SECTION_ORDER
 from tests.support.processes import LIMIT_SECONDS, call
+from tests.support.without_ray import without_ray
 from trainer.config.trial import TrialConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
-ORCHESTRATE = [sys.executable, "-m", "orchestrator.cli"]
+ORCHESTRATE = ["orchestrate"]
+"""In this process and without Ray: starts cost seconds."""
+PROCESS = [sys.executable, "-m", "orchestrator.cli"]
 FEW_UPDATES = ["--set=training.max_steps=2", "--set=training.pairs_per_update=8", "--set=evaluation.prompts=2"]
 FEW_UPDATES += ["--set=budget.concurrency=1"]  # each worker costs seconds
 SMALL = [
@@ -54,10 +57,6 @@ def test_the_table_of_commands_has_every_command_once() -> None:
     assert sorted(named) == sorted(cli.commands)
 
 
-HERE = ("advise", "best", "compare", "data", "doctor", "init", "report", "status", "suggest", "--help")
-"""Run in this process: a start costs seconds."""
-
-
 def test_the_table_of_keys_has_every_key_once_at_its_place() -> None:
     rows = README.split("| place | keys |")[1].split("\n\n")[0].splitlines()[2:]
     keys: dict[str, list[str]] = {"under `base:`": [], "under `search:`": [], "at the top:": []}
@@ -71,12 +70,13 @@ def test_the_table_of_keys_has_every_key_once_at_its_place() -> None:
 
 
 def run(words: list[str], where: Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run in `where`, or in another folder, with the runs folder and the programs of `where`."""
-    if words[: len(ORCHESTRATE)] == ORCHESTRATE and words[len(ORCHESTRATE)] in HERE:
-        with contextlib.chdir(where), patch("huggingface_hub.constants.HF_HUB_OFFLINE", True):
-            return subprocess.CompletedProcess(words, *call(where / "runs", *words[len(ORCHESTRATE) :]))
+    """Run in `where`, or as a process in another folder, with the runs folder and the programs of `where`."""
+    path = {"PATH": f"{where / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    if words[:1] == ORCHESTRATE:
+        with contextlib.chdir(where), patch("huggingface_hub.constants.HF_HUB_OFFLINE", True), without_ray():
+            return subprocess.CompletedProcess(words, *call(where / "runs", *words[1:], **path))
     env = {**os.environ, "ORCHESTRATE_HOME": str(where / "runs"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    env |= {"PATH": f"{where / 'bin'}{os.pathsep}{env['PATH']}", "PYTHONPATH": str(ROOT)}
+    env |= path | {"PYTHONPATH": str(ROOT)}
     env.pop("MLFLOW_TRACKING_URI", None)
     return subprocess.run(words, cwd=folder or where, env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS)
 
@@ -99,7 +99,7 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
         program = where / "bin" / scheduler
         program.write_text(f'#!/bin/sh\ncat > "{where}/submitted.txt"\necho submitted\n')
         program.chmod(0o755)
-    done = run([*ORCHESTRATE, "sweep", "sweeps/quickstart.yaml", *SMALL], where)
+    done = run([*PROCESS, "sweep", "sweeps/quickstart.yaml", *SMALL], where)  # one with Ray
     assert done.returncode == 0, done.stderr
     assert "Best: trial" in done.stdout
     exported = run([*ORCHESTRATE, "best", "quickstart", "--export", "my-base"], where)
@@ -151,7 +151,9 @@ def run_orchestrate(arguments: list[str], where: Path) -> subprocess.CompletedPr
         case ["advise", file] if file.startswith("sweeps/"):
             return run([*ORCHESTRATE, *arguments, *SMALL], where)
         case ["ui", name]:
-            return run_until_the_url(name, where)
+            return run_until_the_url(["ui", name], r"http://127\.0\.0\.1:\d+/#/experiments/\d+/runs\?", where)
+        case ["serve", *_]:
+            return run_until_the_url(arguments, r"http://gpu1\.example:\d+/login/code/[\w-]+", where)
         case ["sweep", file] if file.startswith("sweeps/"):
             return run([*ORCHESTRATE, *arguments, *SMALL], where)
         case ["sweep", _]:
@@ -160,15 +162,30 @@ def run_orchestrate(arguments: list[str], where: Path) -> subprocess.CompletedPr
             return run([*ORCHESTRATE, *arguments], where)
 
 
-def run_until_the_url(name: str, where: Path) -> subprocess.CompletedProcess[str]:
-    words = [*ORCHESTRATE, "ui", name, "--port", "0"]
+def run_until_the_url(arguments: list[str], pattern: str, where: Path) -> subprocess.CompletedProcess[str]:
+    words = [*PROCESS, *arguments, "--port", "0"]
     env = {**os.environ, "ORCHESTRATE_HOME": str(where / "runs")}
     process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     url = process.stdout.readline()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=LIMIT_SECONDS)
-    assert re.match(r"http://127\.0\.0\.1:\d+/#/experiments/\d+/runs\?", url), f"{url}{out}{err}"
+    assert re.match(pattern, url), f"{url}{out}{err}"
     return subprocess.CompletedProcess(words, process.returncode, url + out, err)
+
+
+def test_each_threat_to_the_service_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
+    rows = page.split("| threat | answer | test |")[1].strip().splitlines()[1:]
+    written = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    }
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row.rstrip("| ").rpartition("|")[2])
+        assert named, row
+        assert set(named) <= written, row
 
 
 def test_the_exported_model_is_one(where: Path) -> None:

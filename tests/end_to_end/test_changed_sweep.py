@@ -1,13 +1,15 @@
 """Commands on a real sweep: failed trials after their model is mended, a budget that changes, an abandoned sweep."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import mlflow
 import pytest
 
-from tests.support.processes import LIMIT_SECONDS, finished, json_of, orchestrate, wait_until
+from tests.support.processes import LIMIT_SECONDS, called, finished, json_of, orchestrate, wait_until
 from tests.support.small_trials import trial
 from trainer.synthetic.tiny_models import generate_model
 
@@ -75,6 +77,66 @@ def test_trials_that_failed_alike_are_trained_once_their_model_is_mended(tmp_pat
     after = json_of(root, "status", "week")["trials"]
     assert after[:4] == trials
     assert [(t["state"], t["params"]["loss.beta"]) for t in after[4:]] == [("COMPLETE", 6.0)]
+
+
+@pytest.mark.slow
+def test_one_command_starts_continues_and_ends_a_sweep_whose_bounds_may_change(tmp_path: Path, model: Path) -> None:
+    """`sweep --continue`, as a scheduler repeats it; then `resume --set require...`, which trains nothing."""
+    root, file = tmp_path / "runs", tmp_path / "week.yaml"
+    text = SWEEP.replace("STEPS", "30").replace("[1.0, 2.0, 3.0, 4.0]", "[1.0, 2.0]") + "require: off\n"
+    file.write_text(text, encoding="utf-8")
+    again = ("sweep", str(file), "--continue")
+    first = orchestrate(root, *again)
+    assert first.stderr is not None
+    for line in first.stderr:
+        if line.startswith("trial 0 step 20/"):
+            os.killpg(first.pid, signal.SIGTERM)
+            break
+    first.communicate(timeout=LIMIT_SECONDS)
+    assert first.returncode == 130
+    assert json_of(root, "status", "week")["state"] == "interrupted"
+    finished(root, *again)
+    trials = json_of(root, "status", "week")["trials"]
+    assert [(t["state"], t["step"]) for t in trials] == [("COMPLETE", 30)] * 2
+    best = json_of(root, "best", "week")["number"]
+    finished(root, *again)
+    assert json_of(root, "status", "week")["trials"] == trials, "nothing is left to train"
+
+    def issued() -> list[int]:
+        return [e["trial"] for e in json_of(root, "history", "week")["events"] if e["kind"] == "issued"]
+
+    before = issued()
+
+    change = ("resume", "week", "--set", 'require.eval_margins/logp=">= 1000"')
+    out, err = finished(root, *change)
+    assert 'changed require.eval_margins/logp: null -> ">= 1000.0"' in err
+    assert "None of the 2 complete trials keeps every requirement" in out
+    assert "No trial to export" in err
+    found = json_of(root, "status", "week")
+    assert (found["state"], found["best"], found["front"]) == ("finished", None, [])
+    assert [t["breaks"][0].split(" < ")[1] for t in found["trials"]] == ["1000"] * 2
+    assert "None of the 2 complete trials" in called(root, "status", "week")[0]
+    assert "week: none of the 2 complete trials keeps every requirement" in called(root, "best", "week", code=3)[1]
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "prefsweep"]
+
+    def tags_of(run: str) -> dict[str, str]:
+        runs = client.search_runs([experiment.experiment_id])
+        return next(r.data.tags for r in runs if r.data.tags["prefsweep.run"] == run)
+
+    assert tags_of("sweep")["best.trial"] == "none"
+    assert tags_of("1")["breaks"].endswith("< 1000")
+    file.write_text(text.replace("[1.0, 2.0]", "[1.0, 3.0]"), encoding="utf-8")
+    assert "a sweep named 'week' exists" in finished(root, *again, code=2)[1], "of other settings"
+    file.write_text(text, encoding="utf-8")
+    finished(root, *again)
+    assert json_of(root, "status", "week")["best"] is None, "a bound that was changed stays changed"
+
+    finished(root, "resume", "week", "--set", "require.eval_margins/logp=off")
+    assert json_of(root, "best", "week")["number"] == best
+    assert tags_of("sweep")["best.trial"] == str(best)
+    assert issued() == before, "nothing was trained for it"
+    assert [t["attempts"] for t in json_of(root, "status", "week")["trials"]] == [t["attempts"] for t in trials]
 
 
 @pytest.mark.slow

@@ -8,6 +8,9 @@ import pytest
 
 from tests.support.processes import finished, json_of
 from tests.support.specs import TINY_MODEL
+from trainer.config.trial import GeneratedSource
+from trainer.storage.atomic_files import digest_of
+from trainer.synthetic import generate_rows
 
 SWEEP = """
 name: fin
@@ -30,7 +33,7 @@ finalists: {top: 2, seeds: 2}
 @pytest.mark.slow
 def test_the_best_of_a_small_sweep_is_confirmed_and_shipped(tmp_path: Path) -> None:
     root, file = tmp_path / "runs", tmp_path / "fin.yaml"
-    file.write_text(SWEEP, encoding="utf-8")
+    file.write_text(f"{SWEEP}judge: {{top: 2, prompts: 6, max_new_tokens: 2}}\n", encoding="utf-8")
     plan = json_of(root, "plan", str(file))
     assert (plan["trials"], plan["finalists"], plan["eval_pairs"]) == (2, 4, 12)
     assert any("4 trials on top of budget.trials" in notice for notice in plan["notices"])
@@ -62,13 +65,35 @@ def test_the_best_of_a_small_sweep_is_confirmed_and_shipped(tmp_path: Path) -> N
         rows.setdefault(side, set()).update(load_file(pairs)["row"].tolist())
     assert not rows["search"] & rows["confirm"]
     assert len(rows["search"]) == len(rows["confirm"]) == 12
-    assert "Finalists" in (root / "fin" / "report.html").read_text(encoding="utf-8")
+    page = (root / "fin" / "report.html").read_text(encoding="utf-8")
+    assert "Finalists" in page
+    assert "Judgements" in page
+    check_judged(root, {trial["number"]: trial["finalist_of"] for trial in found["trials"][2:]}, rows["confirm"], tags)
     more = finished(root, "resume", "fin", "--set", "finalists.seeds=3")[1]
     assert "changed finalists.seeds: 2 -> 3" in more
     assert len(json_of(root, "status", "fin")["trials"]) == 8
     finished(root, "best", "fin", "--export", str(tmp_path / "out"))
     assert (tmp_path / "out" / "config.json").is_file()
     assert json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def check_judged(
+    root: Path, finalist_of: dict[int, int], confirming: set[int], tags: list[tuple[str, str, str]]
+) -> None:
+    """One seed of each finalist is judged, on prompts that the search has not seen; the command repeats no answer."""
+    judged = json.loads((root / "fin" / "judge" / "judge.json").read_text(encoding="utf-8"))
+    trials = {int(number) for number in judged}
+    assert sorted(finalist_of[number] for number in trials) == [0, 1]
+    assert {name for name, key, _ in tags if key == "judge"} == {"fin", *(f"trial {number}" for number in trials)}
+    asked = {each["prompt"] for by in judged.values() for found in by.values() for each in found["outcomes"]}
+    source = GeneratedSource.model_validate({"generated": "instructions", "split": "eval", "rows": 24})
+    keys = {n: digest_of(row["prompt"])[:32] for n, row in enumerate(generate_rows(source), 1)}
+    assert len(asked) == 6
+    assert asked <= {keys[n] for n in confirming}
+    answers = {file: file.stat().st_mtime_ns for file in (root / "cache" / "answers").iterdir()}
+    out = finished(root, "judge", "fin", "--json")[0]
+    assert json.loads(out)["trials"].keys() == judged.keys()
+    assert {file: file.stat().st_mtime_ns for file in (root / "cache" / "answers").iterdir()} == answers
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.commands.status import history, status
 from orchestrator.errors import ExitCode
-from tests.support.processes import LIMIT_SECONDS, called, finished, orchestrate
+from tests.support.processes import LIMIT_SECONDS, called, orchestrate
 from tests.support.specs import TINY_MODEL
 from trainer.config.trial import GeneratedSource
 from trainer.synthetic.instructions import generate_rows
@@ -21,7 +21,7 @@ base:
   data: {train: rows.jsonl, eval_share: 0.1, max_length: 128}
   loss: {kind: simpo}
   lora: {r: 2}
-  training: {pairs_per_update: 8, max_steps: 60, eval_steps: 30, save_steps: 5, learning_rate: 1e-3}
+  training: {pairs_per_update: 8, max_steps: 40, eval_steps: 20, save_steps: 5, learning_rate: 1e-3}
   evaluation: {prompts: 2, samples: 1, max_new_tokens: 4}
 sft:
   training: {learning_rate: 2e-3, pairs_per_update: 8, max_steps: 4}
@@ -47,7 +47,7 @@ def test_a_stopped_sweep_continues_in_a_renamed_runs_folder_with_its_data_elsewh
     first = orchestrate(old, "sweep", str(tmp_path / "tiny.yaml"))
     assert first.stderr is not None
     for line in first.stderr:
-        if line.startswith("trial 0 step 30/"):
+        if line.startswith("trial 0 step 20/"):
             os.killpg(first.pid, signal.SIGINT)
             break
     err = first.communicate(timeout=LIMIT_SECONDS)[1]
@@ -59,7 +59,7 @@ def test_a_stopped_sweep_continues_in_a_renamed_runs_folder_with_its_data_elsewh
     err = called(root, "resume", "tiny", code=2)[1]
     assert f"there is no {tmp_path}/rows.jsonl" in err
     assert "orchestrate resume tiny --set base.data.train=NEW_PATH" in err
-    err = finished(root, "resume", "tiny", "--set", f"base.data.train={tmp_path}/moved.jsonl")[1]
+    err = called(root, "resume", "tiny", "--set", f"base.data.train={tmp_path}/moved.jsonl")[1]
     assert "changed base.data.train" in err
     found = status("tiny", root)
     assert (found["state"], [t["state"] for t in found["trials"]]) == ("finished", ["COMPLETE"] * 2)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import called, finished
+from tests.support.processes import called
+from tests.support.without_ray import without_ray
 
 OLD = Path(__file__).parents[1] / "golden" / "old_sweep"
 OLD_HOME = "/runs2"
@@ -88,7 +89,8 @@ def test_an_interrupted_sweep_is_resumed_and_extended(home: Path) -> None:
     # As after a crash between a delivery and its note: every message of the old journal is delivered once more.
     (home / "interrupted" / "outbox" / "delivered.json").unlink()
 
-    finished(home, "resume", "interrupted", "--set", "budget.trials=4", "--set", "budget.concurrency=1")
+    with without_ray():
+        called(home, "resume", "interrupted", "--set", "budget.trials=4", "--set", "budget.concurrency=1")
 
     found = read(home, "status", "interrupted")
     assert (found["state"], [trial["state"] for trial in found["trials"]]) == ("finished", ["COMPLETE"] * 4)

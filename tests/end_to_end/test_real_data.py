@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import finished, json_of
+from tests.support.processes import called, json_of
+from tests.support.without_ray import without_ray
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SWEEP = """
@@ -42,7 +43,8 @@ def test_a_sweep_on_real_pairs(tmp_path: Path) -> None:
     lines = (SHARED / "preference-train.jsonl").read_text(encoding="utf-8").splitlines()
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines[::20]) + "\n", encoding="utf-8")
     (tmp_path / "real.yaml").write_text(SWEEP.format(model=model, train="pairs.jsonl"), encoding="utf-8")
-    finished(tmp_path / "runs", "sweep", str(tmp_path / "real.yaml"))
+    with without_ray():
+        called(tmp_path / "runs", "sweep", str(tmp_path / "real.yaml"))
     trials = json_of(tmp_path / "runs", "status", "real")["trials"]
     assert [t["state"] for t in trials] == ["COMPLETE"] * 4
     margins = [t["metrics"]["eval_margins/logp"] for t in trials]

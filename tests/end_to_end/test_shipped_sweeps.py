@@ -18,7 +18,7 @@ from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.study.study import Study
-from trainer.config.loss_config import DpoLoss, DpoLossType, SimperLoss, SimpoLoss
+from trainer.config.loss_config import DpoLoss, DpoLossType, KtoLoss, SimperLoss, SimpoLoss
 from trainer.config.trial import TrialConfig
 
 SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))
@@ -131,8 +131,8 @@ def test_every_loss_of_dpo_is_tried_once() -> None:
 def test_the_methods_are_compared_at_the_first_trials_of_their_own_sweeps() -> None:
     spec = load_spec(Path(sweeps.__file__).parent / "llama3-8b-methods.yaml")
     found = [apply_params(spec.base, given).loss for given in spec.enqueue]
-    assert found[-1] == SimperLoss()
-    assert found[:-1] == [first(f"llama3-8b{name}").loss for name in ("", "-dpo", "-orpo", "-cpo")]
+    assert found[-2:] == [SimperLoss(), KtoLoss()]
+    assert found[:-2] == [first(f"llama3-8b{name}").loss for name in ("", "-dpo", "-orpo", "-cpo")]
 
 
 def test_the_missions_grid() -> None:

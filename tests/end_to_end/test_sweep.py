@@ -17,9 +17,10 @@ from orchestrator.commands.status import best, status
 from orchestrator.errors import DataError, ExitCode, SpecError, SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_spec_text
-from tests.support.processes import LIMIT_SECONDS, finished, orchestrate
+from tests.support.processes import LIMIT_SECONDS, called, finished, orchestrate
 from tests.support.specs import TINY_MODEL
 from tests.support.surface import compare_sweep
+from tests.support.without_ray import without_ray
 
 TINY = """
 name: tiny
@@ -61,7 +62,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     assert left["state"] == "interrupted"
     assert "RUNNING" in {t["state"] for t in left["trials"]}
 
-    out, err = finished(root, "resume", "tiny", "--set", "keep_models=2")
+    out, err = called(root, "resume", "tiny", "--set", "keep_models=2")
     assert "Best: " in out
     found = status("tiny", root)
     assert (found["state"], [t["state"] for t in found["trials"]]) == ("finished", ["COMPLETE"] * 3)
@@ -118,7 +119,7 @@ def test_bad_data_ends_with_its_list_and_leaves_the_name_free(tmp_path: Path) ->
     rows.write_text("\n".join(json.dumps(row) for row in [*good, {"prompt": "q", "chosen": "a", "rejected": "a"}]))
     text = TINY.replace("train: {generated: instructions, rows: 200}", f"train: {rows}\n    apply_template: false")
     text = text.replace("    eval: {generated: instructions, split: eval, rows: 16}\n", "")
-    with pytest.raises(DataError, match="equal chosen and rejected"):
+    with without_ray(), pytest.raises(DataError, match="equal chosen and rejected"):
         start(load_spec_text(text, tmp_path), root)
     assert not (root / "tiny").exists()
 
@@ -126,7 +127,7 @@ def test_bad_data_ends_with_its_list_and_leaves_the_name_free(tmp_path: Path) ->
 def test_prompts_for_the_judge_are_looked_at_before_the_first_trial(tmp_path: Path) -> None:
     (tmp_path / "asked.jsonl").write_text('{"prompt": "fine"}\n{"prompt": ""}\n')
     text = f"{TINY}\njudge: {{prompts_from: {tmp_path / 'asked.jsonl'}}}\n"
-    with pytest.raises(DataError, match=r"judge\.prompts_from: .*row 2: no prompt"):
+    with without_ray(), pytest.raises(DataError, match=r"judge\.prompts_from: .*row 2: no prompt"):
         start(load_spec_text(text, tmp_path), tmp_path / "runs")
     assert not (tmp_path / "runs" / "tiny").exists()
 

@@ -15,7 +15,8 @@ from orchestrator.study.trial_records import RequestKind
 from tests.end_to_end.test_sweep import TINY
 from tests.support.processes import LIMIT_SECONDS, called, environment, finished, json_of, orchestrate, wait_until
 
-SWEEP = TINY.replace("max_steps: 60", "max_steps: 40")
+STAGE = "sft:\n  training: {learning_rate: 2e-3, pairs_per_update: 8, max_steps: 4}\n"
+SWEEP = TINY.replace("max_steps: 60", "max_steps: 40").replace(STAGE, "").replace("[2.0, 5.0, 10.0]", "[2.0, 5.0]")
 
 
 def shown(terminal: int) -> str:
@@ -34,7 +35,8 @@ def test_a_detached_driver_outlives_its_terminal_and_no_reader_changes_a_sweeps_
     terminal, inside = pty.openpty()
     shell = subprocess.Popen(
         [sys.executable, "-m", "orchestrator.cli", "sweep", str(file), "--detach"],
-        env=environment(root), stdin=inside, stdout=inside, stderr=inside, start_new_session=True,
+        env=environment(root, PYTHONIOENCODING="ascii"), stdin=inside, stdout=inside, stderr=inside,
+        start_new_session=True,
     )  # fmt: skip
     os.close(inside)
     assert "orchestrate attach tiny" in shown(terminal)
@@ -56,6 +58,10 @@ def test_a_detached_driver_outlives_its_terminal_and_no_reader_changes_a_sweeps_
     assert folders.lock_holder(folder) is not None
     called(root, "stop", "tiny")
     wait_until(lambda: folders.lock_holder(folder) is None)
+    log = folder.log.read_text(encoding="utf-8")
+    assert "beta" in log
+    assert "starting Ray" in log
+    assert log.isascii()
 
     reader, writer = os.pipe()
     os.close(reader)  # as `orchestrate resume tiny 2>&1 | head` once head has ended
@@ -63,9 +69,6 @@ def test_a_detached_driver_outlives_its_terminal_and_no_reader_changes_a_sweeps_
     os.close(writer)
     assert driver.wait(LIMIT_SECONDS) == 0
     assert {trial["state"] for trial in json_of(root, "status", "tiny")["trials"]} == {"COMPLETE"}
-    table, progress = finished(root, "resume", "tiny", PYTHONIOENCODING="ascii")
-    assert "beta" in table
-    assert (table + progress).isascii()
     closed = subprocess.run(
         ["sh", "-c", f"exec {sys.executable} -m orchestrator.cli resume tiny >&- 2>&- <&-"],
         env=environment(root), check=False, timeout=LIMIT_SECONDS,

@@ -14,6 +14,7 @@ from orchestrator.tracking.mlflow_client import connect
 from tests.support.fake_session import FakeSession, run_study, write_script
 from tests.support.recorders import ListSink
 from tests.support.specs import METRIC, TINY_MODEL, make_spec, sweep_folder
+from tests.support.without_ray import without_ray
 from trainer.config.trial import TrialConfig
 from trainer.results import StepMetrics
 
@@ -61,14 +62,15 @@ budget: {concurrency: 1}
 def test_a_learning_rate_that_kills_the_model_without_a_nan(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real sweep: seen in the study, in MLflow and in the table. It starts its own Ray, before the module's."""
+    """A real sweep: seen in the study, in MLflow and in the table."""
     from orchestrator.cli.composition import start
     from orchestrator.folders import SweepFolder
     from orchestrator.spec.loading.loader import load_spec_text
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     root = tmp_path / "runs"
-    assert start(load_spec_text(ABSURD, tmp_path), root) is ExitCode.DONE
+    with without_ray():
+        assert start(load_spec_text(ABSURD, tmp_path), root) is ExitCode.DONE
     with Study.open(SweepFolder(root, "absurd")) as study:
         sound, dead = study.trials()
         known = study.id

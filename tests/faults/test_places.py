@@ -15,7 +15,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
 from orchestrator.tracking.mlflow_client import connect, default_store, ensure_experiment
 from tests.support.processes import LIMIT_SECONDS, environment
-from tests.support.specs import make_spec
+from tests.support.specs import TINY_MODEL, make_spec
 
 QUICKSTART = str(Path(__file__).parents[2] / "sweeps" / "quickstart.yaml")
 UNKNOWN = 23456
@@ -134,9 +134,9 @@ def test_a_user_id_without_a_name_or_a_home_plans_and_is_checked(
 def test_a_user_id_without_a_name_or_a_home_runs_a_sweep(
     tmp_path: Path, nameless: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    small = ("budget.trials=1", "sft.training.max_steps=2", "training.max_steps=2", "training.pairs_per_update=8")
+    small = ("budget.trials=1", "sft=null", "training.max_steps=2", "training.pairs_per_update=8")
     small += ("base.data.train=[{generated: instructions, rows: 64}]", "evaluation.prompts=0", "require=off")
-    small += ("base.data.eval=[{generated: instructions, split: eval, rows: 16}]",)
+    small += ("base.data.eval=[{generated: instructions, split: eval, rows: 16}]", f"model.generated={TINY_MODEL}")
     done = nameless("sweep", QUICKSTART, "--name", "small", *(f"--set={one}" for one in small))
     assert done.returncode == 0, done.stderr
     with Study.open(SweepFolder(tmp_path / "runs", "small"), read_only=True) as study:

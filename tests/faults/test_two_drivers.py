@@ -3,14 +3,17 @@
 import multiprocessing
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestrator.errors import ExitCode, NameTaken, SweepHeld
@@ -82,6 +85,20 @@ def next_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+def stop_between_writes(process: subprocess.Popen[str], root: Path) -> None:
+    """Stop a driver that holds no lock of the database, for which the others would wait in vain."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+        with closing(sqlite3.connect(SweepFolder(root, "s").path / "study.db", timeout=0.0)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                process.send_signal(signal.SIGCONT)
+            else:
+                return
+
+
 def test_a_driver_that_slept_finds_its_writes_refused(root: Path) -> None:
     """As machines see it that share nothing but the study: no lock of the folder, no look at each other's processes."""
     first = driver(root, "a", patience=1.0)
@@ -90,7 +107,7 @@ def test_a_driver_that_slept_finds_its_writes_refused(root: Path) -> None:
     assert f"pid {first.pid} on" in next_line(second), "a living driver is not robbed"
     assert second.wait() == ExitCode.LOCKED
 
-    first.send_signal(signal.SIGSTOP)
+    stop_between_writes(first, root)
     third = driver(root, "b", patience=1.0)
     assert next_line(third) == "drives 0 2"
     with Study.open(SweepFolder(root, "s")) as study:
@@ -132,7 +149,7 @@ def test_a_driver_that_has_nothing_to_write_is_not_overtaken(root: Path, what: s
 def test_a_process_that_lives_on_this_machine_is_never_overtaken(root: Path) -> None:
     first = driver(root)
     assert next_line(first) == "drives 0 1"
-    first.send_signal(signal.SIGSTOP)
+    stop_between_writes(first, root)
     second = driver(root)
     refused = next_line(second)
     assert f"pid {first.pid} on" in refused

@@ -13,7 +13,7 @@ from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.study.study import Study
 from tests.support.driver_process import STEPS, check_exact, drive, finish, records, wait_for
 from tests.support.fake_session import FakeSession, make_task, trained, write_script
-from tests.support.local_driver import pull_all
+from tests.support.mirrored_trial import pull_all
 from tests.support.processes import LIMIT_SECONDS
 from tests.support.specs import sweep_folder
 

@@ -15,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainer
 from trainer.config.trial import TrialConfig
+from trainer.data.pair_dataset import PairDataset
 from trainer.distributed.processes import CancelToken, ProcessGroup
+from trainer.evaluation.evaluator import Evaluator
 from trainer.models.policy_model import PolicyModel
 from trainer.objectives.losses import required_stats
 from trainer.resource_cache import ResourceCache, make_evaluator
@@ -37,6 +39,15 @@ def packed_engine(config: TrialConfig, cache: Path) -> tuple[PackedEngine, Polic
     policy.prepare_for_trial(config.lora, config.training)
     model = make_evaluator(config, policy, prepared, tokenizer, group, token).pair_model
     return PackedEngine(config, TrainingInputs(policy, model, prepared.train, reference, group, token)), policy
+
+
+def evaluator_of(config: TrialConfig, cache: Path) -> tuple[Evaluator, PairDataset]:
+    """The evaluator of a trial's initial model, and the training pairs."""
+    group = ProcessGroup()
+    resources = ResourceCache(cache, group, trust_remote_code=False)
+    prepared, tokenizer = resources.load_data(config.data, config.model)
+    policy, token = resources.load_model(config.model), CancelToken(group, lambda: False)
+    return make_evaluator(config, policy, prepared, tokenizer, group, token), prepared.train
 
 
 _READS = frozenset({"tolist", "numpy", "cpu"})

@@ -17,7 +17,6 @@ from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver.checkpoint_retention import CheckpointRetention, remove_unused_forks
 from orchestrator.driver.finalists_stage import confirm_finalists
 from orchestrator.execution.controller import TrialController
-from orchestrator.execution.messages import AttemptReport
 from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session
 from orchestrator.folders import SweepFolder, create_sweep_folder, sweep_lock
@@ -32,6 +31,7 @@ from tests.support.processes import LIMIT_SECONDS
 from tests.support.recorders import SilentView
 from tests.support.specs import make_spec
 from trainer.config.trial import TrialConfig
+from trainer.storage.failpoints import FAILPOINT_VARIABLE
 
 KILLED = -signal.SIGKILL
 STEPS = CheckpointingSession.STEPS
@@ -62,14 +62,6 @@ def run_here(
         if polls:
             controller.poll()
     return controller
-
-
-def pull_all(attempt: AttemptRunner) -> list[AttemptReport]:
-    """The reports of an attempt up to its last."""
-    received = [attempt.next_report()]
-    while received[-1].result is None:
-        received.append(attempt.next_report())
-    return received
 
 
 def drive(root: Path, spec: SweepSpec | None = None) -> None:
@@ -121,8 +113,9 @@ def forked(work: Callable[[], object]) -> int:
 
 def killed_at(work: Callable[[], object], failpoint: str) -> int:
     """Do it in a child that dies at this point; KILLED, or 0 where it never comes there."""
-    os.environ["ORCHESTRATE_FAILPOINT"] = failpoint
-    try:
-        return forked(work)
-    finally:
-        del os.environ["ORCHESTRATE_FAILPOINT"]
+
+    def deadly() -> None:
+        os.environ[FAILPOINT_VARIABLE] = failpoint
+        work()
+
+    return forked(deadly)

@@ -5,11 +5,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.execution.messages import AttemptTask
+from orchestrator.execution.messages import AttemptReport, AttemptTask
 from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.mirror import Mirror
 from tests.support.fake_session import CheckpointingSession
-from tests.support.local_driver import pull_all
 from tests.support.processes import wait_until
 from tests.support.specs import BASE
 from trainer.config.trial import TrialConfig
@@ -35,6 +34,14 @@ def copied(mirror: Mirror) -> Callable[[int], object]:
 def task(disk: Path, url: str, attempt: int = 1) -> AttemptTask:
     config = TrialConfig.model_validate(BASE).model_dump_json()
     return AttemptTask("3", attempt, config, disk / "trials" / "0003" / str(attempt), mirror=url)
+
+
+def pull_all(attempt: AttemptRunner) -> list[AttemptReport]:
+    """The reports of an attempt up to its last."""
+    received = [attempt.next_report()]
+    while received[-1].result is None:
+        received.append(attempt.next_report())
+    return received
 
 
 if __name__ == "__main__":  # a worker that a test kills inside a copy

@@ -8,6 +8,7 @@ from trainer.config.loss_config import (
     CpoLoss,
     DpoLoss,
     DpoLossType,
+    KtoLoss,
     LossConfig,
     OrpoLoss,
     SftLoss,
@@ -50,6 +51,9 @@ OBJECTIVES: dict[str, LossConfig] = {
     "orpo-response": OrpoLoss(beta=0.3, nll_scale=0.5, nll_prompt=False),
     "simper": SimperLoss(),
     "simper-nll": SimperLoss(nll_scale=0.2),
+    "kto": KtoLoss(),
+    "kto-weighted": KtoLoss(desirable_weight=1.5, undesirable_weight=0.5, nll_scale=0.2),
+    "kto-apo-zero": KtoLoss(loss_type="apo_zero_unpaired"),
     "sft": SftLoss(),
 }
 
@@ -100,7 +104,8 @@ def random_logps(pairs: int = 5, seed: int = 0, per_token: float = 1.0) -> PairL
         return found
 
     policy, frozen = sums(0.0), sums(1.0)
-    return PairLogps(**policy, reference=PairLogps(**frozen, score_gap=uniform(0.1, 3.0)))
+    gaps, kl = uniform(0.1, 3.0), torch.full((pairs,), 0.7, dtype=torch.float64)
+    return PairLogps(**policy, reference=PairLogps(**frozen, score_gap=gaps, kl=kl))
 
 
 def update_totals(logps: PairLogps) -> UpdateTotals:

@@ -55,7 +55,7 @@ def finished(root: Path, *arguments: str, code: int = 0, **more: str) -> tuple[s
 
 
 def call(root: Path, *arguments: str, **more: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command in this process, which costs no start; for commands without Ray."""
+    """Exit code, stdout and stderr of the command in this process, which costs no start."""
     from orchestrator import cli
 
     with (

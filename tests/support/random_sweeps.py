@@ -21,6 +21,7 @@ _RATE, _BETA, _GAMMA = "training.learning_rate", "loss.beta", "loss.gamma"
 _LISTED: tuple[Mapping[str, Sequence[Any]], ...] = (
     {_RATE: _RATES},
     {_RATE: (3e-7,)},
+    {_RATE: (3e-7, 1e-6)},
     {_BETA: _BETAS},
     {_RATE: _RATES, _BETA: _BETAS},
     {_BETA: _BETAS, _GAMMA: _GAMMAS},
@@ -83,6 +84,7 @@ def scripts(draw: st.DrawFn) -> Script:
         last=draw(st.sampled_from(_TEXTS)),
         outcome=draw(st.sampled_from([COMPLETE, COMPLETE, COMPLETE, COMPLETE, DIVERGED, FAILED])),
         loss=CURVES[draw(st.sampled_from(sorted(CURVES)))],
+        every=draw(st.sampled_from([10, 10, 10, 40])),  # 40: a short run, evaluated before and after it
     )
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from trainer.objectives.pair_logps import UpdateTotals
 
 VOCABULARY = 256
+_SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,35 @@ def orpo_trainer(model: PreTrainedModel, folder: Path, **options: Any) -> Any:
     return ORPOTrainer(model, args=arguments, train_dataset=_dataset(), processing_class=tiny_tokenizer())
 
 
+def kto_trainer(model: PreTrainedModel, reference: PreTrainedModel, folder: Path, **options: Any) -> Any:
+    from trl import KTOConfig, KTOTrainer
+
+    arguments = KTOConfig(**_arguments(folder), train_sampling_strategy="sequential", **options)
+    return KTOTrainer(model, reference, args=arguments, train_dataset=_dataset(), processing_class=tiny_tokenizer())
+
+
+def kto_inputs(pairs: Sequence[Any], mismatched: Sequence[Any]) -> dict[str, torch.Tensor]:
+    """What KTOTrainer's collator makes of token ids: all chosen responses, then all rejected ones that there are."""
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+    sides = [
+        (side, pair, other)
+        for side in ("chosen", "rejected")
+        for pair, other in zip(pairs, mismatched, strict=True)
+        if len(getattr(pair, side))
+    ]
+    examples = [
+        {
+            "prompt_ids": pair.prompt.tolist(),
+            "completion_ids": getattr(pair, side).tolist(),
+            "KL_completion_ids": getattr(other, side).tolist(),
+            "label": side == "chosen",
+        }
+        for side, pair, other in sides
+    ]
+    return DataCollatorForUnpairedPreference(pad_token_id=0)(examples)
+
+
 def _padded(rows: Sequence[np.ndarray], value: int) -> torch.Tensor:
     longest = max(len(row) for row in rows)
     return torch.tensor(np.stack([np.pad(row, (0, longest - len(row)), constant_values=value) for row in rows])).long()
@@ -134,7 +164,12 @@ def cpo_inputs(pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
 
 
 def totals_of(pairs: list[Pair]) -> UpdateTotals:
-    return UpdateTotals.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    return UpdateTotals.from_lengths(*([len(getattr(p, name)) for p in pairs] for name in ("prompt", *_SIDES)))
+
+
+def single_rows(pairs: Sequence[Pair]) -> list[Pair]:
+    """Each pair without one of its responses: the chosen one of every third, else the rejected one."""
+    return [replace(p, **{_SIDES[i % 3 != 0]: np.zeros(0, np.int32)}) for i, p in enumerate(pairs)]
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:

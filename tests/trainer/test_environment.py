@@ -88,7 +88,7 @@ def trained(config: TrialConfig, cache: Path, folder: Path) -> tuple[dict[str, b
     return model_bytes(folder), without_speed(metrics)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", ["packed", "trl"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_no_variable_of_the_environment_changes_what_is_trained(
     name: str,
@@ -99,6 +99,19 @@ def test_no_variable_of_the_environment_changes_what_is_trained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(name, SETTINGS[name])
+    assert trained(CONFIGS[config], cache, tmp_path) == plain[config]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_all_of_them_together_change_nothing_either(
+    config: str,
+    plain: dict[str, tuple[dict[str, bytes], object]],
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
     assert trained(CONFIGS[config], cache, tmp_path) == plain[config]
 
 

@@ -210,6 +210,8 @@ def test_other_objectives_train(session: TrainingSession, tmp_path: Path, loss: 
         {"kind": "dpo", "loss_type": "chipo"},
         {"kind": "dpo", "length_alpha": 0.01},
         {"kind": "simper"},
+        {"kind": "kto"},
+        {"kind": "kto", "loss_type": "apo_zero_unpaired"},
     ],
 )
 def test_the_loss_of_objectives_beyond_trl_falls(

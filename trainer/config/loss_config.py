@@ -1,7 +1,4 @@
-"""Objectives of a trial: one configuration class each, and their union. Formulas: trainer/objectives/.
-
-`PARAMETER_ALIASES` maps the names that other libraries use for a loss parameter to the names used here.
-"""
+"""Objectives of a trial: one configuration class each, and their union. Formulas: trainer/objectives/."""
 
 from __future__ import annotations
 
@@ -9,112 +6,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from trainer.config.base import Fraction, FrozenModel, NonNegativeFloat, PositiveFloat, PositiveInt
-
-_REFERENCE = "is not supported; for an objective without reference use loss.kind cpo or simpo"
-_MARGIN = "belongs to SimPO: write loss: {kind: simpo, gamma_beta_ratio: RATIO}, or leave it out of other kinds"
-_LAMBDA = "belongs to ORPO: loss.kind orpo, where it is called beta"
-_MIXTURE = "belongs to DPO: loss.kind dpo with a list in loss_type"
-_LD = "belongs to DPO: loss.kind dpo with ld_alpha (LD-DPO)"
-_TRUST_REGION = dict.fromkeys(
-    ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
-    "belongs to TR-DPO: loss.kind dpo with sync_ref_model",
-)
-_ODPO = dict.fromkeys(("odpo_alpha", "odpo_scale"), "belongs to ODPO: loss.kind dpo with odpo_alpha")
-_ALPHA = "is AlphaPO's: loss.kind simpo with alpha"
-
-PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
-    "simpo": {
-        "simpo_gamma": "is called gamma here (absolute, as in TRL), or gamma_beta_ratio for gamma / beta",
-        "cpo_alpha": "is called sft_weight here, 0 unless given (TRL's default of 1.0 makes it another objective)",
-        "rpo_alpha": "is called sft_weight here, the weight of the cross-entropy on the chosen responses",
-        "reference_free": "is always so: SimPO has no reference; remove it",
-        "lambda": "is no parameter of SimPO: the strength of the preference is beta, the cross-entropy's sft_weight",
-        "orpo_lambda": _LAMBDA,
-        "loss_weights": _MIXTURE,
-        "ld_alpha": _LD,
-        **_TRUST_REGION,
-        **_ODPO,
-    },
-    "dpo": {
-        "rpo_alpha": "is written nll_scale here (or loss_type [sigmoid, sft] with loss_weights [1, rpo_alpha])",
-        "sft_weight": "is SimPO's name of nll_scale; write nll_scale",
-        "cpo_alpha": "belongs to CPO: loss.kind cpo with nll_scale",
-        "reference_free": _REFERENCE,
-        "simpo_gamma": _MARGIN,
-        "gamma": _MARGIN,
-        "gamma_beta_ratio": _MARGIN,
-        "lambda": "is not a parameter of DPO; the strength of the preference is beta, DPOP's lambda dpop_lambda",
-        "orpo_lambda": _LAMBDA,
-        "alpha": f"{_ALPHA}; R-DPO's is called length_alpha here, ODPO's odpo_alpha, TR-DPO's ref_model_mixup_alpha",
-        "tau": "of TR-DPO is called ref_model_sync_steps here, of discopop discopop_tau",
-        **dict.fromkeys(("offset", "offset_alpha"), "is called odpo_alpha here (ODPO), the weight of the offset"),
-        **dict.fromkeys(("rdpo_alpha", "lenN_lambda", "length_penalty"), "is called length_alpha here (R-DPO)"),
-    },
-    "cpo": {
-        "cpo_alpha": "is called nll_scale here; its default is 1, as in the paper",
-        "rpo_alpha": "is called nll_scale here; its default is 1, as in CPO's paper",
-        "sft_weight": "is SimPO's name of nll_scale; write nll_scale",
-        "lambda": "the weight of the cross-entropy is called nll_scale here",
-        "orpo_lambda": _LAMBDA,
-        "reference_free": "is always so: CPO has no reference; remove it",
-        "simpo_gamma": _MARGIN,
-        "gamma": _MARGIN,
-        "gamma_beta_ratio": _MARGIN,
-        "alpha": "AlphaPO's alpha is offered with loss.kind simpo",
-        "loss_weights": _MIXTURE,
-        "ld_alpha": _LD,
-        **_TRUST_REGION,
-        **_ODPO,
-    },
-    "orpo": {
-        "lambda": "is called beta here, as in TRL",
-        "orpo_lambda": "is called beta here, as in TRL (fairseq2 stored its orpo_lambda and never used it)",
-        "alpha": "is called beta here",
-        "cpo_alpha": "is called nll_scale here: the weight of the cross-entropy",
-        "rpo_alpha": "is called nll_scale here: the weight of the cross-entropy",
-        "sft_weight": "is SimPO's name of nll_scale; write nll_scale",
-        "reference_free": "is always so: ORPO has no reference; remove it",
-        "simpo_gamma": _MARGIN,
-        "gamma": _MARGIN,
-        "gamma_beta_ratio": _MARGIN,
-        **_TRUST_REGION,
-        **_ODPO,
-    },
-    "simper": {
-        "sft_weight": "is SimPO's name of nll_scale; write nll_scale",
-        "reference_free": "is always so: SimPER has no reference; remove it",
-        **dict.fromkeys(
-            ("beta", "gamma", "gamma_beta_ratio", "simpo_gamma", "label_smoothing", "loss_type", "lambda", "alpha"),
-            "is no parameter of SimPER, which has none but nll_scale; remove it",
-        ),
-    },
-}
-"""Kind of loss -> a name that is not one of its parameters -> what to write instead, and why."""
-
-
-def with_alias_hints(kind: str, error: ValidationError) -> ValidationError:
-    """Return the error with a hint in place of `unknown key` for known aliases; other errors stay unchanged."""
-    return ValidationError.from_exception_data(error.title, [_with_alias_hint(kind, item) for item in error.errors()])
-
-
-def alias_hint(name: str, kind: str) -> str:
-    """Return what to write instead of this alias for this kind of loss; "" if it is not a known alias."""
-    hint = PARAMETER_ALIASES.get(kind, {}).get(name)
-    return f"{name} {hint}" if hint else ""
-
-
-def _with_alias_hint(kind: str, item: Any) -> InitErrorDetails:
-    last = str(item["loc"][-1]) if item["loc"] else ""
-    is_alias = item["type"] == "extra_forbidden" and last in PARAMETER_ALIASES.get(kind, {})
-    # As a value of the template, because the hint may contain braces.
-    kind_or_error = (
-        PydanticCustomError("old_name", "{hint}", {"hint": PARAMETER_ALIASES[kind][last]}) if is_alias else item["type"]
-    )
-    return InitErrorDetails(type=kind_or_error, loc=item["loc"], input=item["input"], ctx=item.get("ctx", {}))
-
+from trainer.config.loss_aliases import with_alias_hints
 
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 """Probability that a label is wrong. At 0.5 the preference vanishes, above it is reversed."""
@@ -145,6 +39,11 @@ class BaseLoss(FrozenModel):
     @property
     def moves_reference(self) -> bool:
         """Whether the reference model changes during training, so that cached log-probs do not serve."""
+        return False
+
+    @property
+    def scores_mismatched(self) -> bool:
+        """Whether responses are also scored after the prompts of other pairs (KTO's estimate of the KL divergence)."""
         return False
 
 
@@ -313,8 +212,8 @@ class DpoLoss(BaseLoss):
         if "aot_pair" in loss_types:
             raise ValueError("aot_pair was renamed: write aot_unpaired (aot is the paired one and always was)")
         if "kto_pair" in loss_types:
-            raise ValueError("kto_pair was removed from TRL and is not supported; bco_pair and apo_zero are similar")
-        if named := next((each for each in ("simpo", "simper") if each in loss_types), None):
+            raise ValueError("kto_pair was removed from TRL: write loss.kind kto; bco_pair and apo_zero are similar")
+        if named := next((each for each in ("simpo", "simper", "kto") if each in loss_types), None):
             raise ValueError(f"{named} is not a DPO loss type: write loss.kind {named}")
         if len(loss_types) > 1 and (unknown := [each for each in loss_types if each not in get_args(DpoLossType)]):
             named = ", ".join(map(str, unknown))
@@ -446,4 +345,36 @@ class SftLoss(BaseLoss):
     kind: Literal["sft"] = "sft"
 
 
-LossConfig = Annotated[SimpoLoss | DpoLoss | CpoLoss | OrpoLoss | SimperLoss | SftLoss, Field(discriminator="kind")]
+class KtoLoss(BaseLoss):
+    """KTO (Ethayarajh et al. 2024, arXiv 2402.01306): each response is desirable or not, against a reference point.
+
+    The chosen response of a pair is a desirable example, the rejected one an undesirable one; a row may have one
+    response and a label instead. Names, defaults and formulas are those of TRL's KTOTrainer 1.16.
+    """
+
+    kind: Literal["kto"] = "kto"
+    loss_type: Literal["kto", "apo_zero_unpaired"] = Field(
+        default="kto",
+        description="kto: rewards against an estimate of the KL divergence from the reference model, for which one "
+        "more forward pass of each update scores responses after other prompts; apo_zero_unpaired: against 0.",
+    )
+    beta: PositiveFloat = Field(default=0.1, description="Strength of the pull towards the reference model.")
+    desirable_weight: NonNegativeFloat = Field(default=1.0, description="Weight of the chosen responses' losses.")
+    undesirable_weight: NonNegativeFloat = Field(default=1.0, description="Weight of the rejected responses' losses.")
+    nll_scale: NonNegativeFloat = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
+
+    @property
+    def scores_mismatched(self) -> bool:
+        """Whether the KL divergence is estimated."""
+        return self.loss_type == "kto"
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.desirable_weight == self.undesirable_weight == 0:
+            raise ValueError("desirable_weight and undesirable_weight are both 0; set at least one above 0")
+        return self
+
+
+LossConfig = Annotated[
+    SimpoLoss | DpoLoss | CpoLoss | OrpoLoss | SimperLoss | KtoLoss | SftLoss, Field(discriminator="kind")
+]

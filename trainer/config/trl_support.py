@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, assert_never
 
-from trainer.config.loss_config import OWN_TERMS, CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimperLoss, SimpoLoss
+from trainer.config.loss_config import (
+    OWN_TERMS,
+    CpoLoss,
+    DpoLoss,
+    KtoLoss,
+    LossConfig,
+    OrpoLoss,
+    SftLoss,
+    SimperLoss,
+    SimpoLoss,
+)
 
 EngineName = Literal["packed", "trl"]
 
@@ -54,6 +64,8 @@ def unsupported_by_trl(
                 )
         case SimperLoss():
             yield "TRL has no SimPER; use engine packed"
+        case KtoLoss():
+            yield "TRL's KTOTrainer estimates the KL divergence in each micro-batch; use engine packed"
         case SftLoss():
             yield "engine trl trains on preferences (DPOTrainer, CPOTrainer, ORPOTrainer); for sft use engine packed"
         case _:

@@ -2,7 +2,7 @@
 
 from trainer.data.data_findings import BadData, UnreadableData
 from trainer.data.data_report import DataReport
-from trainer.data.pair_dataset import PairDataset
+from trainer.data.pair_dataset import PairDataset, check_rows
 from trainer.data.preparation import Prepared, ScoreGaps, prepare, score_gaps
 from trainer.data.tokenization import TokenizerError, load_tokenizer
 
@@ -14,6 +14,7 @@ __all__ = [
     "ScoreGaps",
     "TokenizerError",
     "UnreadableData",
+    "check_rows",
     "load_tokenizer",
     "prepare",
     "score_gaps",

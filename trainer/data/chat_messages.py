@@ -1,4 +1,7 @@
-"""Parse one cell of a row into text or a dialogue (a list of messages). Every key of a message is preserved."""
+"""Parse the cells of a row: text or a dialogue (a list of messages), tools, scores, labels.
+
+Every key of a message is preserved.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ Dialogue = list[ChatMessage]
 Tools = list[dict[str, Any]]
 
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+"""HH-RLHF's marker of a turn."""
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _LABEL_KEYS = frozenset({"role", "content", "name", "id"})
 """Keys without content of their own: a message that has only these is empty."""
@@ -105,6 +110,29 @@ def is_empty(message: ChatMessage) -> bool:
     return not content_text(message).strip() and not _has_other_content(message)
 
 
+def hh_dialogue(text: str) -> Dialogue | None:
+    """Parse HH-RLHF's text form into messages, with white space around each stripped and an empty last answer dropped.
+    Returns None if the text does not have this form.
+    """
+    head, *turns = _TURN.split(f"\n\n{text.lstrip()}")
+    if head or len(turns) < 2 or turns[0] != "Human":
+        return None
+    roles = {"Human": "user", "Assistant": "assistant"}
+    out: Dialogue = [
+        {"role": roles[label], "content": message.strip()}
+        for label, message in zip(turns[::2], turns[1::2], strict=True)
+    ]
+    return out[:-1] if out[-1] == {"role": "assistant", "content": ""} else out
+
+
+def hh_question(prompt: str) -> str | None:
+    """Return a prompt of HH-RLHF's form, ending with the marker of its answer; None for another form."""
+    turns = hh_dialogue(prompt)
+    if turns is None:
+        return None
+    return prompt if prompt.rstrip().endswith("\n\nAssistant:") else f"{prompt.rstrip()}\n\nAssistant: "
+
+
 def to_tools(value: Any) -> Tools | InvalidRow | None:
     """Return tool definitions as `apply_chat_template(tools=...)` takes them; JSON text is parsed, as in TRL.
 
@@ -139,6 +167,36 @@ def to_template_kwargs(value: Any) -> dict[str, Any] | InvalidRow:
     out = {str(key): each for key, each in value.items() if each is not None}
     reserved = sorted(out.keys() & _RESERVED)
     return InvalidRow("bad_template_kwargs", f"{', '.join(reserved)} cannot be set per row") if reserved else out
+
+
+def to_label(value: Any) -> bool | None:
+    """Return the label of a row with one response: true or false, 1 or 0, also as text; None for another value."""
+    named = value.strip().lower() if isinstance(value, str) else value
+    known: dict[object, bool] = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
+    return known.get(named) if isinstance(named, (bool, int, float, str)) else None
+
+
+def as_pair(fields: Mapping[str, Any]) -> tuple[dict[str, Any], bool] | InvalidRow:
+    """Return a row with `completion` and `label` as a pair, so that the rules for pairs apply to it, and its label.
+
+    The response is on both sides, with one more character on the other: `Preference` has it on one.
+    """
+    for name in ("completion", "label"):
+        if name not in fields:
+            return InvalidRow("missing_field", f"no {name}")
+    label = to_label(fields["label"])
+    if label is None:
+        return InvalidRow("bad_label", f"label is {type_name(fields['label'])}")
+    response = parse_part(fields["completion"])
+    if isinstance(response, InvalidRow):
+        return InvalidRow(response.kind, f"completion: {response.detail}")
+    other: str | Dialogue = f"{response}."
+    if isinstance(response, list):
+        last = response[-1:]
+        other = response[:-1] + [message | {"content": f"{content_text(message)}."} for message in last]
+    rest = {name: value for name, value in fields.items() if name not in ("completion", "label")}
+    sides = ("chosen", "rejected") if label else ("rejected", "chosen")
+    return rest | dict(zip(sides, (response, other), strict=True)), label
 
 
 def to_score(value: Any) -> float | None:

@@ -22,8 +22,15 @@ FIELDS = (
     "score_chosen",
     "score_rejected",
     "images",
+    "completion",
+    "label",
 )
-"""Standard fields of a preference row."""
+"""Standard fields of a preference row; the last two are those of a row with one response, in the place of chosen and
+rejected.
+"""
+PAIR = ("chosen", "rejected")
+SINGLE = ("completion", "label")
+"""Fields of TRL's unpaired preference format, beside `prompt`: a response, and whether it is desirable."""
 
 _ALTERNATIVE_NAMES: Mapping[str, tuple[str, ...]] = {
     "prompt": ("question", "instruction", "query", "problem", "input", "conversations"),
@@ -55,9 +62,8 @@ _MEANINGFUL_WORDS = frozenset(
 
 _OTHER_FORMATS: tuple[tuple[frozenset[str], str], ...] = (
     (
-        frozenset({"completion", "label"}),
-        "has unpaired rows (one completion with a label, as for KTO), not pairs: join a completion with "
-        "label true and one with label false of the same prompt into a row with prompt, chosen and rejected",
+        frozenset({"prompt", "response", "label"}),
+        "has one response per row and a label, as for KTO: name the response's column, columns: {completion: response}",
     ),
     (
         frozenset({"human_ref_A", "human_ref_B"}),
@@ -138,7 +144,7 @@ class Columns:
             return tuple(found)
         used = [
             row.get(self.column_of[field_name])
-            for field_name in ("prompt", "chosen", "rejected")
+            for field_name in ("prompt", *PAIR, *SINGLE)
             if field_name in self.column_of
         ]
         used += [
@@ -156,7 +162,10 @@ class _ColumnMatches:
 
 
 def find_columns(
-    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | None], name: str, needed: Collection[str]
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str | None],
+    name: str,
+    needed: Collection[str] | None = None,
 ) -> Columns:
     """Match the columns of a source with the standard fields.
 
@@ -164,7 +173,8 @@ def find_columns(
         rows: The rows as read.
         columns: `columns` of the source: field name to column name; null ignores a field.
         name: Name of the source, for messages.
-        needed: Fields that must exist.
+        needed: Fields that must exist; by default chosen and rejected, or prompt, completion and label of a source that
+            has completion and label instead.
 
     Raises:
         UnreadableData: A key of `columns` is not a standard field, a needed or mapped column is missing, several
@@ -174,9 +184,14 @@ def find_columns(
     if unknown:
         raise UnreadableData(f"columns of {name}: unknown field {', '.join(unknown)}; fields are {', '.join(FIELDS)}")
     present = dict.fromkeys(key for row in rows for key in row)
+    if needed is None:
+        needed = ("prompt", *SINGLE) if _has_labels(present, columns) else PAIR
     out = _ColumnMatches()
     claimed = {column for column in columns.values() if column is not None}
+    other_form = PAIR if "label" in needed else SINGLE
     for field_name in FIELDS:
+        if field_name in other_form:
+            continue
         if field_name in columns:
             column = columns[field_name]
             if column is None:
@@ -211,6 +226,17 @@ def find_columns(
         name for name in present if _is_meaningful(name) and name not in out.column_of.values() and name not in left_out
     ]
     return Columns(out.column_of, tuple(out.recognized), tuple(unused))
+
+
+def _has_labels(present: Collection[str], columns: Mapping[str, str | None]) -> bool:
+    """Return whether a source has rows with one response and a label: both columns, by name or as `columns` says, and
+    not those of pairs.
+    """
+
+    def has(field_name: str) -> bool:
+        return columns.get(field_name) is not None if field_name in columns else field_name in present
+
+    return all(map(has, SINGLE)) and not any(map(has, PAIR))
 
 
 def _missing_column_message(field_name: str, column: str, name: str, present: list[str]) -> str:

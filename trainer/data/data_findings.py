@@ -83,6 +83,7 @@ FindingKind = Literal[
     "score_tie",
     "missing_score",
     "kept_to_confirm",
+    "bad_label",
 ]
 RowNotice = tuple[FindingKind, str]
 """A kind of finding and a detail of this case."""
@@ -119,10 +120,11 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     ),
     "template_refuses": (_B, "are refused by the chat template", "see the roles that the template allows"),
     "unreadable": (_B, "are not a record of this file format", "correct or remove them"),
-    "missing_field": (_B, "lack chosen or rejected", "map the names with `columns`"),
+    "missing_field": (_B, "lack chosen or rejected, or completion or label", "map the names with `columns`"),
     "not_text": (_B, "have a value that is not text (a boolean, a number, null)", "correct or remove them"),
     "not_utf8": (_B, "are not valid UTF-8", "convert the file to UTF-8"),
     "lone_surrogate": (_B, "contain half of a surrogate pair, which is not a character", "correct or remove them"),
+    "bad_label": (_B, "have a label that is neither true nor false", "correct or remove them"),
     "empty_prompt": (_B, "have no prompt", "correct or remove them"),
     "empty_response": (_B, "have an empty response", "correct or remove them"),
     "equal_responses": (_B, "have equal chosen and rejected responses", "correct or remove them"),
@@ -204,7 +206,7 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     "other_end": (_N, "end with a special token other than {eos_token}; generation must stop there too", ""),
     "special_in_text": (_N, "contain the text of a special token", ""),
     "duplicate_row": (_N, "repeat an earlier row", ""),
-    "contradiction": (_N, "prefer what another row of the same prompt rejects", ""),
+    "contradiction": (_N, "prefer what another row of the same prompt rejects, or have the other label", ""),
     "prompt_repeated": (_N, "repeat the prompt, or its end, in the answers; the repetition is removed", ""),
     "prompt_echoed": (
         _N,

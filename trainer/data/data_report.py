@@ -41,6 +41,8 @@ class DataReport(FrozenModel):
     """Whether the evaluation rows were held out of the training rows, by prompt."""
     checked_rows: int = 0
     """Rows drawn from the sources and checked, bad ones included; 0 in reports of older versions."""
+    labels: dict[str, tuple[int, int]] | None = None
+    """Of rows with one response: split -> rows with label true, and with label false. None for pairs."""
 
     def with_source_names(self, names: Sequence[str]) -> DataReport:
         """Return the report with other source names, in their order: the cached report may have old ones."""
@@ -62,9 +64,11 @@ class DataReport(FrozenModel):
     def summary_lines(self) -> list[str]:
         """Return the report as text lines: sizes, rows left out, then every finding."""
         held_out = ", held out by prompt" if self.eval_held_out else ""
-        rows, pairs = self.lengths.get("row"), "pair" if self.train_rows == 1 else "pairs"
+        rows, pairs = self.lengths.get("row"), "pair" if self.labels is None else "row"
         return [
-            f"{self.train_rows:,} {pairs} to train on, {self.eval_rows:,} to evaluate on{held_out}",
+            f"{self.train_rows:,} {pairs}{'s'[: self.train_rows != 1]} to train on, {self.eval_rows:,} to evaluate on"
+            f"{held_out}",
+            *([] if self.labels is None else [_labels_line(self.labels)]),
             *([] if rows is None else [_lengths_line(rows)]),
             *(f"{source.name} ({source.split}): {source.kept:,} of {source.read:,} rows" for source in self.sources),
             *([] if not self.bad_rows else [self._bad_rows_line()]),
@@ -72,9 +76,11 @@ class DataReport(FrozenModel):
         ]
 
     def counts(self) -> dict[str, int]:
-        """Return pairs, dropped rows and findings by kind, by their names in tracking."""
+        """Return pairs, dropped rows and findings by kind, by their names in tracking; labels of the training rows."""
         counts = {"train_rows": self.train_rows, "eval_rows": self.eval_rows}
         counts |= {"bad_rows": self.bad_rows, "dropped_rows": self.dropped_rows}
+        if self.labels is not None:
+            counts |= dict(zip(("desirable_rows", "undesirable_rows"), self.labels["train"], strict=True))
         for finding in self.findings:
             name = f"rows.{finding.kind}"
             counts[name] = counts.get(name, 0) + finding.count
@@ -85,6 +91,11 @@ class DataReport(FrozenModel):
         of = f" of {self.checked_rows:,}" if self.checked_rows else ""
         share = f" ({self.bad_rows / self.checked_rows:.2%})" if self.checked_rows else ""
         return f"{self.bad_rows:,}{of} rows {'is' if one else 'are'} bad and left out{share}"
+
+
+def _labels_line(labels: Mapping[str, tuple[int, int]]) -> str:
+    parts = [f"{split} {yes:,} desirable and {no:,} undesirable" for split, (yes, no) in labels.items()]
+    return f"one response a row, with a label: {', '.join(parts)}"
 
 
 def _lengths_line(rows: Mapping[str, int]) -> str:
@@ -98,8 +109,8 @@ def length_table(pairs: Iterable[TokenizedPair]) -> dict[str, dict[str, int]]:
     pair_list = list(pairs)
     columns = {
         "prompt": [len(p.prompt) for p in pair_list],
-        "chosen": [len(p.chosen) for p in pair_list],
-        "rejected": [len(p.rejected) for p in pair_list],
+        "chosen": [len(p.chosen) for p in pair_list if len(p.chosen)],
+        "rejected": [len(p.rejected) for p in pair_list if len(p.rejected)],
         "row": [len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pair_list],
     }
     return {
@@ -121,7 +132,7 @@ def describe_changes(cache: Path, before: DataReport, now: DataReport) -> list[s
 
 def _changed_rows(cache: Path, before: DataReport, now: DataReport, split: str) -> list[str]:
     was, has = (r.train_rows if split == "train" else r.eval_rows for r in (before, now))
-    message = f"{split}: {was:,} pairs before, {has:,} now"
+    message = f"{split}: {was:,} {'pairs' if now.labels is None else 'rows'} before, {has:,} now"
     try:
         old, new = (PairDataset.open(cache / "data" / r.fingerprint, split) for r in (before, now))
     except (OSError, ValueError):  # the cache was cleared: only the counts are known

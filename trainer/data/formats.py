@@ -1,5 +1,7 @@
 """Normalize rows of TRL's preference formats to `Preference`: dialogues or plain text, prompt separate from answers.
 
+A row with one response and a label (TRL's unpaired preference) becomes a preference without the other response.
+
 A `prompt` column is never discarded. Where the answers repeat it, or its last messages, the repetition is removed from
 the answers and a notice is recorded. Without a `prompt` column the prompt is the common prefix of both answers: in
 dialogues the shared messages, as in TRL's `extract_prompt`; in plain text the result of `split_implicit_prompt`. Plain
@@ -18,8 +20,11 @@ from trainer.data.chat_messages import (
     Dialogue,
     InvalidRow,
     Tools,
+    as_pair,
     content_text,
     find_encoding_error,
+    hh_dialogue,
+    hh_question,
     is_empty,
     parse_part,
     to_template_kwargs,
@@ -46,7 +51,6 @@ of the first pattern that occurs there.
 _SENTENCE_END = re.compile(r"[.?!]\s+\S|[。？！]\s*\S|\n\s*\S")
 _EAST_ASIAN = 0x2E80
 """Code point from which on scripts do not separate words by spaces."""
-_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,29 +125,6 @@ def repeats_prompt(prompt: str, chosen: str, rejected: str) -> bool:
     )
 
 
-def hh_dialogue(text: str) -> Dialogue | None:
-    """Parse HH-RLHF's text form into messages, with white space around each stripped and an empty last answer dropped.
-    Returns None if the text does not have this form.
-    """
-    head, *turns = _TURN.split(f"\n\n{text.lstrip()}")
-    if head or len(turns) < 2 or turns[0] != "Human":
-        return None
-    roles = {"Human": "user", "Assistant": "assistant"}
-    out: Dialogue = [
-        {"role": roles[label], "content": message.strip()}
-        for label, message in zip(turns[::2], turns[1::2], strict=True)
-    ]
-    return out[:-1] if out[-1] == {"role": "assistant", "content": ""} else out
-
-
-def hh_question(prompt: str) -> str | None:
-    """Return a prompt of HH-RLHF's form, ending with the marker of its answer; None for another form."""
-    turns = hh_dialogue(prompt)
-    if turns is None:
-        return None
-    return prompt if prompt.rstrip().endswith("\n\nAssistant:") else f"{prompt.rstrip()}\n\nAssistant: "
-
-
 Score = Literal["all", "last"]
 
 _MIN_PROMPT_WORDS = 3
@@ -155,7 +136,8 @@ class Preference:
     """One normalized preference: prompt and answers are all text, or all lists of messages.
 
     `tools` and `template_kwargs` are passed to the chat template; `notices` are findings about the row; `text_prompt`
-    is the plain text of which `data.apply_template` made the prompt's message.
+    is the plain text of which `data.apply_template` made the prompt's message. Of a row with one response and a label,
+    `rejected` is empty where the label is true, else `chosen`.
     """
 
     prompt: str | Dialogue
@@ -166,6 +148,15 @@ class Preference:
     template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     notices: tuple[RowNotice, ...] = field(default=(), compare=False)
     text_prompt: str | None = field(default=None, compare=False)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the row has one response."""
+        return not self.chosen or not self.rejected
+
+    def with_both(self) -> Preference:
+        """Return the preference with its one response, if it has one, on both sides."""
+        return replace(self, chosen=self.chosen or self.rejected, rejected=self.rejected or self.chosen)
 
 
 def to_preference(
@@ -183,6 +174,12 @@ def to_preference(
         apply_template: `data.apply_template`; True turns plain text into a dialogue.
         row_notices: Findings from reading the row; they precede the findings of this function.
     """
+    label: bool | None = None
+    if "completion" in fields or "label" in fields:
+        pair = as_pair(fields)
+        if isinstance(pair, InvalidRow):
+            return pair
+        fields, label = pair
     for name in ("chosen", "rejected"):
         if name not in fields:
             return InvalidRow("missing_field", f"no {name}")
@@ -209,6 +206,8 @@ def to_preference(
     found = _normalize(parts, system if system and system.strip() else None, score, apply_template)
     if isinstance(found, InvalidRow):
         return found
+    if label is not None:
+        found = replace(found, **{"rejected" if label else "chosen": "" if isinstance(found.prompt, str) else []})
     if tools and isinstance(found.prompt, str):
         found = replace(found, notices=(*found.notices, ("needs_template", "Tools")))
     return replace(

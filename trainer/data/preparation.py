@@ -329,6 +329,11 @@ def _build_report(
         for source_index, source in enumerate(sources_of(data, split))
     )
     all_pairs = [pair for split in (TRAIN, EVAL) for pair in pairs[split]]
+    labels: dict[str, tuple[int, int]] | None = None
+    if any(not len(pair.chosen) or not len(pair.rejected) for pair in all_pairs):
+        labels = {
+            s: (sum(len(p.chosen) > 0 for p in rows), sum(not len(p.chosen) for p in rows)) for s, rows in pairs.items()
+        }
     return DataReport(
         fingerprint=fingerprint,
         train_rows=len(pairs[TRAIN]),
@@ -341,4 +346,5 @@ def _build_report(
         stop_tokens=stop_tokens,
         eval_held_out=data.eval is None,
         checked_rows=selection.checked_rows,
+        labels=labels,
     )

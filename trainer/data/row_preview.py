@@ -8,12 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.config.loss_config import LossConfig
 from trainer.config.trial import DataConfig, ModelConfig
-from trainer.data.data_findings import BadData, Severity, describe_finding, severity_of
+from trainer.data.data_findings import Severity, UnreadableData, describe_finding, severity_of
 from trainer.data.data_report import DataReport
+from trainer.data.pair_dataset import check_rows
 from trainer.data.preparation import CheckedData, cited_values, data_fingerprint, examine, read_score_gaps
 from trainer.data.row_selection import EVAL, TRAIN, RowAddress, Split
 from trainer.data.tokenization import load_tokenizer
+from trainer.results import TrialError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +38,8 @@ class PreviewRow:
     """One row of the data. `row` counts from 1 in its source; `kept` is False if it is not trained or evaluated on.
 
     `prompt`, `chosen` and `rejected` are decoded on access, special tokens included; of the answers the scored tokens.
-    They are None if the row was left out before tokenization.
+    They are None if the row was left out before tokenization; of a row with one response and a label also the answer
+    that it does not have.
     """
 
     split: Split
@@ -54,12 +58,12 @@ class PreviewRow:
     @cached_property
     def chosen(self) -> str | None:
         """The scored tokens of the chosen answer."""
-        return None if self._pair is None else self._text(self._pair.chosen)
+        return None if self._pair is None or not len(self._pair.chosen) else self._text(self._pair.chosen)
 
     @cached_property
     def rejected(self) -> str | None:
         """The scored tokens of the rejected answer."""
-        return None if self._pair is None else self._text(self._pair.rejected)
+        return None if self._pair is None or not len(self._pair.rejected) else self._text(self._pair.rejected)
 
     @property
     def lengths(self) -> dict[str, int] | None:
@@ -84,7 +88,7 @@ class Preview:
 
     rows: tuple[PreviewRow, ...]
     report: DataReport
-    refused: BadData | None
+    refused: TrialError | None
     special_tokens: tuple[str, ...]
 
     def report_json(self) -> dict[str, Any]:
@@ -100,11 +104,11 @@ def preview(
     cache: Path,
     *,
     trust_remote_code: bool = False,
-    needs_scores: bool = False,
+    loss: LossConfig | None = None,
 ) -> Preview:
     """Read, check and tokenize the data as a trial would, and decode it again. Loads no model and writes no data.
 
-    `needs_scores`: the loss reads the rows' scores, so that rows without one are refused.
+    `loss`: rows that it cannot be trained on are refused: without a score that it reads, or without a pair.
 
     Raises UnreadableData if a source cannot be opened, or lacks a column of scores that the loss needs; TokenizerError.
     """
@@ -112,10 +116,14 @@ def preview(
     found = examine(data, tokenizer, data_fingerprint(data, tokenizer))
     try:
         found.raise_if_unusable(data)
-        if needs_scores:
+        if loss is not None:
+            check_rows(loss, *found.pairs.values())
+        if loss is not None and loss.needs_scores:
             read_score_gaps(data, {split: [(p.source, p.row) for p in pairs] for split, pairs in found.pairs.items()})
         refused = None
-    except BadData as error:
+    except UnreadableData:
+        raise
+    except TrialError as error:
         refused = error
     added = tokenizer.added_tokens_decoder.values()
     special = tuple(token.content for token in added if token.special)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from trainer.config.trial import DataConfig, Source
 from trainer.data.chat_messages import InvalidRow
-from trainer.data.data_findings import FindingCollector, FindingKind, Severity, severity_of
+from trainer.data.data_findings import FindingCollector, FindingKind, Severity, UnreadableData, severity_of
 from trainer.data.formats import Preference, to_preference
 from trainer.data.mixing import SampledRow, held_out_prompts, limit_rows, mix_sources, prompt_key
 from trainer.data.sources import read_source, source_name
@@ -92,6 +92,11 @@ def select_rows(data: DataConfig) -> Selection:
     out.train = limit_rows(train, data.max_train_rows)
     if data.confirm_share is not None:
         _divide_eval(out, data.confirm_share, data.eval_on)
+    if len({row.preference.is_single for row in (*out.train, *out.eval)}) > 1:
+        raise UnreadableData(
+            "data: some rows are pairs (chosen, rejected), others one response with a label (completion, label); write "
+            "each pair as two rows with prompt, completion and label, or leave the rows of one kind out"
+        )
     for split in (TRAIN, EVAL):
         _find_duplicates(out, split)
     return out

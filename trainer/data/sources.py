@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from trainer.results import clause
 from trainer.storage.atomic_files import digest_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetBuilder
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +71,10 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_source(source: Source, required: Collection[str] = ("chosen", "rejected")) -> list[RawRow]:
+def read_source(source: Source, required: Collection[str] | None = None) -> list[RawRow]:
     """Return every row of a source, with its columns renamed to the standard fields (`trainer.data.columns.FIELDS`).
 
-    Raises UnreadableData if the source cannot be opened or lacks a `required` column.
+    Raises UnreadableData if the source cannot be opened or lacks a `required` column (`find_columns`).
     """
     match source:
         case FileSource():
@@ -97,10 +97,10 @@ def first_rows(source: FileSource, count: int) -> list[RawRow]:
     Raises UnreadableData if the file cannot be opened or these rows lack a column.
     """
     path = _existing_file(source.path)
-    return _rename_columns(list(islice(_reader(path)(path), count)), source, ("chosen", "rejected"))
+    return _rename_columns(list(islice(_reader(path)(path), count)), source, None)
 
 
-def _rename_columns(rows: list[RawRow], source: FileSource | HubSource, needed: Collection[str]) -> list[RawRow]:
+def _rename_columns(rows: list[RawRow], source: FileSource | HubSource, needed: Collection[str] | None) -> list[RawRow]:
     fields = [row.fields for row in rows if row.fields is not None]
     try:
         found = find_columns(fields, source.columns, source_name(source), needed)
@@ -238,10 +238,17 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
 
 def _load_hub(source: HubSource) -> Dataset:
     """Load a data set with `datasets.load_dataset`; a local folder is accepted too. Raises UnreadableData."""
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
     from datasets.exceptions import DatasetsError
 
     try:
+        if not Path(source.dataset).is_dir():
+            builder = load_dataset_builder(source.dataset, source.subset, revision=source.revision)
+            if local := local_files(builder):
+                raise UnreadableData(
+                    f"the data set {source_name(source)} of the hub names a file of this machine, {local[0]}, and is "
+                    "not loaded"
+                )
         dataset = load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision)
     except (OSError, ValueError, DatasetsError) as error:
         lines = str(error).strip().splitlines()
@@ -251,3 +258,9 @@ def _load_hub(source: HubSource) -> Dataset:
             "with access and set the folder as `dataset`, or its files as `path`."
         ) from error
     return dataset
+
+
+def local_files(builder: DatasetBuilder) -> list[str]:
+    """Return the data files of a data set that are paths of this machine; its description may name any."""
+    listed: Mapping[str, Sequence[str]] = builder.config.data_files or {}
+    return [str(file) for files in listed.values() for file in files if "://" not in str(file)]

@@ -134,7 +134,10 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 @dataclass(slots=True)
 class EncodedPair:
-    """Token ids of one pair, empty if the template refused it, and findings about it."""
+    """Token ids of one pair, empty if the template refused it, and findings about it.
+
+    Of a row with one response the other is empty.
+    """
 
     prompt: list[int] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
@@ -174,7 +177,8 @@ class PairTokenizer:
             require_template(self._tokenizer)
         out = [EncodedPair(notices=list(row.notices)) for row in rows]
         rendered: list[tuple[int, _RenderedRow]] = []
-        for index, row in enumerate(rows):
+        rendered_rows = [row.with_both() for row in rows]
+        for index, row in enumerate(rendered_rows):
             try:
                 texts = (
                     self._render_text(row, out[index])
@@ -325,7 +329,7 @@ class PairTokenizer:
             out.notices.append(("empty_prompt", "no token of the prompt is left"))
         if not out.chosen or not out.rejected:
             out.notices.append(("empty_response", "the chat template renders it as nothing"))
-        elif out.chosen == out.rejected:
+        elif out.chosen == out.rejected and not row.is_single:
             out.notices.append(("equal_rendered", ""))
         if self._bos is not None and out.prompt[:2] == [self._bos, self._bos]:
             out.notices.append(("duplicate_bos", ""))
@@ -334,6 +338,7 @@ class PairTokenizer:
         if not rendered and self._special_text and any(self._special_text.search(text) for text in _message_texts(row)):
             out.notices.append(("special_in_text", ""))
         self._truncate(out, row, texts)
+        out.chosen, out.rejected = out.chosen if row.chosen else [], out.rejected if row.rejected else []
 
     def _check_ends(self, out: EncodedPair) -> None:
         """Check that each response has an end: eos_token, or the special token that ends a message."""

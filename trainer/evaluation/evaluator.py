@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config.loss_config import LossConfig
 from trainer.config.trial import TrialConfig
-from trainer.data.pair_dataset import PairDataset
+from trainer.data.pair_dataset import MismatchedPairs, PairDataset, mismatched_pairs
 from trainer.distributed.fsdp import reshard
 from trainer.distributed.processes import CancelToken, ProcessGroup
 from trainer.evaluation.completions import Completion, complete_greedily, completion_metrics, select_prompts
@@ -40,8 +40,13 @@ from trainer.objectives.pair_logps import (
 from trainer.storage.atomic_files import write_file
 
 
-def pair_costs(model: PairModel, pairs: PairDataset, indexes: Sequence[int] | None = None) -> list[int]:
-    """Return the positions of each of these pairs (by default all): the prompt counts once when packed, else twice."""
+def pair_costs(
+    model: PairModel, pairs: PairDataset | MismatchedPairs, indexes: Sequence[int] | None = None
+) -> list[int]:
+    """Return the positions of each of these pairs (by default all).
+
+    The prompt counts once when packed, else once a response.
+    """
     selection = slice(None) if indexes is None else list(indexes)
     prompt, chosen, rejected = (
         [int(n) for n in lengths[selection]]
@@ -49,7 +54,7 @@ def pair_costs(model: PairModel, pairs: PairDataset, indexes: Sequence[int] | No
     )
     if model.mode == "packed":
         return packed_lengths(prompt, chosen, rejected, None if model.rotary is None else model.rotary.key)
-    return [2 * (p + max(c, r) - 1) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
+    return [((c > 0) + (r > 0)) * (p + max(c, r) - 1) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
 
 
 def longest_sequence(pairs: PairDataset) -> int:
@@ -83,8 +88,42 @@ def score_pairs(
 
     Batches depend on the lengths and the budget only, so the result is bit-identical for any number of processes.
     """
-    selected = range(len(pairs)) if indexes is None else indexes
     batches = _scoring_batches(model, pairs, budget, indexes)
+    return _score_batches(model, pairs, required, batches, process_group, check_cancelled, indexes)
+
+
+def score_mismatched(
+    model: PairModel,
+    pairs: PairDataset,
+    mismatched: MismatchedPairs,
+    budget: int,
+    process_group: ProcessGroup,
+    check_cancelled: Callable[[], None],
+    indexes: Sequence[int] | None = None,
+) -> PairLogps:
+    """Do the same as `score_pairs` with the mismatched responses of these pairs.
+
+    Each batch is one of `score_pairs` or a part of one, so that parts of whole batches give the same bits.
+    """
+    costs = pair_costs(model, mismatched, indexes)
+    batches = [
+        part
+        for batch in _scoring_batches(model, pairs, budget, indexes)
+        for part in micro_batches(costs, batch, budget, padded=model.mode != "packed")
+    ]
+    return _score_batches(model, mismatched, RequiredStats(), batches, process_group, check_cancelled, indexes)
+
+
+def _score_batches(
+    model: PairModel,
+    pairs: PairDataset | MismatchedPairs,
+    required: RequiredStats,
+    batches: Sequence[Sequence[int]],
+    process_group: ProcessGroup,
+    check_cancelled: Callable[[], None],
+    indexes: Sequence[int] | None,
+) -> PairLogps:
+    selected = range(len(pairs)) if indexes is None else indexes
     own_batches = batches[process_group.rank :: process_group.size]
     found: list[PairLogps] = []
     for batch in own_batches:
@@ -129,7 +168,8 @@ def _gather_in_order(
 
 def eval_metrics(loss: LossConfig, logps: PairLogps, prompt_lengths: Sequence[int]) -> dict[str, float]:
     """Return the held-out metrics under their `eval_` names. `logps`: of all pairs, with reference if required."""
-    totals = UpdateTotals.from_lengths(prompt_lengths, [int(n) for n in logps.chosen_tokens])
+    lengths = ([int(n) for n in tokens] for tokens in (logps.chosen_tokens, logps.rejected_tokens))
+    totals = UpdateTotals.from_lengths(prompt_lengths, *lengths)
     found = metric_means(metric_sums(pair_loss(loss, logps, totals)))
     return {f"{EVAL_PREFIX}{name}": value for name, value in found.items()}
 
@@ -151,20 +191,18 @@ class Evaluator:
     def logps(self, pairs: PairDataset, indexes: Sequence[int] | None = None) -> PairLogps:
         """Return the log-probs of these pairs (by default all), on the CPU."""
         training = self.config.training
+        # The held-out metrics compare both responses, even if the objective reads only one.
+        required = replace(required_stats(self.config.loss), rejected=True)
+        rest = training.tokens_per_micro_batch, self.process_group, self.cancel_token.check, indexes
         with (
             eval_mode(self.model),
             self.process_group.autocast(training.bf16, cache_weights=not self.pair_model.sharded),
         ):
-            return score_pairs(
-                self.pair_model,
-                pairs,
-                # The held-out metrics compare both responses, even if the objective reads only one.
-                replace(required_stats(self.config.loss), rejected=True),
-                training.tokens_per_micro_batch,
-                self.process_group,
-                self.cancel_token.check,
-                indexes,
-            ).to("cpu")
+            found = score_pairs(self.pair_model, pairs, required, *rest)
+            if required.mismatched:
+                other = score_mismatched(self.pair_model, pairs, mismatched_pairs(pairs), *rest)
+                found = replace(found, mismatched_chosen=other.chosen, mismatched_rejected=other.rejected)
+        return found.to("cpu")
 
     def parts(self, pairs: PairDataset, most: int) -> list[list[int]]:
         """Split the pairs into at most `most` parts, as indexes, for processes that compute them at the same time.
@@ -233,7 +271,9 @@ class Evaluator:
 
     def metrics(self, logps: PairLogps, reference: PairLogps, completions: Sequence[Completion]) -> dict[str, float]:
         """Return all `eval_` metrics; `reference` are the initial model's log-probs of the same pairs."""
-        with_reference = logps.with_reference(reference) if required_stats(self.config.loss).reference else logps
+        required = required_stats(self.config.loss)
+        with_reference = logps.with_reference(reference) if required.reference else logps
+        with_reference = with_reference.with_kl() if required.mismatched else with_reference
         held_out = eval_metrics(self.config.loss, with_reference, [int(n) for n in self.pairs.prompt_lengths])
         ratios = metric_means(log_ratio_sums(logps, reference))
         held_out |= {f"{EVAL_PREFIX}{name}": value for name, value in ratios.items()}

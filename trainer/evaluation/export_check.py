@@ -103,6 +103,8 @@ def compare_export(
             due = time.monotonic() + _PROGRESS_INTERVAL
         pair = pairs.pair(index)
         for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            if not len(response):
+                continue
             trial_sums.append(float(trial_logps[name][index]))
             export_sums.append(_logp(model, pair.prompt.tolist(), response.tolist(), bf16=config.training.bf16))
             tokens += len(response)
@@ -167,7 +169,7 @@ def _compare_tokenizers(
 
 def _parts(pairs: PairDataset, index: int) -> tuple[Any, ...]:
     pair = pairs.pair(index)
-    return pair.prompt, pair.chosen, pair.rejected
+    return tuple(part for part in (pair.prompt, pair.chosen, pair.rejected) if len(part))
 
 
 def _load(exported: Exported, config: TrialConfig, load_options: dict[str, Any]) -> PreTrainedModel:

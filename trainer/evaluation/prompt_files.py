@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trainer.config.trial import DataConfig, Source
 from trainer.data.chat_messages import InvalidRow
 from trainer.data.data_findings import UnreadableData
@@ -20,19 +22,28 @@ def load_judge_prompts(source: Source, data: DataConfig) -> list[Preference]:
 
     Raises UnreadableData if the source cannot be opened, has no rows, or has rows without a usable prompt.
     """
-    rows = read_source(source, required=("prompt",))
-    name = source_name(source)
-    if not rows:
-        raise UnreadableData(f"{name} has no rows; give a file with prompts")
+    rows = read_prompt_rows(source)
     first = next(iter(select_rows(data).eval), None)
     as_dialogue = first is not None and not isinstance(first.preference.prompt, str)
+    return parse_prompts(source, rows, as_dialogue=as_dialogue)
+
+
+def read_prompt_rows(source: Source) -> list[RawRow]:
+    """Return the rows of a source of prompts. Raises UnreadableData if it cannot be opened or has none."""
+    rows = read_source(source, required=("prompt",))
+    if not rows:
+        raise UnreadableData(f"{source_name(source)} has no rows; give a file with prompts")
+    return rows
+
+
+def parse_prompts(source: Source, rows: Sequence[RawRow], *, as_dialogue: bool) -> list[Preference]:
+    """Return the prompts of these rows. Raises UnreadableData for rows without a usable prompt."""
     found = [_parse_prompt(row, as_dialogue) for row in rows]
     wrong = [f"row {row.number}: {reason}" for row, reason in zip(rows, found, strict=True) if isinstance(reason, str)]
     if wrong:
         more = f" and {len(wrong) - _MAX_SHOWN} more" if len(wrong) > _MAX_SHOWN else ""
-        raise UnreadableData(
-            f"{name} has {len(wrong)} rows without a usable prompt: {'; '.join(wrong[:_MAX_SHOWN])}{more}"
-        )
+        shown = "; ".join(wrong[:_MAX_SHOWN]) + more
+        raise UnreadableData(f"{source_name(source)} has {len(wrong)} rows without a usable prompt: {shown}")
     return [each for each in found if not isinstance(each, str)]
 
 

@@ -270,6 +270,7 @@ class ReferenceCache:
     def _key(self, config: TrialConfig, fingerprint: str, prepared: Prepared, evaluator: Evaluator) -> dict[str, Any]:
         """Return everything the bits of a value depend on, including how pairs are batched."""
         model, training, required = config.model, config.training, required_stats(config.loss)
+        mismatched = {"mismatched": True} if required.mismatched else {}
         # No entry for packed pairs, so that caches of earlier versions stay valid.
         batches = {} if evaluator.pair_model.mode == "packed" else {"batches": "by padded size"}
         rotary = {} if evaluator.pair_model.rotary is None else {"rotary": "by sequence"}
@@ -278,6 +279,7 @@ class ReferenceCache:
         layers |= {"products": "oneDNN"} if self._process_group.onednn_products else {}
         return (
             batches
+            | mismatched
             | rotary
             | layers
             | {

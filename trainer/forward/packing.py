@@ -1,4 +1,4 @@
-"""Batches of pairs: packed without padding, with the prompt computed once per pair; or padded, two rows per pair.
+"""Batches of pairs: packed without padding, with the prompt computed once per pair; or padded, a row per response.
 
 `PackingPlan` holds the pairs' positions in a packed sequence, from which the causal segments of attention follow.
 """
@@ -64,7 +64,7 @@ RotaryKey = Callable[[int], int]
 
 
 class TokenPair(Protocol):
-    """One preference pair as token ids (trainer.data.Pair)."""
+    """One preference pair as token ids (trainer.data.Pair); one of the two responses may be empty."""
 
     @property
     def prompt(self) -> TokenArray:
@@ -90,7 +90,7 @@ class Batch:
     """
 
     input_ids: Tensor
-    """[1, T] packed, [2N, L] padded (chosen sequences first)."""
+    """[1, T] packed, [2N, L] padded (chosen sequences first; those of responses alone that are not empty)."""
     position_ids: Tensor | None
     attention_mask: Tensor | None
     plan: PackingPlan | None
@@ -141,12 +141,13 @@ def packed_lengths(
     """
     return [
         prompt_length
-        + chosen_length
-        + rejected_length
-        - 2
+        + max(0, chosen_length - 1)
+        + max(0, rejected_length - 1)
         + (
             0
-            if key is None or key(prompt_length + chosen_length) == key(prompt_length + rejected_length)
+            if key is None
+            or not (chosen_length and rejected_length)
+            or key(prompt_length + chosen_length) == key(prompt_length + rejected_length)
             else prompt_length
         )
         for prompt_length, chosen_length, rejected_length in zip(prompt, chosen, rejected, strict=True)
@@ -191,9 +192,9 @@ def pack_pairs(
             sequences differ, its prompt is repeated.
 
     Raises:
-        ValueError: A prompt or response is empty.
+        ValueError: A prompt is empty, or both responses of a pair.
     """
-    _check_pairs(pairs)
+    _check_pairs(pairs, rejected)
     ids: list[TokenArray] = []
     positions: list[TokenArray] = []
     spans: list[PairSpan] = []
@@ -203,11 +204,13 @@ def pack_pairs(
     for pair in pairs:
         prompt_length, chosen_length, rejected_length = (
             len(pair.prompt),
-            len(pair.chosen) - 1,
-            len(pair.rejected) - 1 if rejected else 0,
+            max(0, len(pair.chosen) - 1),
+            max(0, len(pair.rejected) - 1) if rejected else 0,
         )
-        of_chosen, of_rejected = prompt_length + len(pair.chosen), prompt_length + len(pair.rejected)
-        separate = rejected and key is not None and key(of_chosen) != key(of_rejected)
+        has_chosen, has_rejected = len(pair.chosen) > 0, rejected and len(pair.rejected) > 0
+        of_rejected = prompt_length + len(pair.rejected)
+        of_chosen = prompt_length + len(pair.chosen) if has_chosen else of_rejected
+        separate = has_chosen and has_rejected and key is not None and key(of_chosen) != key(of_rejected)
         repeated = prompt_length if separate else 0
         ids += [pair.prompt, pair.chosen[:chosen_length], pair.prompt[:repeated], pair.rejected[:rejected_length]]
         positions += [
@@ -227,10 +230,11 @@ def pack_pairs(
         before = first_rejected - 1 if separate else last
         second = (
             np.concatenate([[before], np.arange(first_rejected, first_rejected + rejected_length)])
-            if rejected
+            if has_rejected
             else np.arange(0)
         )
-        scored.append(_ScoredPositions(np.arange(last, middle), second, np.arange(start, last)))
+        first = np.arange(last, middle if has_chosen else last)
+        scored.append(_ScoredPositions(first, second, np.arange(start, last)))
         start = first_rejected + rejected_length
     return _make_batch(
         pairs,
@@ -249,12 +253,14 @@ def pad_pairs(
     """Pad pairs to two right-padded sequences each, N chosen then N rejected, for models that cannot share a prompt.
 
     With `prompt` the prompt's tokens are scored once, in the chosen sequence; without `rejected` there are N sequences.
-    `key` is that of `pack_pairs`.
+    An empty response has no sequence. `key` is that of `pack_pairs`.
     """
-    _check_pairs(pairs)
-    sequences = [np.concatenate([pair.prompt, pair.chosen[:-1]]) for pair in pairs]
-    if rejected:
-        sequences += [np.concatenate([pair.prompt, pair.rejected[:-1]]) for pair in pairs]
+    _check_pairs(pairs, rejected)
+    responses = [(index, pair.chosen) for index, pair in enumerate(pairs)]
+    responses += [(len(pairs) + index, pair.rejected) for index, pair in enumerate(pairs) if rejected]
+    responses = [(number, tokens) for number, tokens in responses if len(tokens)]
+    row_of = {number: row for row, (number, _) in enumerate(responses)}
+    sequences = [np.concatenate([pairs[number % len(pairs)].prompt, tokens[:-1]]) for number, tokens in responses]
     longest = max(len(sequence) for sequence in sequences)
     input_ids = np.zeros((len(sequences), longest), dtype=np.int64)
     mask = np.zeros_like(input_ids)
@@ -263,12 +269,14 @@ def pad_pairs(
         mask[row, : len(sequence)] = 1
     scored: list[_ScoredPositions] = []
     for index, pair in enumerate(pairs):
-        first, second, prompt_end = index * longest, (len(pairs) + index) * longest, len(pair.prompt) - 1
+        first, second = (row_of.get(number) for number in (index, len(pairs) + index))
+        prompt_end = len(pair.prompt) - 1
+        begin = longest * (first if first is not None else second or 0)
         scored.append(
             _ScoredPositions(
-                np.arange(first + prompt_end, first + prompt_end + len(pair.chosen)),
-                np.arange(second + prompt_end, second + prompt_end + len(pair.rejected)) if rejected else np.arange(0),
-                np.arange(first, first + prompt_end),
+                _row_positions(first, longest, prompt_end, len(pair.chosen)),
+                _row_positions(second, longest, prompt_end, len(pair.rejected)),
+                np.arange(begin, begin + prompt_end),
             )
         )
     if key is None:
@@ -278,6 +286,11 @@ def pad_pairs(
     positions = np.arange(longest)[None].repeat(len(sequences), axis=0)
     rotary = _rotary_plan(lengths, key)
     return _make_batch(pairs, scored, prompt, input_ids=input_ids, position_ids=positions, mask=mask, rotary=rotary)
+
+
+def _row_positions(row: int | None, longest: int, begin: int, count: int) -> TokenArray:
+    """Return the flat positions that predict a response which begins at `begin` of a padded row; none without row."""
+    return np.arange(0) if row is None else np.arange(row * longest + begin, row * longest + begin + count)
 
 
 def _rotary_plan(lengths: TokenArray, key: RotaryKey) -> RotaryPlan:
@@ -292,20 +305,21 @@ def _rotary_plan(lengths: TokenArray, key: RotaryKey) -> RotaryPlan:
 
 @dataclass(frozen=True, slots=True)
 class _ScoredPositions:
-    """Flat positions that predict a pair's chosen, rejected and prompt tokens; `rejected` may be empty."""
+    """Flat positions that predict a pair's chosen, rejected and prompt tokens; one of the first two may be empty."""
 
     chosen: TokenArray
     rejected: TokenArray
     prompt: TokenArray
 
 
-def _check_pairs(pairs: Sequence[TokenPair]) -> None:
+def _check_pairs(pairs: Sequence[TokenPair], rejected: bool) -> None:
     if not pairs:
         raise ValueError("a batch needs at least one pair")
     for number, pair in enumerate(pairs):
-        for name, part in (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)):
-            if len(part) == 0:
-                raise ValueError(f"pair {number} of the batch has an empty {name}")
+        if len(pair.prompt) == 0:
+            raise ValueError(f"pair {number} of the batch has an empty prompt")
+        if not len(pair.chosen) and not (rejected and len(pair.rejected)):
+            raise ValueError(f"pair {number} of the batch has no response")
 
 
 def _make_batch(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimperLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, KtoLoss, LossConfig, OrpoLoss, SftLoss, SimperLoss, SimpoLoss
 from trainer.objectives.dpo_terms import length_desensitized, log_ratios, term_losses, wpo_weights
 from trainer.objectives.pair_logps import (
     LossTerms,
@@ -48,6 +48,8 @@ def required_stats(loss: LossConfig) -> RequiredStats:
             )
         case OrpoLoss():
             return RequiredStats(prompt=loss.nll_prompt and loss.nll_scale > 0)
+        case KtoLoss():
+            return RequiredStats(reference=True, mismatched=loss.scores_mismatched)
         case SftLoss():
             return RequiredStats(rejected=False)
         case _:
@@ -70,6 +72,8 @@ def pair_loss(loss: LossConfig, logps: PairLogps, totals: UpdateTotals) -> LossT
             return orpo(loss, logps, totals)
         case SimperLoss():
             return simper(loss, logps, totals)
+        case KtoLoss():
+            return kto(loss, logps, totals)
         case SftLoss():
             return sft(logps, totals)
         case _:
@@ -213,6 +217,32 @@ def simper(loss: SimperLoss, logps: PairLogps, totals: UpdateTotals) -> LossTerm
     return _loss_terms(total, logps, totals, _rewards(loss, logps), (chosen, rejected))
 
 
+# --- kto -------------------------------------------------------------------------------------------------------------
+
+
+def kto(loss: KtoLoss, logps: PairLogps, totals: UpdateTotals) -> LossTerms:
+    """Return the terms of KTO (Ethayarajh et al. 2024), as TRL's KTOTrainer: a mean over all responses, plus CE.
+
+    r = lp - lpr. desirable_weight * (1 - s(beta (r_w - kl))), undesirable_weight * (1 - s(beta (kl - r_l))), s sigmoid.
+    kl is the update's `kl_estimate`, without gradient; 0 for apo_zero_unpaired (D'Oosterlinck et al. 2024).
+    Reward: beta * r.
+    """
+    reference = logps.reference
+    if reference is None:
+        raise ValueError("this objective needs reference log-probs: add them with PairLogps.with_reference")
+    kl = torch.zeros_like(reference.chosen) if not loss.scores_mismatched else reference.kl
+    if kl is None:
+        raise ValueError("KTO needs the update's estimate of the KL divergence: add it with PairLogps.with_kl")
+    chosen, rejected = logps.chosen - reference.chosen - kl, logps.rejected - reference.rejected - kl
+    desirable = loss.desirable_weight * torch.sigmoid(-loss.beta * chosen)
+    undesirable = loss.undesirable_weight * torch.sigmoid(loss.beta * rejected)
+    if totals.single:
+        desirable, undesirable = desirable * (logps.chosen_tokens > 0), undesirable * (logps.rejected_tokens > 0)
+    losses = desirable + undesirable
+    total = losses.sum() / totals.responses + _weighted_nll(loss.nll_scale, logps, totals)
+    return _loss_terms(total, logps, totals, _rewards(loss, logps), (logps.chosen, logps.rejected), {"kl": kl})
+
+
 # --- sft -------------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +266,8 @@ def _rewards(loss: LossConfig, logps: PairLogps) -> tuple[Tensor, Tensor]:
     if isinstance(loss, DpoLoss):
         sums = length_desensitized(loss, logps)
         reference = (None, None) if logps.reference is None else length_desensitized(loss, logps.reference)
+    elif isinstance(loss, KtoLoss) and logps.reference is not None:
+        reference = (logps.reference.chosen, logps.reference.rejected)
     tokens = (logps.chosen_tokens, logps.rejected_tokens)
     chosen, rejected = (rewards(loss, Responses(*side)) for side in zip(sums, tokens, reference, strict=True))
     return chosen, rejected

@@ -40,9 +40,9 @@ class PairLogps:
     """Sum over the chosen response's tokens."""
     rejected: Tensor
     chosen_tokens: Tensor
-    """Number of scored tokens, int64, at least 1."""
+    """Number of scored tokens, int64; 0, and the sums 0, where a row has an undesirable response alone (KTO)."""
     rejected_tokens: Tensor
-    """Like chosen_tokens; 0 if the rejected responses were not computed (see RequiredStats.rejected)."""
+    """Like chosen_tokens; 0 too if the rejected responses were not computed (see RequiredStats.rejected)."""
     chosen_shared: Tensor | None = None
     """Sum over the first min(|chosen|, |rejected|) tokens (LD-DPO)."""
     rejected_shared: Tensor | None = None
@@ -54,12 +54,20 @@ class PairLogps:
     prompt_tokens: Tensor | None = None
     score_gap: Tensor | None = None
     """Of a reference: score of the chosen minus that of the rejected response in the data (ODPO)."""
+    mismatched_chosen: Tensor | None = None
+    """Like `chosen`, of another pair's chosen response after this pair's prompt (KTO; see MismatchedPairs)."""
+    mismatched_rejected: Tensor | None = None
+    kl: Tensor | None = None
+    """Of a reference: `kl_estimate` of the update, the same for all of its pairs (KTO)."""
     reference: PairLogps | None = None
     """The same pairs under the reference model, with the other inputs of the loss that do not change with the policy.
     """
 
     def margins(self) -> Tensor:
-        """Return the margin of length-averaged log-probs, chosen minus rejected, of each pair: [N]."""
+        """Return the margin of length-averaged log-probs, chosen minus rejected, of each pair: [N].
+
+        NaN for rows with one response.
+        """
         return self.chosen / self.chosen_tokens - self.rejected / self.rejected_tokens
 
     def __len__(self) -> int:
@@ -103,6 +111,11 @@ class PairLogps:
             raise ValueError("the reference log-probs are of other pairs: token counts differ")
         return replace(self, reference=moved)
 
+    def with_kl(self) -> PairLogps:
+        """Attach `kl_estimate` over all these pairs. Raises ValueError if log-probs of mismatched responses lack."""
+        kl = kl_estimate((self.mismatched_chosen, self.mismatched_rejected), self.reference).repeat(len(self))
+        return replace(self, reference=None if self.reference is None else replace(self.reference, kl=kl))
+
     def to(self, device: torch.device | str) -> PairLogps:
         """Return the statistics on another device."""
         target, columns = torch.device(device), self.columns()
@@ -143,6 +156,27 @@ class RequiredStats:
     """Whether the loss couples the pairs of an update (a sort) and is not a sum over pairs."""
     scores: bool = False
     """Whether the loss reads the gaps of the pairs' scores (`PairLogps.score_gap` of the reference)."""
+    mismatched: bool = False
+    """Whether responses are scored after other prompts too, for the estimate of the KL divergence."""
+
+
+def kl_estimate(policy: tuple[Tensor | None, Tensor | None], reference: PairLogps | None) -> Tensor:
+    """Return KTO's estimate of the KL divergence from the reference (Ethayarajh et al. 2024): [].
+
+    max(0, mean of lp - lpr over mismatched responses), chosen and rejected ones, in nats per response; no gradient.
+    `policy`: log-probs of both, [N] each. A row has the mismatched responses of which it has its own. Raises ValueError
+    if log-probs are missing.
+    """
+    found: list[Tensor] = []
+    if reference is not None:
+        frozen = (reference.mismatched_chosen, reference.mismatched_rejected)
+        tokens = (reference.chosen_tokens, reference.rejected_tokens)
+        for p, r, count in zip(policy, frozen, tokens, strict=True):
+            if p is not None and r is not None:
+                found.append((p.detach() - r.to(p.device))[(count > 0).to(p.device)])
+    if len(found) != 2:
+        raise ValueError("the estimate of the KL divergence needs both models' log-probs of mismatched responses")
+    return torch.cat(found).mean().clamp(min=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +188,24 @@ class UpdateTotals:
     """Scored tokens of the chosen responses."""
     prompt_tokens: int = 0
     """Predicted tokens of the prompts (each prompt's length minus 1); used by ORPO."""
+    single: int = 0
+    """How many of `pairs` are rows with one response and a label (KTO)."""
+
+    @property
+    def responses(self) -> int:
+        """Chosen and rejected responses together."""
+        return 2 * self.pairs - self.single
 
     @classmethod
-    def from_lengths(cls, prompt: Sequence[int], chosen: Sequence[int]) -> Self:
-        """Compute totals from the lengths in tokens of an update's prompts and chosen responses."""
+    def from_lengths(cls, prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int] | None = None) -> Self:
+        """Compute totals from the lengths in tokens of an update's prompts, chosen and rejected responses.
+
+        A length of 0 is a response that the row does not have; without `rejected` every row has both.
+        """
         if len(prompt) != len(chosen):
             raise ValueError(f"{len(prompt)} prompts but {len(chosen)} chosen responses")
-        return cls(len(chosen), int(sum(chosen)), int(sum(prompt)) - len(prompt))
+        single = 0 if rejected is None else sum(0 in each for each in zip(chosen, rejected, strict=True))
+        return cls(len(chosen), int(sum(chosen)), int(sum(prompt)) - len(prompt), single)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +265,30 @@ def metric_sums(terms: LossTerms) -> MetricSums:
 
     `loss` is complete after summing all parts of an update (or evaluation set); `nll_loss` is per chosen token, all
     others are means over pairs. Accuracies count strictly greater values, as in TRL. If rejected responses were not
-    computed (SFT training), the metrics that need them are left out.
+    computed (SFT training), the metrics that need them are left out. Of rows with one response, metrics of chosen and
+    of rejected responses are means over the rows that have one; accuracies and margins, which compare the two of a
+    row, are left out, and `metric_means` adds the differences of the means as margins.
     """
     pending = PendingSums.of(terms)
     return pending.complete(pending.numbers.tolist())
 
 
+_COUNT = "responses/"
+"""Of rows with one response: prefix of the numbers of chosen and rejected responses among the numerators."""
+_OF_A_PAIR = ("rewards/margins", "rewards/accuracies", "margins/logp", "accuracies/logp")
+_MARGINS = {"rewards/margins": "rewards/", "margins/logp": "logps_per_token/"}
+"""Margin -> prefix of the metrics of whose means it is the difference."""
+
+
 def _numerators(terms: LossTerms) -> dict[str, Tensor]:
+    found = _all_numerators(terms)
+    if not terms.totals.single:
+        return found
+    counts = {f"{_COUNT}{side}": (getattr(terms.logps, f"{side}_tokens") > 0).sum() for side in ("chosen", "rejected")}
+    return {name: value for name, value in found.items() if name not in _OF_A_PAIR} | counts
+
+
+def _all_numerators(terms: LossTerms) -> dict[str, Tensor]:
     return {
         "loss": terms.loss.detach(),
         "rewards/chosen": terms.chosen_rewards.sum(),
@@ -266,9 +328,11 @@ class PendingSums:
     def complete(self, numbers: Sequence[float]) -> MetricSums:
         """Return the sums of `numbers` as read from the device, possibly added up over processes."""
         *values, pairs, share = numbers
-        sums = {name: (value, pairs) for name, value in zip(self.names, values, strict=True)}
+        found = dict(zip(self.names, values, strict=True))
+        counts = {name.removeprefix(_COUNT): found.pop(name) for name in self.names if name.startswith(_COUNT)}
+        sums = {name: (value, counts.get(name.rpartition("/")[2], pairs)) for name, value in found.items()}
         sums |= {"loss": (sums["loss"][0], share), "nll_loss": (sums["nll_loss"][0], sums["lengths/chosen"][0])}
-        if sums["lengths/rejected"][0] == 0:
+        if sums["lengths/rejected"][0] == 0 and not counts:
             return {name: sums[name] for name in _WITHOUT_REJECTED}
         return sums
 
@@ -279,7 +343,7 @@ def comparison_sums(logps: PairLogps) -> MetricSums:
 
 
 def _comparison_values(logps: PairLogps) -> dict[str, Tensor]:
-    chosen, rejected = logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens
+    chosen, rejected = per_token_logps(logps)
     return {
         "nll_loss": -logps.chosen.sum(),
         "margins/logp": (chosen - rejected).sum(),
@@ -294,13 +358,16 @@ def _comparison_values(logps: PairLogps) -> dict[str, Tensor]:
 def log_ratio_sums(logps: PairLogps, initial: PairLogps) -> MetricSums:
     """Return the sums of the mean log-ratio per token, log pi(y|x) - log pi_0(y|x) over |y|, of chosen and rejected.
 
-    `initial`: the initial model's log-probs of the same pairs. Means over pairs, in nats per token; 0 where nothing has
-    changed. Without rejected responses their metric is left out.
+    `initial`: the initial model's log-probs of the same pairs. Means over the pairs that have such a response, in nats
+    per token; 0 where nothing has changed. Without chosen or rejected responses their metric is left out.
     """
-    ratios = {"log_ratio_per_token/chosen": (logps.chosen - initial.chosen) / logps.chosen_tokens}
-    if bool(logps.rejected_tokens.any()):
-        ratios["log_ratio_per_token/rejected"] = (logps.rejected - initial.rejected) / logps.rejected_tokens
-    return {name: (float(values.sum()), float(len(logps))) for name, values in ratios.items()}
+    now, before = per_token_logps(logps), per_token_logps(initial)
+    sides = zip(("chosen", "rejected"), now, before, (logps.chosen_tokens, logps.rejected_tokens), strict=True)
+    return {
+        f"log_ratio_per_token/{side}": (float((policy - frozen).sum()), float((tokens > 0).sum()))
+        for side, policy, frozen, tokens in sides
+        if bool(tokens.any())
+    }
 
 
 def _to_sums(sums: Mapping[str, Tensor], pairs: int) -> MetricSums:
@@ -322,8 +389,16 @@ def merge_sums(parts: Iterable[MetricSums]) -> MetricSums:
 
 
 def metric_means(sums: MetricSums) -> dict[str, float]:
-    """Divide numerators by denominators; NaN stays NaN."""
-    return {name: number / weight for name, (number, weight) in sums.items()}
+    """Divide numerators by denominators; NaN stays NaN. A metric of no response is left out.
+
+    Of rows with one response, margins are the differences of the means of chosen and rejected responses.
+    """
+    means = {name: number / weight for name, (number, weight) in sums.items() if weight}
+    for margin, prefix in _MARGINS.items():
+        chosen, rejected = (means.get(f"{prefix}{side}") for side in ("chosen", "rejected"))
+        if margin not in means and chosen is not None and rejected is not None:
+            means[margin] = chosen - rejected
+    return means
 
 
 def smoothed_logistic(scaled: Tensor, smoothing: float) -> Tensor:
@@ -335,7 +410,7 @@ def smoothed_logistic(scaled: Tensor, smoothing: float) -> Tensor:
 
 def cross_entropy(logps: PairLogps, totals: UpdateTotals) -> Tensor:
     """Return these pairs' share of the update's cross-entropy per chosen token; scalar."""
-    return -logps.chosen.sum() / totals.chosen_tokens
+    return -logps.chosen.sum() / max(1, totals.chosen_tokens)
 
 
 def prompt_cross_entropy(logps: PairLogps, totals: UpdateTotals) -> Tensor:
@@ -346,5 +421,5 @@ def prompt_cross_entropy(logps: PairLogps, totals: UpdateTotals) -> Tensor:
 
 
 def per_token_logps(logps: PairLogps) -> tuple[Tensor, Tensor]:
-    """Return the log-prob per token of chosen and rejected, [N] each."""
-    return logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens
+    """Return the log-prob per token of chosen and rejected, [N] each; 0 of responses that are not there."""
+    return logps.chosen / logps.chosen_tokens.clamp(min=1), logps.rejected / logps.rejected_tokens.clamp(min=1)

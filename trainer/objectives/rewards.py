@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, assert_never
 
 import numpy as np
 
-from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimperLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, KtoLoss, LossConfig, OrpoLoss, SftLoss, SimperLoss, SimpoLoss
 
 V = TypeVar("V")
 """A torch tensor or a NumPy array."""
@@ -36,7 +36,7 @@ class Responses(Generic[V]):
 
 def compares_with_reference(loss: LossConfig) -> bool:
     """Return whether the objective uses the initial model's log-probs."""
-    return isinstance(loss, DpoLoss) and any(term != "sft" for term, _ in loss.terms)
+    return isinstance(loss, KtoLoss) or (isinstance(loss, DpoLoss) and any(term != "sft" for term, _ in loss.terms))
 
 
 def rewards(loss: LossConfig, responses: Responses[V]) -> V:
@@ -45,8 +45,8 @@ def rewards(loss: LossConfig, responses: Responses[V]) -> V:
     A pair counts as right if the chosen response has the higher reward.
 
     SimPO: beta * average log-prob (AlphaPO: shaped); ORPO and CPO ipo: beta * average; SimPER: the average; other CPO:
-    beta * sum; DPO: beta * (sum - reference sum), for all terms; SFT and DPO with only the term sft: the sum. Raises
-    NoReference if the objective needs a reference and `reference` is None.
+    beta * sum; DPO and KTO: beta * (sum - reference sum), for all terms; SFT and DPO with only the term sft: the sum.
+    Raises NoReference if the objective needs a reference and `reference` is None.
     """
     sums: Any = responses.logps
     match loss:
@@ -56,7 +56,7 @@ def rewards(loss: LossConfig, responses: Responses[V]) -> V:
             return loss.beta * (sums / responses.tokens)
         case CpoLoss():
             return loss.beta * (sums / responses.tokens if loss.loss_type == "ipo" else sums)
-        case DpoLoss():
+        case DpoLoss() | KtoLoss():
             if not compares_with_reference(loss):
                 return sums
             if responses.reference is None:

@@ -21,11 +21,26 @@ from torch.distributed.tensor import DTensor
 
 from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import TrialConfig
+from trainer.data.pair_dataset import MismatchedPairs, mismatched_pairs
 from trainer.distributed.fsdp import as_shard, shard_of
-from trainer.evaluation.evaluator import eval_mode, pair_batches, pair_costs, score_pairs
+from trainer.evaluation.evaluator import (
+    eval_mode,
+    pair_batches,
+    pair_costs,
+    score_mismatched,
+    score_pairs,
+)
 from trainer.forward.pair_model import PreparedPairs, UpdateLogps
 from trainer.objectives.losses import required_stats
-from trainer.objectives.pair_logps import LossTerms, MetricSums, PairLogps, PendingSums, UpdateTotals, to_device
+from trainer.objectives.pair_logps import (
+    LossTerms,
+    MetricSums,
+    PairLogps,
+    PendingSums,
+    UpdateTotals,
+    kl_estimate,
+    to_device,
+)
 from trainer.training.engine import TrainingInputs, UpdatePlan
 from trainer.training.optimizer import Optimizer
 
@@ -105,6 +120,7 @@ class PackedEngine:
         if isinstance(config.loss, DpoLoss) and config.loss.moves_reference:
             self._moving = MovingReference(config.loss, self._trained)
             self._warn_if_still(config.loss.ref_model_sync_steps)
+        self._mismatched = mismatched_pairs(inputs.train) if config.loss.scores_mismatched else None
         self._first: tuple[int, PreparedPairs] | None = None
         """An update, and its first micro-batch."""
 
@@ -135,7 +151,8 @@ class PackedEngine:
         if not self._inputs.pair_model.sharded:  # backward has reduced those of sharded weights
             process_group.all_reduce_gradients(self._trained.values())
         norm = self._optimizer.clip_gradients()
-        if number < plan.total_updates and self._moving is None:
+        # A reference that depends on the model's weights has to wait for their update.
+        if number < plan.total_updates and self._moving is None and self._mismatched is None:
             self._prepare_first(number + 1)
         # The host waits for the device here and at no other place of an update.
         sums, tokens, grad_norm = self._read(pending, tokens, norm)
@@ -190,7 +207,28 @@ class PackedEngine:
             return None
         else:
             found = inputs.reference.select(chosen)
+        if self._mismatched is not None:
+            found = self._with_kl(found, self._mismatched, indexes)
         return found if inputs.score_gap is None else replace(found, score_gap=inputs.score_gap[chosen])
+
+    def _with_kl(self, reference: PairLogps, mismatched: MismatchedPairs, indexes: Sequence[int]) -> PairLogps:
+        """Add the estimate of the KL divergence over all pairs of an update, from an extra pass without gradient."""
+        inputs, training = self._inputs, self._training
+        with (
+            eval_mode(inputs.policy.base),
+            inputs.process_group.autocast(training.bf16, cache_weights=not inputs.pair_model.sharded),
+        ):
+            found = score_mismatched(
+                inputs.pair_model,
+                inputs.train,
+                mismatched,
+                training.tokens_per_micro_batch,
+                inputs.process_group,
+                inputs.cancel_token.check,
+                indexes,
+            )
+        policy = found.to("cpu")
+        return replace(reference, kl=kl_estimate((policy.chosen, policy.rejected), reference).repeat(len(reference)))
 
     def _accumulate(self, number: int, indexes: Sequence[int]) -> tuple[PendingSums, float]:
         """Add the gradients of this process's micro-batches; return their sums and tokens.
@@ -199,7 +237,10 @@ class PackedEngine:
         """
         model, process_group, pairs = self._inputs.pair_model, self._inputs.process_group, self._inputs.train
         totals = UpdateTotals.from_lengths(
-            [int(pairs.prompt_lengths[i]) for i in indexes], [int(pairs.chosen_lengths[i]) for i in indexes]
+            *(
+                [int(lengths[i]) for i in indexes]
+                for lengths in (pairs.prompt_lengths, pairs.chosen_lengths, pairs.rejected_lengths)
+            )
         )
         shares = self._shares(indexes)
         first = None if self._first is None or self._first[0] != number else self._first[1]

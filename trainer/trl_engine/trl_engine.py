@@ -22,7 +22,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 
-from trainer.config.loss_config import CpoLoss, DpoLoss, OrpoLoss, SftLoss, SimperLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, KtoLoss, OrpoLoss, SftLoss, SimperLoss, SimpoLoss
 from trainer.config.trial import TrialConfig
 from trainer.environment import choose_float32_products, remove_foreign_settings
 from trainer.evaluation.evaluator import longest_sequence
@@ -222,6 +222,8 @@ class TrlEngine:
                 return InstrumentedOrpoTrainer(model, args=arguments, train_dataset=rows, processing_class=tokenizer)
             case SimperLoss():
                 raise TrialError("TRL has no SimPER; use engine packed")
+            case KtoLoss():
+                raise TrialError("TRL's KTOTrainer estimates the KL divergence in each micro-batch; use engine packed")
             case SftLoss():
                 raise TrialError("engine trl trains on preferences; for sft use engine packed")
             case _:

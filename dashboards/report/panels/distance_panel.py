@@ -18,8 +18,9 @@ from trainer.metrics import EVAL_PREFIX, EXACT_ANSWERS, KL, LOG_RATIO_CHOSEN, LO
 _MIN_TRIALS = 2
 _LEAD = (
     "For one gain, the trial closer to the initial model is the safer one: far from it a held-out accuracy says less "
-    "about the answers. No trial that can be the best is both closer and better than one on the front."
+    "about the answers."
 )
+_FRONT = " No trial that can be the best is both closer and better than one on the front."
 _MEASURES = {
     KL: "KL per token",
     LOG_RATIO_CHOSEN: "log-ratio, chosen",
@@ -44,7 +45,7 @@ def distance_panel(analysis: SweepAnalysis) -> Panel | None:
     blocks: list[Block] = [Charts((chart,), tuple(legend), wide=True)]
     if found.front:
         blocks.append(_front_table(frame, found.front))
-    return Panel("distance", "Gain against distance", _LEAD, blocks)
+    return Panel("distance", "Gain against distance", _LEAD + (_FRONT if found.front else ""), blocks)
 
 
 def _scatter(frame: SweepFrame, found: Distances) -> dict[str, Any]:

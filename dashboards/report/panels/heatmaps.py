@@ -22,6 +22,7 @@ from dashboards.report.figures import (
     GREY,
     RANK_COLORS,
     STATE_MARKERS,
+    VERMILION,
     color_scale,
     escape_text,
     figure,
@@ -96,10 +97,24 @@ def heatmap_cells(
         for trial, value in enumerate(line)
         if value is None
     ]
+    chosen = [trial for trial in frame.trials if trial.label in frame.selected]
+    marked = [
+        {
+            "type": "rect",
+            "x0": k - 0.48,
+            "x1": k + 0.48,
+            "y0": r - 0.47,
+            "y1": r + 0.47,
+            "line": {"color": VERMILION, "width": 3},
+        }
+        for r, row in enumerate(rows)
+        for k, column in enumerate(columns)
+        if any(_is_at(trial, [(x, column), *([(y, row)] if y else [])], facet) for trial in chosen)
+    ]
     layout = figure(
         [trace],
         annotations=annotations,
-        shapes=empty,
+        shapes=empty + marked,
         xaxis=_axis(frame, x, columns),
         yaxis={"visible": False} if y is None else _axis(frame, y, rows),
         margin={"l": 24 if y is None else 64, "r": 10, "t": 8, "b": 44},
@@ -186,7 +201,10 @@ def _scatter(
     marker: dict[str, Any] = {
         "size": [18 if trial is best else 11 for trial in trials],
         "symbol": ["star" if trial is best else state_marker(trial)[1] for trial in trials],
-        "line": {"width": 1, "color": GREY},
+        "line": {
+            "width": [3 if trial.label in frame.selected else 1 for trial in trials],
+            "color": [VERMILION if trial.label in frame.selected else GREY for trial in trials],
+        },
     }
     if colored:
         marker |= {"color": [frame.value(trial) for trial in trials], "colorscale": color_scale(frame.sign)}

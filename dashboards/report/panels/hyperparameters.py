@@ -110,9 +110,9 @@ def _slice(frame: SweepFrame, path: str) -> Chart:
         marker={
             "color": [VERMILION if trial is best else state_marker(trial)[0] for trial in trials],
             "symbol": ["star" if trial is best else state_marker(trial)[1] for trial in trials],
-            "size": [13 if trial is best else 7 for trial in trials],
+            "size": [13 if trial is best or trial.label in frame.selected else 7 for trial in trials],
             "opacity": 0.8,
-            "line": {"width": 0},
+            "line": {"width": [2.5 if trial.label in frame.selected else 0 for trial in trials], "color": VERMILION},
         },
         text=[
             f"trial {escape_text(trial.label)}, {trial.state_label.lower()}<br>"
@@ -185,6 +185,9 @@ def parallel_panel(analysis: SweepAnalysis) -> Panel | None:
     if frame.eligible:
         best = next(row for rows in lines.values() for row in rows if row[0] is frame.eligible[0])
         traces.append(_lines(frame, _SHADE_COUNT - 1, [best], width=4.5))
+    chosen = [row for rows in lines.values() for row in rows if row[0].label in frame.selected]
+    if chosen:
+        traces.append(_lines(frame, _SHADE_COUNT - 1, chosen, width=3.5, color=VERMILION))
     annotations = [annotation for k, axis in enumerate(axes) for annotation in axis.annotations(k)]
     annotations += _objective_annotations(frame, len(axes), low, high)
     any_missing = any(axis.has_missing for axis in axes)
@@ -202,6 +205,8 @@ def parallel_panel(analysis: SweepAnalysis) -> Panel | None:
     label = "Parallel coordinates: each trial's searched settings and its objective"
     chart = Chart(made, "", label, 380, min_width=_AXIS_WIDTH * (len(axes) + 1))
     lead = "Brighter is better; the thick line is the winner. Trials that were stopped are drawn at their last value."
+    if chosen:
+        lead += " The selected trials are red."
     return Panel("parallel", "Parallel coordinates", lead, (Charts((chart,), wide=True),))
 
 
@@ -238,7 +243,7 @@ class _Axis:
         ticks = [
             _annotation(axis_index, self._position_of(value), escape_text(format_value(value)), "left") for value in few
         ]
-        ticks.append(_annotation(axis_index, 1.06, f"<b>{escape_text(self._name)}</b>", "center", "bottom", 0))
+        ticks.append(_annotation(axis_index, 1.06, escape_text(self._name), "center", "bottom", 0))
         return (
             [*ticks, _annotation(axis_index, _MISSING_POSITION, "not searched", "left")] if self.has_missing else ticks
         )
@@ -252,9 +257,7 @@ def _objective_annotations(frame: SweepFrame, k: int, low: float, high: float) -
     ends = [_annotation(k, 0.0, format_value(low), "left"), _annotation(k, 1.0, format_value(high), "left")]
     return [
         *ends,
-        _annotation(
-            k, 1.06, f"<b>{escape_text(frame.objective.metric.removeprefix('eval_'))}</b>", "center", "bottom", 0
-        ),
+        _annotation(k, 1.06, escape_text(frame.objective.metric.removeprefix("eval_")), "center", "bottom", 0),
     ]
 
 
@@ -267,13 +270,15 @@ def _annotation(x: float, y: float, text: str, anchor: str, up: str = "middle", 
         "xanchor": anchor,
         "yanchor": up,
         "xshift": shift,
-        "font": {"size": 11},
+        "font": {"size": 11} if shift else {"size": 11, "weight": "bold"},
         "bgcolor": PAPER,
         "borderpad": 1,
     }
 
 
-def _lines(frame: SweepFrame, level: int, rows: list[tuple[TrialFrame, list[float]]], width: float = 1.6) -> Any:
+def _lines(
+    frame: SweepFrame, level: int, rows: list[tuple[TrialFrame, list[float]]], width: float = 1.6, color: str = ""
+) -> Any:
     x: list[float | None] = []
     y: list[float | None] = []
     texts: list[str | None] = []
@@ -283,7 +288,8 @@ def _lines(frame: SweepFrame, level: int, rows: list[tuple[TrialFrame, list[floa
         text = f"trial {escape_text(trial.label)}, {trial.state_label.lower()}: {format_value(frame.value(trial))}"
         texts += [*([f"{text}<br>{escape_text(frame.describe_params(trial))}"] * len(positions)), None]
     red, green, blue = scale_color(_MIN_SHADE + (1 - _MIN_SHADE) * level / (_SHADE_COUNT - 1))
-    line = {"color": f"rgba({red},{green},{blue},{1.0 if width > 2 else 0.85})", "width": width}
+    opacity = 1.0 if width > 2 else 0.35 if frame.selected else 0.85
+    line = {"color": color or f"rgba({red},{green},{blue},{opacity})", "width": width}
     return go.Scatter(x=x, y=y, text=texts, mode="lines", line=line, hovertemplate="%{text}<extra></extra>")
 
 

@@ -17,7 +17,7 @@ _JUDGE_COLORS = {"endpoint": BLUE, "reward": GREEN, "checker": PINK}
 
 def judgements_panel(analysis: SweepAnalysis) -> Panel | None:
     """Return win rates with intervals, the table of judgements, and examples of judged answers."""
-    judgements = [(trial, judgement) for trial in analysis.frame.ranked for judgement in trial.judgements]
+    judgements = [(trial, judgement) for trial in analysis.frame.judged for judgement in trial.judgements]
     if not judgements:
         return None
     blocks: list[Block] = [_chart(judgements), _table(judgements)]
@@ -141,7 +141,7 @@ def _remarks(judgements: list[Judgement]) -> list[str]:
 
 def _examples(analysis: SweepAnalysis) -> list[Block]:
     """Return answers of the best judged trial that won and that lost against the initial model's."""
-    trial = next((trial for trial in analysis.frame.ranked if trial.judgements), None)
+    trial = next(iter(analysis.frame.judged), None)
     first = None if trial is None else most_important(trial.judgements)
     if trial is None or first is None:
         return []

@@ -60,8 +60,8 @@ def _objective_first(frame: SweepFrame) -> list[tuple[str, str]]:
 
 
 def _highlighted(frame: SweepFrame) -> list[TrialFrame]:
-    """Return the best trials; before any is complete, the first ones with curves."""
-    chosen = frame.ranked or [trial for trial in frame.trials if trial.curves.curves]
+    """Return the selected or the best trials; before any is complete, the first ones with curves."""
+    chosen = frame.highlighted or [trial for trial in frame.trials if trial.curves.curves]
     return chosen[: len(RANK_COLORS)]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def collapse_panel(analysis: SweepAnalysis) -> Panel | None:
     ]
     if not changes:
         return None
-    ranks = {trial.number: k for k, trial in enumerate(frame.ranked[: len(RANK_COLORS)])}
+    ranks = {trial.number: k for k, trial in enumerate(frame.highlighted[: len(RANK_COLORS)])}
     traces: list[Any] = [
         _path(trial, RANK_COLORS[ranks[trial.number]]) for trial, _, _ in changes if trial.number in ranks
     ]
@@ -159,7 +160,7 @@ def length_panel(analysis: SweepAnalysis) -> Panel | None:
     """Return margin against length difference of every held-out pair of the winner, with means before and after."""
     frame = analysis.frame
     trial = next((trial for trial in frame.ranked if trial.held_out_pairs is not None), None)
-    if trial is None or trial.held_out_pairs is None:
+    if trial is None or trial.held_out_pairs is None or not trial.held_out_pairs.paired:
         return None
     pairs, initial = trial.held_out_pairs, trial.held_out_pairs.initial()
     if np.ptp(pairs.length_differences) == 0:
@@ -235,7 +236,25 @@ def samples_panel(analysis: SweepAnalysis) -> Panel | None:
         chosen.append((f"best, trial {with_samples[0].label}", _last_samples(with_samples[0])))
         if len(with_samples) > 1:
             chosen.append((f"worst complete, trial {with_samples[-1].label}", _last_samples(with_samples[-1])))
-    before = [sample for sample in (with_samples[0] if with_samples else first_sampled).samples if sample.step == 0]
+    before = _samples_before(with_samples[0] if with_samples else first_sampled)
+    blocks = _replies(before, chosen)
+    lead = "Greedy answers to fixed held-out prompts." + (
+        " ✓ and ✗: right and wrong by the task's checker." if _has_checked(before) else ""
+    )
+    return Panel("samples", "Samples", lead, blocks) if blocks else None
+
+
+def compared_samples(trials: Sequence[tuple[str, TrialFrame]]) -> list[Block]:
+    """Return one block per prompt with the answers of the initial model and of these trials, given with their names."""
+    before = next((found for _, trial in trials if (found := _samples_before(trial))), [])
+    return _replies(before, [(label, _last_samples(trial)) for label, trial in trials])
+
+
+def _samples_before(trial: TrialFrame) -> list[Sample]:
+    return [sample for sample in trial.samples if sample.step == 0]
+
+
+def _replies(before: list[Sample], chosen: Sequence[tuple[str, list[Sample]]]) -> list[Block]:
     prompts = list(dict.fromkeys(s.prompt for _, samples in [("", before), *chosen] for s in samples))
     blocks: list[Block] = []
     for prompt in prompts[:_MAX_PROMPTS]:
@@ -247,10 +266,7 @@ def samples_panel(analysis: SweepAnalysis) -> Panel | None:
         blocks.append(
             Replies(_truncate(_without_template(prompt)), expected, tuple(r for r in replies if r is not None))
         )
-    lead = "Greedy answers to fixed held-out prompts." + (
-        " ✓ and ✗: right and wrong by the task's checker." if _has_checked(before) else ""
-    )
-    return Panel("samples", "Samples", lead, blocks) if blocks else None
+    return blocks
 
 
 def _without_template(prompt: str) -> str:

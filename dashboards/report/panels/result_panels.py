@@ -16,7 +16,7 @@ from dashboards.analysis.simultaneous_intervals import Difference
 from dashboards.analysis.small_samples import SMALL_SAMPLE_PAIRS
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, state_counts
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.diagnosis.findings import NO_DIAGNOSIS, FindingLevel, reasons_not_to_use
+from dashboards.diagnosis.findings import NO_DIAGNOSIS, FindingLevel, lower_first, reasons_not_to_use
 from dashboards.formatting import (
     format_brief,
     format_changes,
@@ -26,6 +26,7 @@ from dashboards.formatting import (
     format_settings,
     format_signed,
     format_value,
+    objectives_text,
 )
 from dashboards.report.blocks import Block, Code, Findings, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from orchestrator.judge.judgements import most_important
@@ -53,30 +54,34 @@ def no_result_text(frame: SweepFrame) -> str:
 def significance_text(frame: SweepFrame, significance: Significance, avoid: Container[str] = ()) -> str:
     """Return the significance in words: against the other trials, then against the initial model.
 
-    Where finalists were compared, their result is the answer. `avoid`: labels of trials that are not to be used, of
-    which none is recommended.
+    With several objectives, first the Pareto front. Where finalists were compared, their result is the answer.
+    `avoid`: labels of trials that are not to be used, of which none is recommended.
     """
     against = _against_initial_text(frame, significance)
     if frame.confirmation is not None:
         return f"Finalists: {frame.confirmation.text}{against}"
-    found = recommend(frame, significance, avoid)
+    found, compared = recommend(frame, significance, avoid), _against_trials_text(frame, significance)
+    if frame.further_objectives:
+        labels = [trial.label for trial in frame.pareto_front]
+        listed = ", ".join(labels[:MAX_LISTED]) + (" and more" if len(labels) > MAX_LISTED else "")
+        compared = f"By {frame.objective.metric} alone: {lower_first(compared)}"
+        compared = f"Pareto front, which no other trial equals or beats in every objective: {listed}. {compared}"
     recommended = "" if found is None else f" Of these, trial {found[0].label} is recommended: {found[1]}."
-    return f"{_against_trials_text(frame, significance)}{recommended}{against}"
+    return f"{compared}{recommended}{against}"
 
 
 def _against_initial_text(frame: SweepFrame, significance: Significance) -> str:
     against = significance.against_initial
     if against is None:
         return ""
+    winner = f"In {frame.objective.metric} the winner" if frame.further_objectives else "The winner"
     if frame.sign * against.mean <= 0:
-        return " The winner is no better than the initial model."
+        return f" {winner} is no better than the initial model."
     chosen = _choice_text(frame)
     if against.is_clear:
-        return f" The winner is clearly better than the initial model{f' (counting {chosen})' if chosen else ''}."
+        return f" {winner} is clearly better than the initial model{f' (counting {chosen})' if chosen else ''}."
     counted = f", which counts {chosen}," if chosen else ""
-    return (
-        f" The winner is not clearly better than the initial model: the 95 % interval of its gain{counted} includes 0."
-    )
+    return f" {winner} is not clearly better than the initial model: the 95 % interval of its gain{counted} includes 0."
 
 
 def _choice_text(frame: SweepFrame) -> str:
@@ -210,7 +215,10 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
     ends = format_counts(state_counts(trial.record for trial in frame.all_trials))
     value = format_brief(winner.record.value)
     found = [
-        KeyFigure(f"best: trial {winner.label}", frame.describe_params(winner) or "the only configuration"),
+        KeyFigure(
+            f"{'first of the Pareto front' if frame.further_objectives else 'best'}: trial {winner.label}",
+            frame.describe_params(winner) or "the only configuration",
+        ),
         KeyFigure(
             frame.objective.metric,
             value,
@@ -239,7 +247,7 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
                 + (f", for the best of {count} trials" if count > 1 else ""),
             )
         )
-    if significance.first_place_shares:
+    if significance.first_place_shares and len(frame.eligible) > 1:
         share = significance.first_place_shares[winner.number]
         few = " (few)" if significance.pair_count <= SMALL_SAMPLE_PAIRS else ""
         found.append(
@@ -273,14 +281,14 @@ def _judgement_figure(frame: SweepFrame) -> list[Block]:
     """Return the judgement of the best judged trial, and of a judged trial with a higher win rate."""
     with_rates = [
         (trial, judgement, judgement.win_rate)
-        for trial in frame.ranked
+        for trial in frame.judged
         if (judgement := most_important(trial.judgements)) and judgement.win_rate is not None
     ]
     if not with_rates:
         return []
     trial, judgement, rate = with_rates[0]
     text = f"Trial {trial.label} {judgement.summary}. "
-    judged = [each for t in frame.ranked for each in t.judgements]
+    judged = [each for t in frame.judged for each in t.judgements]
     joint, candidates = joint_win_rate(judgement, judged)
     if candidates > 1:
         text += f"For all {candidates} judged trials together the interval is {joint.low:.0%} … {joint.high:.0%}. "
@@ -406,7 +414,7 @@ def setup_panel(analysis: SweepAnalysis) -> Panel | None:
         ("updates per trial", ", ".join(map(str, sorted(planned))) or "not known yet"),
         ("pairs per update", str(base.training.pairs_per_update)),
         ("loss", base.loss.kind),
-        ("objective", f"{frame.objective.direction} {frame.objective.metric}"),
+        ("objective", objectives_text(frame.objectives)),
         ("sampler", spec.sampler.kind),
     ]
     rows += [(path, ", ".join(format_value(v) for v in frame.space.listed_values(path))) for path in frame.paths]
@@ -436,8 +444,6 @@ def diagnosis_panel(analysis: SweepAnalysis) -> Panel | None:
         nothing = "No trial completed, so there is nothing to diagnose." if over else "No trial is complete yet."
         text = "No findings." if analysis.frame.ranked else nothing
         return Panel("diagnosis", "Diagnosis", "", (Paragraph(text),))
-    name = analysis.frame.name
-    lead = (
-        "" if analysis.frame.sweeps else f"orchestrate suggest {name} writes a follow-up sweep based on these findings."
-    )
+    lead = f"orchestrate suggest {analysis.frame.name} writes a follow-up sweep based on these findings."
+    lead = "" if analysis.frame.sweeps or analysis.frame.is_out_of_reach else lead
     return Panel("diagnosis", "Diagnosis", lead, (Findings(analysis.findings),))

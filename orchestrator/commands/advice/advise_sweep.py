@@ -29,12 +29,12 @@ from orchestrator.folders import SweepFolder
 from orchestrator.gpu_locks import reserved_gpus
 from orchestrator.redaction import redact
 from orchestrator.spec.advice.advice_lines import AdviceLine, data_advice, losses_of, settings_advice, trial_of
-from orchestrator.spec.advice.loss_advice import loss_advice, margin_table
+from orchestrator.spec.advice.loss_advice import loss_advice, margin_table, weight_advice
 from orchestrator.spec.advice.pair_scores import Distribution, MarginEffect, PairScores, length_bias
 from orchestrator.spec.estimates.arrangement import arranged
 from orchestrator.spec.estimates.input_sizes import check_models, model_shape
 from orchestrator.spec.sweep_spec import SweepSpec
-from trainer.config.loss_config import DpoLoss
+from trainer.config.loss_config import DpoLoss, KtoLoss
 from trainer.config.trial import DataConfig, FileSource, ModelConfig, TrialConfig
 from trainer.probe import OUT_OF_MEMORY, UNUSABLE
 from trainer.storage.atomic_files import digest_of, write_json
@@ -75,15 +75,17 @@ class SweepAdvice:
         scores = self.scores
         pairs = None
         if scores is not None:
+            desirable, undesirable = scores.labels
             pairs = {
                 "split": scores.split,
                 "scored": len(scores.chosen),
                 "pairs_in_split": scores.pairs_in_split,
                 "train_pairs": scores.train_pairs,
                 "initial_model": scores.initial_model,
-                "gaps": asdict(Distribution.of(scores.gaps)),
-                "right": scores.right,
-                "lengths": asdict(length_bias(scores)),
+                "gaps": asdict(Distribution.of(scores.gaps)) if scores.paired else None,
+                "right": scores.right if scores.paired else None,
+                "lengths": asdict(length_bias(scores)) if scores.paired else None,
+                "labels": None if scores.paired else {"desirable": desirable, "undesirable": undesirable},
                 "near_duplicates": asdict(scores.repetition),
             }
         return {
@@ -142,7 +144,8 @@ def _advice(
     lines = settings_advice(spec, _parameters(spec), train_pairs)
     margins: tuple[MarginEffect, ...] = ()
     if scores is not None:
-        lines = [*loss_advice(spec, scores), *lines, *data_advice(scores, losses_of(spec))]
+        weights = weight_advice(spec, *scores.labels)
+        lines = [*loss_advice(spec, scores), *weights, *lines, *data_advice(scores, losses_of(spec))]
         margins = margin_table(spec, scores)
     return SweepAdvice(spec.name, tuple(lines), scores, margins, tuple(notices), counters)
 
@@ -217,7 +220,9 @@ def _model_files(model: ModelConfig) -> Iterator[Path]:
 
 def _split(trial: TrialConfig) -> str:
     """Return the split that a sweep scores anyway: training pairs for a reference, else held-out pairs."""
-    return "train" if isinstance(trial.loss, DpoLoss) and any(t != "sft" for t, _ in trial.loss.terms) else "eval"
+    loss = trial.loss
+    compares = isinstance(loss, KtoLoss) or (isinstance(loss, DpoLoss) and any(t != "sft" for t, _ in loss.terms))
+    return "train" if compares else "eval"
 
 
 # --- the process that scores -----------------------------------------------------------------------------------------

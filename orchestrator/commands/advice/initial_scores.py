@@ -53,6 +53,7 @@ def score(job: ScoringJob, send: _Send) -> dict[str, Any]:
 
     from orchestrator.commands.advice.near_duplicates import repetition_of
     from orchestrator.spec.advice.pair_scores import PairScores
+    from trainer.data import check_rows
     from trainer.distributed.processes import CancelToken, ProcessGroup
     from trainer.evaluation.reference_cache import ReferenceCache
     from trainer.resource_cache import ResourceCache, check_positions, check_vocabulary, make_evaluator
@@ -68,6 +69,7 @@ def score(job: ScoringJob, send: _Send) -> dict[str, Any]:
     resources = ResourceCache(cache, group, trust_remote_code=job.trust_remote_code)
     send({"progress": "reading the data"})
     prepared, tokenizer = resources.load_data(config.data, config.model)
+    check_rows(config.loss, prepared.train, prepared.eval)
     sharded = group.shards_model(config.training)
     send({"progress": "loading the model"})
     policy = resources.load_model(config.model, will_shard=sharded)

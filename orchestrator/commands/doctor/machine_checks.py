@@ -17,14 +17,15 @@ from typing import Any
 
 import psutil
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import DataError, SpecError
 from orchestrator.execution.slots import plan_slots, usable_cpus
 from orchestrator.folders import NETWORK_FILESYSTEMS, filesystem_type
+from orchestrator.spec.estimates.input_checks import check_judge_prompts, check_pair_counts
 from orchestrator.spec.estimates.input_sizes import models_read
 from orchestrator.spec.estimates.sweep_plan import sweep_disk_need
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.model_folder import check_model_files
-from trainer.results import ModelError
+from trainer.results import ModelError, TrialError
 
 
 class CheckLevel(StrEnum):
@@ -80,7 +81,7 @@ def package_version(name: str) -> str | None:
 
 
 def machine_checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
-    """Yield the checks of cores, memory, shared memory, disk space, filesystem and files of models."""
+    """Yield the checks of cores, memory, shared memory, disk space, filesystem, files of models and data."""
     yield Check("cores", CheckLevel.OK, f"{usable_cpus()} usable of {os.cpu_count()}")
     yield _memory()
     yield shared_memory()
@@ -88,6 +89,7 @@ def machine_checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
     yield _filesystem(root, spec)
     if spec is not None:
         yield from _models(spec)
+        yield _data(spec)
 
 
 def _memory() -> Check:
@@ -165,6 +167,17 @@ def _models(spec: SweepSpec) -> Iterator[Check]:
             yield Check(f"model {Path(name).name}", CheckLevel.FAIL, found or fix, fix)
         else:
             yield Check(f"model {Path(name).name}", CheckLevel.OK, "its files are complete")
+
+
+def _data(spec: SweepSpec) -> Check:
+    """Check the number of training pairs and the judge's prompts, as a sweep does before it starts."""
+    try:
+        check_pair_counts(spec)
+        check_judge_prompts(spec)
+    except (DataError, TrialError) as error:
+        found, _, fix = str(error).rpartition("; ")
+        return Check("data", CheckLevel.FAIL, found or fix, fix if found else "correct the file that it names")
+    return Check("data", CheckLevel.OK, "enough pairs for an update, as far as rows can be counted here")
 
 
 def nearest_existing(path: Path) -> Path:

@@ -29,6 +29,8 @@ class _Tail:
     """A text file that another process appends to; a file that was replaced or cut is read from its beginning."""
 
     path: Path
+    most: int | None = None
+    """Bytes that one call reads; of more than that, the last ones."""
     offset: int = 0
     inode: int = 0
     rest: bytes = b""
@@ -40,11 +42,15 @@ class _Tail:
                 state = self.path.stat()
                 if state.st_ino != self.inode or state.st_size < self.offset:
                     self.offset, self.inode, self.rest = 0, state.st_ino, b""
+                left_out = 0 if self.most is None else max(0, state.st_size - self.offset - self.most)
+                self.offset += left_out
                 file.seek(self.offset)
-                content = file.read()
+                content = file.read(-1 if self.most is None else self.most)
         except FileNotFoundError:
             return []
         self.offset += len(content)
+        if left_out:
+            self.rest, content = b"", f"[{left_out} bytes are left out here]\n".encode() + content
         whole, mark, rest = (self.rest + content).rpartition(b"\n")
         self.rest = rest
         lines = whole.decode(errors="replace").split("\n") if mark else []
@@ -60,6 +66,8 @@ class SweepLog:
     folder: SweepFolder
     number: int | None = None
     attempt: int | None = None
+    most: int | None = None
+    """Bytes of the driver's output that one call of `new_lines` reads; of more than that, the last ones."""
     _stack: ExitStack = field(default_factory=ExitStack)
     _study: StudyReader | None = None
     _seq: int = 0
@@ -69,17 +77,19 @@ class SweepLog:
     _driver_output: _Tail = field(init=False)
 
     def __post_init__(self) -> None:
-        self._driver_output = _Tail(self.folder.log)
+        self._driver_output = _Tail(self.folder.log, self.most)
 
     @classmethod
-    def open(cls, name: str, root: Path, number: int | None = None, attempt: int | None = None) -> Self:
+    def open(
+        cls, name: str, root: Path, number: int | None = None, attempt: int | None = None, *, most: int | None = None
+    ) -> Self:
         """Open the log of a sweep that exists.
 
         Raises:
             RequestRefused: it has no such trial, or the trial no such attempt.
         """
         folder = existing_sweep(root, name)
-        log = cls(folder, number, attempt)
+        log = cls(folder, number, attempt, most)
         log._open_study()
         if number is not None:
             if log._study is None:

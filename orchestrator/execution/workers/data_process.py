@@ -23,7 +23,7 @@ from orchestrator.errors import DataError, StorageRefused
 from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted, termination_blocked
 from orchestrator.execution.workers.stage_worker import StageFailed
 from orchestrator.redaction import redact
-from orchestrator.spec.judge_config import JudgeConfig
+from orchestrator.spec.judge_config import JudgeConfig, no_answer_for_checker
 from trainer.config.loss_config import DpoLoss
 from trainer.config.position_limits import known_positions, refuse_long_answers
 from trainer.config.trial import TrialConfig
@@ -176,7 +176,7 @@ def _request(config: TrialConfig, judge: JudgeConfig | None = None, *, checked: 
 
 
 def _prepare(cache: Path, request: str, trust_remote_code: bool) -> dict[str, Any]:
-    from trainer.data import prepare, score_gaps
+    from trainer.data import check_rows, prepare, score_gaps
 
     fields = json.loads(request)
     trial = TrialConfig.model_validate(fields["config"])
@@ -186,6 +186,7 @@ def _prepare(cache: Path, request: str, trust_remote_code: bool) -> dict[str, An
             _check_judge(trial, judge, cache, trust_remote_code, checked=fields["checked"])
             return {}
         found = prepare(trial.data, trial.model, cache, trust_remote_code=trust_remote_code)
+        check_rows(trial.loss, found.train, found.eval)
         _check_answers(trial, found.eval)
         notices: list[str] = []
         scores = ""
@@ -229,10 +230,7 @@ def _check_judge(
         trial.data, trial.model, cache, judge.prompts, judge.prompts_from, trust_remote_code=trust_remote_code
     )[0]
     if checked and all(prompt.expected is None for prompt in prompts):
-        raise UnreadableData(
-            f"judge: none of the {len(prompts)} prompts has an `answer` for the checker: give the rows an `answer` "
-            "column, set judge.reward_model or judge.endpoint, or remove judge"
-        )
+        raise UnreadableData(no_answer_for_checker(len(prompts)))
     if positions is not None:
         longest = max((len(prompt.ids) for prompt in prompts), default=0)
         refuse_long_answers(positions, longest, judge.max_new_tokens, "judge.max_new_tokens")

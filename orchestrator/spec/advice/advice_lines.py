@@ -16,7 +16,7 @@ from orchestrator.spec.advice.published_values import LossName, learning_rates, 
 from orchestrator.spec.search.dimensions import LogUniform, Uniform
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
-from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig
+from trainer.config.loss_config import CpoLoss, DpoLoss, KtoLoss, LossConfig
 from trainer.config.trial import TrainingConfig, TrialConfig
 from trainer.results import TrialError
 from trainer.training.schedule import total_updates
@@ -268,7 +268,20 @@ def _fewer_epochs(training: TrainingConfig, train_pairs: int, facts: str) -> Adv
 
 def data_advice(scores: PairScores, losses: Sequence[LossConfig]) -> list[AdviceLine]:
     """Return the advice on the pairs themselves: which are right already, lengths, near-duplicates."""
-    return [_right(scores), _lengths(scores, losses), *_repetition(scores)]
+    if scores.paired:
+        return [_right(scores), _lengths(scores, losses), *_repetition(scores)]
+    desirable, undesirable = scores.labels
+    means = scores.chosen_tokens.sum() / desirable, scores.rejected_tokens.sum() / undesirable
+    return [
+        AdviceLine("right already", "note", "rows with one response each: no pair to rank", "see docs/search.md, KTO"),
+        AdviceLine(
+            "length",
+            "note",
+            f"desirable {means[0]:.3g} tokens, undesirable {means[1]:.3g}",
+            "KTO's rewards are summed over tokens: responses of one label that are longer weigh more",
+        ),
+        *_repetition(scores),
+    ]
 
 
 def _right(scores: PairScores) -> AdviceLine:
@@ -315,6 +328,8 @@ def sums_tokens(loss: LossConfig) -> bool:
             return any(term not in ("sigmoid_norm", "ipo", "sft") for term, _ in loss.terms) and not loss.length_alpha
         case CpoLoss():
             return loss.loss_type != "ipo"
+        case KtoLoss():
+            return True
         case _:
             return False
 

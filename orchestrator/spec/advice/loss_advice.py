@@ -2,11 +2,12 @@
 
 SimPO: pairs beyond the margin weigh little, and beta decides how sharply. CPO's sums likewise, without a margin. DPO
 starts at log-ratios of zero, where each pair weighs 1/2 whatever beta is: beta says how far a pair moves until it
-weighs 1/10. ORPO's beta is the weight of a term, not a scale.
+weighs 1/10. KTO likewise: each response weighs 1/4 at the start. ORPO's beta is the weight of a term, not a scale.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -26,7 +27,7 @@ from orchestrator.spec.advice.pair_scores import (
     weights,
 )
 from orchestrator.spec.sweep_spec import SweepSpec
-from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, KtoLoss, LossConfig, OrpoLoss, SimpoLoss
 
 LEAST_WEIGHT = 0.1
 """Mean weight of the pairs below which a margin leaves no gradient."""
@@ -54,7 +55,7 @@ def margin_table(spec: SweepSpec, scores: PairScores) -> tuple[MarginEffect, ...
     )
 
 
-def _beta(spec: SweepSpec, loss: SimpoLoss | DpoLoss | CpoLoss) -> Setting:
+def _beta(spec: SweepSpec, loss: SimpoLoss | DpoLoss | CpoLoss | KtoLoss) -> Setting:
     found = setting_of(spec, _BETA, loss.beta)
     assert found is not None
     return found
@@ -84,6 +85,8 @@ def _of_loss(spec: SweepSpec, loss: LossConfig, scores: PairScores) -> Iterator[
             yield from _cpo(spec, loss, scores)
         case DpoLoss():
             yield from _dpo(spec, loss, scores)
+        case KtoLoss():
+            yield from _kto(spec, loss, scores)
         case OrpoLoss():
             yield _orpo(loss, scores)
         case _:
@@ -201,20 +204,74 @@ def _dpo(spec: SweepSpec, loss: DpoLoss, scores: PairScores) -> Iterator[AdviceL
         yield AdviceLine("beta", "note", text, "at the start every log-ratio is zero, whatever the data")
         return
     tokens = 1.0 if term in _PER_TOKEN else scores.mean_tokens
-    low, high = TRAVEL / (TRAVELS[1] * tokens), TRAVEL / (TRAVELS[0] * tokens)
-    moves = [f"{TRAVEL / (b * tokens):.2g} (beta {b:g})" for b in beta.values]
     length = "" if term in _PER_TOKEN else f" of responses of {tokens:.0f} tokens"
-    text = f"nats per token{length} until a pair's weight falls from 1/2 to 1/10: {', '.join(moves)}"
+    text = f"nats per token{length} until a pair's weight falls from 1/2 to 1/10"
     reason = (
-        f"ln 9 / (beta * tokens), between {TRAVELS[0]:g} and {TRAVELS[1]:g} for beta {low:.2g} to {high:.2g}; at the "
-        "start every log-ratio is zero and every pair weighs 1/2, so the gaps themselves say nothing about beta"
+        "at the start every log-ratio is zero and every pair weighs 1/2, so the gaps themselves say nothing about beta"
+    )
+    yield _travel(beta, TRAVEL, "ln 9", tokens, text, reason, published.DPO, published.TULU)
+
+
+def _travel(
+    beta: Setting, travel: float, named: str, tokens: float, what: str, at_the_start: str, *sources: str
+) -> AdviceLine:
+    """Return the advice on a beta that says how far a log-ratio moves, `travel` / beta nats, until it weighs a fifth.
+
+    `named`: `travel` as text; `tokens`: by which log-ratios are summed.
+    """
+    low, high = travel / (TRAVELS[1] * tokens), travel / (TRAVELS[0] * tokens)
+    moves = [f"{travel / (b * tokens):.2g} (beta {b:g})" for b in beta.values]
+    text = f"{what}: {', '.join(moves)}"
+    reason = (
+        f"{named} / (beta * tokens), between {TRAVELS[0]:g} and {TRAVELS[1]:g} for beta {low:.2g} to {high:.2g}; "
+        f"{at_the_start}"
     )
     kept = [value for value in beta.values if low <= value <= high]
     if len(kept) == len(beta.values):
-        yield beta.line("beta", beta.values, text, reason, published.DPO, published.TULU)
+        return beta.line("beta", beta.values, text, reason, *sources)
+    advised = kept if len(kept) >= 2 else sorted({*kept, *rounded([travel / (t * tokens) for t in (1.0, 0.4, 0.2)])})
+    return beta.line("beta", advised, text, reason, *sources)
+
+
+KTO_TRAVEL = 2 * math.atanh(math.sqrt(0.8))
+"""How far beta times a log-ratio moves until a response of KTO, of weight s (1 - s) with s its sigmoid, falls from 1/4
+to 1/20."""
+
+
+def _kto(spec: SweepSpec, loss: KtoLoss, scores: PairScores) -> Iterator[AdviceLine]:
+    tokens = scores.mean_tokens
+    text = f"nats per token of responses of {tokens:.0f} tokens until a response's weight falls from 1/4 to 1/20"
+    reason = (
+        "at the start every log-ratio is zero and every response weighs 1/4, its most; then less in both directions"
+    )
+    yield _travel(_beta(spec, loss), KTO_TRAVEL, f"{KTO_TRAVEL:.3g}", tokens, text, reason, published.KTO)
+
+
+def weight_advice(spec: SweepSpec, desirable: int, undesirable: int) -> Iterator[AdviceLine]:
+    """Yield the advice on KTO's weights for so many desirable and undesirable training responses, above 0 each."""
+    if not any(isinstance(loss, KtoLoss) for loss in losses_of(spec)):
         return
-    advised = kept if len(kept) >= 2 else sorted({*kept, *rounded([TRAVEL / (t * tokens) for t in (1.0, 0.4, 0.2)])})
-    yield beta.line("beta", advised, text, reason, published.DPO, published.TULU)
+    names = ("desirable_weight", "undesirable_weight")
+    base = spec.base.loss
+    settings = [setting_of(spec, f"loss.{name}", getattr(base, name, 1.0)) for name in names]
+    high, low = (sorted({1.0} if one is None else one.values) for one in settings)
+    ratios = [d * desirable / (u * undesirable) for d in high for u in low if u > 0]
+    shown = " to ".join(f"{ratio:.3g}" for ratio in dict.fromkeys((min(ratios), max(ratios)))) if ratios else "infinite"
+    text = f"{desirable:,} desirable and {undesirable:,} undesirable responses: their summed weights are {shown} to 1"
+    least, most = published.WEIGHT_RATIO
+    reason = f"between {least:g} and {most:g} to 1 by the paper, whatever their numbers"
+    sources = (published.KTO, published.KTO_GUIDE)
+    if ratios and least <= min(ratios) and max(ratios) <= most:
+        yield AdviceLine("weights", "keep", text, reason, sources)
+        return
+    fewer = names[desirable > undesirable]
+    equal = max(desirable, undesirable) / min(desirable, undesirable)
+    if any(one is not None and one.searched for one in settings) or base.kind != "kto":
+        yield AdviceLine("weights", "change", text, f"{reason}: loss.{fewer} {equal:.3g} makes them equal", sources)
+        return
+    setting = settings[desirable > undesirable]
+    assert setting is not None
+    yield setting.line("weights", (float(f"{equal:.3g}"),), text, reason, *sources)
 
 
 def _target(beta: Setting, source: str) -> Iterator[AdviceLine]:

@@ -96,7 +96,10 @@ class Repetition:
 
 @dataclass(frozen=True, slots=True)
 class PairScores:
-    """Scored pairs of one split. Arrays of shape [N], N at least 1: log-probs summed over tokens, counts of tokens."""
+    """Scored pairs of one split. Arrays of shape [N], N at least 1: log-probs summed over tokens, counts of tokens.
+
+    A row with one response and a label (KTO) has 0 tokens on the other side; gaps, sums and `right` are of pairs only.
+    """
 
     split: str
     pairs_in_split: int
@@ -111,6 +114,16 @@ class PairScores:
     seconds: float = field(default=0.0, compare=False)
 
     @property
+    def labels(self) -> tuple[int, int]:
+        """Desirable and undesirable responses that were scored: of pairs as many of both."""
+        return int((self.chosen_tokens > 0).sum()), int((self.rejected_tokens > 0).sum())
+
+    @property
+    def paired(self) -> bool:
+        """Whether every row has both responses."""
+        return sum(self.labels) == 2 * len(self.chosen)
+
+    @property
     def gaps(self) -> Values:
         """The gaps in nats per token."""
         return self.chosen / self.chosen_tokens - self.rejected / self.rejected_tokens
@@ -123,7 +136,7 @@ class PairScores:
     @property
     def mean_tokens(self) -> float:
         """Mean length of a response."""
-        return float((self.chosen_tokens.mean() + self.rejected_tokens.mean()) / 2)
+        return float((self.chosen_tokens.sum() + self.rejected_tokens.sum()) / sum(self.labels))
 
     @property
     def is_sample(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-LossName = Literal["simpo", "dpo", "orpo", "cpo", "simper"]
+LossName = Literal["simpo", "dpo", "orpo", "cpo", "simper", "kto"]
 LOSS_NAMES: tuple[LossName, ...] = get_args(LossName)
 SMALL, TINY = 300e6, 20e6
 """Parameters. Below SMALL no settings are published; below TINY the quickstart's settings are the closest."""
@@ -17,6 +17,8 @@ LARGEST_BATCH = {False: 128, True: 32}
 FEWEST_UPDATES = 30
 """Below this the warm-up of a tenth has fewer than three updates and an evaluation follows every third one."""
 MOST_EPOCHS = 3
+WEIGHT_RATIO = (1.0, 1.5)
+"""Of the summed weights of desirable to those of undesirable responses: the KTO paper's; TRL's guide ends at 4/3."""
 _ADAPTER_FACTOR = 10
 _LARGEST_RATE = 5e-3
 """Largest learning rate of adapters."""
@@ -26,6 +28,8 @@ DPO = "DPO, arXiv 2305.18290"
 ORPO = "ORPO, arXiv 2403.07691"
 CPO = "CPO, arXiv 2401.08417"
 SIMPER = "SimPER, arXiv 2502.00883"
+KTO = "KTO, arXiv 2402.01306"
+KTO_GUIDE = "TRL's guide to KTOTrainer"
 R_DPO = "R-DPO, arXiv 2403.19159"
 TULU = "Tulu 3, arXiv 2411.15124"
 LORA = '"LoRA Without Regret" (Schulman et al. 2025, thinkingmachines.ai/blog/lora)'
@@ -59,6 +63,7 @@ SEARCHED: dict[LossName, tuple[tuple[str, str, str, str], ...]] = {
         ("loss.nll_scale", "1.0", "[0.0, 1.0]", "fairseq2's guide, the CPO paper"),
     ),
     "simper": (),
+    "kto": (("loss.beta", "0.1", "[0.03, 0.1, 0.3]", "the KTO paper: 0.1 in most cases, 0.01 to 0.5 in all"),),
 }
 """Each searched setting: its value in `base`, its values in the search, and their source."""
 
@@ -72,6 +77,9 @@ def learning_rates(loss: LossName, parameters: float | None, *, lora: bool) -> P
         lora: whether adapters are trained, whose rates are ten times those of all weights.
     """
     found = _orpo_rates(parameters) if loss == "orpo" else _rates(loss, parameters)
+    if loss == "kto" and (parameters is None or SMALL <= parameters < 10e9):
+        reason = "TRL's guide: 5e-7 to 5e-6 whatever the data; 5e-6 is where the KTO paper starts, 1e-6 TRL's default"
+        found = PublishedRates((5e-7, 1e-6, 5e-6), reason, (KTO, KTO_GUIDE))
     if not lora:
         return found
     rates = tuple(dict.fromkeys(min(_short(_ADAPTER_FACTOR * rate), _LARGEST_RATE) for rate in found.rates))

@@ -24,7 +24,7 @@ from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
-from trainer.config.loss_config import DpoLoss
+from trainer.config.loss_config import DpoLoss, KtoLoss
 from trainer.config.trial import TrialConfig
 
 PEAK_TFLOPS = 989.0
@@ -142,7 +142,7 @@ def estimate_cost(
     if (
         total is not None
         and updates
-        and any(isinstance(c.loss, DpoLoss) and not c.loss.sync_ref_model for c in configs)
+        and any(isinstance(c.loss, DpoLoss | KtoLoss) and not c.loss.moves_reference for c in configs)
     ):
         total += _reference_flops(configs, updates, shape, assumptions) / speed
     return CostEstimate(
@@ -201,10 +201,11 @@ def update_seconds(config: TrialConfig, shape: ModelShape, assumptions: GpuAssum
 
 def _update_flops(config: TrialConfig, shape: ModelShape, assumptions: GpuAssumptions) -> float:
     """FLOPs: 6 per weight and token, 4 with adapters, 2 more if gradient checkpointing repeats the forward pass, 2 more
-    for a reference that moves.
+    for a reference that moves, 2 more for responses after other prompts (KTO).
     """
     tokens = assumptions.tokens_per_pair or 2 * config.data.max_length
-    forwards = (3 if config.lora is None else 2) + config.training.gradient_checkpointing + config.loss.moves_reference
+    forwards = (3 if config.lora is None else 2) + config.training.gradient_checkpointing
+    forwards += config.loss.moves_reference + config.loss.scores_mismatched
     return config.training.pairs_per_update * _forward_flops(shape, tokens) * forwards
 
 
@@ -214,7 +215,8 @@ def _trial_flops(
     tokens = assumptions.tokens_per_pair or 2 * config.data.max_length
     trained = updates * _update_flops(config, shape, assumptions)
     every = config.training.eval_steps or max(1, updates // 10)
-    return trained + (eval_pairs or 0) * (math.ceil(updates / every) + 1) * _forward_flops(shape, tokens)
+    passes = (math.ceil(updates / every) + 1) * (1 + config.loss.scores_mismatched)
+    return trained + (eval_pairs or 0) * passes * _forward_flops(shape, tokens)
 
 
 def _forward_flops(shape: ModelShape, tokens: int) -> float:
@@ -227,10 +229,10 @@ def _reference_flops(
     configs: Sequence[TrialConfig], updates: Sequence[int], shape: ModelShape, assumptions: GpuAssumptions
 ) -> float:
     """FLOPs of the reference model's log-probs of every pair, once per sweep."""
-    config = configs[0]
+    config, passes = configs[0], 1 + any(c.loss.scores_mismatched for c in configs)
     epochs = max(1.0, config.training.num_train_epochs)
     pairs = max(updates) * config.training.pairs_per_update / epochs
-    return pairs * _forward_flops(shape, assumptions.tokens_per_pair or 2 * config.data.max_length)
+    return passes * pairs * _forward_flops(shape, assumptions.tokens_per_pair or 2 * config.data.max_length)
 
 
 def _assumptions_text(assumptions: GpuAssumptions) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from orchestrator.spec.estimates.cost_estimate import CostEstimate, GpuAssumptions, update_seconds
 from orchestrator.spec.estimates.gpu_memory import max_micro_batch_tokens, memory
 from orchestrator.spec.estimates.input_sizes import ModelShape
-from trainer.config.loss_config import DpoLoss
+from trainer.config.loss_config import DpoLoss, KtoLoss
 from trainer.config.trial import TrialConfig
 
 
@@ -144,7 +144,7 @@ def wall_clock(
     """
     trial_seconds = max(run_seconds(config, measured) for config in configs)
     shared_seconds = _evaluation_seconds(measured)
-    if any(isinstance(config.loss, DpoLoss) and not config.loss.sync_ref_model for config in configs):
+    if any(isinstance(config.loss, DpoLoss | KtoLoss) and not config.loss.moves_reference for config in configs):
         shared_seconds += measured.train_pairs * measured.scoring_seconds
     sft_seconds = None if sft is None else run_seconds(*sft) + _evaluation_seconds(sft[1])
     at_a_time = min(slots, trials or slots)

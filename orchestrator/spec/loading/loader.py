@@ -18,6 +18,7 @@ from orchestrator.folders import RESERVED_NAMES, SWEEP_NAME_PATTERN
 from orchestrator.spec.estimates.cost_estimate import cannot_share_base
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
+from orchestrator.spec.loading.file_rights import FileRights, check_names
 from orchestrator.spec.loading.method_sections import (
     check_eval_on,
     check_judge,
@@ -52,7 +53,9 @@ from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import LOSS_KIND, list_settings
 from orchestrator.spec.sweep_spec import (
+    MODEL_SOURCES,
     SECTION_ORDER,
+    SFT_WITH_SEARCHED_MODEL,
     Budget,
     Finalists,
     Notify,
@@ -61,7 +64,7 @@ from orchestrator.spec.sweep_spec import (
     SweepSpec,
     Tracking,
 )
-from trainer.config.loss_config import alias_hint
+from trainer.config.loss_aliases import alias_hint
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import Document, Location
 
@@ -135,7 +138,7 @@ def load_sections(problems: ErrorCollector, tree: dict[str, Any]) -> SweepSpec |
         "tracking": _load_section(problems, Tracking, tree, "tracking"),
         "notify": _load_section(problems, Notify, tree, "notify") if tree.get("notify") is not None else None,
         "judge": judge,
-        "sft": _load_sft(problems, tree.get("sft")),
+        "sft": _load_sft(problems, tree.get("sft"), search),
     } | {
         key: tree[key]
         for key in ("description", "repeats", "keep_models", "storage", "mirror", "warm_start")
@@ -192,9 +195,13 @@ def _load_base(problems: ErrorCollector, tree: dict[str, Any]) -> TrialConfig | 
     return problems.validate(TrialConfig, tree["base"], ("base",), invalid=wrong)
 
 
-def _load_sft(problems: ErrorCollector, given: Any) -> SftStage | None:
+def _load_sft(problems: ErrorCollector, given: Any, search: SearchSpace | None) -> SftStage | None:
     if given is None:
         return None
+    if problems.is_new and search is not None:
+        for path in (path for path in search.paths if path.startswith(MODEL_SOURCES)):
+            hint = "remove it from search, or remove sft"
+            problems.add(location_of(search.zipped, path), SFT_WITH_SEARCHED_MODEL, hint)
     return problems.validate(SftStage, given, ("sft",), invalid=_check_sources(problems, given, ("sft",)))
 
 
@@ -266,28 +273,40 @@ def load_spec(path: Path, overrides: Sequence[str] = (), *, name: str | None = N
     `is_new=False`: the file of a stored sweep, in which values that are no longer allowed are accepted, and names of
     files that are gone.
     """
-    return _load_document(read_document(path), path.resolve().parent, overrides, name, is_new).spec
+    rights = FileRights.of_command(path.resolve().parent)
+    return _load_document(read_document(path), rights, overrides, name, is_new).spec
 
 
 def load_with_notices(path: Path, overrides: Sequence[str] = (), *, name: str | None = None) -> LoadedSpec:
     """Load a sweep file as `load_spec` does; return notices and the parsed file too."""
-    return _load_document(read_document(path), path.resolve().parent, overrides, name, is_new=True)
+    rights = FileRights.of_command(path.resolve().parent)
+    return _load_document(read_document(path), rights, overrides, name, is_new=True)
 
 
 def load_spec_text(
     text: str, folder: Path, overrides: Sequence[str] = (), *, source: str = "sweep.yaml", is_new: bool = True
 ) -> SweepSpec:
     """Load a sweep from text as `load_spec` does; relative file names are resolved from `folder` first."""
-    return _load_document(parse_document(text, source), folder, overrides, None, is_new).spec
+    return _load_document(parse_document(text, source), FileRights.of_command(folder), overrides, None, is_new).spec
+
+
+def load_text_with_notices(
+    text: str, rights: FileRights, overrides: Sequence[str] = (), *, source: str = "sweep.yaml", name: str | None = None
+) -> LoadedSpec:
+    """Load a new sweep from text as `load_with_notices` does, with names that `rights` allow. Raises SpecError."""
+    loaded = _load_document(parse_document(text, source), rights, overrides, name, is_new=True)
+    if rights.is_closed:
+        check_names(loaded.spec, rights, loaded.document)
+    return loaded
 
 
 def load_document(document: Document, folder: Path) -> SweepSpec:
     """Load a stored sweep from a parsed document; relative file names are resolved from `folder` first."""
-    return _load_document(document, folder, (), None, is_new=False).spec
+    return _load_document(document, FileRights.of_command(folder), (), None, is_new=False).spec
 
 
 def _load_document(
-    document: Document, folder: Path, overrides: Sequence[str], name: str | None, is_new: bool
+    document: Document, rights: FileRights, overrides: Sequence[str], name: str | None, is_new: bool
 ) -> LoadedSpec:
     problems = ErrorCollector(document, is_new=is_new, explain=functools.partial(_explain, document))
     if not isinstance(document.value, dict):
@@ -302,13 +321,14 @@ def _load_document(
     for key in [key for key in tree if key.startswith(_EXTENSION)]:
         del tree[key]
     if is_new:
-        notices += expand_variables(problems, tree)
+        notices += expand_variables(problems, tree, rights.environment)
     else:
         keep_variables(tree)
     if name is not None:
         tree["name"] = name
         document.lines["name",] = f"--name {name}"
-    notices += resolve_paths(problems, tree, folder)
+    rights.remove_forbidden(problems, tree)
+    notices += resolve_paths(problems, tree, rights)
     spec = load_sections(problems, tree)
     if is_new:
         _check_none(problems)

@@ -64,7 +64,7 @@ def loss_form(kind: object, given: Mapping[str, Any] | None = None) -> str:
             "write loss: {kind: dpo, length_alpha: 0.01} for R-DPO's length term, or "
             "{kind: dpo, loss_type: robust, label_smoothing: 0.1} for robust DPO"
         )
-    if name in ("kto", "ppo", "grpo", "rloo", "online_dpo", "nash_md", "xpo"):
+    if name in ("ppo", "grpo", "rloo", "online_dpo", "nash_md", "xpo"):
         return f"{name} does not train on preference pairs"
     return ""
 

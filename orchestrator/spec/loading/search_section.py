@@ -15,7 +15,8 @@ from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Dimension, Scal
 from orchestrator.spec.search.manual_trials import check_manual_trial
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import apply_params, config_paths, list_as_text, list_paths, read_list
-from trainer.config.loss_config import SimpoLoss, alias_hint
+from trainer.config.loss_aliases import alias_hint
+from trainer.config.loss_config import SimpoLoss
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import Location
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from orchestrator.errors import closest_match
+from orchestrator.spec.loading.file_rights import FileRights
 from orchestrator.spec.loading.validation_errors import ErrorCollector
 from orchestrator.spec.sweep_spec import AUTO, AUTO_TRAINING, GPUS_PER_TRIAL, MICRO_BATCH
 from trainer.config.trial import TrialConfig
@@ -41,17 +42,18 @@ def _model_name(document: Document, group: dict[str, Any], loc: Location) -> Non
         document.shorthands[*loc, "name_or_path"] = loc
 
 
-def resolve_paths(problems: ErrorCollector, tree: Any, folder: Path) -> list[str]:
-    """Make file names absolute in place, first relative to `folder`, then to the working directory.
+def resolve_paths(problems: ErrorCollector, tree: Any, rights: FileRights) -> list[str]:
+    """Make file names absolute in place, relative to the first folder of `rights` that has them.
 
-    A name from the command line is resolved in the opposite order. Missing files are added to `findings`, except those
+    A name from the command line is looked up in the opposite order. Missing files are added to `findings`, except those
     of a stored sweep, which can be looked at without them. Returns a
     notice for each name that is taken as the hub's although a folder here has nearly the same.
     """
-    finder = _PathResolver(problems, folder)
+    finder = _PathResolver(problems, rights)
     base = _group(tree, "base")
     finder.data_sources(_group(base, "data"), ("base", "data"))
     finder.data_sources(_group(_group(tree, "sft"), "data"), ("sft", "data"))
+    finder.prompts(_group(tree, "judge"))
     named = ("judge", "reward_model", "name_or_path")
     finder.optional_path(_group(_group(tree, "judge"), "reward_model"), "name_or_path", named)
     for section, path in (("model", "name_or_path"), ("model", "tokenizer"), ("data", "chat_template")):
@@ -112,13 +114,9 @@ _SIMILAR = 0.75
 """Similarity above which a folder's name counts as a name misspelt; hub names and folders often share a few letters."""
 
 
-def _is_readable_folder(path: Path) -> bool:
-    return _path_exists(path.is_dir) and os.access(path, os.R_OK | os.X_OK)
-
-
 class _PathResolver:
-    def __init__(self, problems: ErrorCollector, folder: Path) -> None:
-        self._findings, self._folder = problems, folder
+    def __init__(self, problems: ErrorCollector, rights: FileRights) -> None:
+        self._findings, self._rights = problems, rights
         self.notices: list[str] = []
 
     def data_sources(self, data: dict[str, Any] | None, loc: Location) -> None:
@@ -128,6 +126,17 @@ class _PathResolver:
             for index, source in enumerate(_as_list(sources)):
                 if isinstance(source, dict) and isinstance(path := cast(Any, source.get("path")), str) and path:
                     self._resolve_file(cast(dict[str, Any], source), (*loc, split, index, "path"))
+
+    def prompts(self, judge: dict[str, Any] | None) -> None:
+        """Resolve `judge.prompts_from`, a source or the path of a file alone."""
+        given = (judge or {}).get("prompts_from")
+        loc: Location = ("judge", "prompts_from")
+        if judge is not None and isinstance(given, str) and given:
+            judge["prompts_from"] = source = {"path": given}
+            self._findings.document.shorthands[*loc, "path"] = loc
+            self._resolve_file(source, (*loc, "path"))
+        elif isinstance(given, dict) and isinstance(cast(Any, given.get("path")), str) and given["path"]:
+            self._resolve_file(cast(dict[str, Any], given), (*loc, "path"))
 
     def optional_path(self, group: dict[str, Any] | None, path: str, loc: Location) -> None:
         """Resolve a value that may be a file, a folder, or something else (a hub name, a template's text)."""
@@ -148,8 +157,13 @@ class _PathResolver:
         found = next((p for p in self._candidates(given, loc) if _path_exists(p.exists)), None)
         if found is not None:
             return str(found)
+        is_path = given.startswith(("./", "../", "/", "~"))
+        if self._rights.is_closed and not self._candidates(given, loc):
+            if is_path:
+                self._findings.add(loc, *self._rights.outside(given))
+            return given
         near = _as_given(given, self._nearest_folder(given, loc))
-        if given.startswith(("./", "../", "/", "~")) and not self._is_stored(loc):
+        if is_path and not self._is_stored(loc):
             hint = f"did you mean {near}?" if near else self._first_existing(given, loc)
             self._findings.add(loc, f"there is no {given}", hint)
         elif near is not None and loc[-1] != "chat_template":
@@ -163,27 +177,31 @@ class _PathResolver:
             at = Path(candidate.anchor)
             for part in candidate.parts[1:]:
                 if not _path_exists((at / part).exists):
-                    names = sorted(p.name for p in at.iterdir()) if _is_readable_folder(at) else []
+                    names = sorted(p.name for p in at.iterdir()) if self._may_list(at) else []
                     part = closest_match(part, names, _SIMILAR) or ""
                 at = at / part
                 if not part:
                     break
             else:
-                return at
+                return at if not self._rights.is_closed or self._rights.contains(at.resolve()) else None
         return None
 
     def _resolve_file(self, source: dict[str, Any], loc: Location) -> None:
         given: str = source["path"]
         tried = self._candidates(given, loc)
+        if self._rights.is_closed and not tried:
+            self._findings.add(loc, *self._rights.outside(given))
+            return
         found = next((p for p in tried if _path_exists(p.is_file)), None)
         if found is None and self._is_stored(loc):
             return
         if found is None:
-            names = sorted({p.name for t in tried if _path_exists(t.parent.is_dir) for p in t.parent.iterdir()})
+            names = sorted({p.name for t in tried if self._may_list(t.parent) for p in t.parent.iterdir()})
             near = closest_match(Path(given).name, names)
             hint = f"did you mean {near}?" if near else self._first_existing(given, loc)
             if near is None and re.fullmatch(r"[\w.-]+/[\w.-]+", given) and not Path(given).suffix:
-                hint = f"a data set of the hub: write {loc[-3]}: {{dataset: {given}, split: train}}"
+                key = next(part for part in reversed(loc[:-1]) if isinstance(part, str))
+                hint = f"a data set of the hub: write {key}: {{dataset: {given}, split: train}}"
             self._findings.add(loc, f"there is no file {given}", hint)
         else:
             source["path"] = str(found)
@@ -192,16 +210,16 @@ class _PathResolver:
         return not self._findings.is_new and not self._findings.document.location(loc).startswith("--set ")
 
     def _candidates(self, given: str, loc: Location) -> list[Path]:
-        if "\0" in given:
-            return []
-        try:
-            path = Path(given).expanduser()
-        except RuntimeError:  # ~name of an unknown user
-            path = Path(given)
-        folders = [self._folder, Path.cwd()]
+        found = self._rights.candidates(given)
         if self._findings.document.location(loc).startswith("--set "):
-            folders.reverse()
-        return list(dict.fromkeys((folder / path).resolve() for folder in folders))
+            found.reverse()
+        return found
+
+    def _may_list(self, folder: Path) -> bool:
+        """Return whether the names in a folder may be read, for a hint."""
+        if self._rights.is_closed and not self._rights.contains(folder.resolve()):
+            return False
+        return _path_exists(folder.is_dir) and os.access(folder, os.R_OK | os.X_OK)
 
     def _first_existing(self, given: str, loc: Location) -> str:
         return "looked for " + (

@@ -43,17 +43,20 @@ _TOKEN = re.compile(
 _FORMS = "write ${NAME}, or ${NAME:-default}; $${ for the text itself"
 
 
-def expand_variables(problems: ErrorCollector, tree: dict[str, Any]) -> list[str]:
+def expand_variables(
+    problems: ErrorCollector, tree: dict[str, Any], environment: Mapping[str, str] | None = os.environ
+) -> list[str]:
     """Expand the variables of the file's paths, URLs and names in place; return a notice for each variable.
 
-    Added to `findings`: variables that are not set, that look like secrets, or that stand at any other place.
+    `environment`: their values; None: none is read, and only defaults are expanded. Added to `findings`: variables that
+    are not set, that look like secrets, or that stand at any other place.
     """
     notices: list[str] = []
 
     def expand(loc: Location, text: str) -> str:
         """Return the text with its variables' values; a variable where none is allowed is a problem."""
         if is_name(loc, text):
-            return _expand(problems, loc, text, notices)
+            return _expand(problems, loc, text, notices, environment)
         match = _VARIABLE.search(text)
         if match and match["name"] and not _plain(loc).startswith(_LITERAL) and not _is_template(loc, text):
             problems.add(
@@ -120,10 +123,12 @@ def _option(loc: Location) -> str:
     return path.removeprefix("base.")
 
 
-def _expand(problems: ErrorCollector, loc: Location, text: str, notices: list[str]) -> str:
+def _expand(
+    problems: ErrorCollector, loc: Location, text: str, notices: list[str], environment: Mapping[str, str] | None
+) -> str:
     if "${" not in text:
         return text
-    environment: Mapping[str, str] = os.environ
+    known: Mapping[str, str] = environment or {}
     wrong: list[tuple[str, str]] = []
     values: list[str] = []
 
@@ -138,15 +143,19 @@ def _expand(problems: ErrorCollector, loc: Location, text: str, notices: list[st
         if is_secret_name(name):
             wrong.append((f"${{{name}}} looks like a secret by its name", _RECORDED))
             return match[0]
-        value = environment.get(name) or default
+        value = known.get(name) or default
+        if not value and environment is None:
+            advice = f"write the value, or ${{{name}:-default}}"
+            wrong.append((f"${{{name}}}: a submitted file reads no environment variables", advice))
+            return match[0]
         if not value:
-            state = "is empty" if name in environment else "is not set"
+            state = "is empty" if name in known else "is not set"
             wrong.append((f"the environment variable {name} {state}", f"set it, or write ${{{name}:-default}}"))
             return match[0]
         if redact(value) != value or _TOKEN.search(value):
             wrong.append((f"the value of ${{{name}}} contains a password or a token", _RECORDED))
             return match[0]
-        values.append(f"{name} is {value}" if environment.get(name) else f"{name} is not set, its default is {value}")
+        values.append(f"{name} is {value}" if known.get(name) else f"{name} is not set, its default is {value}")
         return value
 
     if _IN_CREDENTIALS.search(text):

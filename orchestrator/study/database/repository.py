@@ -41,6 +41,16 @@ class SweepRow:
     driver: int
 
 
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One attempt at a trial: when it was issued, in seconds since 1970, its slot's GPUs and seconds of training."""
+
+    attempt: int
+    at: float
+    gpus: float
+    seconds: float
+
+
 class SweepRepository:
     """One sweep's rows in the tables of `tables.py`."""
 
@@ -128,6 +138,12 @@ class SweepRepository:
         condition = {"of_sweep": self.sweep, "of_trial": trial, "of_attempt": attempt}
         connection.execute(tables.SET_ATTEMPT_SECONDS, condition | {"worked": seconds})
 
+    def attempts(self, connection: Connection, trial: int) -> list[AttemptRow]:
+        """Return the attempts at a trial, oldest first."""
+        query = select(ATTEMPT).where(ATTEMPT.c.sweep == self.sweep, ATTEMPT.c.trial == trial)
+        rows = connection.execute(query.order_by(ATTEMPT.c.attempt))
+        return [AttemptRow(row.attempt, row.at, row.gpus, row.seconds) for row in rows]
+
     def trial_seconds(self, connection: Connection) -> dict[int, float]:
         """Return the training time in seconds of every trial, over all its attempts."""
         query = select(ATTEMPT.c.trial, func.sum(ATTEMPT.c.seconds)).where(ATTEMPT.c.sweep == self.sweep)
@@ -181,12 +197,15 @@ class SweepRepository:
             )
         return after
 
-    def metric_history(self, connection: Connection, trial: int) -> list[StepMetrics]:
-        """Return all metrics of a trial, by step."""
-        return [
-            StepMetrics(row.step, decode(row.metrics))
-            for row in connection.execute(tables.SELECT_STEP_METRICS, self._sweep_and_trial(trial))
-        ]
+    def metric_history(self, connection: Connection, trial: int, after: int = -1) -> list[StepMetrics]:
+        """Return the metrics of a trial after step `after`, by step."""
+        found = connection.execute(tables.STEP_METRICS_AFTER, self._sweep_and_trial(trial) | {"after": after})
+        return [StepMetrics(row.step, decode(row.metrics)) for row in found]
+
+    def last_steps(self, connection: Connection) -> dict[int, int]:
+        """Return the last step of every trial that has metrics."""
+        query = select(PROGRESS.c.trial, PROGRESS.c.step).where(PROGRESS.c.sweep == self.sweep)
+        return {row.trial: row.step for row in connection.execute(query)}
 
     def remove_metrics(self, connection: Connection, trial: int) -> None:
         """Remove the stored metrics of a trial that begins again after a failure."""

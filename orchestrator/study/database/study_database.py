@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -85,6 +85,33 @@ def study_exists(url: str, sweep: str) -> bool:
         return True
     finally:
         engine.dispose()
+
+
+def check_study_storage(folder: SweepFolder, storage: str | None) -> None:
+    """Check that a new sweep's study can be created, without writing anything.
+
+    Args:
+        folder: the sweep's folder, which need not exist.
+        storage: the sweep's `storage`; None for SQLite in the folder.
+
+    Raises:
+        PasswordInUrl, NetworkDisk, NameTaken: as when it is created.
+        StorageRefused: the database cannot be reached.
+    """
+    url = choose_study_url(folder, storage)
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        database = Path(parsed.database or "")
+        if (kind := filesystem_type(database)) in NETWORK_FILESYSTEMS:
+            raise NetworkDisk(database, kind)
+    else:
+        with _translated_errors(hide_password(url)):
+            engine = create_engine(url)
+            with engine.connect():
+                pass
+            engine.dispose()
+    if storage is not None and study_exists(url, folder.name):
+        raise NameTaken(folder.name, folder.path)
 
 
 def hide_password(url: str) -> str:
@@ -185,20 +212,25 @@ class StudyDatabase:
             sessions.remove()
             sessions.configure(bind=self.storage.engine, join_transaction_mode="conditional_savepoint")
 
-    @contextmanager
-    def _translate_errors(self) -> Generator[None]:
-        try:
-            yield
-        except DBAPIError as error:
-            raise StorageRefused(f"the study in {self.url} refused: {error.orig}") from error
-        except StorageInternalError as error:
-            cause = error.__cause__
-            detail = cause.orig if isinstance(cause, DBAPIError) else error
-            raise StorageRefused(f"the study in {self.url} refused: {detail}") from error
-        except ImportError as error:
-            raise StorageRefused(
-                f"the study in {self.url} needs a driver that is not installed: pip install 'prefsweep[postgresql]'"
-            ) from error
+    def _translate_errors(self) -> AbstractContextManager[None]:
+        return _translated_errors(self.url)
+
+
+@contextmanager
+def _translated_errors(url: str) -> Generator[None]:
+    """Raise errors of the database as StorageRefused. `url`: its address without password."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise StorageRefused(f"the study in {url} refused: {error.orig}") from error
+    except StorageInternalError as error:
+        cause = error.__cause__
+        detail = cause.orig if isinstance(cause, DBAPIError) else error
+        raise StorageRefused(f"the study in {url} refused: {detail}") from error
+    except ImportError as error:
+        raise StorageRefused(
+            f"the study in {url} needs a driver that is not installed: pip install 'prefsweep[postgresql]'"
+        ) from error
 
 
 def _storage(url: str, engine: dict[str, Any], create: bool) -> RDBStorage:

@@ -196,6 +196,7 @@ SELECT_STEP_METRICS = (
     .where(STEP_METRICS.c.sweep == bindparam("of_sweep"), STEP_METRICS.c.trial == bindparam("of_trial"))
     .order_by(STEP_METRICS.c.step)
 )
+STEP_METRICS_AFTER = SELECT_STEP_METRICS.where(STEP_METRICS.c.step > bindparam("after"))
 _PROGRESS = (PROGRESS.c.sweep == bindparam("of_sweep"), PROGRESS.c.trial == bindparam("of_trial"))
 PROGRESS_OF = select(PROGRESS.c.step, PROGRESS.c.metrics).where(*_PROGRESS)
 ADD_PROGRESS = insert(PROGRESS)

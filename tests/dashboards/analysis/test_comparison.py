@@ -58,6 +58,11 @@ def _check_table(found: Any) -> None:
         assert "dpo" in shown
         assert "clearly ahead" in shown
         assert "…" not in shown.replace(" … ", "")
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    print_comparison(found, console)
+    on_terminal = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, on_terminal.splitlines())) <= 60
+    assert comparison_summary(found) in " ".join(on_terminal.split()), "broken between words"
 
 
 def test_what_is_not_matched_is_said_with_numbers(tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given
 
 from dashboards.analysis.follow_up import NothingLearned, follow_up
+from dashboards.analysis.param_effects import difference_of_trials, levels
 from dashboards.analysis.sweep_frame import SweepFrame
+from dashboards.diagnosis.conflicts import HARM
 from dashboards.diagnosis.diagnose import analyze, diagnose
 from dashboards.diagnosis.findings import DiagnosisFinding, Direction, FindingLevel
+from dashboards.diagnosis.setting_steps import LossTrend, loss_trend
 from orchestrator.spec.search.dimensions import Choice, IntUniform, LogUniform, Uniform
 from tests.support.random_sweeps import CURVES, frame_of_scripts, sweeps
 from tests.support.scripted_sweep import Script, make_spec
@@ -78,6 +81,26 @@ def test_no_advice_on_the_edge_rests_on_a_tie(frame: SweepFrame) -> None:
             ]
             assert others
             assert all(other.value != best.value for other in others), finding.evidence
+
+
+@given(sweeps())
+def test_no_advice_for_the_objective_moves_a_setting_to_where_the_sweep_got_worse(frame: SweepFrame) -> None:
+    """A value tried on that side is worse only where its trials have not moved the loss, or where the model is harmed,
+    which the objective does not show. How many updates are enough is read from one trial's curve.
+    """
+    for finding in diagnose(frame):
+        for step in finding.steps if finding.rule not in HARM | {"diverging_region"} else ():
+            best: Any = frame.comparable_trials[0].record.params.get(step.setting) if frame.comparable_trials else None
+            if step.direction not in (Direction.RAISE, Direction.LOWER) or best is None:
+                continue
+            if step.setting in LENGTHS and step.direction is Direction.LOWER:
+                continue
+            for level in levels(frame, step.setting):
+                if level.value == best or (level.value > best) != (step.direction is Direction.RAISE):
+                    continue
+                tied = level.best == pytest.approx(frame.comparable_trials[0].record.value)
+                still = all(loss_trend(trial) is LossTrend.FLAT for trial in level.trials)
+                assert tied or still, (finding.title, finding.next_step, level)
 
 
 @given(sweeps())
@@ -160,6 +183,26 @@ def test_rates_that_are_not_told_apart_and_hardly_train_are_left_for_higher_ones
 def test_a_higher_rate_that_was_clearly_worse_is_not_advised() -> None:
     found = rules(rates(Script(quality=0.11, loss=CURVES["flat"]), Script(quality=-0.9)))
     assert found["loss_plateau"].next_step.startswith("Train longer.")
+
+
+@pytest.mark.parametrize(("higher", "advised"), [("falls", False), ("rises a little", False), ("flat", True)])
+def test_a_higher_rate_that_was_not_better_speaks_against_higher_ones_unless_it_did_not_train(
+    higher: str, advised: bool
+) -> None:
+    """Two trials on 60 pairs, whose difference is not clear; the loss of the better one has hardly changed."""
+    frame = rates(Script(quality=0.099, loss=CURVES["flat"]), Script(quality=0.05, loss=CURVES[higher]), pairs=60)
+    found = rules(frame)
+    difference = difference_of_trials(frame, *frame.comparable_trials)
+    assert difference is not None
+    assert not difference.is_clear
+    assert [t.number for t in frame.comparable_trials] == [0, 1]
+    assert any("aise the learning rate (try 3e-6" in f.next_step for f in found.values()) is advised
+    assert any("rain longer" in f.next_step for f in found.values())
+
+
+def test_a_short_run_with_two_evaluations_gets_no_advice_against_its_own_results() -> None:
+    found = rules(rates(Script(quality=0.11, every=40), Script(quality=0.05, every=40), pairs=60))
+    assert not [f.title for f in found.values() if "aise the learning rate" in f.next_step]
 
 
 def test_the_edge_of_a_harmful_optimum_is_evidence_and_no_advice() -> None:

@@ -14,15 +14,19 @@ from dashboards.formatting import wide_console
 from dashboards.report.blocks import Paragraph, Table
 from dashboards.report.panels import PANELS
 from dashboards.report.panels.finalists_panel import finalists_panel
+from dashboards.report.panels.judgements_panel import judgements_panel
+from dashboards.report.panels.result_panels import winner_panel
 from dashboards.sweep_reporter import DashboardReporter
 from dashboards.terminal.command_output import print_best, print_status
 from dashboards.terminal.trial_tables import print_final_summary
 from orchestrator.commands.status import best, status
 from orchestrator.driver.finalists_stage import confirm_finalists
 from orchestrator.folders import SweepFolder
+from orchestrator.report_data import as_json
 from orchestrator.spec.sweep_spec import Finalists
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
+from tests.dashboards.report.test_judged import judgement
 from tests.support import scripted_sweep
 from tests.support.recorders import ListSink
 from tests.support.scripted_sweep import Script, make_spec, run_sweep
@@ -121,3 +125,22 @@ def test_compare_uses_confirmed_values_where_every_sweep_has_them(
     mixed = compare_sweeps([made[1], unconfirmed])
     assert [sweep.trial and sweep.trial.number for sweep in mixed.sweeps] == [2, 2]
     assert any("Only s confirmed its best by finalists" in text for text in mixed.warnings)
+
+
+def test_judgements_of_finalists_come_before_those_of_the_search(tmp_path: Path) -> None:
+    folder, _ = confirmed(tmp_path)
+    with Study.open(folder) as study:
+        best = study.best()
+        assert best is not None
+        other = next(r.number for r in study.trials() if r.finalist_of not in (None, best.finalist_of))
+        for number, share in ((2, 0.5), (other, 0.6), (best.number, 0.8)):
+            found = judgement(number, share)
+            study.save_judgement(number, found.key, found.model_dump_json())
+        analysis = analyze(load_frame(study, state="finished", updates_of=lambda _: 40))
+    assert [trial.number for trial in analysis.frame.judged] == [best.number, other, 2]
+    assert judgements_panel(analysis) is not None
+    answer = winner_panel(analysis)
+    assert answer is not None
+    texts = [block.text for block in answer.blocks if isinstance(block, Paragraph)]
+    assert any(text.startswith(f"Trial {best.number} wins 80%") for text in texts)
+    assert as_json(analysis)["judge"].keys() == {"2", str(other), str(best.number)}

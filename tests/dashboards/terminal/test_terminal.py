@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dashboards.analysis.distance import distance_column
 from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.formatting import (
     format_changes,
@@ -23,9 +24,11 @@ from dashboards.formatting import (
     short_names,
     sparkline,
 )
+from dashboards.terminal.advice_output import print_advice_of_plan
 from dashboards.terminal.progress_views import REFRESH_SECONDS, LiveTableView, PlainLogView, SweepProgress, open_view
 from dashboards.terminal.trial_tables import print_final_summary, trial_table
 from orchestrator.cli.sweep_summary import watch_sweep
+from orchestrator.spec.advice.advice_lines import AdviceLine
 from orchestrator.spec.search.space import Choice, SearchSpace
 from orchestrator.spec.sweep_spec import Objective, SweepSpec
 from orchestrator.study.study import Study
@@ -406,3 +409,36 @@ def test_a_stage_with_known_length_has_a_bar() -> None:
     view.set_stage_progress(30, 40)
     view.close()
     assert "━━━━━━━━━━━━━━━───── 30/40  sft" in text_of(console)
+
+
+def far(number: int, value: float, state: TrialState = TrialState.COMPLETE, **distances: float) -> TrialCurves:
+    found = TrialCurves(record(number, state, value=value))
+    found.add([StepMetrics(step, {"eval_accuracies/logp": value, "eval_margins/logp": value}) for step in range(4)])
+    found.add([StepMetrics(4, {name.replace("__", "/"): v for name, v in distances.items()})])
+    return found
+
+
+def test_the_distance_from_the_initial_model_has_a_column_where_there_is_room(console: Console) -> None:
+    rows = [far(0, 0.6, eval_kl_per_token=0.0123), far(1, 0.8, eval_kl_per_token=1.5), far(2, 0.7, TrialState.RUNNING)]
+    console.print(trial_table(rows, ("loss.beta",), OBJECTIVE, updates_of=lambda _: 4, width=console.width))
+    shown = text_of(console)
+    assert ("KL/token" in shown) is (console.width >= 80)
+    assert ("0.01 " in shown, "1.50 " in shown) == (console.width >= 80,) * 2
+    assert all(len(line) <= console.width for line in re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines())
+
+
+def test_distances_of_one_table_have_one_measure() -> None:
+    ratios = {"eval_log_ratio_per_token__chosen": -0.2, "eval_log_ratio_per_token__rejected": -0.6}
+    rows = [far(0, 0.6, eval_kl_per_token=0.5, **ratios), far(1, 0.8, **ratios)]
+    assert distance_column(rows) == ("log-ratio", [pytest.approx(0.4)] * 2)
+    assert distance_column(rows[:1]) == ("KL/token", [0.5])
+    assert distance_column([far(0, 0.6)]) == ("", [None])
+
+
+def test_a_plan_says_in_a_sentence_which_settings_need_no_change() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    lines = [AdviceLine(topic, "keep", "", "") for topic in ("learning rate", "beta", "duration")]
+    print_advice_of_plan(console, lines)
+    assert "The learning rate, beta and the number of updates need no change." in text_of(console)
+    print_advice_of_plan(console, lines[1:2])
+    assert "Beta needs no change." in text_of(console)

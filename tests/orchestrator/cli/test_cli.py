@@ -47,14 +47,13 @@ def fake_commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     fakes: dict[str, dict[str, str]] = {
         "orchestrator.cli.composition": {
             "start": "start",
-            "start_or_resume": "start_or_resume",
             "resume": "resume",
             "serve_ui": "ui",
         },
         "orchestrator.cli.sweep_summary": {"watch_sweep": "watch"},
         "orchestrator.commands.status": {"status": "status", "best": "best"},
         "orchestrator.commands.model_export": {"export_best_model": "export"},
-        "orchestrator.cli.report_data": {"reasons_not_to_export": "reasons"},
+        "orchestrator.report_data": {"reasons_not_to_export": "reasons"},
     }
     for place, names in fakes.items():
         module = ModuleType(place)
@@ -176,7 +175,7 @@ def test_sweep_starts_what_the_file_says(fake_commands: dict[str, Any], home: Pa
     assert cli.main(arguments) == 3
     ((_, (spec, where), named),) = fake_commands["calls"]
     assert (spec.name, spec.base.loss.beta, where) == ("other", 3.14159, home)
-    assert named == {"cluster_at": None, "trust_remote_code": True, "waits": True}
+    assert named == {"resume_existing": False, "cluster_at": None, "trust_remote_code": True, "waits": True}
     assert "loss.beta" not in spec.search.paths
 
 

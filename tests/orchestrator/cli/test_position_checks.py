@@ -54,19 +54,18 @@ def test_every_finding_is_told_at_once_where_the_file_says_it(
 ) -> None:
     path = model(tmp_path / "opt", model_type="opt", max_position_embeddings=1024)
     small = model(tmp_path / "small", model_type="gptj", n_positions=512)
-    more = f"""search:
-  model.name_or_path: [{path}, {small}]
-sft:
-  training: {{max_steps: 1}}
-  data: {{train: rows.jsonl, max_length: 3000}}
-judge: {{max_new_tokens: 900, reward_model: Org/Reward}}
-"""
-    code, messages = told(capsys, "plan", path, 800, more)
+    searched = f"search:\n  model.name_or_path: [{path}, {small}]\n"
+    judge = "judge: {max_new_tokens: 900, reward_model: Org/Reward}\n"
+    code, messages = told(capsys, "plan", path, 800, searched + judge)
     assert code == 2
     assert f"sweep.yaml:6: base.data.max_length: with {small}: 800 tokens exceed the 512 positions" in messages
-    assert "sweep.yaml:12: sft.data.max_length: 3,000 tokens exceed the 1,024 positions" in messages
-    assert "sweep.yaml:13: judge.max_new_tokens: 900 new tokens after a prompt of up to 544" in messages
+    assert "sweep.yaml:10: judge.max_new_tokens: 900 new tokens after a prompt of up to 544" in messages
     assert messages.count("base.data.max_length") == 1
+    sft = "sft:\n  training: {max_steps: 1}\n  data: {train: rows.jsonl, max_length: 3000}\n"
+    code, messages = told(capsys, "plan", path, 800, sft + judge)
+    assert code == 2
+    assert "sweep.yaml:10: sft.data.max_length: 3,000 tokens exceed the 1,024 positions" in messages
+    assert "sweep.yaml:11: judge.max_new_tokens: 900 new tokens after a prompt of up to 544" in messages
 
 
 def test_a_length_beyond_a_rotary_models_training_is_a_warning(

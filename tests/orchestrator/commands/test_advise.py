@@ -13,7 +13,8 @@ from orchestrator.commands.advice.advised_file import write_advice
 from orchestrator.commands.advice.near_duplicates import jaccard, repetition_of, shingles, similarity
 from orchestrator.spec.advice.advice_lines import AdviceLine
 from orchestrator.spec.loading.loader import load_spec
-from tests.support.processes import call, called, finished, json_of
+from tests.support.processes import call, called, json_of
+from tests.support.without_ray import without_ray
 from trainer.data.pair_dataset import PairDataset, TokenizedPair, write_pairs
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -70,7 +71,8 @@ def test_the_sweep_finds_what_advise_has_computed_and_the_other_way_round(
 
     before = computed()
     assert len(before) == 4, "log-probs of two models; of the stage its model and its held-out pairs"
-    finished(runs, "sweep", str(file))
+    with without_ray():
+        called(runs, "sweep", str(file))
     assert computed() == before
     history = json_of(runs, "status", "advised")["initial"]
     assert history["eval_margins/logp"] == pytest.approx(made["pairs"]["gaps"]["mean"], abs=1e-6)

@@ -1,9 +1,6 @@
 """`archive` and `unarchive`: the original is there until the copy was compared, and killed calls are continued."""
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +9,9 @@ from orchestrator.cli import main
 from orchestrator.folders import SweepFolder, known_sweeps, sweep_lock
 from orchestrator.mirror import Mirror
 from orchestrator.study.study import Study
-from tests.support.processes import LIMIT_SECONDS, environment
+from tests.support.local_driver import KILLED, killed_at
+from tests.support.processes import call, called
 from tests.support.scripted_sweep import Script, make_spec, run_sweep
-from trainer.storage.failpoints import FAILPOINT_VARIABLE
 
 RATES = {"training.learning_rate": {"choice": [3e-7, 1e-6]}}
 
@@ -129,9 +126,5 @@ def test_an_archive_whose_return_was_killed_is_continued(point: str, folder: Swe
 
 
 def killed_then_finished(root: Path, point: str, *arguments: str) -> str:
-    command, env = [sys.executable, "-m", "orchestrator.cli", *arguments], environment(root)
-    killed = subprocess.run(command, env=env | {FAILPOINT_VARIABLE: point}, check=False, timeout=LIMIT_SECONDS)
-    assert killed.returncode == -signal.SIGKILL
-    done = subprocess.run(command, env=env, check=False, timeout=LIMIT_SECONDS, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    assert killed_at(lambda: call(root, *arguments), point) == KILLED
+    return called(root, *arguments)[1]

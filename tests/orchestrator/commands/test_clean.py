@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,9 +11,9 @@ from orchestrator.cli import main
 from orchestrator.driver.sft_stage import sft_config
 from orchestrator.folders import DATA_FILE
 from orchestrator.spec.sweep_spec import SweepSpec
-from tests.support.processes import LIMIT_SECONDS, environment
+from tests.support.local_driver import KILLED, killed_at
+from tests.support.processes import call, called
 from tests.support.scripted_sweep import Script, make_spec, run_sweep
-from trainer.storage.failpoints import FAILPOINT_VARIABLE
 
 RATES = {"training.learning_rate": {"choice": [3e-7, 1e-6]}}
 DAY = 86400
@@ -116,10 +113,7 @@ def test_an_sft_model_stays_as_long_as_its_sweep_is_there_or_archived(
 def test_a_cleaning_that_was_killed_leaves_no_half_entry_and_the_next_one_ends_it(home: Path) -> None:
     for name in ("data/a/x", "data/b/x"):
         entry(home, name, 90)
-    command, env = [sys.executable, "-m", "orchestrator.cli", "clean", "--yes"], environment(home)
-    point = {FAILPOINT_VARIABLE: "clean.renamed"}
-    killed = subprocess.run(command, env=env | point, check=False, timeout=LIMIT_SECONDS)
-    assert killed.returncode == -signal.SIGKILL
+    assert killed_at(lambda: call(home, "clean", "--yes"), "clean.renamed") == KILLED
     assert len([path for path in (home / "cache" / "data").iterdir() if path.name.startswith(".removed-")]) == 1
-    subprocess.run([*command, "--older-than", "1000"], env=env, check=True, timeout=LIMIT_SECONDS)
+    called(home, "clean", "--yes", "--older-than", "1000")
     assert len(list((home / "cache" / "data").iterdir())) == 1

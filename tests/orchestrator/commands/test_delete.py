@@ -1,9 +1,6 @@
 """`delete`: the sweep, its study and its MLflow runs, each gone or not; killed in between, the next call ends it."""
 
-import signal
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +11,9 @@ from orchestrator.folders import SweepFolder, known_sweeps, sweep_lock
 from orchestrator.interfaces import SweepReporter
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
-from tests.support.processes import LIMIT_SECONDS, environment
+from tests.support.local_driver import KILLED, forked, killed_at
+from tests.support.processes import call, called
 from tests.support.scripted_sweep import Script, make_spec, run_sweep
-from trainer.storage.failpoints import FAILPOINT_VARIABLE
 
 RATES = {"training.learning_rate": {"choice": [3e-7, 1e-6]}}
 
@@ -114,13 +111,9 @@ def test_the_study_in_another_database_is_deleted_and_its_neighbours_stay(home: 
     ["delete.listed", "delete.moved", "mlflow.run-deleted:2", "delete.runs", "delete.study", "delete.files:2"],
 )
 def test_a_deletion_that_was_killed_is_finished_by_the_next_one(point: str, home: Path) -> None:
-    tracked_sweep(home, "a")
-    command = [sys.executable, "-m", "orchestrator.cli", "delete", "a", "--yes"]
-    env = environment(home)
-    killed = subprocess.run(command, env=env | {FAILPOINT_VARIABLE: point}, check=False, timeout=LIMIT_SECONDS)
-    assert killed.returncode == -signal.SIGKILL
+    assert forked(lambda: tracked_sweep(home, "a")) == 0  # no connection of this process is inherited
+    assert killed_at(lambda: call(home, "delete", "a", "--yes"), point) == KILLED
     assert (home / "a").exists() == (point == "delete.listed")
-    done = subprocess.run(command, env=env, check=False, timeout=LIMIT_SECONDS, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    called(home, "delete", "a", "--yes")
     assert (runs_of(home), artifact_files(home)) == ([], 0)
     assert sorted(path.name for path in home.iterdir()) == ["artifacts", "mlflow.db"]

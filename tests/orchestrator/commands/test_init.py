@@ -4,7 +4,7 @@ from unittest.mock import patch
 import pytest
 
 from orchestrator import cli
-from orchestrator.commands.init_file import LOSSES
+from orchestrator.commands.init_file import LOSSES, check_answer
 from orchestrator.spec.loading.loader import load_spec
 from trainer.config.trial import FileSource
 
@@ -26,6 +26,14 @@ def test_what_is_written_loads(objective: str, gpus: str, capsys: pytest.Capture
         (False, 0) if gpus == "0" else (True, None)
     )
     assert Path("first.yaml").read_text().count("#") > 10
+
+
+def test_a_mistyped_model_or_file_is_answered_with_what_is_near(tmp_path: Path) -> None:
+    (tmp_path / "my-model").mkdir()
+    (tmp_path / "pairs.jsonl").write_text("{}\n", encoding="utf-8")
+    assert check_answer("model", "./my-modle") == "there is no ./my-modle (did you mean ./my-model?)"
+    assert check_answer("data", "pair.jsonl") == "there is no file pair.jsonl (did you mean pairs.jsonl?)"
+    assert check_answer("data", "nowhere/x.jsonl") == "there is no file nowhere/x.jsonl"
 
 
 def test_a_file_of_pairs_with_odd_names(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,18 +16,14 @@ from orchestrator.commands.init_file import DEFAULT_DATA, DEFAULT_MODEL, LOSSES
 from orchestrator.commands.local_plan import plan_locally
 from orchestrator.commands.request_commands import enqueue_trial
 from orchestrator.commands.status import status
-from orchestrator.driver import run_sweep as sweep_module
-from orchestrator.driver import sweep_driver
-from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import StopKind, StopReason
-from orchestrator.execution.workers.attempt_runner import SessionFactory
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.search.manual_trials import out_of_space, resolve_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
-from tests.support.local_driver import make_controller, run_here
+from tests.support.without_ray import without_ray
 from trainer.config.trial import GeneratedModel, GeneratedSource
 from trainer.results import StepMetrics
 from trainer.synthetic import generate_model, generate_rows
@@ -43,8 +38,11 @@ TINY = GeneratedModel(
 )
 ROWS = 60
 MATRIX = [
-    *itertools.product([name for name in LOSSES if name != "simper"], (False, True), (0, 2), (False, True)),
+    *itertools.product(
+        [name for name in LOSSES if name not in ("simper", "kto")], (False, True), (0, 2), (False, True)
+    ),
     ("simper", False, 0, True),  # its file is that of the others without the settings that SimPER lacks
+    ("kto", False, 0, True),  # its file is that of DPO with other values
 ]
 """Objective, adapters or not, GPUs, model and data local or on the hub."""
 
@@ -94,22 +92,6 @@ def test_it_loads_and_can_be_planned(case: tuple[str, bool, int, bool], made: Pa
     assert plan.trials > 0
 
 
-def run_all(
-    study: Study,
-    sink: Any,
-    view: Any,
-    signals: Any,
-    slots: Slots,
-    *,
-    open_session: SessionFactory,
-    prestarted: Any,
-    **more: Any,
-) -> StopReason:
-    """The engine without Ray: one trial after the other, in this process."""
-    session = open_session(study.folder.cache)
-    return run_here(make_controller(study, sink, view, signals, **more), lambda: session, polls=True).result()
-
-
 def check_run(name: str) -> None:
     found = status(name, Path("runs").resolve())
     assert (found["state"], {t["state"] for t in found["trials"]}) == ("finished", {"COMPLETE"})
@@ -130,22 +112,18 @@ def slow_but(cases: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("case", slow_but(LOCAL), ids=named)
-def test_it_runs_whole(case: tuple[str, bool, int, bool], made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "local_cluster", lambda *_: nullcontext())
-    monkeypatch.setattr(sweep_driver, "run_trials", run_all)
+def test_it_runs_whole(case: tuple[str, bool, int, bool], made: Path) -> None:
     init(case, made)
-    assert cli.main(["sweep", "first.yaml", *SMALL]) == 0
+    with without_ray():
+        assert cli.main(["sweep", "first.yaml", *SMALL]) == 0
     check_run("first")
 
 
 @pytest.mark.parametrize("case", slow_but(ELSEWHERE), ids=named)
-def test_in_small_where_it_wants_a_gpu_or_the_hub(
-    case: tuple[str, bool, int, bool], made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweep_module, "local_cluster", lambda *_: nullcontext())
-    monkeypatch.setattr(sweep_driver, "run_trials", run_all)
+def test_in_small_where_it_wants_a_gpu_or_the_hub(case: tuple[str, bool, int, bool], made: Path) -> None:
     init(case, made)
-    assert cli.main(["sweep", "first.yaml", "--rehearse", "--set=evaluation.prompts=1"]) == 0
+    with without_ray():
+        assert cli.main(["sweep", "first.yaml", "--rehearse", "--set=evaluation.prompts=1"]) == 0
     check_run("first-rehearsal")
 
 
@@ -412,7 +390,7 @@ require: off      # the scripted trials report the objective alone
 """
 
 
-def test_pages_take_a_winner_outside_of_the_search(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_take_a_winner_outside_of_the_search(made: Path) -> None:
     """A staged search from the margin's default, 0.25, and a manual trial that is the best and that it returns to."""
 
     def valued(study: Study, *_: Any, **__: Any) -> StopReason:
@@ -422,10 +400,9 @@ def test_pages_take_a_winner_outside_of_the_search(made: Path, monkeypatch: pyte
             study.tell(trial, Outcome(TrialState.COMPLETE))
         return StopReason(StopKind.FINISHED)
 
-    monkeypatch.setattr(sweep_module, "local_cluster", lambda *_: nullcontext())
-    monkeypatch.setattr(sweep_driver, "run_trials", valued)
     Path("first.yaml").write_text(OUTSIDE.format(model=made / "model", rows=made / "pairs.jsonl"))
-    assert cli.main(["sweep", "first.yaml"]) == 0
+    with without_ray(run_trials=valued):
+        assert cli.main(["sweep", "first.yaml"]) == 0
     check_run("first")
     found = status("first", Path("runs").resolve())
     assert found["best"] == 0
@@ -441,7 +418,8 @@ def test_plain_text_without_a_decision_is_refused_before_a_sweep_starts(
     plain = write_text_rows(tmp_path / "plain.jsonl", "columns")
     given = json.dumps({"train": str(plain), "max_length": 128})
     decided = json.dumps({"train": str(plain), "max_length": 128, "apply_template": True})
-    base, stage = (given, "") if section == "base" else (decided, f"\nsft:\n  data: {given}\n")
+    sft = f"\nsft:\n  data: {given}\n  training: {{pairs_per_update: 8}}\n"
+    base, stage = (given, "") if section == "base" else (decided, sft)
     file = Path("mine.yaml")
     file.write_text(
         f"name: mine\nbase:\n  model: {made / 'model'}\n  data: {base}\n  training: {{pairs_per_update: 8}}\n{stage}"

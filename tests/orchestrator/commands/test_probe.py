@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import main
+from orchestrator.commands import local_plan
 from orchestrator.commands.local_plan import ProbeFailed, plan_locally
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions
 from orchestrator.spec.estimates.input_sizes import KNOWN_SHAPES
@@ -152,3 +153,25 @@ def test_on_a_gpu_the_micro_batch_is_corrected_too() -> None:
     slower = 20.0 / (probe.formula_seconds or 0)
     assert probe.corrected.gpu_hours == pytest.approx(slower * (made.gpu_hours or 0))
     assert probe.corrected.cost == pytest.approx(2.0 * (probe.corrected.gpu_hours or 0))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "flags", "overrides", "offered"),
+    [
+        (256, "fma avx512_bf16", [], True),
+        (256, "fma amx_bf16 amx_tile", [], True),
+        (256, "fma avx512f", [], False),
+        (32, "fma avx512_bf16", [], False),
+        (256, "fma avx512_bf16", ["base.training.bf16=true"], False),
+        (256, "fma avx512_bf16", ["base.model.dtype=bfloat16"], False),
+    ],
+)
+def test_bfloat16_is_offered_where_the_processor_multiplies_in_it_and_the_model_is_large_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: int, flags: str, overrides: list[str], offered: bool
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(local_plan, "CPU_INFO", info)
+    spec = load_spec_text(TEXT.replace("hidden_size: 32", f"hidden_size: {hidden}"), tmp_path, overrides)
+    notices = plan_locally(spec, tmp_path / "runs", []).notices
+    assert any("base.training.bf16=true" in notice and "another precision" in notice for notice in notices) == offered

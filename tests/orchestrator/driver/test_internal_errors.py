@@ -15,6 +15,7 @@ from orchestrator.driver import crash_report, sweep_driver
 from orchestrator.driver import run_sweep as sweep_module
 from orchestrator.errors import ExitCode, NameTaken, StorageRefused, SweepHeld
 from orchestrator.execution.stop_reasons import StopKind, StopReason
+from orchestrator.execution.workers import data_process
 from orchestrator.folders import CRASHED_SWEEPS, SweepFolder
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.study.sampling.sampling_policy import NoValidTrial, SampledTrial, SamplingPolicy
@@ -22,6 +23,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from tests.support.processes import LIMIT_SECONDS
+from tests.support.without_ray import DataHere
 from trainer.results import StepMetrics
 
 TEXT = """
@@ -41,9 +43,10 @@ Run = Callable[..., StopReason]
 
 @pytest.fixture
 def file(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A sweep's file; Ray is left out, its trials are run by what the test gives."""
+    """A sweep's file; Ray is left out, the data are prepared here, its trials are run by what the test gives."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(sweep_module, "local_cluster", lambda *_: nullcontext())
+    monkeypatch.setattr(data_process, "DataProcess", DataHere)
     for module in (crash_report, sweep_driver, sweep_module):
         monkeypatch.setattr(module, "_DELIVERY_SECONDS", LIMIT_SECONDS)
     (tmp_path / "s.yaml").write_text(TEXT)

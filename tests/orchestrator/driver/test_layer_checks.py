@@ -14,7 +14,7 @@ from orchestrator.spec.loading.loader import load_spec_text
 
 SWEEP = """
 name: layers
-base: {{model: {model}, data: {{train: {{generated: instructions, rows: 64}}}}}}
+base: {{model: {model}, data: {{train: {{generated: instructions, rows: 64}}}}, training: {{pairs_per_update: 8}}}}
 search: {{loss.beta: [2.0]{search}}}
 """
 GPU, CPU = Slots(1, 1.0, 1), Slots(1, 0.0, 1)

@@ -8,7 +8,7 @@ import pytest
 
 import sweeps
 from orchestrator import cli
-from orchestrator.cli.composition import presentation
+from orchestrator.api.driving import presentation
 from orchestrator.commands import status
 from orchestrator.driver import run_sweep as root
 from orchestrator.driver.mirror_maintenance import claim_mirror

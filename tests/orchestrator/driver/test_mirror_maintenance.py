@@ -62,8 +62,10 @@ PRUNED = Outcome(TrialState.PRUNED, "median")
 
 
 def test_what_goes_here_goes_there(study: Study, far: Mirror) -> None:
-    with maintain_mirror(study, SilentView()) as mirror:
-        after = AfterTrial(study, ListSink(), DashboardReporter(), mirror)
+    with (
+        maintain_mirror(study, SilentView()) as mirror,
+        AfterTrial(study, ListSink(), DashboardReporter(), mirror) as after,
+    ):
         for value, ended in ((0.5, COMPLETE), (0.7, COMPLETE), (0.1, PRUNED), (0.2, None)):
             number = _trial(study, far, value, ended)
             (study.folder.attempt(number, 1) / UPLOADING / "left").mkdir(parents=True)

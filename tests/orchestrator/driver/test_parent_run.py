@@ -1,13 +1,15 @@
 """What the sweep's run says of it in MLflow while it runs: the diagnosis too; a bug in a rule ends nothing."""
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dashboards import sweep_reporter
 from dashboards.diagnosis import diagnose
 from dashboards.sweep_reporter import DashboardReporter
-from orchestrator.driver.parent_run import REPORT_FAILURE_FILE, update_description
+from orchestrator.driver.parent_run import REPORT_FAILURE_FILE, RunningDescription, update_description
 from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.study.study import Study
 from orchestrator.tracking.run_metadata import NOTE
@@ -53,3 +55,40 @@ def test_a_rule_that_fails_is_kept_and_ends_nothing(study: Study, monkeypatch: p
     assert "### Diagnosis" not in text
     assert [e.text for e in study.events() if e.kind == "diagnosis failed"] == ["KeyError: 'margins'"]
     assert "in broken" in (study.folder.path / REPORT_FAILURE_FILE).read_text()
+
+
+class SlowReporter(DashboardReporter):
+    """Describes once it is let go."""
+
+    def __init__(self) -> None:
+        self.began, self.go = threading.Event(), threading.Event()
+
+    def describe(self, *given: Any, **more: Any) -> str:
+        self.began.set()
+        assert self.go.wait(900)
+        return super().describe(*given, **more)
+
+
+def test_the_driver_does_not_wait_for_a_description(study: Study) -> None:
+    sink, reporter = ListSink(), SlowReporter()
+    with RunningDescription(study, sink, reporter) as description:
+        description.update()
+        assert reporter.began.wait(900)
+        description.update()  # returns while the first is being prepared
+        assert not sink.calls
+        reporter.go.set()
+    description.update()
+    assert "### Diagnosis" in sink.tags(SWEEP_RUN)[NOTE]
+
+
+def test_a_rule_that_fails_while_the_sweep_runs_is_recorded_too(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise KeyError("margins")
+
+    monkeypatch.setattr(diagnose, "diagnose", broken)
+    sink = ListSink()
+    with RunningDescription(study, sink, DashboardReporter()) as description:
+        description.update()
+    description.update()
+    assert sink.tags(SWEEP_RUN)[NOTE].startswith("**Running**: 2 trials")
+    assert [e.text for e in study.events() if e.kind == "diagnosis failed"] == ["KeyError: 'margins'"]

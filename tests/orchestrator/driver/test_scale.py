@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.driver import EVERY, REPORTS, ScriptedTune, spec_of
 from dashboards.sweep_reporter import DashboardReporter
+from orchestrator.driver.parent_run import RunningDescription
 from orchestrator.driver.sweep_driver import AfterTrial
 from orchestrator.execution.controller import TrialController
 from orchestrator.execution.messages import AttemptReport, AttemptTask
@@ -97,9 +98,7 @@ def driving(root: Path, trials: int, slots: int) -> Generator[tuple[Measured, St
         study = Study.create(folder, spec, slots=slots, train_pairs=10_000)
         sink, view = ListSink(), SilentView()
         after = AfterTrial(study, sink, DashboardReporter())
-        patch.setattr(
-            after, "_next_description", float("inf")
-        )  # describing the sweep is bounded by its share of the time instead
+        patch.setattr(RunningDescription, "update", lambda _: None)  # bounded by its share of the time instead
         with study, SignalHandler(lambda: "") as signals:
             controller = Measured(study, sink, view, signals, finalize_config=lambda c, _: c, on_trial_end=after)
             ScriptedTune(controller, slots, paced=False).run(lambda bucket: None)

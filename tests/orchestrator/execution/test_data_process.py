@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def begun(cache: Path, first: TrialConfig, signals: SignalHandler) -> DataProces
     return DataProcess(cache, first, {}, signals, lambda: None)
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataProcess]:
+    """One process for tests that only ask it: it takes seconds to start."""
+    with SignalHandler(lambda: "") as signals, begun(tmp_path_factory.mktemp("data"), config(GOOD), signals) as data:
+        yield data
+
+
 def test_answers_in_any_order_each_prepared_once(tmp_path: Path) -> None:
     first, second = config(GOOD), config(GOOD, max_length=80)
     with SignalHandler(lambda: "") as signals, begun(tmp_path, first, signals) as data:
@@ -45,16 +53,15 @@ def test_answers_in_any_order_each_prepared_once(tmp_path: Path) -> None:
         assert DataReport.model_validate_json(data.prepare(first)) == found[1]  # heard before, asked of nobody
 
 
-def test_data_that_cannot_be_used_are_refused_in_words_and_the_next_are_read(tmp_path: Path) -> None:
+def test_data_that_cannot_be_used_are_refused_in_words_and_the_next_are_read(data: DataProcess, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": "a", "chosen": "b"}) + "\n" for _ in range(3)))
-    with SignalHandler(lambda: "") as signals, begun(tmp_path, config(str(rows)), signals) as data:
-        with pytest.raises(DataError, match="rejected"):
-            data.prepare(config(str(rows)))
-        assert DataReport.model_validate_json(data.prepare(config(GOOD))).train_rows == 22
+    with pytest.raises(DataError, match="rejected"):
+        data.prepare(config(str(rows)))
+    assert DataReport.model_validate_json(data.prepare(config(GOOD, max_length=88))).train_rows == 22
 
 
-def test_rows_without_scores_are_refused_only_where_the_loss_reads_scores(tmp_path: Path) -> None:
+def test_rows_without_scores_are_refused_only_where_the_loss_reads_scores(data: DataProcess, tmp_path: Path) -> None:
     rows = [{"prompt": f"{n}?", "chosen": f"yes {n}", "rejected": "no", "score_chosen": 2, "score_rejected": n % 3}
             for n in range(30)]  # fmt: skip
     del rows[6]["score_chosen"]
@@ -63,16 +70,17 @@ def test_rows_without_scores_are_refused_only_where_the_loss_reads_scores(tmp_pa
     given = {"model": MODEL, "data": {"train": str(path), "max_length": 96, "apply_template": False}}
     plain = TrialConfig.model_validate(given | {"loss": {"kind": "dpo"}})
     scored = TrialConfig.model_validate(given | {"loss": {"kind": "dpo", "odpo_alpha": 1.0}})
-    with SignalHandler(lambda: "") as signals, begun(tmp_path, plain, signals) as data:
-        assert DataReport.model_validate_json(data.prepare(plain)).train_rows == 27
-        with pytest.raises(DataError, match=r"1 row has no finite number as score_chosen .*rows\.jsonl: 7\)"):
-            data.prepare(scored)
-        made = TrialConfig.model_validate({"model": MODEL, "data": {"train": GOOD}, "loss": scored.loss})
-        assert DataReport.model_validate_json(data.prepare(made)).train_rows == 22
-        assert data.score_notice(made) == data.score_notice(plain) == ""
+    assert DataReport.model_validate_json(data.prepare(plain)).train_rows == 27
+    with pytest.raises(DataError, match=r"1 row has no finite number as score_chosen .*rows\.jsonl: 7\)"):
+        data.prepare(scored)
+    made = TrialConfig.model_validate({"model": MODEL, "data": {"train": GOOD}, "loss": scored.loss})
+    assert DataReport.model_validate_json(data.prepare(made)).train_rows == 22
+    assert data.score_notice(made) == data.score_notice(plain) == ""
 
 
-def test_prompts_without_positions_for_their_answers_are_refused_before_a_trial(tmp_path: Path) -> None:
+def test_prompts_without_positions_for_their_answers_are_refused_before_a_trial(
+    data: DataProcess, tmp_path: Path
+) -> None:
     """What fits is decided by the held-out rows: the limits of the configuration alone do not say it."""
     tokenizer = AutoTokenizer.from_pretrained(generate_model(GeneratedModel(**MODEL["generated"]), tmp_path / "made"))
     model = tmp_path / "gpt2"
@@ -88,20 +96,19 @@ def test_prompts_without_positions_for_their_answers_are_refused_before_a_trial(
         evaluation = {"prompts": 2, "max_new_tokens": new}
         return TrialConfig.model_validate({"model": str(model), "data": data, "evaluation": evaluation})
 
-    with SignalHandler(lambda: "") as signals, begun(tmp_path / "cache", trial(16), signals) as data:
-        assert DataReport.model_validate_json(data.prepare(trial(16))).eval_rows == 2
-        with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 46 new ones exceeds the 48 positions"):
-            data.prepare(trial(46))
-        data.check_judge(trial(16), JudgeConfig(max_new_tokens=16))
-        with pytest.raises(DataError, match=r"with 46 new ones exceeds the 48 .*: lower judge\.max_new_tokens or"):
-            data.check_judge(trial(16), JudgeConfig(max_new_tokens=46))
-        elsewhere = tmp_path / "asked.jsonl"
-        elsewhere.write_text(json.dumps({"prompt": "a " * 40}) + "\n")
-        judge = JudgeConfig.model_validate({"max_new_tokens": 16, "prompts_from": str(elsewhere)})
-        with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 16 new ones exceeds the 48 positions"):
-            data.check_judge(trial(16), judge)
-        with pytest.raises(DataError, match=r"none of the 2 prompts has an `answer` .* set judge.reward_model or"):
-            data.check_judge(trial(16), JudgeConfig(max_new_tokens=16), checked=True)
+    assert DataReport.model_validate_json(data.prepare(trial(16))).eval_rows == 2
+    with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 46 new ones exceeds the 48 positions"):
+        data.prepare(trial(46))
+    data.check_judge(trial(16), JudgeConfig(max_new_tokens=16))
+    with pytest.raises(DataError, match=r"with 46 new ones exceeds the 48 .*: lower judge\.max_new_tokens or"):
+        data.check_judge(trial(16), JudgeConfig(max_new_tokens=46))
+    elsewhere = tmp_path / "asked.jsonl"
+    elsewhere.write_text(json.dumps({"prompt": "a " * 40}) + "\n")
+    judge = JudgeConfig.model_validate({"max_new_tokens": 16, "prompts_from": str(elsewhere)})
+    with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 16 new ones exceeds the 48 positions"):
+        data.check_judge(trial(16), judge)
+    with pytest.raises(DataError, match=r"none of the 2 prompts has an `answer` .* set judge.reward_model or"):
+        data.check_judge(trial(16), JudgeConfig(max_new_tokens=16), checked=True)
 
 
 def test_a_death_is_told_with_its_last_words(tmp_path: Path) -> None:
@@ -120,18 +127,23 @@ def test_an_interruption_ends_the_wait_and_the_process(tmp_path: Path) -> None:
         assert data._process.returncode == -signal.SIGKILL  # pyright: ignore[reportPrivateUsage]
 
 
-def test_it_ends_with_a_driver_that_was_killed(tmp_path: Path) -> None:
-    driver = f"""
-import time
+DRIVER = """
+import sys, time
 from pathlib import Path
-from tests.orchestrator.execution.test_data_process import GOOD, begun, config
 from orchestrator.execution.stop_reasons import SignalHandler
-with SignalHandler(lambda: "") as interrupt:
-    data = begun(Path({str(tmp_path)!r}), config(GOOD), interrupt)
+from orchestrator.execution.workers.data_process import DataProcess
+from trainer.config.trial import TrialConfig
+with SignalHandler(lambda: "") as signals:
+    first = TrialConfig.model_validate_json(sys.argv[2])
+    data = DataProcess(Path(sys.argv[1]), first, {}, signals, lambda: None)
     print(data._process.pid, flush=True)
     time.sleep(600)
 """
-    process = subprocess.Popen([sys.executable, "-c", driver], stdout=subprocess.PIPE, text=True)
+
+
+def test_it_ends_with_a_driver_that_was_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), config(GOOD).model_dump_json()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
     assert is_alive(child)
     process.kill()
@@ -140,7 +152,7 @@ with SignalHandler(lambda: "") as interrupt:
     assert not is_alive(child)
 
 
-def test_a_tokenizers_own_code_is_run_only_with_the_flag(tmp_path: Path) -> None:
+def test_a_tokenizers_own_code_is_run_only_with_the_flag(data: DataProcess, tmp_path: Path) -> None:
     own = Path(resolve_model_path(ModelConfig.model_validate(MODEL), tmp_path))
     (own / "tokenization_own.py").write_text(
         "from transformers import PreTrainedTokenizerFast\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
@@ -152,21 +164,22 @@ def test_a_tokenizers_own_code_is_run_only_with_the_flag(tmp_path: Path) -> None
     }
     (own / "tokenizer_config.json").write_text(json.dumps(settings))
     first = TrialConfig.model_validate({"model": str(own), "data": {"train": GOOD, "max_length": 96}})
-    with SignalHandler(lambda: "") as signals:
-        with begun(tmp_path, first, signals) as data, pytest.raises(DataError, match="only with --trust-remote-code"):
-            data.prepare(first)
-        with DataProcess(tmp_path, first, {}, signals, lambda: None, trust_remote_code=True) as data:
-            assert DataReport.model_validate_json(data.prepare(first)).train_rows == 22
+    with pytest.raises(DataError, match="only with --trust-remote-code"):
+        data.prepare(first)
+    with (
+        SignalHandler(lambda: "") as signals,
+        DataProcess(tmp_path, first, {}, signals, lambda: None, trust_remote_code=True) as trusting,
+    ):
+        assert DataReport.model_validate_json(trusting.prepare(first)).train_rows == 22
 
 
-def test_what_adapters_change_is_told_and_names_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+def test_what_adapters_change_is_told_and_names_that_mean_nothing_are_refused(data: DataProcess) -> None:
     plain = config(GOOD)
     adapted = TrialConfig.model_validate(plain.model_dump() | {"lora": {"target_modules": ["q_proj"]}})
     wrong = TrialConfig.model_validate(plain.model_dump() | {"lora": {"target_modules": ["q_prj", "v_proj"]}})
-    with SignalHandler(lambda: "") as signals, begun(tmp_path, plain, signals) as data:
-        for each in (plain, adapted):
-            data.prepare(each)
-        assert data.notices(plain) == []
-        assert data.notices(adapted) == ["lora adapts 2 layers (2 q_proj)"]
-        with pytest.raises(DataError, match=r"lora\.target_modules: q_prj is not in .*; did you mean q_proj\?"):
-            data.prepare(wrong)
+    for each in (plain, adapted):
+        data.prepare(each)
+    assert data.notices(plain) == []
+    assert data.notices(adapted) == ["lora adapts 2 layers (2 q_proj)"]
+    with pytest.raises(DataError, match=r"lora\.target_modules: q_prj is not in .*; did you mean q_proj\?"):
+        data.prepare(wrong)

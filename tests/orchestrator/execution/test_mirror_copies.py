@@ -19,8 +19,7 @@ from orchestrator.execution.workers.mirror_upload import MirrorUploader
 from orchestrator.mirror import Mirror, MirrorRefused
 from orchestrator.study.trial_records import FailureKind
 from tests.support.fake_session import CheckpointingSession
-from tests.support.local_driver import pull_all
-from tests.support.mirrored_trial import copied, task, write_checkpoint
+from tests.support.mirrored_trial import copied, pull_all, task, write_checkpoint
 from tests.support.processes import LIMIT_SECONDS, wait_until
 from tests.support.s3_server import Server
 from trainer.storage.checkpoint_manifest import checkpoint_step, list_checkpoints, verify_checkpoint

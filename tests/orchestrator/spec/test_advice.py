@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.spec.advice.advice_lines import AdviceLine, data_advice, losses_of, settings_advice
-from orchestrator.spec.advice.loss_advice import loss_advice, margin_table
+from orchestrator.spec.advice.loss_advice import KTO_TRAVEL, loss_advice, margin_table, weight_advice
 from orchestrator.spec.advice.pair_scores import (
     Distribution,
     PairScores,
@@ -226,3 +226,46 @@ def test_pairs_right_already_lengths_and_duplicates() -> None:
     averaged = data_advice(longer, losses_of(sweep(GRID)))
     assert of(averaged, "length").level == "note"
     assert all(line.reason for line in (*lines, *averaged))
+
+
+# --- KTO -------------------------------------------------------------------------------------------------------------
+
+
+def test_ktos_beta_says_how_far_a_response_moves_until_it_weighs_a_fifth() -> None:
+    at = 1 / (1 + math.exp(-KTO_TRAVEL))
+    assert at * (1 - at) == pytest.approx(1 / 20)
+    made = scores([0.2, -0.1], tokens=30)
+    spec = sweep("{loss.beta: [0.001, 0.1, 0.3]}", "{kind: kto}")
+    line = of(loss_advice(spec, made), "beta")
+    assert f"{KTO_TRAVEL / (0.1 * 30):.2g} (beta 0.1)" in line.text
+    assert (line.level, line.value) == ("change", "[0.1, 0.3]")
+    assert "2402.01306" in line.sources[0]
+    assert of(loss_advice(sweep("{loss.beta: [0.2, 1.0]}", "{kind: kto}"), made), "beta").level == "keep"
+
+
+@pytest.mark.parametrize(
+    ("desirable", "undesirable", "loss", "yaml"),
+    [
+        (100, 100, "", None),
+        (140, 100, "", None),
+        (160, 100, "", "base.loss.undesirable_weight: 1.6"),
+        (100, 1000, "", "base.loss.desirable_weight: 10"),
+        (100, 1000, ", desirable_weight: 13.33", None),
+        (100, 1000, ", undesirable_weight: 0.09", None),
+    ],
+)
+def test_the_rarer_label_gets_the_weight_that_makes_both_equal(
+    desirable: int, undesirable: int, loss: str, yaml: str | None
+) -> None:
+    spec = sweep("{loss.beta: [0.1]}", f"{{kind: kto{loss}}}")
+    (line,) = weight_advice(spec, desirable, undesirable)
+    assert (line.level, line.yaml) == ("keep" if yaml is None else "change", yaml)
+    assert not list(weight_advice(sweep("{loss.beta: [2.0]}"), desirable, undesirable))
+
+
+def test_rows_with_one_response_have_no_gaps_and_get_no_advice_from_them() -> None:
+    made = scores([0.0, 0.0, 0.0], tokens=[10, 0, 0], rejected_tokens=[0, 6, 8])
+    assert (made.paired, made.labels, made.mean_tokens) == (False, (1, 2), 8.0)
+    lines = data_advice(made, losses_of(sweep("{loss.beta: [0.1]}", "{kind: kto}")))
+    assert of(lines, "right already").text == "rows with one response each: no pair to rank"
+    assert "desirable 10 tokens, undesirable 7" in of(lines, "length").text

@@ -187,6 +187,20 @@ def test_a_reference_that_moves_is_a_forward_pass_an_update_and_weights_of_its_o
     assert two.memory.optimizer == one.memory.optimizer
 
 
+def test_kto_is_a_forward_pass_more_of_updates_evaluations_and_the_reference() -> None:
+    shape = ModelShape(64, 2, 4, 4, 16, 128, 100)
+    machine = GpuAssumptions(tflops=1.0, efficiency=0.5, tokens_per_pair=1)
+    training = {"pairs_per_update": 10, "eval_steps": 5}
+    forward, speed = 2 * (shape.linear_parameters + 6400) + 2 * 64, 0.5e12 * 3600
+    for loss_type, passes in (("apo_zero_unpaired", 1), ("kto", 2)):
+        config = trial(training=training, loss={"kind": "kto", "loss_type": loss_type})
+        made = estimate_cost([config], [20], shape, machine, 3, eval_pairs=7)
+        expected = 20 * 10 * (2 + passes) * forward + passes * 7 * 5 * forward
+        assert made.flops_per_trial == pytest.approx(expected)
+        once = passes * 20 * 10 * forward / config.training.num_train_epochs
+        assert (made.gpu_hours or 0) == pytest.approx((3 * expected + once) / speed)
+
+
 def test_what_does_not_fit_is_said_with_what_does() -> None:
     config = trial(training=CHECKPOINTED)
     made = estimate_cost([config], [], LLAMA, GpuAssumptions(gpu_memory=80 * GB), 3, eval_pairs=None)

@@ -1,6 +1,7 @@
 """A begun sweep whose search grows: old trials stay, new ones come from all of it, and nothing is ever taken away."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ def widened(spec: SweepSpec, search: dict[str, Any], zipped: Any = (), **more: A
     return spec.model_copy(update={"search": space, **more})
 
 
-def _run(folder: SweepFolder, spec: SweepSpec, wide: SweepSpec, *, killed: bool) -> list[Any]:
+def _run(folder: SweepFolder, wide: SweepSpec, *, killed: bool) -> list[Any]:
     """Six trials, then the wider search; the driver dies, if so wanted, after every ask of an odd turn."""
-    study = Study.create(folder, spec)
+    study = Study.open(folder)
     for turn in itertools.count():
         if len(study.trials()) == 6 and study.spec != wide and all(t.state.is_final for t in study.trials()):
             assert study.amend(wide)
@@ -56,12 +57,14 @@ def _run(folder: SweepFolder, spec: SweepSpec, wide: SweepSpec, *, killed: bool)
 
 
 @pytest.mark.parametrize("name", [n for n in SAMPLERS if n not in ("grid", "staged")])
-def test_samplers_draw_from_the_wider_search_and_resume_exactly(tmp_path: Path, name: str) -> None:
-    spec = make_spec(NARROW, sampler=SAMPLERS[name], budget=Budget(trials=24))
+def test_samplers_draw_from_the_wider_search_and_resume_exactly(
+    tmp_path: Path, template: Callable[[Path, SweepSpec], SweepFolder], name: str
+) -> None:
+    spec = make_spec(NARROW, sampler=SAMPLERS[name], budget=Budget(trials=20))
     wide = widened(spec, WIDE)
-    calm = _run(SweepFolder(tmp_path / "calm", "s"), spec, wide, killed=False)
-    assert _run(SweepFolder(tmp_path / "killed", "s"), spec, wide, killed=True) == calm
-    assert len(calm) == 24
+    calm = _run(template(tmp_path / "calm", spec), wide, killed=False)
+    assert _run(template(tmp_path / "killed", spec), wide, killed=True) == calm
+    assert len(calm) == 20
     first, later = [p for _, p in calm[:6]], [p for _, p in calm[6:]]
     assert all(1 <= p["loss.beta"] <= 2 and p["loss.gamma"] in (0.5, 1.0) for p in first)
     assert any(not 1 <= p["loss.beta"] <= 2 for p in later)

@@ -16,14 +16,6 @@ from orchestrator.tracking.mlflow_receiver import MlflowReceiver
 QUICKSTART = Path(sweeps.__file__).parent / "quickstart.yaml"
 
 
-@pytest.fixture
-def s3() -> Any:
-    from tests.support.s3_server import serving
-
-    with serving() as server:
-        yield server
-
-
 def _tell(root: Path, uri: str, artifacts: str) -> None:
     (root / "report.html").write_text("<p>the winner</p>")
     given: dict[str, Any] = {"uri": uri, "experiment": "a/b", "sweep_id": "7", "sweep": "s", "artifacts": artifacts}

@@ -6,7 +6,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from tests.support.objectives import OBJECTIVES
-from trainer.config.loss_config import PARAMETER_ALIASES, CpoLoss, DpoLoss, LossConfig, OrpoLoss, SimpoLoss
+from trainer.config.loss_aliases import PARAMETER_ALIASES
+from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SimpoLoss
 from trainer.config.trial import TrialConfig
 
 LOSS: TypeAdapter[Any] = TypeAdapter(LossConfig)
@@ -81,7 +82,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "simper", "sft_weight": 0.1}, "write nll_scale"),
     ({"kind": "simpo", "loss_type": "SimPER"}, "loss.kind simper"),
     ({"kind": "dpo", "loss_type": "simper"}, "loss.kind simper"),
-    ({"kind": "kto"}, "does not match any of the expected tags"),
+    ({"kind": "dpo", "loss_type": "kto"}, "loss.kind kto"),
+    ({"kind": "dpo", "desirable_weight": 1.3}, "belongs to KTO"),
+    ({"kind": "kto", "lambda_d": 1.3}, "desirable_weight"),
+    ({"kind": "kto", "desirable_weight": 0, "undesirable_weight": 0}, "both 0"),
+    ({"kind": "bco"}, "does not match any of the expected tags"),
 ]
 
 

@@ -253,10 +253,7 @@ def test_scores_that_contradict_the_order_are_told(tmp_path: Path, bare: ModelCo
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        (
-            {"prompt": [chat_message("user", "a")], "completion": [chat_message("assistant", "b")], "label": True},
-            "unpaired rows",
-        ),
+        ({"prompt": "a", "response": "b", "label": True}, "as for KTO.*columns: {completion: response}"),
         ({"prompt": "a", "answers": [{"answer": "b", "rank": 1.0}], "turns": 1}, "as Nectar does.*best rank"),
         ({"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 1}, "PKU.*better_response_id"),
         ({"history": "a", "human_ref_A": "b", "human_ref_B": "c", "labels": 1}, "SHP.*prompt: history"),

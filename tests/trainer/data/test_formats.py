@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.data_cases import chat, chat_message, plain
+from trainer.data.chat_messages import InvalidRow
 from trainer.data.formats import Preference, to_preference
 
 ASK, GOOD, WRONG = chat_message("user", "2+2?"), chat_message("assistant", "4"), chat_message("assistant", "5")
@@ -104,3 +105,57 @@ def test_the_checkable_answer_travels_along() -> None:
 )
 def test_bad_rows_are_named(row: dict[str, Any], kind: str) -> None:
     assert to_preference(row).kind == kind
+
+
+# --- rows with one response and a label ------------------------------------------------------------------------------
+@pytest.mark.parametrize("label", [True, 1, 1.0, "true", "True ", "1"], ids=repr)
+def test_a_row_with_one_response_is_a_pair_without_the_other(label: Any) -> None:
+    row = {"prompt": [ASK], "completion": [GOOD], "label": label, "answer": 4}
+    before = deepcopy(row)
+    found = to_preference(row)
+    assert found == Preference([ASK], [GOOD], [], "4")
+    assert found.is_single
+    assert found.with_both() == Preference([ASK], [GOOD], [GOOD], "4")
+    assert to_preference(row | {"label": {True: False, "true": "FALSE"}.get(label, "0")}) == Preference(
+        [ASK], [], [GOOD], "4"
+    )
+    assert row == before, "the row was changed"
+
+
+@pytest.mark.parametrize("form", ["text", "text prompt", "repeated prompt", "text as dialogue", "turns as dialogue"])
+def test_the_rules_for_pairs_hold_for_one_response(form: str) -> None:
+    cases: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "text": ("The sky is", " blue.", {}),
+        "text prompt": ("2+2?", [GOOD], {}),
+        "repeated prompt": ([ASK], [ASK, GOOD], {}),
+        "text as dialogue": ("2+2?", "4", {"apply_template": True}),
+        "turns as dialogue": ("\n\nHuman: 2+2?\n\nAssistant:", " 4", {"apply_template": True}),
+    }
+    prompt, response, options = cases[form]
+    other = [*response[:-1], WRONG] if isinstance(response, list) else " 5"
+    pair = to_preference({"prompt": prompt, "chosen": response, "rejected": other}, **options)
+    found = to_preference({"prompt": prompt, "completion": response, "label": True}, **options)
+    assert isinstance(pair, Preference)
+    assert isinstance(found, Preference)
+    assert (found.prompt, found.chosen, found.notices) == (pair.prompt, pair.chosen, pair.notices)
+    assert not found.rejected
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"prompt": "a", "completion": "b", "label": None}, "bad_label"),
+        ({"prompt": "a", "completion": "b", "label": 2}, "bad_label"),
+        ({"prompt": "a", "completion": "b", "label": "good"}, "bad_label"),
+        ({"prompt": "a", "completion": "b"}, "missing_field"),
+        ({"prompt": "a", "completion": " ", "label": False}, "empty_response"),
+        ({"prompt": [ASK], "completion": [], "label": False}, "empty_response"),
+        ({"prompt": "", "completion": "b", "label": True}, "empty_prompt"),
+        ({"prompt": [ASK], "completion": [GOOD, OTHER], "label": True}, "not_one_answer"),
+        ({"prompt": [ASK], "completion": 3, "label": True}, "not_text"),
+    ],
+)  # fmt: skip
+def test_a_labelled_row_that_cannot_be_used_has_its_reason(row: dict[str, Any], kind: str) -> None:
+    found = to_preference(row)
+    assert isinstance(found, InvalidRow)
+    assert found.kind == kind

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_dataset_builder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -140,8 +141,24 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("Couldn't reach 'someone/prefs' on the Hub")
 
-    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    monkeypatch.setattr("datasets.load_dataset_builder", unreachable)
     with pytest.raises(UnreadableData, match=r"someone/prefs:train.*Couldn't reach.*download it"):
+        read_source(HubSource(dataset="someone/prefs", split="train"))
+
+
+def test_a_data_set_of_the_hub_cannot_name_files_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The `datasets` library reads absolute paths in the description of a data set, wherever that comes from."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    secret, folder = tmp_path / "secret.jsonl", tmp_path / "set"
+    write_rows(secret, [{"prompt": "x?", "chosen": "yes", "rejected": "no"}])
+    folder.mkdir()
+    files = f"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {secret}\n"
+    (folder / "README.md").write_text(f"---\n{files}---\n")
+    described = load_dataset_builder(str(folder))
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_, **__: described)
+    with pytest.raises(UnreadableData, match=r"someone/prefs:train of the hub names a file of this machine, .*secret"):
         read_source(HubSource(dataset="someone/prefs", split="train"))
 
 

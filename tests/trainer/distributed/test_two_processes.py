@@ -65,12 +65,21 @@ CASES = {
     "slices, computed again": config("fsdp2", "simpo", {"gradient_checkpointing": True}),
     "slices of adapters": config("fsdp2", lora={"r": 1, "alpha": 4}),
     "slices, pairs coupled": config("fsdp2", {"kind": "dpo", "loss_type": "aot"}),
+    "copies, KL estimated": config("ddp", "kto"),
+    "slices, KL estimated": config("fsdp2", "kto"),
     "copies, reference moved": config("ddp", MOVING),
     "slices, reference moved": config("fsdp2", MOVING),
     "slices of adapters, reference moved": config("fsdp2", MOVING, lora={"r": 1, "alpha": 4}),
     "slices, separate sequences": config("fsdp2", "sft", model=MODEL | {"attention": "separate"}),
 }
-SLOW = ("computed again", "pairs coupled", "separate sequences", "copies, reference moved", "adapters, reference moved")
+SLOW = (
+    "computed again",
+    "copies, KL estimated",
+    "pairs coupled",
+    "separate sequences",
+    "copies, reference moved",
+    "adapters, reference moved",
+)
 
 
 @pytest.mark.parametrize(

@@ -67,10 +67,10 @@ def plain_logps(hidden: torch.Tensor, batch: Batch, head: Head) -> PairLogps:
 
 
 def shifted(logps: PairLogps) -> PairLogps:
-    """A reference near the policy."""
+    """A reference near the policy, with an estimate of the KL divergence."""
     columns = {n: c if "tokens" in n else c.detach() + 0.3 * torch.cos(c.detach()) for n, c in logps.columns().items()}
     gaps = torch.linspace(0.5, 3.0, len(logps.chosen), dtype=logps.chosen.dtype)
-    return replace(PairLogps.from_columns(columns), score_gap=gaps)
+    return replace(PairLogps.from_columns(columns), score_gap=gaps, kl=torch.full_like(gaps, 0.7))
 
 
 def grads(hidden: torch.Tensor, head: Head) -> list[torch.Tensor]:

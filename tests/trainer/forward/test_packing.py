@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.trl_oracle import Pair, make_pairs
+from tests.support.trl_oracle import Pair, make_pairs, single_rows
 from trainer.forward.packing import TOKEN_KINDS, Batch, micro_batches, pack_pairs, packed_lengths, pad_pairs
 
 LAYOUTS = {"packed": pack_pairs, "separate": pad_pairs}
@@ -74,6 +74,19 @@ def test_rejected_can_be_left_out(layout: str) -> None:
     assert batch.chosen_tokens == tuple(len(pair.chosen) for pair in pairs)
 
 
+def test_a_row_with_one_response_takes_no_more_than_that() -> None:
+    pairs = single_rows(make_pairs(5))
+    lengths = [[len(getattr(p, name)) for p in pairs] for name in ("prompt", "chosen", "rejected")]
+    responses = [np.concatenate([p.chosen, p.rejected]) for p in pairs]
+    whole = [len(p.prompt) + len(r) - 1 for p, r in zip(pairs, responses, strict=True)]
+    packed, padded = pack_pairs(pairs), pad_pairs(pairs)
+    assert packed_lengths(*lengths) == whole
+    assert (packed.tokens, padded.tokens) == (sum(whole), len(pairs) * max(whole))
+    for batch in (packed, padded):
+        assert batch.targets.tolist() == np.concatenate(responses).tolist()
+        assert (list(batch.chosen_tokens), list(batch.rejected_tokens)) == (lengths[1], lengths[2])
+
+
 def test_packed_has_no_padding_and_positions_of_separate_sequences() -> None:
     pairs = make_pairs(6)
     batch = pack_pairs(pairs)
@@ -93,13 +106,17 @@ def test_rows_of_a_pair_are_adjacent() -> None:
         assert set((batch.pair_kinds[low:high] // len(TOKEN_KINDS)).tolist()) == {number}
 
 
-@pytest.mark.parametrize("empty", ["prompt", "chosen", "rejected"])
-def test_an_empty_part_is_refused(empty: str) -> None:
+@pytest.mark.parametrize(
+    ("empty", "message"), [(("prompt",), "an empty prompt"), (("chosen", "rejected"), "no response")], ids=str
+)
+def test_an_empty_part_is_refused(empty: tuple[str, ...], message: str) -> None:
     parts = {"prompt": np.ones(3, np.int32), "chosen": np.ones(2, np.int32), "rejected": np.ones(2, np.int32)}
-    parts[empty] = parts[empty][:0]
+    parts |= {name: parts[name][:0] for name in empty}
     for layout in LAYOUTS.values():
-        with pytest.raises(ValueError, match=f"empty {empty}"):
+        with pytest.raises(ValueError, match=message):
             layout([Pair(**parts)])
+        with pytest.raises(ValueError, match="no response"):
+            layout([Pair(np.ones(3, np.int32), parts["chosen"][:0], np.ones(2, np.int32))], rejected=False)
         with pytest.raises(ValueError, match="at least one"):
             layout([])
 

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from tests.support.trl_oracle import Pair, gradients, make_pairs, moved, tiny_model, totals_of, worst
+from tests.support.trl_oracle import Pair, gradients, make_pairs, moved, single_rows, tiny_model, totals_of, worst
 from trainer.config.loss_config import DpoLoss, LossConfig, SftLoss, SimpoLoss
 from trainer.forward.architecture import VERIFIED_ARCHITECTURES, UnsupportedHead
 from trainer.forward.chunked_logps import ChunkSize
@@ -73,6 +73,17 @@ def test_packed_equals_separate(name: str) -> None:
     expected, right = step(model, pairs, attention="separate")
     assert float(terms.loss) == pytest.approx(float(expected.loss), rel=1e-5)
     assert worst(found, right) < 2e-5
+
+
+@pytest.mark.parametrize("attention", ["packed", "separate"])
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma2"])
+def test_one_response_alone_has_the_log_prob_that_it_has_in_its_pair(name: str, attention: Any) -> None:
+    model, pairs = PairModel(build(name), attention), make_pairs(6)
+    whole, alone = model.logps(pairs), model.logps(single_rows(pairs))
+    for side in ("chosen", "rejected"):
+        tokens, logps = (getattr(alone, f"{side}{end}") for end in ("_tokens", ""))
+        assert tokens.tolist() == [len(getattr(row, side)) for row in single_rows(pairs)]
+        torch.testing.assert_close(logps, getattr(whole, side) * (tokens > 0), rtol=1e-5, atol=1e-4)
 
 
 def test_long_pairs_cross_blocks_and_are_computed_again_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:

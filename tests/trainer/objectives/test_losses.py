@@ -18,6 +18,7 @@ from trainer.config.loss_config import (
     CpoLoss,
     DpoLoss,
     DpoLossType,
+    KtoLoss,
     LossConfig,
     OrpoLoss,
     SftLoss,
@@ -26,7 +27,14 @@ from trainer.config.loss_config import (
 )
 from trainer.objectives.dpo_terms import chi_squared_link
 from trainer.objectives.losses import pair_loss, required_stats
-from trainer.objectives.pair_logps import PairLogps, UpdateTotals, merge_sums, metric_means, metric_sums
+from trainer.objectives.pair_logps import (
+    PairLogps,
+    UpdateTotals,
+    log_ratio_sums,
+    merge_sums,
+    metric_means,
+    metric_sums,
+)
 
 
 def log_sigmoid(x: float) -> float:
@@ -78,6 +86,38 @@ def test_gradient_of_the_guide() -> None:
 def test_simpo_at_equal_logps_is_softplus_of_gamma(gamma: float, value: float) -> None:
     logps = pair_logps([-10.0], [-20.0], [10], [20])
     assert float(evaluate(SimpoLoss(beta=2.5, gamma=gamma), logps).loss) == pytest.approx(value, abs=1e-4)
+
+
+def test_kto_before_the_first_step_and_worked_numbers() -> None:
+    """Log-ratios 2 and -2, beta 0.1. KL 0: 1 - sigmoid(0.2) for both; KL 3: sigmoid(0.1) and sigmoid(-0.5)."""
+    start = pair_logps([-20.0], [-30.0], [20], [20], ([-20.0], [-30.0]))
+    logps = pair_logps([-18.0], [-22.0], [20], [20], ([-20.0], [-20.0]))
+
+    def value(given: PairLogps, kl: float, loss: KtoLoss) -> float:
+        assert given.reference is not None
+        reference = replace(given.reference, kl=torch.full((1,), kl, dtype=torch.float64))
+        return float(evaluate(loss, replace(given, reference=reference)).loss)
+
+    assert value(start, 0.0, KtoLoss(desirable_weight=3.0)) == pytest.approx(1.0)
+    assert value(logps, 0.0, KtoLoss()) == pytest.approx(0.450166, abs=1e-6)
+    assert value(logps, 3.0, KtoLoss()) == pytest.approx((0.524979 + 0.377541) / 2, abs=1e-6)
+    assert value(logps, 3.0, KtoLoss(loss_type="apo_zero_unpaired")) == pytest.approx(0.450166, abs=1e-6)
+    with pytest.raises(ValueError, match="estimate of the KL divergence"):
+        evaluate(KtoLoss(), logps)
+
+
+def test_the_kl_estimate_is_the_mean_over_both_sides_and_never_below_0() -> None:
+    ones = torch.ones(2, dtype=torch.float64)
+    frozen = PairLogps(-ones, -ones, ones, ones, mismatched_chosen=-3 * ones, mismatched_rejected=-5 * ones)
+    rising = replace(frozen, mismatched_chosen=-ones, mismatched_rejected=-4 * ones, reference=frozen)
+    falling = replace(frozen, mismatched_chosen=-ones, mismatched_rejected=-8 * ones, reference=frozen)
+    for logps, expected in ((rising, 1.5), (falling, 0.0)):
+        reference = logps.with_kl().reference
+        assert reference is not None
+        assert reference.kl is not None
+        assert reference.kl.tolist() == [expected, expected]
+    with pytest.raises(ValueError, match="mismatched responses"):
+        replace(frozen, mismatched_chosen=None, reference=frozen).with_kl()
 
 
 def test_dpo_table_value_and_step_zero() -> None:
@@ -148,7 +188,7 @@ def test_a_mixture_is_the_weighted_sum_of_its_terms() -> None:
     assert float(evaluate(unweighted, logps).loss) == pytest.approx(float(parts[0] + parts[1]))
 
 
-_WITHOUT_NLL = [SimpoLoss(), DpoLoss(), CpoLoss(nll_scale=0), OrpoLoss(nll_scale=0), SimperLoss()]
+_WITHOUT_NLL = [SimpoLoss(), DpoLoss(), CpoLoss(nll_scale=0), OrpoLoss(nll_scale=0), SimperLoss(), KtoLoss()]
 
 
 @pytest.mark.parametrize("loss", _WITHOUT_NLL, ids=str)
@@ -381,6 +421,8 @@ response down as well by their formula (nca, apo_down, exo)."""
 
 def reads_log_ratios_only(loss: LossConfig) -> bool:
     """Whether policy and reference enter the loss by their difference alone."""
+    if loss.kind == "kto" and loss.nll_scale:
+        return False
     if loss.kind == "dpo" and (loss.nll_scale or loss.use_weighting or "sft" in dict(loss.terms)):
         return False
     return required_stats(loss).reference
@@ -394,7 +436,7 @@ def test_what_policy_and_reference_share_does_not_matter(name: str, shift: float
 
     def moved(of: PairLogps) -> PairLogps:
         columns = {
-            n: c if "tokens" in n or "purity" in n or n in ("prompt", "score_gap") else c + shift
+            n: c if "tokens" in n or "purity" in n or n in ("prompt", "score_gap", "kl") else c + shift
             for n, c in of.columns().items()
         }
         return PairLogps.from_columns(columns)
@@ -510,6 +552,43 @@ def test_without_rejected_responses_their_metrics_are_absent() -> None:
     found = metric_means(metric_sums(evaluate(SftLoss(), logps)))
     assert found == pytest.approx(
         {"loss": 1.0, "nll_loss": 1.0, "logps/chosen": -10.0, "logps_per_token/chosen": -1.0, "lengths/chosen": 10.0}
+    )
+
+
+def test_metrics_of_rows_with_one_response_are_means_over_those_that_have_it() -> None:
+    """Three rows, of which one is undesirable. Log-ratios 2, 4 and -3; beta 0.5, KL 1."""
+    logps = pair_logps([-10.0, 0.0, -20.0], [0.0, -9.0, 0.0], [10, 0, 5], [0, 3, 0], ([-12.0, 0, -24], [0, -6.0, 0]))
+    assert logps.reference is not None
+    logps = replace(logps, reference=replace(logps.reference, kl=torch.ones(3, dtype=torch.float64)))
+    totals = UpdateTotals.from_lengths([4, 4, 4], [10, 0, 5], [0, 3, 0])
+    assert (totals.single, totals.responses) == (3, 3)
+    loss = KtoLoss(beta=0.5, undesirable_weight=2.0)
+    sums = [metric_sums(pair_loss(loss, logps.select([i]), totals)) for i in range(3)]
+    found = metric_means(merge_sums(sums))
+    expected = sum(1 / (1 + math.exp(-z)) for z in (-0.5, -1.5)) + 2 / (1 + math.exp(2.0))
+    assert found["loss"] == pytest.approx(expected / 3)
+    assert found == pytest.approx(
+        {
+            "loss": expected / 3,
+            "rewards/chosen": 1.5,
+            "rewards/rejected": -1.5,
+            "rewards/margins": 3.0,
+            "logps/chosen": -15.0,
+            "logps/rejected": -9.0,
+            "kl": 1.0,
+            "nll_loss": 2.0,
+            "logps_per_token/chosen": -2.5,
+            "logps_per_token/rejected": -3.0,
+            "margins/logp": 0.5,
+            "lengths/chosen": 7.5,
+            "lengths/rejected": 3.0,
+        }
+    )
+    # A window without an undesirable response has no metric of one, and no margin.
+    one_sided = metric_means(merge_sums([sums[0], sums[2]]))
+    assert not {name for name in one_sided if "rejected" in name or "margins" in name}
+    assert metric_means(log_ratio_sums(logps, logps.reference)) == pytest.approx(
+        {"log_ratio_per_token/chosen": 0.5, "log_ratio_per_token/rejected": -1.0}
     )
 
 

@@ -10,15 +10,19 @@ import pytest
 import torch
 
 from tests.support.trl_oracle import (
+    Pair,
     cpo_inputs,
     cpo_trainer,
     dpo_inputs,
     dpo_trainer,
     gradients,
+    kto_inputs,
+    kto_trainer,
     loss_and_gradients,
     make_pairs,
     moved,
     orpo_trainer,
+    single_rows,
     tiny_model,
     together,
     totals_of,
@@ -29,6 +33,7 @@ from trainer.config.loss_config import (
     CpoLoss,
     DpoLoss,
     DpoLossType,
+    KtoLoss,
     LossConfig,
     OrpoLoss,
     SimperLoss,
@@ -85,20 +90,24 @@ CPO: dict[str, tuple[LossConfig, dict[str, Any]]] = {
 
 
 def ours(
-    model: Any, loss: LossConfig, reference: PairLogps | None, cut: list[list[int]] | None = None
+    model: Any,
+    loss: LossConfig,
+    reference: PairLogps | None,
+    cut: list[list[int]] | None = None,
+    pairs: list[Pair] = PAIRS,
 ) -> tuple[LossTerms, dict[str, torch.Tensor]]:
     """One update's terms and gradients, whole or in micro-batches."""
     model.zero_grad(set_to_none=True)
-    pair_model, cut = PairModel(model), cut or [list(range(len(PAIRS)))]
+    pair_model, cut = PairModel(model), cut or [list(range(len(pairs)))]
     full = None
     if required_stats(loss).couples_pairs and len(cut) > 1:
-        full = pair_model.logps(PAIRS, required_stats(loss)).with_reference(reference)
+        full = pair_model.logps(pairs, required_stats(loss)).with_reference(reference)
     terms = [
         pair_model.backward(
-            [PAIRS[i] for i in part],
+            [pairs[i] for i in part],
             loss,
             None if reference is None else reference.select(part),
-            totals_of(PAIRS),
+            totals_of(pairs),
             torch.Tensor.backward,
             None if full is None else UpdateLogps(full, part),
         )
@@ -167,6 +176,52 @@ def test_orpo(models: tuple[Any, Any, PairLogps], tmp_path: Path) -> None:
     # Ours is per chosen token for every objective, TRL's ORPO counts the prompt's tokens too.
     agree(metric_means(metric_sums(terms)), {name: each for name, each in logged.items() if name != "nll_loss"})
     assert {"log_odds_ratio", "log_odds_chosen"} <= logged.keys()
+
+
+KTO: dict[str, dict[str, Any]] = {
+    "kto": {},
+    "weighted": {"desirable_weight": 1.4, "undesirable_weight": 0.6},
+    "apo-zero": {"loss_type": "apo_zero_unpaired"},
+}
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["pairs", "labels"])
+@pytest.mark.parametrize("drifts", [False, True], ids=["kl-0", "kl-above-0"])
+@pytest.mark.parametrize("case", KTO)
+def test_kto(case: str, drifts: bool, single: bool, models: tuple[Any, Any, PairLogps], tmp_path: Path) -> None:
+    """`drifts`: mismatched responses to which the policy gives more than the reference does, else less.
+
+    `single`: rows with one response and a label, of both labels in unequal numbers.
+    """
+    model, other, reference = models
+    mismatched: list[Any] = []
+    pairs = single_rows(PAIRS) if single else PAIRS
+    reference = PairModel(other).logps(pairs) if single else reference
+    for pair in PAIRS:
+        candidates = [replace(each, prompt=pair.prompt) for each in PAIRS if each is not pair]
+        policy, frozen = PairModel(model).logps(candidates), PairModel(other).logps(candidates)
+        gains = (policy.chosen - frozen.chosen) + (policy.rejected - frozen.rejected)
+        mismatched.append(candidates[int(gains.argmax() if drifts else gains.argmin())])
+    mismatched = single_rows(mismatched) if single else mismatched
+    trainer = kto_trainer(model, other, tmp_path, beta=0.2, **KTO[case])
+    value, right = loss_and_gradients(trainer, kto_inputs(pairs, mismatched))
+    loss = KtoLoss.model_validate({"beta": 0.2, **KTO[case]})
+    policy, frozen = PairModel(model).logps(mismatched), PairModel(other).logps(mismatched)
+    columns = {"mismatched_chosen": policy.chosen, "mismatched_rejected": policy.rejected}
+    start = replace(reference, mismatched_chosen=frozen.chosen, mismatched_rejected=frozen.rejected)
+    ready = replace(reference, **columns, reference=start).with_kl().reference
+    assert ready is not None
+    assert ready.kl is not None
+    assert bool((ready.kl > 0).all()) == drifts
+    for cut in (None, [[0, 1, 2], [3], [4, 5]]):
+        terms, found = ours(model, loss, ready, cut, pairs)
+        assert float(terms.loss) == pytest.approx(value, rel=1e-5)
+        assert worst(found, right) < 1e-5
+    logged = {name: sum(values) / len(values) for name, values in trainer._metrics["train"].items()}
+    metrics = metric_means(metric_sums(terms))
+    assert metrics["kl"] == pytest.approx(logged["kl"], rel=1e-5, abs=1e-6)
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected"):
+        assert metrics[name] == pytest.approx(logged[name], rel=1e-4, abs=1e-5), name
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,41 @@ def test_reward_accuracy_on_the_page_is_the_one_of_evaluation(
     assert (values > 0).tolist() == (terms.chosen_rewards > terms.rejected_rewards).tolist()
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), pairs=st.integers(2, 12), label=st.integers(1, 2**12 - 2))
+def test_values_of_labelled_rows_have_the_metric_as_their_mean(seed: int, pairs: int, label: int) -> None:
+    """And by the delta method the variance of a difference of means over two groups of rows."""
+    desirable = torch.tensor([bool(label >> i & 1) for i in range(pairs)])
+    desirable[0], desirable[1] = True, False
+    loss, found = OBJECTIVES["kto-apo-zero"], random_logps(pairs, seed)
+    assert found.reference is not None
+
+    def of_labels(logps: PairLogps) -> PairLogps:
+        columns = {n: c * (desirable if n.startswith("chosen") else ~desirable) for n, c in logps.columns().items()
+                   if n.startswith(("chosen", "rejected"))}  # fmt: skip
+        return PairLogps.from_columns(columns)
+
+    logps, start = of_labels(found), of_labels(found.reference)
+    evaluated = eval_metrics(loss, logps.with_reference(start), [5] * pairs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "eval_pairs.safetensors"
+        write_eval_pairs(path, logps, start, Rows(pairs))  # pyright: ignore[reportArgumentType]
+        held_out = read_held_out(path)
+    assert held_out is not None
+    assert not held_out.paired
+    for name in ("margins/logp", "logps_per_token/chosen", "logps_per_token/rejected", "rewards/margins"):
+        values = metric_by_pair(f"eval_{name}", held_out, loss)
+        assert values is not None
+        assert values.mean() == pytest.approx(evaluated[f"eval_{name}"], abs=1e-9)
+    assert metric_by_pair(NAME, held_out, loss) is None
+    assert NAME not in evaluated
+    margins = metric_by_pair("eval_margins/logp", held_out, loss)
+    assert margins is not None
+    groups = [(logps.chosen / logps.chosen_tokens)[desirable], (logps.rejected / logps.rejected_tokens)[~desirable]]
+    expected = sum(float(group.var(correction=0)) * pairs / len(group) for group in groups)
+    assert float(margins.var()) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
 def test_cpo_ipo_compares_averages_and_dpo_sft_compares_no_reference(tmp_path: Path) -> None:
     """A longer chosen response: of lower sum and higher average; and one that the initial model liked better."""
     two = {"chosen_tokens": torch.tensor([10]), "rejected_tokens": torch.tensor([2])}

@@ -1,4 +1,4 @@
-"""Implementation of `report`, `suggest` and `compare`: page, follow-up sweep and comparison from sweep frames."""
+"""Data of `report`, `suggest` and `compare`: page, follow-up sweep and comparison from sweep frames."""
 
 from __future__ import annotations
 
@@ -107,12 +107,14 @@ def as_json(analysis: SweepAnalysis) -> dict[str, Any]:
         "name": frame.name,
         "state": frame.state,
         "goal": {"metric": frame.objective.metric, "direction": frame.objective.direction},
+        "goals": [{"metric": each.metric, "direction": each.direction} for each in frame.objectives],
+        "front": [trial.number for trial in frame.pareto_front],
         "start": frame.initial_value(frame.objective.metric),
         "best": None,
         "importance": analysis.importances,
         "importance_ped_anova": analysis.ped_anova.shares,
         "findings": [finding.as_json() for finding in analysis.findings],
-        "judge": judgements_as_json([judgement for trial in frame.trials for judgement in trial.judgements]),
+        "judge": judgements_as_json([judgement for trial in frame.judged for judgement in trial.judgements]),
         "notices": list(frame.notices),
     }
     if frame.spec.require:

@@ -1,0 +1,1 @@
+"""Commands `serve` and `token`: the service and who may use it."""

@@ -1,0 +1,446 @@
+"""What a page's buttons do: each action with the page that confirms it, what it costs, and what takes it back.
+
+An action calls the function of the API that does it, with the rights that the API demands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from fastapi import HTTPException
+
+from dashboards.analysis.run_costs import costs
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
+from dashboards.formatting import format_duration, format_hours
+from orchestrator.commands.runs_folder.sweep_deletion import plan_deletion
+from orchestrator.commands.runs_folder.sweep_list import ARCHIVED
+from orchestrator.folders import SweepFolder, disk_usage
+from orchestrator.service.access_tokens import Person
+from orchestrator.service.page.api_calls import ApiCalls
+from orchestrator.service.service_context import ServiceContext
+from orchestrator.service.sweep_queue import QueuedSweep, QueueState
+from orchestrator.spec.estimates.disk_space import format_bytes
+from orchestrator.study.budget_changes import SETTABLE
+from orchestrator.study.trial_records import TrialState
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What an action is about: a sweep, or one of its trials, as it is now."""
+
+    context: ServiceContext
+    name: str
+    state: str
+    """The sweep's, as `status` has it, or the queue's for one that has not begun."""
+    queued: QueuedSweep | None
+    frame: SweepFrame | None
+    trial: TrialFrame | None = None
+
+    @property
+    def is_driven(self) -> bool:
+        """Whether a driver runs it."""
+        return self.state in ("running", "paused", "preparing")
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits in the queue."""
+        return self.queued is not None and self.queued.state is QueueState.WAITING
+
+    @property
+    def url(self) -> str:
+        """URL of the page of the sweep or trial."""
+        of_trial = "" if self.trial is None else f"/trials/{self.trial.number}"
+        return f"/sweeps/{quote(self.name)}{of_trial}"
+
+    @property
+    def unit(self) -> str:
+        """In what the sweep's time is counted."""
+        return "GPU-hours" if self.frame is not None and self.frame.gpus else "slot-hours"
+
+    def trials_in(self, state: TrialState) -> list[TrialFrame]:
+        """Return the trials in this state, each seed by itself."""
+        return [] if self.frame is None else [t for t in self.frame.all_trials if t.record.state is state]
+
+    def cost_of_one(self) -> str:
+        """Return what another trial costs, from those that were trained to the end."""
+        complete = self.trials_in(TrialState.COMPLETE)
+        if not complete:
+            return "No trial has completed, so that the cost of one is not measured yet; the plan estimates it."
+        mean = costs(complete).seconds / len(complete)
+        return f"A trial of this sweep took {self.time_text(mean)} on average ({len(complete)} complete)."
+
+    def time_text(self, seconds: float) -> str:
+        """Return a time on a slot; short ones not as hours."""
+        return format_duration(seconds) if seconds < 360 else f"{format_hours(seconds)} {self.unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of an action's form. `kind`: text, number, lines or check."""
+
+    name: str
+    label: str
+    kind: str = "text"
+    about: str = ""
+    value: Callable[[Subject], str] = lambda _: ""
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One button and the page that confirms it."""
+
+    key: str
+    label: str
+    applies: Callable[[Subject], bool]
+    costs: Callable[[Subject], Sequence[str]]
+    """What it does and costs, as sentences."""
+    path: str
+    """Of the API's route."""
+    values: Callable[[Mapping[str, str]], dict[str, Any]] = lambda given: {"body": {"why": given.get("why", "")[:500]}}
+    """Parameters of the route, from the form."""
+    fields: tuple[Field, ...] = ()
+    undo: Callable[[Subject], tuple[str, str]] | None = None
+    """Label and URL of what takes it back, from the subject as it was before; None: nothing does."""
+    method: str = "POST"
+    is_final: bool = False
+    """Whether it cannot be taken back."""
+    leads_to: str = ""
+    """Page that is shown after it; "": the subject's."""
+
+    def run(self, api: ApiCalls, subject: Subject, person: Person, given: Mapping[str, str]) -> Sequence[str]:
+        """Do it for a person with the values of the form; return notices."""
+        where: dict[str, Any] = {"name": subject.name}
+        if subject.trial is not None:
+            given = {**given, "trial": str(subject.trial.number)}
+            where |= {"trial": subject.trial.number} if "{trial}" in self.path else {}
+        answer = api.call(person, self.method, self.path, **where, **self.values(given))
+        return answer.get("notices") or [f"done: {self.label.lower()}"]
+
+
+_WHY = Field("why", "Reason, for the history", about="optional")
+
+
+def _to(label: str, key: str, **values: str) -> Callable[[Subject], tuple[str, str]]:
+    def undo(subject: Subject) -> tuple[str, str]:
+        query = f"?{urlencode(values)}" if values else ""
+        return label, f"{subject.url}/actions/{key}{query}"
+
+    return undo
+
+
+def _running_text(subject: Subject, what: str) -> str:
+    count = len(subject.trials_in(TrialState.RUNNING))
+    if not count:
+        return "No trial runs at the moment."
+    return f"{count} running trial{'' if count == 1 else 's'} {what}"
+
+
+def _left(subject: Subject) -> str:
+    if subject.frame is None or subject.frame.planned is None:
+        return "It continues until its budget is used up."
+    done = sum(trial.record.state.is_final for trial in subject.frame.all_trials)
+    return f"{done} of {subject.frame.planned} planned trials are done; the others are trained."
+
+
+def _settings(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _budget_now(subject: Subject) -> str:
+    if subject.frame is None:
+        return ""
+    budget = subject.frame.spec.budget.model_dump(mode="json")
+    return "\n".join(f"{path}={json.dumps(budget[path.partition('.')[2]])}" for path in SETTABLE)
+
+
+def _budget_undo(subject: Subject) -> tuple[str, str]:
+    return "set the budget back", f"{subject.url}/actions/budget?" + urlencode({"settings": _budget_now(subject)})
+
+
+def _trial_settings(given: Mapping[str, str], check: str) -> dict[str, Any]:
+    return {"body": {"overrides": _settings(given.get("settings", "")), check: bool(given.get(check))}}
+
+
+def _judging(given: Mapping[str, str]) -> dict[str, Any]:
+    counts = {name: given[name] for name in ("top", "prompts", "samples") if given.get(name, "").strip()}
+    return {"body": {**counts, "confirm_cost": bool(given.get("confirm_cost"))}}
+
+
+def _judge_costs(subject: Subject) -> list[str]:
+    assert subject.frame is not None
+    judge = subject.frame.spec.judge
+    what = "Answers of the best trials and of the initial model are generated and compared, after the sweep has ended."
+    if judge is not None and judge.endpoint is not None:
+        return [what, f"Each comparison is a request to {judge.endpoint.model}, which may cost money."]
+    return [what, "The judge runs on this machine and takes time on its GPUs or CPUs."]
+
+
+def _archive_costs(subject: Subject) -> list[str]:
+    size = format_bytes(disk_usage(SweepFolder(subject.context.root, subject.name).path))
+    return [
+        f"{size} are copied to the URL, compared, and removed here; its runs in MLflow stay.",
+        "Bring back copies it here again.",
+    ]
+
+
+def _of_trial(subject: Subject) -> str:
+    """Return how far the trial is and what it cost."""
+    trial = subject.trial
+    assert trial is not None
+    planned = f" of {trial.planned_updates}" if trial.planned_updates else ""
+    spent = subject.time_text(costs([trial]).seconds)
+    return f"Trial {trial.label} is at update {trial.curves.last_update}{planned} after {spent}."
+
+
+def _open_trial(subject: Subject, *states: TrialState) -> bool:
+    return subject.trial is not None and subject.trial.record.state in states
+
+
+def _is_sweep(subject: Subject) -> bool:
+    return subject.trial is None and subject.state != ARCHIVED
+
+
+def _has_ended(subject: Subject) -> bool:
+    """Whether no driver runs it and the service will start none."""
+    is_queued = subject.queued is not None and not subject.queued.state.has_ended
+    return _is_sweep(subject) and not subject.is_driven and not is_queued
+
+
+_SETTINGS_LINES = Field("settings", "Settings, one a line", "lines", "for example loss.beta=3.0", required=True)
+
+ACTIONS: tuple[Action, ...] = (
+    Action(
+        "pause",
+        "Pause",
+        lambda s: _is_sweep(s) and s.state == "running",
+        lambda s: [
+            _running_text(s, "write a checkpoint and free their GPUs; nothing that was trained is lost."),
+            "No new trial starts until the sweep is continued. It keeps its place.",
+        ],
+        "/sweeps/{name}/pause",
+        fields=(_WHY,),
+        undo=_to("continue", "unpause"),
+    ),
+    Action(
+        "unpause",
+        "Continue",
+        lambda s: _is_sweep(s) and s.state == "paused",
+        lambda s: ["Paused trials continue from their checkpoints.", _left(s)],
+        "/sweeps/{name}/unpause",
+        fields=(_WHY,),
+        undo=_to("pause", "pause"),
+    ),
+    Action(
+        "stop",
+        "Stop",
+        lambda s: _is_sweep(s) and s.is_driven and not s.is_waiting,
+        lambda s: [
+            _running_text(s, "write a checkpoint, then the driver ends and its GPUs are free for other sweeps."),
+            "Resume continues from the checkpoints: the cost is the time to load models and data again.",
+        ],
+        "/sweeps/{name}/stop",
+        fields=(_WHY,),
+        undo=_to("resume", "resume"),
+    ),
+    Action(
+        "withdraw",
+        "Withdraw",
+        lambda s: _is_sweep(s) and s.is_waiting,
+        lambda _: ["It leaves the queue before it is started; it costs its place among those of its priority."],
+        "/sweeps/{name}/withdraw",
+        fields=(_WHY,),
+        undo=_to("let it wait again", "resume"),
+    ),
+    Action(
+        "resume",
+        "Resume",
+        lambda s: _has_ended(s) and s.state not in ("abandoned", "finished", "unreadable"),
+        lambda s: [
+            "It waits at the end of its priority in the queue and continues from its checkpoints.",
+            _left(s),
+            s.cost_of_one(),
+        ],
+        "/sweeps/{name}/resume",
+        lambda given: {"body": {"retry_failed": bool(given.get("retry_failed"))}},
+        (Field("retry_failed", "Try all failed trials again, each with its number", "check"),),
+        _to("withdraw it", "withdraw"),
+    ),
+    Action(
+        "priority",
+        "Priority",
+        lambda s: _is_sweep(s) and s.is_waiting,
+        lambda _: ["Sweeps of larger priority start first; sweeps that run are not interrupted."],
+        "/sweeps/{name}/priority",
+        lambda given: {"body": {"priority": given.get("priority", "").strip()}},
+        (
+            Field(
+                "priority",
+                "Priority, -1000 to 1000",
+                "number",
+                value=lambda s: str(s.queued.priority if s.queued else 0),
+                required=True,
+            ),
+        ),
+        lambda s: ("the priority before", f"{s.url}/actions/priority?priority={s.queued.priority if s.queued else 0}"),
+    ),
+    Action(
+        "budget",
+        "Budget",
+        lambda s: _is_sweep(s) and s.frame is not None and s.state != "abandoned",
+        lambda s: [
+            "A larger budget trains more trials, a smaller one ends the sweep earlier; trials that run are finished.",
+            s.cost_of_one(),
+        ],
+        "/sweeps/{name}/budget",
+        lambda given: {"body": {"settings": _settings(given.get("settings", ""))}},
+        (Field("settings", "Budget, one setting a line", "lines", "null: no limit", _budget_now, required=True),),
+        _budget_undo,
+    ),
+    Action(
+        "enqueue",
+        "Add a trial",
+        lambda s: _is_sweep(s) and s.frame is not None and s.state != "abandoned",
+        lambda s: [
+            "The trial runs next, in addition to the budget. It cannot be taken back; it can be pruned.",
+            s.cost_of_one(),
+        ],
+        "/sweeps/{name}/trials",
+        lambda given: _trial_settings(given, "again"),
+        (_SETTINGS_LINES, Field("again", "Train a trial with these settings once more, with another seed", "check")),
+    ),
+    Action(
+        "judge",
+        "Judge",
+        lambda s: _has_ended(s) and s.frame is not None and bool(s.frame.ranked),
+        _judge_costs,
+        "/sweeps/{name}/judge",
+        _judging,
+        (
+            Field("top", "Number of best trials", "number", "empty: as in the sweep's file"),
+            Field("prompts", "Number of prompts", "number", "empty: as in the sweep's file"),
+            Field("confirm_cost", "Use an endpoint that may cost money", "check"),
+        ),
+    ),
+    Action(
+        "abandon",
+        "End for good",
+        lambda s: _is_sweep(s) and s.frame is not None and s.state not in ("abandoned", "finished"),
+        lambda s: [
+            _running_text(s, "stop. Unfinished trials end as PRUNED; results and report stay."),
+            "This cannot be undone: the sweep is never resumed.",
+        ],
+        "/sweeps/{name}/stop",
+        lambda given: {"body": {"why": given.get("why", "")[:500], "abandon": True}},
+        (_WHY,),
+        is_final=True,
+    ),
+    Action(
+        "archive",
+        "Archive",
+        lambda s: _has_ended(s) and s.frame is not None,
+        _archive_costs,
+        "/sweeps/{name}/archive",
+        lambda given: {"body": {"url": given.get("url", "")}},
+        (Field("url", "URL", about="s3://, gs://, file:// or another fsspec URL", required=True),),
+        _to("bring it back", "unarchive"),
+        leads_to="/",
+    ),
+    Action(
+        "unarchive",
+        "Bring back",
+        lambda s: s.trial is None and s.state == ARCHIVED,
+        lambda _: ["Its files are copied from the archive to this machine and compared."],
+        "/sweeps/{name}/unarchive",
+        lambda _: {"body": {}},
+    ),
+    Action(
+        "delete",
+        "Delete",
+        lambda s: _has_ended(s) and s.state != "unreadable" and SweepFolder(s.context.root, s.name).spec.is_file(),
+        lambda s: plan_deletion(s.name, s.context.root).lines(),
+        "/sweeps/{name}",
+        lambda given: {"keep_mlflow": bool(given.get("keep_mlflow"))},
+        (Field("keep_mlflow", "Keep its runs in MLflow", "check"),),
+        method="DELETE",
+        is_final=True,
+        leads_to="/",
+    ),
+    Action(
+        "prune",
+        "Prune",
+        lambda s: _open_trial(s, TrialState.RUNNING, TrialState.PAUSED),
+        lambda s: [
+            _of_trial(s),
+            "It ends as PRUNED and cannot win. This cannot be undone; a clone trains the settings again.",
+        ],
+        "/sweeps/{name}/trials/{trial}/prune",
+        fields=(Field("why", "Reason, for the history", required=True),),
+        is_final=True,
+    ),
+    Action(
+        "pause",
+        "Pause",
+        lambda s: _open_trial(s, TrialState.RUNNING) and s.is_driven,
+        lambda s: [_of_trial(s), "It writes a checkpoint and frees its place for another trial; nothing is lost."],
+        "/sweeps/{name}/trials/{trial}/pause",
+        fields=(_WHY,),
+        undo=_to("continue", "unpause"),
+    ),
+    Action(
+        "unpause",
+        "Continue",
+        lambda s: _open_trial(s, TrialState.PAUSED),
+        lambda s: [_of_trial(s), "It continues from its checkpoint before any new trial."],
+        "/sweeps/{name}/trials/{trial}/unpause",
+        fields=(_WHY,),
+        undo=_to("pause", "pause"),
+    ),
+    Action(
+        "retry",
+        "Retry",
+        lambda s: _open_trial(s, TrialState.FAILED),
+        lambda s: [_of_trial(s), "It begins again from the initial model, before any new trial.", s.cost_of_one()],
+        "/sweeps/{name}/retry",
+        lambda given: {"body": {"why": given.get("why", "")[:500], "trials": [int(given["trial"])]}},
+        (_WHY,),
+    ),
+    Action(
+        "clone",
+        "Clone",
+        lambda s: s.trial is not None and s.state != "abandoned",
+        lambda s: [
+            "A copy with the changed settings runs next, in addition to the budget. It can be pruned.",
+            s.cost_of_one(),
+        ],
+        "/sweeps/{name}/trials/{trial}/clone",
+        lambda given: _trial_settings(given, "from_checkpoint"),
+        (
+            _SETTINGS_LINES,
+            Field("from_checkpoint", "Continue from its newest checkpoint instead of the initial model", "check"),
+        ),
+    ),
+)
+
+
+def actions_for(api: ApiCalls, subject: Subject, person: Person) -> list[Action]:
+    """Return the actions that this person can do with the subject now."""
+    return [
+        action for action in ACTIONS if person.role >= api.role(action.method, action.path) and action.applies(subject)
+    ]
+
+
+def find_action(subject: Subject, key: str) -> Action:
+    """Return the subject's action of this key. Raises HTTPException: it does not apply now."""
+    found = next((action for action in ACTIONS if action.key == key and action.applies(subject)), None)
+    if found is None:
+        trial = subject.trial
+        what = subject.name if trial is None else f"trial {trial.label} of {subject.name}"
+        state = subject.state if trial is None else trial.state_label.lower()
+        raise HTTPException(HTTPStatus.CONFLICT, f"{what} is {state}: there is nothing to {key}")
+    return found

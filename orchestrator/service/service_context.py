@@ -1,0 +1,198 @@
+"""`ServiceContext`: what the routes share, and how they answer: JSON without secrets, pages, each request once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.commands.request_commands import acting_for
+from orchestrator.commands.runs_folder.sweep_list import SweepSummaries, archived_entries
+from orchestrator.commands.status import status
+from orchestrator.errors import OrchestrateError
+from orchestrator.folders import known_sweeps
+from orchestrator.redaction import redact_all, secret_values
+from orchestrator.service.access_tokens import Person, Role
+from orchestrator.service.request_guard import require
+from orchestrator.service.service_measures import Measures
+from orchestrator.service.submissions import Submissions
+from orchestrator.service.sweep_queue import NotQueued, QueuedSweep, SweepQueue
+from orchestrator.service.sweep_watchers import Watchers
+from trainer.results import TrialError
+from trainer.storage.atomic_files import digest_of
+
+MOST_ON_A_PAGE = 200
+HIGHEST_PRIORITY = 1000
+
+Limit = Annotated[int, Query(ge=1, le=MOST_ON_A_PAGE)]
+Name = Annotated[str, Query(max_length=64)]
+Key = Annotated[str, Header(alias="Idempotency-Key", max_length=128)]
+
+
+async def _viewer(request: Request) -> Person:
+    return require(request, Role.VIEWER)
+
+
+async def _operator(request: Request) -> Person:
+    return require(request, Role.OPERATOR)
+
+
+async def _admin(request: Request) -> Person:
+    return require(request, Role.ADMIN)
+
+
+Viewer = Annotated[Person, Depends(_viewer)]
+Operator = Annotated[Person, Depends(_operator)]
+Admin = Annotated[Person, Depends(_admin)]
+"""Who makes a request, with at least this role."""
+
+
+class Reason(BaseModel):
+    """Why a person does something, stored in the sweep's history."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    why: str = Field(default="", max_length=500)
+
+
+class Settings(Reason):
+    """Settings of one trial."""
+
+    overrides: list[str] = Field(default=[], max_length=200, description="Settings as PATH=VALUE, as of --set.")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceContext:
+    """One runs folder as the service has it open."""
+
+    root: Path
+    queue: SweepQueue
+    summaries: SweepSummaries
+    submissions: Submissions
+    watchers: Watchers = field(default_factory=Watchers)
+    measures: Measures = field(default_factory=Measures)
+
+    def queued(self, name: str) -> QueuedSweep | None:
+        """Return the sweep's row in the queue; None for one that was begun by a command."""
+        try:
+            return self.queue.find(name)
+        except NotQueued:
+            return None
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Return a sweep as `status --json`, with its row of the queue as `queue`. Raises NoSuchSweep."""
+        sweep = self.queued(name)
+        if sweep is not None and name not in known_sweeps(self.root):
+            found: dict[str, Any] = {"name": name, "state": sweep.state.value, "why": sweep.why, "trials": []}
+        else:
+            found = status(name, self.root)
+        return as_json(found) | {"queue": queue_json(sweep)}
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Return an entry for each sweep that has begun, waits or was archived, by name."""
+        queued = {sweep.name: sweep for sweep in self.queue.sweeps()}
+        begun = self.summaries.read()
+        taken = {sweep["name"] for sweep in begun}
+        taken |= {name for name, sweep in queued.items() if not sweep.state.has_ended}
+        archived = archived_entries(self.root, taken)
+        here = {sweep["name"] for sweep in (*begun, *archived)}
+        waiting = [_without_folder(sweep) for name, sweep in queued.items() if name not in here]
+        entries = [sweep | {"queue": queue_json(queued.get(sweep["name"]))} for sweep in (*begun, *archived, *waiting)]
+        return sorted(entries, key=lambda entry: entry["name"])
+
+    def once(
+        self, person: Person, key: str, name: str, request: Any, answer: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return the answer to a request; with an idempotency key that was used for it, the answer of then.
+
+        Args:
+            person: who makes it.
+            key: its Idempotency-Key; "" for none.
+            name: the sweep that it is about.
+            request: what tells it from other requests, as JSON.
+            answer: carries it out.
+
+        Raises:
+            KeyUsed, NotAnswered: the key belongs to another request, or to one without an answer.
+        """
+        with acting_for(person.name):
+            if not key:
+                return answer()
+            before = self.queue.begin_request(person.name, key, digest_of([name, request]), name)
+            if before is not None:
+                return json.loads(before)
+            try:
+                found = answer()
+            except (OrchestrateError, TrialError):  # nothing was changed
+                self.queue.store_answer(person.name, key, None)
+                raise
+            self.queue.store_answer(person.name, key, json.dumps(found))
+            return found
+
+    def control(
+        self, person: Person, name: str, change: Callable[[], Sequence[str]], key: str = "", request: Any = None
+    ) -> dict[str, Any]:
+        """Return the notices of a change that this person makes; with a key, made once."""
+
+        def answer() -> dict[str, Any]:
+            return {"name": name, "notices": as_json(list(change()))}
+
+        return self.once(person, key, name, request, answer)
+
+
+def _without_folder(sweep: QueuedSweep) -> dict[str, Any]:
+    """Return the list's entry of a sweep without a folder."""
+    return {
+        "name": sweep.name,
+        "state": sweep.state.value,
+        "why": sweep.why,
+        "finished": 0,
+        "planned": None,
+        "states": {},
+        "goal": None,
+        "best": None,
+        "began": sweep.submitted_at,
+    }
+
+
+def queue_json(sweep: QueuedSweep | None) -> dict[str, Any] | None:
+    """Return a sweep's place in the queue; None for one that was begun by a command."""
+    if sweep is None:
+        return None
+    names = ("owner", "priority", "gpus", "deaths", "submitted_at", "started_at", "ended_at")
+    return {"state": sweep.state.value, "why": sweep.why} | {name: getattr(sweep, name) for name in names}
+
+
+def reason(person: Person, why: str, done: str) -> str:
+    """Return why a person does something, with the person."""
+    return f"{why or done} (by {person.name} through the service)"
+
+
+def as_json(value: Any) -> Any:
+    """Mask secrets; NaN and infinities, which JSON lacks, become null."""
+    return _finite(redact_all(value, secret_values()))
+
+
+def page_html(text: str, policy: str) -> Response:
+    """Return a page with its own Content-Security-Policy in place of the service's."""
+    return Response(text, media_type="text/html; charset=utf-8", headers={"content-security-policy": policy})
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: _finite(inner) for key, inner in value.items()}
+        case str():
+            return value
+        case Sequence():
+            return [_finite(inner) for inner in value]
+        case _:
+            return value

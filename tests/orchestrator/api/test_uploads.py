@@ -1,0 +1,190 @@
+"""Files of data are sent with a sweep: in parts, continued, once for each content, and checked by their SHA-256."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from orchestrator import api
+from orchestrator.api.service_client import ServiceClient, ServiceRefused
+from orchestrator.api.uploads import local_files, upload_file
+from orchestrator.errors import SpecError, StorageRefused
+from orchestrator.service.access_tokens import Role
+from orchestrator.service.http_app import Service
+from orchestrator.service.uploaded_files import Announced, UploadedFiles, UploadRefused
+from orchestrator.spec.loading.loader import load_spec_text
+from tests.support.processes import called
+from tests.support.service_http import listening
+
+SWEEP = """
+name: mine
+base:
+  model: {generated: {}}
+  data:
+    train: pairs.jsonl
+    eval: {path: held-out.jsonl}
+    apply_template: true
+  loss: {kind: simpo}
+search:
+  loss.beta: [2.0, 5.0]
+maximize: eval_accuracies/logp
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[api.Server]:
+    root = tmp_path / "runs"
+    root.mkdir()
+    service = Service(root)
+    with listening(service) as url:
+        yield api.connect(url, service.tokens.create("ada", Role.OPERATOR))
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path) -> Path:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rows = [{"prompt": f"Add {n} and 1.", "chosen": f"{n + 1}", "rejected": f"{n + 2}"} for n in range(64)]
+    for name in ("pairs.jsonl", "held-out.jsonl"):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows.reverse()
+    (folder / "mine.yaml").write_text(SWEEP)
+    return folder / "mine.yaml"
+
+
+def stored(server: api.Server, tmp_path: Path) -> dict[str, Path]:
+    return {path.name: path for path in (tmp_path / "runs" / "service" / "files" / "ada").glob("*/[!.]*")}
+
+
+def test_a_sweeps_files_are_sent_once_and_the_sweep_reads_them_there(
+    server: api.Server, sweep_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, post = list[int](), ServiceClient.post_bytes
+
+    def counted(client: ServiceClient, path: str, content: bytes, **query: Any) -> Any:
+        sent.append(len(content))
+        return post(client, path, content, **query)
+
+    monkeypatch.setattr(ServiceClient, "post_bytes", counted)
+    with pytest.raises(SpecError, match=r"pairs\.jsonl is outside of the folders"):  # of the service
+        server.submit(sweep_file)
+    offered: dict[str, Path] = {}
+    server.submit(sweep_file, upload=lambda found: bool(offered.update(found)) or True)
+    assert offered == {name: sweep_file.parent / name for name in ("pairs.jsonl", "held-out.jsonl")}
+    there = stored(server, tmp_path)
+    assert {name: path.read_bytes() for name, path in there.items()} == {
+        name: path.read_bytes() for name, path in offered.items()
+    }
+    assert sum(sent) == sum(path.stat().st_size for path in offered.values())
+    server.submit(sweep_file, name="again", upload=True)
+    assert len(sent) == 2, "what is there is not sent again"
+    queued = {sweep["name"] for sweep in server.queue()}
+    assert queued == {"mine", "again"}
+    spec = load_spec_text((queue_text(tmp_path)), tmp_path)
+    assert [source.model_dump()["path"] for source in spec.base.data.train] == [str(there["pairs.jsonl"])]
+
+
+def queue_text(tmp_path: Path) -> str:
+    """The resolved file of the sweep `mine` as the service has it."""
+    from orchestrator.service.http_app import queue_url
+    from orchestrator.service.sweep_queue import SweepQueue
+
+    queue = SweepQueue(queue_url(tmp_path / "runs"))
+    try:
+        return queue.find("mine").spec
+    finally:
+        queue.close()
+
+
+def test_an_upload_continues_after_lost_answers_and_with_a_new_client(
+    server: api.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.api.uploads._PART_BYTES", 1000)
+    file, calls, send = tmp_path / "rows.jsonl", list[str](), httpx2.Client.send
+    file.write_bytes(bytes(range(256)) * 40)
+
+    def lose_answers(client: httpx2.Client, request: httpx2.Request, **more: Any) -> httpx2.Response:
+        answer = send(client, request, **more)
+        if request.method == "POST":
+            calls.append(request.url.params["offset"])
+            if len(calls) == 3:
+                raise httpx2.ReadError("the connection was reset")
+            if len(calls) == 5:
+                raise KeyboardInterrupt
+        return answer
+
+    monkeypatch.setattr(httpx2.Client, "send", lose_answers)
+    with pytest.raises(KeyboardInterrupt):
+        upload_file(server.client, file)
+    assert calls == ["0", "1000", "2000", "3000", "4000"]
+    assert stored(server, tmp_path) == {}, "it has no name before it is complete"
+    steps: list[int] = []
+    found = upload_file(server.client, file, lambda sent, size: steps.append(sent))
+    assert steps[0] == 5000
+    assert steps[-1] == file.stat().st_size
+    assert found == f"{hashlib.sha256(file.read_bytes()).hexdigest()}/rows.jsonl"
+    assert stored(server, tmp_path)["rows.jsonl"].read_bytes() == file.read_bytes()
+
+
+def test_a_file_that_changes_while_it_is_sent_is_not_kept(
+    server: api.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.api.uploads._PART_BYTES", 10)
+    for changed, error, message in ((b"b" * 30, ServiceRefused, "another content"), (b"", StorageRefused, "shorter")):
+        file = tmp_path / "rows.jsonl"
+        file.write_bytes(b"a" * 30)
+
+        def change(sent: int, size: int, file: Path = file, changed: bytes = changed) -> None:
+            if sent == 20:
+                with file.open("r+b") as out:
+                    out.truncate(len(changed))
+                    out.write(changed)
+
+        with pytest.raises(error, match=message):
+            upload_file(server.client, file, change)
+        assert stored(server, tmp_path) == {}
+
+
+def test_what_may_be_stored_is_bounded_and_stays_in_the_persons_folder(tmp_path: Path) -> None:
+    files = UploadedFiles(tmp_path, most_bytes=100)
+    content = b"x" * 60
+    file = Announced(hashlib.sha256(content).hexdigest(), 60, "a.jsonl")
+    assert files.append("ada", file, 0, content[:20]) == 20
+    with pytest.raises(UploadRefused, match="the part begins at 30"):
+        files.append("ada", file, 30, content[30:])
+    assert files.append("ada", file, 20, content[20:]) == 60
+    with pytest.raises(UploadRefused, match="of at most"):
+        files.offset("ada", Announced("0" * 64, 41, "b.jsonl"))
+    assert files.offset("bob", Announced("0" * 64, 41, "b.jsonl")) == 0
+    assert files.path("bob", file) is None, "another person's"
+    with pytest.raises(SpecError, match=r"a\.jsonl was not uploaded"):
+        files.aliases("bob", {"a.jsonl": f"{file.digest}/a.jsonl"})
+    for wrong in (Announced("../x", 1, "a"), Announced("0" * 64, 1, "../a"), Announced("0" * 64, 1, ".a")):
+        with pytest.raises(UploadRefused):
+            files.append("ada", wrong, 0, b"x")
+    assert {path.name for path in tmp_path.iterdir()} == {"ada"}
+
+
+def test_only_data_that_is_here_is_offered(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl", "model.bin"):
+        (tmp_path / name).write_text("x")
+    tree = {
+        "base": {"model": {"name_or_path": "model.bin"}, "data": {"train": ["a.jsonl", {"path": "gone.jsonl"}]}},
+        "judge": {"prompts_from": {"path": "b.jsonl"}},
+    }
+    changed = [("data.eval", "c.jsonl"), ("model.tokenizer", "model.bin")]
+    assert local_files(tree, changed, [tmp_path]) == {n: tmp_path / n for n in ("a.jsonl", "b.jsonl", "c.jsonl")}
+
+
+def test_the_command_offers_and_sends(server: api.Server, sweep_file: Path, tmp_path: Path) -> None:
+    variables = {"ORCHESTRATE_SERVER": server.url, "ORCHESTRATE_TOKEN": server.client._token}  # pyright: ignore[reportPrivateUsage]
+    err = called(tmp_path / "nothing", "sweep", str(sweep_file), "--detach", code=2, **variables)[1]
+    assert f"pairs.jsonl is a file here: {sweep_file.parent / 'pairs.jsonl'}" in err
+    assert "--upload sends them" in err
+    err = called(tmp_path / "nothing", "sweep", str(sweep_file), "--detach", "--upload", **variables)[1]
+    assert "mine waits in the queue" in err
+    assert set(stored(server, tmp_path)) == {"pairs.jsonl", "held-out.jsonl"}

@@ -1,0 +1,95 @@
+"""The queue: its order, repeated requests, and kills inside a transaction."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import NameTaken, PasswordInUrl, StorageRefused
+from orchestrator.service.sweep_queue import KeyUsed, NotQueued, QueueRefused, QueueState, SweepQueue
+from tests.support.local_driver import KILLED, killed_at
+from tests.support.postgresql import postgresql_server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, fast_tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{fast_tmp_path}/service/queue.db"
+    else:
+        with postgresql_server() as server:
+            yield server
+
+
+def names(queue: SweepQueue, *states: QueueState) -> list[str]:
+    return [sweep.name for sweep in queue.sweeps(states or (QueueState.WAITING,))]
+
+
+def test_sweeps_start_by_priority_and_submission_through_every_state(url: str, tmp_path: Path) -> None:
+    queue = SweepQueue(url)
+    for name, priority in (("a", 0), ("b", 0), ("urgent", 5), ("c", -1)):
+        queue.submit(name, "spec", tmp_path / name, owner="ann", priority=priority)
+    assert names(queue) == ["urgent", "a", "b", "c"]
+    queue.set_priority("c", 9)
+    assert queue.begin_launch("c", "boot").launch == 1
+    with pytest.raises(QueueRefused, match="c is driven: only waiting sweeps are withdrawn"):
+        queue.withdraw("c", "by ann")
+    assert queue.record_death("c", 1, "killed", most=1).deaths == 1
+    assert queue.record_death("c", 1, "killed", most=1).deaths == 1, "a death is counted once"
+    queue.set_priority("c", -9)
+    assert names(queue) == ["c", "urgent", "a", "b"], "what ran is resumed first"
+    assert queue.begin_launch("c", "boot").launch == 2
+    assert queue.record_death("c", 2, "the machine was started again", most=None).deaths == 1
+    queue.set_priority("c", 9)
+    assert queue.begin_launch("c", "boot").launch == 3
+    stopped = queue.record_death("c", 3, "killed", most=1)
+    assert (stopped.state, stopped.why) == (QueueState.STOPPED, "2 drivers ended unexpectedly, the last: killed")
+    assert queue.resume("c").deaths == 0
+    assert names(queue) == ["c", "urgent", "a", "b"]
+    queue.withdraw("a", "by ann")
+    assert queue.resume("a").state is QueueState.WAITING
+    assert names(queue) == ["c", "urgent", "b", "a"], "it waits again behind those of its priority"
+    queue.close()
+    again = SweepQueue(url)
+    assert names(again) == ["c", "urgent", "b", "a"], "it survives its process"
+    with pytest.raises(NotQueued, match="did you mean 'urgent'"):
+        again.find("urgnt")
+    again.close()
+
+
+def test_a_repeated_request_adds_nothing(url: str, tmp_path: Path) -> None:
+    queue = SweepQueue(url)
+    first, is_new = queue.submit("a", "spec", tmp_path / "a", owner="ann", key="k", digest="1")
+    assert is_new
+    (tmp_path / "a").mkdir()  # meanwhile it runs
+    assert queue.submit("a", "spec", tmp_path / "a", owner="ann", key="k", digest="1") == (first, False)
+    with pytest.raises(KeyUsed):
+        queue.submit("b", "other", tmp_path / "b", owner="ann", key="k", digest="2")
+    assert queue.submit("b", "spec", tmp_path / "b", owner="bob", key="k", digest="1")[1], "keys are a person's own"
+    for name in ("a", "b"):
+        with pytest.raises(NameTaken):
+            queue.submit(name, "spec", tmp_path / name, owner="ann", key="new", digest="3")
+    queue.begin_launch("b", "boot")
+    queue.end("b", QueueState.FAILED, "bad data")
+    assert queue.submit("b", "spec 2", tmp_path / "b", owner="ann")[0].spec == "spec 2", "nothing holds its name"
+    queue.close()
+
+
+def test_a_kill_before_the_commit_leaves_neither_sweep_nor_key(fast_tmp_path: Path) -> None:
+    url = f"sqlite:///{fast_tmp_path}/queue.db"
+
+    def submit() -> None:
+        SweepQueue(url).submit("a", "spec", fast_tmp_path / "a", owner="ann", key="k", digest="1")
+
+    assert killed_at(submit, "queue.submit") == KILLED
+    queue = SweepQueue(url)
+    assert names(queue, *QueueState) == []
+    assert queue.submit("a", "spec", fast_tmp_path / "a", owner="ann", key="k", digest="1")[1]
+    queue.close()
+
+
+def test_a_database_that_cannot_be_used_is_refused_with_a_sentence(fast_tmp_path: Path) -> None:
+    with pytest.raises(PasswordInUrl):
+        SweepQueue("postgresql+psycopg://ann:secret@host/db")
+    (fast_tmp_path / "queue.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(StorageRefused, match="not a database"):
+        SweepQueue(f"sqlite:///{fast_tmp_path}/queue.db")

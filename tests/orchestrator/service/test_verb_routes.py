@@ -1,0 +1,197 @@
+"""What the API changes: each as the command does it, once for each key, with its person in the history."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.commands.status import history, status
+from orchestrator.folders import SweepFolder, known_sweeps, sweep_lock
+from orchestrator.service.access_tokens import Role
+from orchestrator.service.driver_supervisor import DriverSupervisor, orchestrate_command
+from orchestrator.service.sweep_queue import QueueState, SweepQueue
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import REQUESTED_EVENT
+from tests.support.metrics import COMPLETE
+from tests.support.processes import wait_until
+from tests.support.scripted_sweep import FAILED, Script, make_spec, run_sweep
+from tests.support.service_caller import Caller, begin, root
+from tests.support.service_process import driver_command
+
+RATES = {"training.learning_rate": {"choice": [3e-7, 1e-6]}}
+
+
+def ended(name: str = "a") -> SweepFolder:
+    """A sweep whose trial 0 is complete and whose trial 1 has failed."""
+    return run_sweep(root(), make_spec(name, RATES), lambda trial: Script(outcome=FAILED if trial.number else COMPLETE))
+
+
+def requests(name: str = "a") -> list[tuple[str, int | None]]:
+    with Study.open(SweepFolder(root(), name), read_only=True) as study:
+        return [(request.kind, request.trial) for request in study.requests()]
+
+
+@contextmanager
+def driven(name: str = "a") -> Iterator[None]:
+    """As if a driver ran."""
+    with sweep_lock(SweepFolder(root(), name)):
+        yield
+
+
+def test_a_running_sweep_and_its_trials_get_requests_with_their_person(caller: Caller) -> None:
+    begin("a")
+    with driven():
+        notices = caller.post("/sweeps/a/pause", why="lunch")["notices"]
+        assert notices[0].startswith("requested a pause of a: 3 running trials")
+        caller.post("/sweeps/a/stop")
+        caller.post("/sweeps/a/trials/1/pause", why="lunch")
+        caller.post("/sweeps/a/trials/2/prune", why="too slow")
+        caller.post("/sweeps/a/trials/0/stop")
+        assert "give `why`" in caller.post("/sweeps/a/trials/2/prune", code=409)["detail"]
+        assert "is not paused" in caller.post("/sweeps/a/trials/0/unpause", code=409)["detail"]
+        assert caller.post("/sweeps/a/trials/9/stop", code=404)["detail"] == "a has no trial 9 (it has 0 to 2)"
+        caller.post("/sweeps/a/budget", settings=["budget.hours=9"])
+    assert requests() == [("pause", None), ("stop", None), ("pause", 1), ("prune", 2), ("stop", 0), ("set", None)]
+    asked = [event["text"] for event in history("a", root())["events"] if event["kind"] == REQUESTED_EVENT]
+    assert asked[0].startswith("pause: lunch (by operator through ")
+    assert all("operator through " in text for text in asked)
+    assert "what can: budget.trials" in caller.post("/sweeps/a/budget", code=422, settings=["loss.beta=3"])["detail"]
+
+
+def test_what_creates_a_trial_does_so_once_for_each_key(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ended()
+
+    def waiting() -> int:
+        with Study.open(folder, read_only=True) as study:
+            return sum(enqueued.by_command for enqueued in study.enqueued_trials())
+
+    first = caller.post("/sweeps/a/trials", code=201, key="k", overrides=["loss.beta=3.0"])
+    assert caller.post("/sweeps/a/trials", code=201, key="k", overrides=["loss.beta=3.0"]) == first
+    assert waiting() == 1
+    other = caller.post("/sweeps/a/trials", code=409, key="k", overrides=["loss.beta=4.0"])
+    assert "was used for another request" in other["detail"]
+    assert (
+        "these settings and this seed already"
+        in caller.post("/sweeps/a/trials", code=409, key="l", overrides=["loss.beta=3.0"])["detail"]
+    )
+    # A refused request leaves its key free.
+    caller.post("/sweeps/a/trials", code=201, key="l", overrides=["loss.beta=5.0"])
+    caller.post("/sweeps/a/trials/0/clone", code=201, key="c", overrides=["loss.gamma=0.7"], why="try")
+    refused = caller.post("/sweeps/a/trials/0/clone", code=409, overrides=["loss.gamma=0.8"], from_checkpoint=True)
+    assert "checkpoints of finished trials are removed" in refused["detail"]
+    assert waiting() == 3
+    assert "enqueued by operator through " in history("a", root())["given"][0]["origin"]
+
+    def killed(*_: object) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SweepQueue, "store_answer", killed)
+        with pytest.raises(OSError, match="killed"):
+            caller.post("/sweeps/a/trials", key="m", overrides=["loss.beta=6.0"])
+    assert waiting() == 4
+    again = caller.post("/sweeps/a/trials", code=409, key="m", overrides=["loss.beta=6.0"])
+    assert "the history of a says whether it had an effect" in again["detail"]
+    assert waiting() == 4, "nothing is doubled"
+
+
+def test_settings_with_files_of_the_machine_are_for_admins(caller: Caller) -> None:
+    ended()
+    for setting in ("model.name_or_path=/etc", "data.chat_template=/etc/passwd", "loss.gamma=${HOME}"):
+        for path in ("/sweeps/a/trials", "/sweeps/a/trials/0/clone"):
+            found = caller.post(path, code=422, overrides=["loss.beta=3.0", setting])
+            assert [problem["where"] for problem in found["problems"]] == [f"--set {setting}"]
+    assert history("a", root())["given"] == []
+
+
+def test_failed_trials_are_retried_with_and_without_the_queue(caller: Caller) -> None:
+    ended()
+    assert "only failed trials are retried" in caller.post("/sweeps/a/retry", code=409, trials=[0])["detail"]
+    notices = caller.post("/sweeps/a/retry", trials=[1])["notices"]
+    assert notices[0].startswith("requested a retry of 1 of a")
+    ended("b")
+    found = caller.post("/sweeps/b/resume", retry_failed=True)
+    assert found["notices"][0].startswith("requested a retry of 1 of b")
+    assert (found["queue"]["state"], found["queue"]["owner"]) == ("waiting", "operator")
+
+
+def test_a_sweep_of_a_command_comes_into_the_queue_and_is_finished(caller: Caller) -> None:
+    begin("a", trials=0)
+    with driven():
+        assert "is being driven by" in caller.post("/sweeps/a/resume", code=409)["detail"]
+    caller.post("/sweeps/a/resume")
+    assert caller.post("/sweeps/a/resume", code=409)["detail"] == "a is waiting already"
+    caller.service._supervisor.close()
+    queue = caller.service.queue
+    commands: list[list[str]] = []
+
+    def command(file: Path) -> list[str]:
+        commands.append(orchestrate_command(file))
+        return driver_command(file)
+
+    (root() / "enough").write_text("a")
+    supervisor = DriverSupervisor(root(), queue, at_once=1, command=command)
+
+    def finished() -> bool:
+        supervisor.step()
+        return queue.find("a").state is QueueState.FINISHED
+
+    wait_until(finished)
+    supervisor.close()
+    assert [each[-3:] for each in commands] == [["resume", "--", "a"]]
+    assert status("a", root())["state"] == "finished"
+
+
+def test_a_sweep_is_ended_for_good_without_a_driver(caller: Caller) -> None:
+    begin("a")
+    notices = caller.post("/sweeps/a/stop", abandon=True, why="no use")["notices"]
+    assert notices[-1].startswith("a is abandoned: 3 unfinished trials ended as PRUNED")
+    found = status("a", root())
+    assert found["state"] == "abandoned"
+    assert "no use (by operator through " in found["why"]
+
+
+def test_a_deletion_says_what_it_frees_and_spares_what_runs(caller: Caller) -> None:
+    folder = ended()
+    caller.post("/sweeps/a/resume")
+    refused = caller.call("DELETE", "/sweeps/a", code=409)
+    assert refused["detail"] == "a is waiting: withdraw it first"
+    caller.post("/sweeps/a/withdraw")
+    with driven():
+        assert "is being driven by" in caller.call("DELETE", "/sweeps/a", code=409)["detail"]
+    planned = caller.call("GET", "/sweeps/a/deletion")
+    assert planned["frees"] > 0
+    assert planned["lines"][0].startswith("a (finished, 2 trials done)")
+    assert folder.path.is_dir()
+    deleted = caller.call("DELETE", "/sweeps/a")
+    assert deleted["notices"][-1].startswith("a is deleted; ")
+    assert (known_sweeps(root()), caller.service.queue.sweeps()) == ([], [])
+    assert caller.get("/sweeps")["sweeps"] == []
+    assert caller.call("DELETE", "/sweeps/a", code=404)["status"] == 404
+
+
+def test_an_archived_sweep_is_listed_and_comes_back(caller: Caller, tmp_path: Path) -> None:
+    ended()
+    before = status("a", root())
+    assert "give the `url`" in caller.post("/sweeps/a/archive", code=409, role=Role.ADMIN)["detail"]
+    url = f"file://{tmp_path}/far"
+    caller.post("/sweeps/a/archive", role=Role.ADMIN, url=url)
+    entry = caller.get("/sweeps?state=archived")["sweeps"][0]
+    assert entry["why"] == f"at {url}; `orchestrate unarchive a` brings it back"
+    assert caller.post("/sweeps/a/unarchive", role=Role.ADMIN)["notices"][-1].startswith("a is back in ")
+    assert status("a", root()) == before
+
+
+def test_judging_is_checked_first_and_then_runs_as_the_command(caller: Caller) -> None:
+    begin("a")
+    assert "no trial of a has completed yet" in caller.post("/sweeps/a/judge", code=409)["detail"]
+    ended("b")
+    with driven("b"):
+        assert "is being driven by" in caller.post("/sweeps/b/judge", code=409)["detail"]
+    assert caller.post("/sweeps/b/judge", code=422, top=0)["problems"][0]["path"] == "top"
+    caller.post("/sweeps/b/judge", code=202, top=1)
+    # Its trials have left no models, which the command says.
+    log = SweepFolder(root(), "b").log
+    wait_until(lambda: log.is_file() and log.read_text())
+    assert log.read_text() == "no trial of b has completed yet: there is nothing to judge\n"
