@@ -274,6 +274,7 @@ def main() -> None:
     """Run the seeds, and print or write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--first-seed", type=int, default=0, help="several processes share the seeds, each its scratch")
     parser.add_argument("--fresh", type=int, default=FRESH, help="fresh prompts")
     parser.add_argument("--scratch", type=Path, default=Path("runs/winners"), help="models, data and results by seed")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="as of orchestrate sweep")
@@ -284,7 +285,7 @@ def main() -> None:
     settings = digest_of([SMALLER, options.set, options.fresh, FINALISTS.model_dump()])[:12]
     with JsonlStore(options.scratch / f"results-{settings}.jsonl") as store:
         progress = Progress(options.seeds * (1 + trials + FINALISTS.trials) - len(store.values))
-        for seed in range(options.seeds):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             # A session a seed: data and models of earlier seeds do not stay loaded.
             run = SeedRun(seed, spec_of(seed, options.set), options.fresh, store, options.scratch, progress)
             results[seed] = run_seed(run)
