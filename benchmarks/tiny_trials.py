@@ -11,6 +11,7 @@ from pathlib import Path
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import GeneratedSource, TrialConfig
 from trainer.metrics import EXACT_ANSWERS
+from trainer.models.model_files import ADAPTER_CONFIG, export_model
 from trainer.results import RunStatus, StepMetrics
 from trainer.training_session import TrainingSession
 
@@ -62,13 +63,17 @@ class TinyTrainer:
         """Return the held-out metrics of a model: those of update 0 of a trial that starts from it."""
         from orchestrator.driver.sft_stage import with_model
 
-        folder = self._runs / "measured"
+        folder, merged = self._runs / "measured", self._runs / "merged"
+        if (model / ADAPTER_CONFIG).exists():
+            export_model(model, merged, merge=True)
+            model = merged
         run = self._session.train(with_model(config, model), folder)
         try:
             return next(run)
         finally:
             run.close()
             shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(merged, ignore_errors=True)
 
     def confirm(self, config: TrialConfig, model: Path, prompts: int) -> float:
         """Return the share of `prompts` fresh prompts that a model answers right, greedily."""
