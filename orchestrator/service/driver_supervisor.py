@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import folders
+from orchestrator.commands.runs_folder.queue_records import SERVICE_FOLDER
 from orchestrator.commands.status import sweep_state
 from orchestrator.errors import ExitCode, OrchestrateError, first_line
 from orchestrator.execution.stop_reasons import StopKind
@@ -31,8 +32,6 @@ from trainer.storage.atomic_files import write_text
 from trainer.storage.failpoints import failpoint
 from trainer.storage.file_lock import FileLock
 
-SERVICE_FOLDER = "service"
-"""In the runs folder: queue, tokens and the drivers' locks."""
 MOST_DEATHS = 3
 """So many drivers of a sweep that die are followed by another."""
 _SHELL = (
@@ -99,6 +98,7 @@ class DriverSupervisor:
         """
         self._root, self._queue, self._command = root, queue, command
         self._at_once = at_once
+        self._is_first_step = True
         self._children: list[subprocess.Popen[bytes]] = []
         self._folder = root / SERVICE_FOLDER / "drivers"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -121,6 +121,10 @@ class DriverSupervisor:
                 living.append(sweep)
             else:
                 self._record_end(sweep)
+        if self._is_first_step:
+            for sweep in living:
+                self._queue.record_adoption(sweep.name)
+            self._is_first_step = False
         for sweep in self._queue.sweeps((QueueState.WAITING,)):
             if not self._may_start(sweep, living):
                 return  # no later one overtakes it

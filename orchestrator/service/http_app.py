@@ -15,12 +15,16 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 
+from orchestrator.commands.runs_folder.queue_records import queue_url
 from orchestrator.commands.runs_folder.sweep_list import SweepSummaries
 from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.redaction import redact
+from orchestrator.service import LARGEST_MODEL_GB
 from orchestrator.service.access_tokens import SESSION_SECONDS, AccessTokens, FailedLogins, LoginSessions, Role
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER, DriverSupervisor
 from orchestrator.service.hosting.code_login import code_login
+from orchestrator.service.hosting.mlflow_proxy import mlflow_links, mlflow_routes
+from orchestrator.service.hosting.mlflow_server import MLFLOW_PATH, MlflowOptions, MlflowServer
 from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.service_pages import ServicePages
 from orchestrator.service.problem_details import add_error_answers
@@ -50,14 +54,6 @@ class Login(BaseModel):
     code: str = Field(default="", max_length=256)
 
 
-def queue_url(root: Path) -> str:
-    """Return the URL of a runs folder's queue: the content of `service/queue.url`, else SQLite beside it."""
-    pointer = root / SERVICE_FOLDER / "queue.url"
-    if pointer.is_file():
-        return pointer.read_text(encoding="utf-8").strip()
-    return f"sqlite:///{root / SERVICE_FOLDER / 'queue.db'}"
-
-
 class Service:
     """One runs folder's queue, supervisor, logins and application; `close` leaves the drivers running."""
 
@@ -69,6 +65,8 @@ class Service:
         at_once: int | None = None,
         secure: bool = False,
         data_folders: Sequence[Path] = (),
+        largest_model: float = LARGEST_MODEL_GB,
+        mlflow: MlflowOptions = MlflowOptions(),  # noqa: B008 - frozen
     ) -> None:
         """Open the queue and take the runs folder.
 
@@ -78,6 +76,8 @@ class Service:
             at_once: sweeps that run at a time, as for `DriverSupervisor`.
             secure: whether it speaks HTTPS, so that browsers send the cookie by it only.
             data_folders: folders whose files submitted sweeps may read.
+            largest_model: in GB, of a model that a person sends; 0: none.
+            mlflow: where MLflow is, and who may change runs there.
 
         Raises:
             ServiceRuns: another service has the folder.
@@ -99,8 +99,9 @@ class Service:
             lifespan=self._lifespan,
         )
         add_error_answers(app)
-        self.submissions = Submissions(root, data_folders)
-        self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions)
+        self.submissions = Submissions(root, data_folders, largest_model=largest_model)
+        self.mlflow = MlflowServer(root, mlflow)
+        self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions, self.mlflow)
         bearer = [Depends(HTTPBearer(auto_error=False))]  # for the OpenAPI document; RequestGuard checks
         routers = [
             routes(self.context)
@@ -112,10 +113,17 @@ class Service:
         self._pages = ServicePages(self.context, self.api, self.sessions, self.failed, secure=secure)
         self._pages.add_to(app)
         app.include_router(service_routes(self.context, app, lambda: self._problem))
+        app.include_router(mlflow_links(self.mlflow, root))
+        app.include_router(mlflow_routes(self.mlflow))
         app.include_router(code_login(self.sessions, self.failed, secure=secure))
         self._add_logins(app)
         self.app: ASGIApp = RequestGuard(
-            app, tokens=self.tokens, sessions=self.sessions, failed=self.failed, hosts=hosts
+            app,
+            tokens=self.tokens,
+            sessions=self.sessions,
+            failed=self.failed,
+            hosts=hosts,
+            by_origin=(f"{MLFLOW_PATH}/",),
         )
 
     @asynccontextmanager
@@ -134,6 +142,7 @@ class Service:
         self._pages.close()
         self.context.watchers.close()
         self.submissions.close()
+        self.mlflow.close()
         self._supervisor.close()
         self.queue.close()
 

@@ -33,6 +33,7 @@ FORM_TYPE = "application/x-www-form-urlencoded"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LARGEST_BODY = 1 << 20
 """Bytes."""
+_NOT_FROM_HERE = "the request does not come from a page of this service"
 _MOST_RATES = 10_000
 """People and addresses whose requests are counted; those that came longest ago are forgotten first."""
 _HEADERS = {
@@ -65,14 +66,19 @@ class RequestGuard:
         sessions: LoginSessions,
         failed: FailedLogins,
         hosts: Collection[str],
+        by_origin: Collection[str] = (),
         largest_body: int = _LARGEST_BODY,
         rates: RequestRates | None = None,
     ) -> None:
-        """`hosts`: names under which the service is reached, without ports; `largest_body`: in bytes."""
+        """Arguments beside those of the logins.
+
+        `hosts`: names under which the service is reached, without ports; `by_origin`: beginnings of paths whose pages
+        have no CSRF token, so that a browser's Origin must say that the request is theirs; `largest_body`: in bytes.
+        """
         self._rates = rates or RequestRates()
         self._app, self._tokens, self._sessions, self._failed = app, tokens, sessions, failed
         self._hosts = frozenset(host.lower() for host in hosts)
-        self._largest = largest_body
+        self._largest, self._by_origin = largest_body, tuple(by_origin)
         self._too_large = f"a request may have at most {largest_body} bytes, and says how many"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,7 +107,10 @@ class RequestGuard:
             if wait := self._rates.wait_seconds("" if person is None else person.name, _address(scope)):
                 raise _Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many requests at once", wait)
             receive = self._limited(receive)
-            if state["cookie"] and scope["method"] not in _SAFE_METHODS:
+            if state["cookie"] and scope["path"].startswith(self._by_origin) and scope["method"] not in _SAFE_METHODS:
+                if "origin" not in headers:  # where it is another one, the request was refused
+                    raise _Refused(HTTPStatus.FORBIDDEN, _NOT_FROM_HERE)
+            elif state["cookie"] and scope["method"] not in _SAFE_METHODS:
                 receive = await self._with_csrf_checked(headers, receive, state["csrf"])
             with acting_for("" if person is None else person.name):
                 await self._app(scope, receive, send_with_headers)
@@ -145,7 +154,7 @@ class RequestGuard:
                 raise _Refused(HTTPStatus(error.status_code), error.detail) from error
             given = parse_qs(body.decode(errors="replace")).get(CSRF_FIELD, [""])[0]
         if not compare_digest(given.encode(), csrf.encode()):
-            raise _Refused(HTTPStatus.FORBIDDEN, "the request does not come from a page of this service")
+            raise _Refused(HTTPStatus.FORBIDDEN, _NOT_FROM_HERE)
         if body is None:
             return receive
         first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]

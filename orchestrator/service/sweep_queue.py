@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from orchestrator.commands.runs_folder.queue_records import ACTIONS, BY_SERVICE, METADATA, QueueAction, actions_of
 from orchestrator.errors import (
     ExitCode,
     NameTaken,
@@ -38,9 +39,9 @@ from orchestrator.errors import (
     closest_match,
 )
 from orchestrator.folders import NETWORK_FILESYSTEMS, filesystem_type
-from orchestrator.service.queue_tables import ACTIONS, METADATA, QueueAction, actions_of, connect, record_action
 from orchestrator.service.queue_tables import REQUESTS as _REQUESTS
 from orchestrator.service.queue_tables import SWEEPS as _SWEEPS
+from orchestrator.service.queue_tables import connect, record_action
 from trainer.storage.failpoints import failpoint
 
 _KEY_SECONDS = 30 * 24 * 3600.0
@@ -290,7 +291,7 @@ class SweepQueue:
             return _find(connection, name)
 
     def actions(self, name: str) -> list[QueueAction]:
-        """Return what people did with the sweep in the queue, oldest first."""
+        """Return what people and the service did with the sweep in the queue, oldest first."""
         with self._transaction() as connection:
             return actions_of(connection, name)
 
@@ -326,7 +327,15 @@ class SweepQueue:
             values["again"] = False
             values["started_at"] = time.time() if found.started_at is None else found.started_at
             connection.execute(update(_SWEEPS).where(_SWEEPS.c.name == name).values(**values))
+            record_action(
+                connection, name, f"started driver {found.launch + 1}" if found.launch else "started", BY_SERVICE
+            )
             return _find(connection, name)
+
+    def record_adoption(self, name: str) -> None:
+        """Record that a service which was started again found the sweep's driver alive."""
+        with self._transaction() as connection:
+            record_action(connection, name, "found its driver running, and adopted it", BY_SERVICE)
 
     def record_death(self, name: str, launch: int, why: str, most: int | None) -> QueuedSweep:
         """Let a sweep whose driver died wait for its resumption, before any other.
@@ -348,6 +357,8 @@ class SweepQueue:
                 drivers = f"{deaths} drivers ended unexpectedly, the last: " if deaths > 1 else ""
                 values |= _ended(QueueState.STOPPED, f"{drivers}{why}")
             connection.execute(update(_SWEEPS).where(_SWEEPS.c.name == name).values(**values))
+            ends = values["state"] == QueueState.STOPPED.value
+            record_action(connection, name, f"{'stopped' if ends else 'resumed'}: {values['why']}", BY_SERVICE)
             return _find(connection, name)
 
     def end(self, name: str, state: QueueState, why: str) -> QueuedSweep:
@@ -364,6 +375,8 @@ class SweepQueue:
                 record_action(connection, name, f"priority {values['priority']}")
             elif values.get("state") == QueueState.WITHDRAWN.value:
                 record_action(connection, name, f"withdrawn: {values['why']}")
+            elif found.state is QueueState.DRIVEN:
+                record_action(connection, name, ": ".join(filter(None, [values["state"], values["why"]])), BY_SERVICE)
             return _find(connection, name)
 
     @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.service import DEFAULT_HOST, DEFAULT_PORT
+from orchestrator.service import DEFAULT_HOST, DEFAULT_PORT, LARGEST_MODEL_GB
 from orchestrator.service.hosting.web_server import ServeOptions
 
 _PLAIN = re.compile(r"[\w@:,./=+-]+")
@@ -66,6 +66,12 @@ def arguments(options: ServeOptions) -> list[str]:
         found += ["--data-folder", str(folder)]
     if options.at_once is not None:
         found += ["--at-once", str(options.at_once)]
+    if options.largest_model != LARGEST_MODEL_GB:
+        found += ["--largest-model", f"{options.largest_model:g}"]
+    if options.mlflow.url:
+        found += ["--mlflow-url", options.mlflow.url]
+    if options.mlflow.edits:
+        found.append("--mlflow-edits")
     return found
 
 
@@ -110,6 +116,8 @@ def render_compose(options: ServeOptions, root: Path, image: str) -> str:
         options.behind_proxy,
         tuple(inside),
         options.at_once,
+        options.largest_model,
+        options.mlflow,
     )
     gpus = {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
     service: dict[str, Any] = {

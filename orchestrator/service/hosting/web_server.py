@@ -10,19 +10,21 @@ import socket
 import ssl
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import uvicorn
 
 import orchestrator
 from orchestrator.errors import ExitCode, OrchestrateError, first_line
-from orchestrator.service import DEFAULT_HOST, DEFAULT_PORT
+from orchestrator.service import DEFAULT_HOST, DEFAULT_PORT, LARGEST_MODEL_GB
 from orchestrator.service.access_tokens import AccessTokens
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER, ServiceRuns
 from orchestrator.service.hosting.code_login import CODE_PATH
+from orchestrator.service.hosting.mlflow_server import MlflowOptions
 from orchestrator.service.http_app import LOOPBACK_NAMES, Service
 from orchestrator.service.sweep_queue import QueueState
 from trainer.storage.atomic_files import write_text
@@ -52,6 +54,9 @@ class ServeOptions:
     data_folders: tuple[Path, ...] = ()
     at_once: int | None = None
     """Sweeps that run at a time; None: as many as there are GPUs, at least one."""
+    largest_model: float = LARGEST_MODEL_GB
+    """GB, of a model that a person sends with a sweep; 0: none."""
+    mlflow: MlflowOptions = field(default_factory=MlflowOptions)
 
     @property
     def is_secure(self) -> bool:
@@ -87,6 +92,10 @@ def check_options(root: Path, options: ServeOptions) -> list[str]:
         given = folder.resolve()
         if service.resolve().is_relative_to(given) or given.is_relative_to(service.resolve()):
             problems.append(f"--data-folder {folder}: the service's tokens are in it; give a folder of data only")
+    if options.mlflow.url and not _is_web_address(options.mlflow.url):
+        problems.append(f"--mlflow-url {options.mlflow.url}: is no http:// or https:// URL without a password")
+    if options.mlflow.url and options.mlflow.edits:
+        problems.append("--mlflow-edits: the server of --mlflow-url decides itself who may change runs")
     if options.key is not None and options.certificate is None:
         problems.append("--ssl-keyfile needs --ssl-certfile")
     if options.certificate is not None:
@@ -206,6 +215,8 @@ def _open_service(root: Path, options: ServeOptions) -> Service:
             at_once=options.at_once,
             secure=options.is_secure,
             data_folders=options.data_folders,
+            largest_model=options.largest_model,
+            mlflow=options.mlflow,
         )
     except ServiceRuns as error:
         file = root / SERVICE_FOLDER / _URL_FILE
@@ -280,6 +291,14 @@ def _is_loopback(host: str) -> bool:
     except socket.gaierror:  # reported when the service listens
         return host == "localhost"
     return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        found = urlsplit(text)
+    except ValueError:
+        return False
+    return found.scheme in ("http", "https") and bool(found.hostname) and found.username is found.password is None
 
 
 def _is_address(text: str) -> bool:

@@ -28,8 +28,8 @@ from orchestrator.commands.runs_folder.sweep_list import ARCHIVED
 from orchestrator.commands.runs_folder.sweep_logs import SweepLog
 from orchestrator.errors import NoSuchSweep, OrchestrateError
 from orchestrator.folders import FAILURE_FILE, SweepFolder, existing_sweep
-from orchestrator.redaction import without_credentials
 from orchestrator.service.access_tokens import Role
+from orchestrator.service.hosting.mlflow_server import MLFLOW_PATH
 from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.page_rendering import PageRoute, add_notices, form_of, render
 from orchestrator.service.page.sweep_actions import Action, Subject, actions_for, find_action
@@ -72,6 +72,11 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
                 raise HTTPException(HTTPStatus.NOT_FOUND, f"{name} has no trial {number}")
         return Subject(context, name, view.state, queued, view.frame, trial)
 
+    def tracking(of: Subject) -> str:
+        """Return where a sweep's or a trial's runs are in MLflow; "" for another database of this machine."""
+        found = "" if of.frame is None else context.mlflow.url_of(SweepFolder(root, of.name), of.frame.spec)
+        return f"{of.url}{MLFLOW_PATH}" if found == MLFLOW_PATH else found
+
     @pages.get("/sweeps/{name}")
     def sweep(request: Request, name: str) -> Response:
         """Answer with the page of a sweep."""
@@ -95,7 +100,7 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
             filters=[] if of.frame is None else filter_values(of.frame),
             hideable=HIDEABLE,
             sorts=list(SORTS),
-            tracking=tracking_link(of.frame),
+            tracking=tracking(of),
         )
 
     @pages.get("/sweeps/{name}/trials/{number}")
@@ -118,6 +123,7 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
             panels=[(panel, Markup(panel.html)) for panel in drawn],
             figures=Markup(as_script(figures)),
             actions=actions_for(api, of, person),
+            tracking=tracking(of),
             before=numbers[place - 1] if place else None,
             after=numbers[place + 1] if place + 1 < len(numbers) else None,
         )
@@ -209,12 +215,6 @@ def _query(request: Request) -> dict[str, list[str]]:
 
 def _trial(frame: SweepFrame, number: int) -> TrialFrame | None:
     return next((trial for trial in frame.all_trials if trial.number == number), None)
-
-
-def tracking_link(frame: SweepFrame | None) -> str:
-    """Return the URL of the MLflow server that has the sweep's runs; "" where that is a file of this machine."""
-    uri = without_credentials(frame.spec.tracking.uri or "") if frame is not None else ""
-    return uri if uri.startswith(("http://", "https://")) else ""
 
 
 def _trial_panels(root: Path, analysis: SweepAnalysis, trial: TrialFrame) -> list[Panel]:

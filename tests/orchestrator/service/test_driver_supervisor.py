@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from orchestrator import folders
-from orchestrator.commands.status import status
+from orchestrator.commands.status import history, status
 from orchestrator.folders import SweepFolder, lock_holder
 from orchestrator.gpus import forget_gpus
 from orchestrator.service.driver_supervisor import MOST_DEATHS, DriverSupervisor, ServiceRuns
@@ -114,6 +114,13 @@ def test_a_killed_service_finds_its_drivers_and_keeps_the_order(root: Path, queu
     begun = starts(root)
     assert (sorted(begun[:2]), begun[2:]) == (["a", "e"], ["b", "c", "d"]), "each once, in the queue's order"
     assert {status(name, root)["state"] for name in SWEEPS} == {"finished"}
+    actions = history("a", root)["queue"]
+    assert [(action["person"], action["action"]) for action in actions] == [
+        ("ann", "submitted with priority 0"),
+        ("the service", "started"),
+        ("the service", "found its driver running, and adopted it"),
+        ("the service", "finished"),
+    ]
     third.kill()
     third.wait()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.commands.runs_folder.queue_records import BY_SERVICE
 from orchestrator.errors import NameTaken, PasswordInUrl, StorageRefused
 from orchestrator.service.sweep_queue import KeyUsed, NotQueued, QueueRefused, QueueState, SweepQueue
 from tests.support.local_driver import KILLED, killed_at
@@ -48,6 +49,10 @@ def test_sweeps_start_by_priority_and_submission_through_every_state(url: str, t
     queue.withdraw("a", "by ann")
     assert queue.resume("a").state is QueueState.WAITING
     assert names(queue) == ["c", "urgent", "b", "a"], "it waits again behind those of its priority"
+    assert [action.action for action in queue.actions("c") if action.person == BY_SERVICE] == [
+        "started", "resumed: killed", "started driver 2", "resumed: the machine was started again", "started driver 3",
+        "stopped: 2 drivers ended unexpectedly, the last: killed",
+    ]  # fmt: skip
     queue.close()
     again = SweepQueue(url)
     assert names(again) == ["c", "urgent", "b", "a"], "it survives its process"

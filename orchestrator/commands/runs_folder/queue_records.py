@@ -1,0 +1,123 @@
+"""What the queue of a service (`orchestrate serve`) has stored, for commands that look at the runs folder.
+
+The queue is changed by `orchestrator.service` only. An action is written in the transaction that changes the sweep;
+changes of a sweep that has begun are in its study.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    column,
+    create_engine,
+    select,
+    table,
+)
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from orchestrator.errors import StorageRefused
+from orchestrator.redaction import redact
+
+SERVICE_FOLDER = "service"
+"""In the runs folder: queue, tokens, the drivers' locks and uploaded files."""
+UPLOADS_FOLDER = "files"
+"""In the service's folder: uploaded files by person."""
+BY_SERVICE = "the service"
+"""In place of a person: what the service did by itself. No person has a name with a space."""
+METADATA = MetaData()
+ACTIONS = Table(
+    "service_actions",
+    METADATA,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("sweep", String(64), nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("person", String(64), nullable=False),
+    Column("action", Text, nullable=False),
+)
+_SWEEPS = table("service_sweeps", column("name"), column("spec"), column("state"))
+_FINISHED = "finished"
+"""State of a sweep in the queue that is never started again."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueAction:
+    """One action of a person, or of the service."""
+
+    at: float
+    """Seconds since 1970."""
+    person: str
+    """BY_SERVICE for the service; "" for a program of this machine that changes the queue without the service's API."""
+    action: str
+
+
+def queue_url(root: Path) -> str:
+    """Return the URL of a runs folder's queue: the content of `service/queue.url`, else SQLite beside it."""
+    pointer = root / SERVICE_FOLDER / "queue.url"
+    if pointer.is_file():
+        return pointer.read_text(encoding="utf-8").strip()
+    return f"sqlite:///{_database(root)}"
+
+
+def actions_of(connection: Connection, name: str) -> list[QueueAction]:
+    """Return what was done with a sweep in the queue, oldest first."""
+    columns = (ACTIONS.c.at, ACTIONS.c.person, ACTIONS.c.action)
+    rows = connection.execute(select(*columns).where(ACTIONS.c.sweep == name).order_by(ACTIONS.c.seq))
+    return [QueueAction(*row) for row in rows]
+
+
+def queue_actions(root: Path, name: str) -> list[QueueAction]:
+    """Return the actions with a sweep in the queue of a runs folder; none where it has no queue.
+
+    Raises StorageRefused.
+    """
+    with _reading(root) as connection:
+        return [] if connection is None else actions_of(connection, name)
+
+
+def queued_files(root: Path) -> Sequence[tuple[str, str]]:
+    """Return name and resolved file of each sweep that a service may start or resume. Raises StorageRefused."""
+    with _reading(root) as connection:
+        if connection is None:
+            return []
+        found = select(_SWEEPS.c.name, _SWEEPS.c.spec).where(_SWEEPS.c.state != _FINISHED)
+        return [(row.name, row.spec) for row in connection.execute(found)]
+
+
+@contextmanager
+def _reading(root: Path) -> Generator[Connection | None]:
+    """Open the queue to read; None where the runs folder has none."""
+    url = queue_url(root)
+    of_folder = _database(root)
+    is_file = url == f"sqlite:///{of_folder}"
+    if is_file and not of_folder.is_file():
+        yield None
+        return
+    more = {"creator": lambda: sqlite3.connect(f"file:{quote(str(of_folder))}?mode=ro", uri=True)} if is_file else {}
+    try:
+        engine = create_engine(url, **more)
+        try:
+            with engine.connect() as connection:
+                yield connection
+        finally:
+            engine.dispose()
+    except (ArgumentError, ImportError, DBAPIError, sqlite3.Error) as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        raise StorageRefused(f"the queue in {redact(url)} cannot be read: {reason}") from error
+
+
+def _database(root: Path) -> Path:
+    return root / SERVICE_FOLDER / "queue.db"
