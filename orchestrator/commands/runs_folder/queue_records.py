@@ -11,6 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import (
@@ -38,6 +39,7 @@ UPLOADS_FOLDER = "files"
 """In the service's folder: uploaded files by person."""
 BY_SERVICE = "the service"
 """In place of a person: what the service did by itself. No person has a name with a space."""
+_CONNECT_SECONDS = 5
 METADATA = MetaData()
 ACTIONS = Table(
     "service_actions",
@@ -106,7 +108,11 @@ def _reading(root: Path) -> Generator[Connection | None]:
     if is_file and not of_folder.is_file():
         yield None
         return
-    more = {"creator": lambda: sqlite3.connect(f"file:{quote(str(of_folder))}?mode=ro", uri=True)} if is_file else {}
+    more: dict[str, Any] = {}
+    if is_file:
+        more["creator"] = lambda: sqlite3.connect(f"file:{quote(str(of_folder))}?mode=ro", uri=True)
+    elif url.startswith("postgresql"):
+        more["connect_args"] = {"connect_timeout": _CONNECT_SECONDS}
     try:
         engine = create_engine(url, **more)
         try:

@@ -156,7 +156,7 @@ def check_right(method: str, path: str, role: Role, body: bytes, *, edits: bool)
         if edits and role >= Role.OPERATOR:
             return body
         allowed = (
-            "this needs the role operator" if edits else "`orchestrate serve --mlflow-edits` lets operators change it"
+            "this needs the role operator" if edits else "`orchestrate serve --mlflow-edits` opens this to operators"
         )
         raise HTTPException(HTTPStatus.FORBIDDEN, f"MLflow is shown to be read; {allowed}")
     raise HTTPException(
