@@ -23,7 +23,7 @@ def tied_command(seconds: float, command: Sequence[str]) -> list[str]:
 def main(seconds: float, command: Sequence[str]) -> int:
     """Run the command until it or standard input ends; return its exit code."""
     for each in (signal.SIGINT, signal.SIGHUP):  # of the terminal: the program decides whether it ends
-        signal.signal(each, lambda *_: None)
+        signal.signal(each, _ignore)
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def end(number: int = signal.SIGTERM) -> None:
@@ -39,11 +39,15 @@ def main(seconds: float, command: Sequence[str]) -> int:
         except subprocess.TimeoutExpired:
             end(signal.SIGKILL)
 
-    signal.signal(signal.SIGTERM, lambda *_: end())
+    signal.signal(signal.SIGTERM, lambda number, frame: end())  # noqa: ARG005
     threading.Thread(target=end_with_input, daemon=True).start()
     code = server.wait()
     end(signal.SIGKILL)  # workers of a server that was killed
     return code
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    """Handle a signal by nothing; unlike SIG_IGN this does not pass to the command."""
 
 
 if __name__ == "__main__":

@@ -258,9 +258,7 @@ def page_policy(request: Request) -> str:
 
 def starting(request: Request) -> Response:
     """Return the page that waits for MLflow and then leads to what was asked for."""
-    answer = render(request, "starting.html.j2", HTTPStatus.SERVICE_UNAVAILABLE, seconds=_STARTING_SECONDS)
-    answer.headers["retry-after"] = str(_STARTING_SECONDS)
-    return answer
+    return render(request, "starting.html.j2", HTTPStatus.ACCEPTED, seconds=_STARTING_SECONDS)
 
 
 async def _experiment(server: MlflowServer, name: str) -> str:

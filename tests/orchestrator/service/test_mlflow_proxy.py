@@ -309,7 +309,7 @@ def shown(caller: Caller) -> Caller:
     spec = make_spec(3, name="s")
     begin("s")
     log_runs(root, spec.tracking.experiment)
-    first = caller.answer("GET", f"{MLFLOW_PATH}/", Role.VIEWER, 503)
+    first = caller.answer("GET", f"{MLFLOW_PATH}/", Role.VIEWER, 202)
     assert 'http-equiv="refresh" content="2"' in first.text
     assert caller.answer("GET", f"{MLFLOW_PATH}/version", Role.VIEWER, 503).headers["retry-after"] == "2"
     headers = {"authorization": f"Bearer {caller.as_role[Role.VIEWER]}"}

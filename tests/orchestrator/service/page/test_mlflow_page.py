@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from docs.chromium import Page, browser, installed
-from docs.mlflow_looks import CLOSE
+from docs.mlflow_looks import CARD, CLOSE, show
 from orchestrator.service.access_tokens import Role
 from orchestrator.service.hosting.mlflow_server import MLFLOW_PATH
 from orchestrator.tracking.mlflow_client import connect, default_store
 from orchestrator.tracking.run_metadata import run_page
-from tests.orchestrator.service.test_mlflow_proxy import log_runs
+from tests.dashboards.test_mlflow_view import tell
 from tests.support.page_service import serving, wait_for
 from tests.support.processes import environment
-from tests.support.scripted_sweep import Script, make_spec, run_sweep
+from tests.support.scripted_sweep import make_spec
 
 REACHES_OTHER_PATHS = "fetch('/api/v1/me').then(() => 'reached', () => 'refused')"
 REACHES_WINDOWS = """new Promise((done) => {
@@ -55,25 +55,28 @@ def test_mlflow_shows_a_sweeps_runs_and_its_page_reaches_nothing_else(
         pytest.skip("no Chromium on the PATH")
     for name, value in environment(tmp_path).items():
         monkeypatch.setenv(name, value)
-    spec = make_spec("done")
-    run_sweep(tmp_path, spec, lambda _: Script(files=False), trials=2)
-    log_runs(tmp_path, spec.tracking.experiment)
+    tell(tmp_path, "done")
     client = connect(tmp_path, default_store(tmp_path))
-    (experiment,) = (each for each in client.search_experiments() if each.name == spec.tracking.experiment)
-    (trial,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 's 0'")
+    (experiment,) = (each for each in client.search_experiments() if each.name == make_spec("done").tracking.experiment)
+    (trial,) = client.search_runs([experiment.experiment_id], "tags.`prefsweep.run` = '7'")
 
     with serving(tmp_path) as served, browser() as chromium:
         page = chromium.page()
         served.log_in(page, Role.VIEWER, "/sweeps/done", width=1600)
         page.run("[...document.querySelectorAll('a')].find((each) => each.textContent === 'MLflow').click()")
-        wait_for(page, f"location.pathname === '{MLFLOW_PATH}/' && document.body.innerText.includes('s 0')")
-        page.seen.errors.clear()
+        wait_for(
+            page, f"location.pathname === '{MLFLOW_PATH}/' && document.querySelectorAll('{CARD} .main-svg').length"
+        )
+        page.run(CLOSE)
+        assert show(page, "Parallel Coordinates") == "drawn"
         address = f"{served.base}{MLFLOW_PATH}/#{run_page(experiment.experiment_id, trial.info.run_id)}"
         page.look(address, width=1600, ready="document.body.innerText.includes('loss.beta')")
-        page.run(CLOSE)
-        assert "2.0" in page.run("document.body.innerText"), "the run's setting"
-        assert page.seen.errors == []
-        assert {url.split("/", 3)[3].split("/")[0] for url in page.seen.requests} == {MLFLOW_PATH.strip("/")}
+        assert "trial 7 failed" in page.run("document.body.innerText")
+        assert [error for error in page.seen.errors if "Content Security Policy" in error] == []
+        refused = [error for error in page.seen.errors if "status of 403" in error]
+        assert [error for error in refused if "/assistant/" not in error and "/gateway-proxy" not in error] == []
+        assert [error for error in page.seen.errors if "status of 5" in error] == []
+        assert [url for url in page.seen.requests if not url.startswith(f"{served.base}/")] == []
 
         assert page.run(f"fetch('{MLFLOW_PATH}/health').then((answer) => answer.text())") == "OK"
         assert page.run(REACHES_OTHER_PATHS) == "refused"
