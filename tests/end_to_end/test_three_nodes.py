@@ -21,7 +21,6 @@ from tests.support.fake_gpus import nvidia_list, write_nvidia_smi
 from tests.support.processes import LIMIT_SECONDS, finished, orchestrate, wait_until
 from tests.support.sweep_record import differences, sweep_record
 
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -141,4 +140,4 @@ def test_auto_is_chosen_for_the_gpus_of_the_clusters_nodes(fast_tmp_path: Path, 
         capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["2", "4.0", "4", "fsdp2"]
+    assert done.stdout.split() == ["2", "4.0", "4.0", "fsdp2"]
