@@ -1,6 +1,7 @@
 """Sweeps of a service, over HTTP: the answers, errors, tables and commands of the same sweeps on this machine."""
 
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import httpx2
 import pandas
 import pytest
+import yaml
 
 from orchestrator import api
 from orchestrator.api.service_client import InvalidServer, ServiceClient, ServiceRefused, ServiceUnreachable
@@ -24,6 +26,8 @@ from tests.support.processes import LIMIT_SECONDS, call, called, json_of, orches
 from tests.support.scripted_sweep import DIVERGED, FAILED, PRUNED, Script, make_spec, run_sweep
 from tests.support.service_http import listening
 from tests.support.specs import TINY_MODEL
+from trainer.config.trial import GeneratedModel
+from trainer.synthetic.tiny_models import generate_model
 
 OUTCOMES = {3: PRUNED, 5: DIVERGED, 7: FAILED}
 
@@ -270,17 +274,22 @@ budget: {{concurrency: 1}}
 """
 
 
-def test_a_sweep_is_submitted_followed_to_its_end_and_deleted(tmp_path: Path) -> None:
+def test_a_sweep_with_its_model_is_submitted_followed_to_its_end_and_deleted(tmp_path: Path) -> None:
     root, file = tmp_path / "runs", tmp_path / "tiny.yaml"
     root.mkdir()
-    file.write_text(TINY)
+    shape = GeneratedModel.model_validate(yaml.safe_load(TINY_MODEL))
+    shutil.copytree(generate_model(shape, tmp_path / "cache"), tmp_path / "model")
+    file.write_text(TINY.replace(f"{{generated: {TINY_MODEL}}}", "./model"))
     service = Service(root)
     with listening(service, supervises=True) as url:
         served = Served(root, service, url)
-        out, err = served.command("sweep", str(file))
+        ann = service.tokens.create("ann", Role.OPERATOR)
+        variables = {"ORCHESTRATE_SERVER": url, "ORCHESTRATE_TOKEN": ann}
+        out, err = called(tmp_path / "nothing", "sweep", str(file), "--upload", **variables)
         assert re.search(r"trial 1 COMPLETE", err), err
         assert "Best: trial" in out
         assert [trial["state"] for trial in json_of(root, "status", "tiny")["trials"]] == ["COMPLETE"] * 2
+        assert "service/files/ann/" in (root / "tiny" / "sweep.yaml").read_text()
         assert served.server.open_sweep("tiny").wait() == api.ExitCode.DONE
         err = served.command("delete", "tiny", "--yes")[1]
         assert "cannot be undone" in err
