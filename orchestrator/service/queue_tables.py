@@ -1,4 +1,8 @@
-"""Tables of `SweepQueue`: its sweeps, the requests that must not be carried out twice, and what was done with them."""
+"""Tables of `SweepQueue`: its sweeps, the requests that must not be carried out twice, and what people did.
+
+An action is written in the transaction that changes the sweep. Changes of a sweep that has begun are in its study, as
+`orchestrate history` shows them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from sqlalchemy import (
     Connection,
     Float,
     Integer,
+    MetaData,
     String,
     Table,
     Text,
@@ -19,10 +24,10 @@ from sqlalchemy import (
 )
 
 from orchestrator.commands.request_commands import acting_person
-from orchestrator.commands.runs_folder.queue_records import ACTIONS, METADATA
 
 _BUSY_SECONDS = 60.0
 
+METADATA = MetaData()
 SWEEPS = Table(
     "service_sweeps",
     METADATA,
@@ -51,6 +56,15 @@ REQUESTS = Table(
     Column("sweep", String(64), nullable=False),
     Column("answer", Text),  # JSON; none of a submission, whose answer is the sweep
     Column("at", Float, nullable=False),
+)
+ACTIONS = Table(
+    "service_actions",
+    METADATA,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("sweep", String(64), nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("person", String(64), nullable=False),
+    Column("action", Text, nullable=False),
 )
 
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from orchestrator.commands.runs_folder.queue_records import ACTIONS, BY_SERVICE, METADATA, QueueAction, actions_of
+from orchestrator.commands.runs_folder.queue_records import BY_SERVICE, QueueAction, actions_of
 from orchestrator.errors import (
     ExitCode,
     NameTaken,
@@ -39,9 +39,9 @@ from orchestrator.errors import (
     closest_match,
 )
 from orchestrator.folders import NETWORK_FILESYSTEMS, filesystem_type
+from orchestrator.service.queue_tables import ACTIONS, METADATA, connect, record_action
 from orchestrator.service.queue_tables import REQUESTS as _REQUESTS
 from orchestrator.service.queue_tables import SWEEPS as _SWEEPS
-from orchestrator.service.queue_tables import connect, record_action
 from trainer.storage.failpoints import failpoint
 
 _KEY_SECONDS = 30 * 24 * 3600.0

@@ -1,7 +1,6 @@
 """What the queue of a service (`orchestrate serve`) has stored, for commands that look at the runs folder.
 
-The queue is changed by `orchestrator.service` only. An action is written in the transaction that changes the sweep;
-changes of a sweep that has begun are in its study.
+The queue is changed by `orchestrator.service` only, which defines its tables (`queue_tables`).
 """
 
 from __future__ import annotations
@@ -14,20 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import (
-    Column,
-    Connection,
-    Float,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    column,
-    create_engine,
-    select,
-    table,
-)
+from sqlalchemy import Connection, column, create_engine, select, table
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from orchestrator.errors import StorageRefused
@@ -40,16 +26,7 @@ UPLOADS_FOLDER = "files"
 BY_SERVICE = "the service"
 """In place of a person: what the service did by itself. No person has a name with a space."""
 _CONNECT_SECONDS = 5
-METADATA = MetaData()
-ACTIONS = Table(
-    "service_actions",
-    METADATA,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("sweep", String(64), nullable=False, index=True),
-    Column("at", Float, nullable=False),
-    Column("person", String(64), nullable=False),
-    Column("action", Text, nullable=False),
-)
+_ACTIONS = table("service_actions", column("seq"), column("sweep"), column("at"), column("person"), column("action"))
 _SWEEPS = table("service_sweeps", column("name"), column("spec"), column("state"))
 _FINISHED = "finished"
 """State of a sweep in the queue that is never started again."""
@@ -76,8 +53,8 @@ def queue_url(root: Path) -> str:
 
 def actions_of(connection: Connection, name: str) -> list[QueueAction]:
     """Return what was done with a sweep in the queue, oldest first."""
-    columns = (ACTIONS.c.at, ACTIONS.c.person, ACTIONS.c.action)
-    rows = connection.execute(select(*columns).where(ACTIONS.c.sweep == name).order_by(ACTIONS.c.seq))
+    columns = (_ACTIONS.c.at, _ACTIONS.c.person, _ACTIONS.c.action)
+    rows = connection.execute(select(*columns).where(_ACTIONS.c.sweep == name).order_by(_ACTIONS.c.seq))
     return [QueueAction(*row) for row in rows]
 
 
