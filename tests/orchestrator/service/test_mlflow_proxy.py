@@ -7,6 +7,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
@@ -298,8 +299,11 @@ def log_runs(root: Path, experiment: str) -> None:
 
 def server_tree(of: int) -> list[psutil.Process]:
     """The processes of MLflow below this one."""
-    found = psutil.Process(of).children(recursive=True)
-    return [process for process in found if "mlflow" in " ".join(process.cmdline())]
+    found: list[psutil.Process] = []
+    for process in psutil.Process(of).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            found += [process] if "mlflow" in " ".join(process.cmdline()) else []
+    return found
 
 
 @pytest.fixture
