@@ -15,7 +15,6 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 
-from orchestrator.commands.runs_folder.queue_records import queue_url
 from orchestrator.commands.runs_folder.sweep_list import SweepSummaries
 from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.redaction import redact
@@ -25,6 +24,7 @@ from orchestrator.service.driver_supervisor import SERVICE_FOLDER, DriverSupervi
 from orchestrator.service.hosting.code_login import code_login
 from orchestrator.service.hosting.mlflow_proxy import mlflow_links, mlflow_routes
 from orchestrator.service.hosting.mlflow_server import MLFLOW_PATH, MlflowOptions, MlflowServer
+from orchestrator.service.hosting.queue_location import open_queue
 from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.service_pages import ServicePages
 from orchestrator.service.problem_details import add_error_answers
@@ -37,12 +37,12 @@ from orchestrator.service.routes.trial_routes import trial_routes
 from orchestrator.service.routes.verb_routes import verb_routes
 from orchestrator.service.service_context import ServiceContext
 from orchestrator.service.submissions import Submissions
-from orchestrator.service.sweep_queue import SweepQueue
 from orchestrator.service.sweep_routes import sweep_routes
 
 _logger = logging.getLogger(__name__)
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-_STEP_SECONDS = 1.0
+STEP_SECONDS = 1.0
+"""Between two looks at the drivers and the queue."""
 
 
 class Login(BaseModel):
@@ -81,12 +81,12 @@ class Service:
 
         Raises:
             ServiceRuns: another service has the folder.
-            StorageRefused, ExposedFile: the queue or the tokens cannot be used.
+            StorageRefused, QueueTaken, ExposedFile: the queue or the tokens cannot be used.
         """
         self.tokens = AccessTokens(root / SERVICE_FOLDER)
         self.tokens.machine_token()
         self.sessions, self.failed = LoginSessions(self.tokens), FailedLogins()
-        self.queue = SweepQueue(queue_url(root))
+        self.queue = open_queue(root)
         self._supervisor = DriverSupervisor(root, self.queue, at_once=at_once)
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
@@ -157,7 +157,7 @@ class Service:
                 if problem != self._problem:
                     _logger.error("no sweep can be started: %s", problem)
                 self._problem = problem
-            self._ends.wait(_STEP_SECONDS)
+            self._ends.wait(STEP_SECONDS)
 
     def _add_logins(self, app: FastAPI) -> None:
         @app.get("/healthz")

@@ -23,6 +23,7 @@ from orchestrator.errors import ExitCode, OrchestrateError, SpecError, SpecProbl
 from orchestrator.service import LARGEST_MODEL_GB
 from orchestrator.spec.estimates.disk_space import format_bytes
 from trainer.storage.atomic_files import digest_of, fsync
+from trainer.storage.failpoints import failpoint
 from trainer.storage.file_lock import FileLock
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -32,6 +33,7 @@ _MOST_BYTES = 100 << 30
 _READ_BYTES = 1 << 20
 _INDEX = ".safetensors.index.json"
 _MOST_INDEX_BYTES = 64 << 20
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UploadRefused(OrchestrateError):
@@ -162,7 +164,7 @@ class UploadedFiles:
             except OSError as error:
                 if part.exists():
                     os.truncate(part, before)
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in DISK_FULL:
                     raise
                 raise StorageRefused(f"the service's disk is full: {file.name} is not stored") from error
             if before + len(data) == file.size:
@@ -223,12 +225,17 @@ class UploadedFiles:
         with part.open("rb") as content:
             while data := content.read(_READ_BYTES):
                 digest.update(data)
+        failpoint("upload.checked")
         if digest.hexdigest() != file.digest:
             part.unlink()
             raise DigestDiffers(
                 f"{file.name} arrived with another content than was announced and was removed: send it again"
             )
-        fsync(part)
+        try:
+            fsync(part)
+        except OSError:  # what is on the disk is unknown from now on, and a second call would not say so
+            part.unlink()
+            raise
         part.rename(part.with_name(file.name))
         fsync(part.parent)
 

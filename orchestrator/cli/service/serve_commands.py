@@ -46,6 +46,12 @@ _ROLES = [role.name.lower() for role in Role]
 )
 @click.option("--mlflow-url", default="", metavar="URL", help="Your own MLflow as browsers reach it, to link to.")
 @click.option("--mlflow-edits", is_flag=True, help="Operators may rename, tag and delete runs in MLflow.")
+@click.option(
+    "--queue",
+    metavar="URL",
+    help="Keep the queue in PostgreSQL (postgresql+psycopg://USER@HOST/DATABASE), or in the runs folder again "
+    "(sqlite). Its sweeps are moved there, and later starts find them. By default SQLite in the runs folder.",
+)
 @click.option("--print-unit", is_flag=True, help="Print a systemd unit with these options, and start nothing.")
 @click.option("--print-compose", is_flag=True, help="Print a Compose file with these options, and start nothing.")
 @click.option("--image", help="With --print-compose: container image with prefsweep.")
@@ -61,6 +67,7 @@ def serve(
     largest_model: float,
     mlflow_url: str,
     mlflow_edits: bool,
+    queue: str | None,
     print_unit: bool,
     print_compose: bool,
     image: str | None,
@@ -88,6 +95,7 @@ def serve(
         at_once,
         largest_model,
         MlflowOptions(mlflow_url, mlflow_edits),
+        queue,
     )
     root = runs_folder()
     if print_unit or print_compose:

@@ -21,6 +21,8 @@ from orchestrator.redaction import redact
 
 SERVICE_FOLDER = "service"
 """In the runs folder: queue, tokens, the drivers' locks and uploaded files."""
+QUEUE_POINTER, QUEUE_FILE = "queue.url", "queue.db"
+"""In the service's folder: the URL of a queue on a server, and the queue itself where there is none."""
 UPLOADS_FOLDER = "files"
 """In the service's folder: uploaded files by person."""
 BY_SERVICE = "the service"
@@ -45,9 +47,12 @@ class QueueAction:
 
 def queue_url(root: Path) -> str:
     """Return the URL of a runs folder's queue: the content of `service/queue.url`, else SQLite beside it."""
-    pointer = root / SERVICE_FOLDER / "queue.url"
-    if pointer.is_file():
-        return pointer.read_text(encoding="utf-8").strip()
+    pointer = root / SERVICE_FOLDER / QUEUE_POINTER
+    return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else own_queue_url(root)
+
+
+def own_queue_url(root: Path) -> str:
+    """Return the URL of the SQLite file in a runs folder that has its queue by default."""
     return f"sqlite:///{_database(root)}"
 
 
@@ -81,7 +86,7 @@ def _reading(root: Path) -> Generator[Connection | None]:
     """Open the queue to read; None where the runs folder has none."""
     url = queue_url(root)
     of_folder = _database(root)
-    is_file = url == f"sqlite:///{of_folder}"
+    is_file = url == own_queue_url(root)
     if is_file and not of_folder.is_file():
         yield None
         return
@@ -103,4 +108,4 @@ def _reading(root: Path) -> Generator[Connection | None]:
 
 
 def _database(root: Path) -> Path:
-    return root / SERVICE_FOLDER / "queue.db"
+    return root / SERVICE_FOLDER / QUEUE_FILE

@@ -72,6 +72,8 @@ def arguments(options: ServeOptions) -> list[str]:
         found += ["--mlflow-url", options.mlflow.url]
     if options.mlflow.edits:
         found.append("--mlflow-edits")
+    if options.queue is not None:
+        found += ["--queue", options.queue]
     return found
 
 
@@ -118,12 +120,16 @@ def render_compose(options: ServeOptions, root: Path, image: str) -> str:
         options.at_once,
         options.largest_model,
         options.mlflow,
+        options.queue,
     )
+    variables: dict[str, str | None] = {"ORCHESTRATE_HOME": _RUNS}
+    if options.queue is not None:
+        variables["PGPASSWORD"] = None  # Compose takes its value from its own environment
     gpus = {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
     service: dict[str, Any] = {
         "image": image,
         "command": ["orchestrate", "serve", *arguments(within)],
-        "environment": {"ORCHESTRATE_HOME": _RUNS},
+        "environment": variables,
         "ports": [f"{f'{published}:' if published else ''}{options.port}:{options.port}"],
         "volumes": volumes,
         "init": True,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import main
+from orchestrator.commands.runs_folder.queue_records import queue_url
 from orchestrator.driver.sft_stage import sft_config
 from orchestrator.folders import DATA_FILE
-from orchestrator.service.http_app import queue_url
 from orchestrator.service.sweep_queue import SweepQueue
 from orchestrator.spec.sweep_spec import SweepSpec
 from tests.support.local_driver import KILLED, killed_at
