@@ -105,17 +105,15 @@ class SweepSource:
         """Return the points after the last known step of each trial; of a trial that began again, all."""
         if self._reader is None:
             return []
-        steps, points = self._reader.last_steps(), list[dict[str, Any]]()
-        if not self._is_first:
-            for number, step in sorted(steps.items()):
-                known = self._steps.get(number, -1)
-                if step != known:
-                    after = known if step > known else -1
-                    points += [
-                        {"trial": number, "step": point.step, "metrics": dict(point.metrics)}
-                        for point in self._reader.metric_history(number, after)
-                    ]
-        self._steps = steps
+        if self._is_first:
+            self._steps = self._reader.last_steps()
+            return []
+        self._steps, found = self._reader.metrics_after(self._steps)
+        points = [
+            {"trial": number, "step": point.step, "metrics": dict(point.metrics)}
+            for number, history in found.items()
+            for point in history
+        ]
         parts = [points[k : k + _POINTS_IN_A_MESSAGE] for k in range(0, len(points), _POINTS_IN_A_MESSAGE)]
         return [("metrics", as_json({"points": part})) for part in parts]
 

@@ -280,18 +280,18 @@ class SweepQueue:
     def sweeps(self, states: Sequence[QueueState] = tuple(QueueState)) -> list[QueuedSweep]:
         """Return the sweeps in these states, in the order in which they start."""
         wanted = [state.value for state in states]
-        with self._transaction() as connection:
+        with self._reading() as connection:
             rows = connection.execute(select(_SWEEPS).where(_SWEEPS.c.state.in_(wanted)).order_by(*_ORDER))
             return [_parsed(row) for row in rows.mappings()]
 
     def find(self, name: str) -> QueuedSweep:
         """Return the sweep of this name. Raises NotQueued."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return _find(connection, name)
 
     def actions(self, name: str) -> list[QueueAction]:
         """Return what people did with the sweep in the queue, oldest first."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return actions_of(connection, name)
 
     def set_priority(self, name: str, priority: int) -> QueuedSweep:
@@ -371,6 +371,12 @@ class SweepQueue:
         with self._translated_errors(), self._engine.connect() as connection, connection.begin():
             if self._sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    @contextmanager
+    def _reading(self) -> Generator[Connection]:
+        """Open a transaction that takes no lock of writers, so that those who look wait for nobody."""
+        with self._translated_errors(), self._engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager

@@ -47,6 +47,8 @@ from orchestrator.service.service_context import ServiceContext
 from trainer.results import TrialError
 
 _LOG_LINES = 400
+_LEAST_REST = 1.0
+"""Seconds after which a page asks again for what is being read."""
 
 
 def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> APIRouter:
@@ -78,10 +80,8 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
         person = require(request, Role.VIEWER)
         of, shown = subject(name), Shown.of_query(_query(request))
         drawn: list[DrawnPanel] = []
-        stamp = ""
         if SweepFolder(root, name).spec.is_file():
-            view = views.view(name)
-            drawn, stamp = views.panels(view, shown), view.stamp
+            drawn = views.panels(views.view(name), shown)
         figures = {key: figure for panel in drawn for key, figure in panel.figures.items()}
         return render(
             request,
@@ -90,7 +90,6 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
             shown=shown,
             panels=[(panel, Markup(panel.html)) for panel in drawn],
             figures=Markup(as_script(figures)),
-            stamp=stamp,
             actions=actions_for(api, of, person),
             filters=[] if of.frame is None else filter_values(of.frame),
             hideable=HIDEABLE,
@@ -187,14 +186,19 @@ def live_routes(views: SweepViews) -> APIRouter:
 
     @routes.get("/sweeps/{name}/panels")
     def panels(request: Request, name: str) -> Response:
-        """Return the panels that the page does not have. `again`: the sweep has changed since they were read."""
+        """Return the panels that the page does not have.
+
+        `again`: the sweep has changed since they were read; `rest`: seconds until they may be read again.
+        """
         require(request, Role.VIEWER)
         query = _query(request)
         view = views.view(name)
         drawn = views.panels(view, Shown.of_query(query))
         has = set(query.get("have", []))
         changed = ",".join(panel.as_json for panel in drawn if panel.digest not in has)
-        head = {"stamp": view.stamp, "state": view.state, "again": view.stamp != views.stamp(name)}
+        again = view.stamp != views.stamp(name)
+        rest = max(views.rest_seconds(name), _LEAST_REST if again else 0.0)
+        head = {"stamp": view.stamp, "state": view.state, "again": again, "rest": round(rest, 3)}
         keys = json.dumps([panel.key for panel in drawn])
         return Response(
             f'{json.dumps(head)[:-1]}, "keys": {keys}, "panels": [{changed}]}}', media_type="application/json"
