@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from docs.chromium import Page
+from docs.chromium import PAINTED, Page
 
 _PACKAGE = find_spec("axe_playwright_python")
 """Of the `test` extra, for its axe.min.js; Playwright, on which it depends, is not used."""
@@ -23,6 +23,7 @@ _RUN = """(async () => {
 def hindrances(page: Page) -> list[str]:
     """What axe finds in the page as it is shown now, of any impact: rule, place and reason of each finding."""
     assert AXE is not None, MISSING
+    page.run(PAINTED)
     if not page.run("'axe' in window"):
         page.run(f"{AXE.read_text(encoding='utf-8')}; true")
     return page.run(_RUN)
