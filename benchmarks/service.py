@@ -199,11 +199,24 @@ class Connection:
 
     async def open(self, path: str) -> tuple[dict[str, str], asyncio.StreamReader]:
         """Send a request; return the headers of the answer and the stream after them."""
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 26)
-        reader, writer = self._streams
-        writer.write(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {self._token}\r\n\r\n".encode())
-        status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+        request = f"GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {self._token}\r\n\r\n".encode()
+        while True:
+            is_new = self._streams is None
+            if self._streams is None:
+                self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 26)
+            reader, writer = self._streams
+            try:
+                writer.write(request)
+                head = await reader.readuntil(b"\r\n\r\n")
+                break
+            except (
+                ConnectionError,
+                asyncio.IncompleteReadError,
+            ):  # one that was not used for seconds is closed
+                self.close()
+                if is_new:
+                    raise
+        status, *lines = head.decode().strip().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         if status.split()[1] != "200":
             raise RuntimeError(f"{path}: {status} {await reader.readexactly(int(headers['content-length']))!r}")
@@ -216,6 +229,7 @@ class Connection:
     def close(self) -> None:
         if self._streams is not None:
             self._streams[1].close()
+            self._streams = None
 
 
 @dataclass

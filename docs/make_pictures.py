@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -27,12 +28,14 @@ from dashboards.mlflow_pages import saved_view
 from dashboards.report.comparison_page import comparison_page
 from dashboards.report.html_page import write_page, write_report
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
-from docs.chromium import Chromium, Page, browser
+from docs.chromium import PAINTED, Chromium, Page, browser
 from docs.mlflow_looks import CLOSE, open_charts, show, titles
 from orchestrator.commands.status import status
 from orchestrator.driver.data_stage import load_data_report, updates_by_params
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, runs_folder
 from orchestrator.report_data import load_sweep_frame
+from orchestrator.service.access_tokens import AccessTokens, Role
+from orchestrator.service.driver_supervisor import SERVICE_FOLDER
 from orchestrator.service.http_app import queue_url
 from orchestrator.service.sweep_queue import SweepQueue
 from orchestrator.spec.loading.loader import load_spec
@@ -43,6 +46,7 @@ from orchestrator.tracking.mlflow_client import connect, ensure_experiment, trac
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
 from orchestrator.tracking.run_metadata import run_page
 from tests.support.page_service import driving, serving
+from tests.support.processes import wait_until
 
 PICTURES = Path(__file__).parent / "pictures"
 SWEEPS = Path(__file__).parents[1] / "sweeps"
@@ -54,18 +58,20 @@ _LOOKS = (
 _PAGES = (
     ("service-sweeps", "/", 1280, 760, False),
     ("service-sweep", "/sweeps/{live}", 1280, 2000, False),
-    ("service-sweep-dark", "/sweeps/{live}", 1280, 2000, True),
+    ("service-curves", "/sweeps/{live}?select=3&select=7#curves", 1280, 1000, True),
     ("service-sweep-phone", "/sweeps/{live}", 390, 1900, False),
     ("service-trial", "/sweeps/{name}/trials/{other}", 1280, 1500, False),
-    ("service-new", "/new?example={name}", 1280, 900, False),
+    ("service-new", "/new?example={name}", 1280, 980, False),
     ("service-compare", "/compare?{names}", 1280, 1500, True),
 )
 """Pictures of the service's pages: path, width, height, dark."""
-_LIVE = "wider-range"
+_LIVE = "simpo-again"
 """The sweep that runs in them: the first one's trials, as far as they were at `_MOMENT` of its time."""
 _MOMENT = 0.9
 _OTHERS = ("quickstart-dpo", "quickstart-orpo", "quickstart-cpo")
 _DRAWN, _CHECKED = "document.documentElement.dataset.drawn", "document.documentElement.dataset.checked"
+_DIAGNOSED = """[...document.querySelectorAll('.listed tbody tr')].every((row) =>
+  row.lastElementChild.textContent !== '–' || row.querySelector('.state').textContent === 'waiting')"""
 _FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 _WHOLE = "[...document.querySelectorAll('button')].find((b) => b.textContent === 'Show more')?.click()"
 _DESCRIBED = "document.body.innerText.includes('Best trials by')"
@@ -143,7 +149,9 @@ def _running(root: Path, source: SweepFolder) -> Generator[None]:
     shift = time.time() - moment
     shutil.copytree(source.path, folder.path, ignore=lambda _, names: {"study.db", "trials"} & set(names))
     trials: dict[int, Trial] = {}
-    with driving(root, spec.model_copy(update={"name": _LIVE, "description": "a run in progress"})) as study:
+    with ExitStack() as stack:
+        with patch("time.time", lambda: first - 30 + shift):
+            study = stack.enter_context(driving(root, spec.model_copy(update={"name": _LIVE})))
         for at, is_end, number in sorted(step for step in steps if step[0] <= moment):
             with patch("time.time", lambda at=at: at + shift):
                 if not is_end:
@@ -172,17 +180,23 @@ def service(folders: Sequence[SweepFolder], chromium: Chromium) -> None:
             stack.enter_context(_running(root, folders[0]))
             queue = SweepQueue(queue_url(root))
             stack.callback(queue.close)
+            queue.adopt(_LIVE, owner="ann", gpus=0)
+            queue.begin_launch(_LIVE, "")
             for name, owner, priority in (("llama3-8b-orpo", "ben", 0), ("mistral-7b-base", "ann", 2)):
                 spec = load_spec(SWEEPS / f"{name}.yaml")
                 queue.submit(name, dump_spec(spec), root / name, owner=owner, priority=priority, gpus=4)
-            served = stack.enter_context(serving(root))
+            ann = {Role.ADMIN: AccessTokens(root / SERVICE_FOLDER).create("ann", Role.OPERATOR)}
+            served = replace(stack.enter_context(serving(root, ())), tokens=ann)
             page = chromium.page()
             served.log_in(page)
+            wait_until(lambda: page.look(f"{served.base}/", width=1280) or page.run(_DIAGNOSED))
+            names = "&".join(f"name={folder.name}" for folder in folders[:4])
             for picture, path, width, height, dark in _PAGES:
                 ready = {"/": "true", "/new": _CHECKED}.get(path.partition("?")[0], _DRAWN)
-                names = "&".join(f"name={folder.name}" for folder in folders[:4])
                 shown = path.format(live=_LIVE, name=folders[0].name, other=0, names=names)
                 page.look(served.base + shown, width=width, height=height, dark=dark, ready=ready)
+                page.run("document.querySelector(location.hash || 'body').scrollIntoView({ behavior: 'instant' })")
+                page.run(PAINTED)
                 _picture(page, PICTURES / f"{picture}.png")
             page.close()
 

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from dashboards.analysis.run_costs import costs
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.formatting import format_brief, format_hours, format_value
+from dashboards.formatting import format_brief, format_hours, format_settings, format_value
 from dashboards.report.blocks import Code, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from dashboards.report.figures import as_script
 from dashboards.report.panels.learning_curves import learning_curves_panel
@@ -263,7 +263,7 @@ def _settings_panel(trial: TrialFrame, winner: TrialFrame | None) -> Panel:
     others = own if winner is None else _flat(winner.config.model_dump(mode="json"))
     paths = list(dict.fromkeys([*own, *others]))
     differing = [path for path in paths if own.get(path, _ABSENT) != others.get(path, _ABSENT)]
-    rows = [(path, _shown(own, path), *(() if winner is None else (_shown(others, path),))) for path in differing]
+    rows = [(path, *_shown_alike(own, others, path)) for path in differing]
     same = [(path, _shown(own, path)) for path in paths if path not in differing]
     blocks: list[Any] = []
     lead = "This is the best trial so far." if winner is None else ""
@@ -278,6 +278,14 @@ def _settings_panel(trial: TrialFrame, winner: TrialFrame | None) -> Panel:
 
 
 _ABSENT = object()
+
+
+def _shown_alike(own: Mapping[str, Any], others: Mapping[str, Any], path: str) -> tuple[str, str]:
+    """Return both values with one number format."""
+    if path in own and path in others:
+        first, second = format_settings([own[path], others[path]])
+        return first, second
+    return _shown(own, path), _shown(others, path)
 
 
 def _shown(values: Mapping[str, Any], path: str) -> str:
