@@ -243,6 +243,8 @@ class Seen:
     """Seconds of a request for changed panels."""
     pages: dict[str, list[float]] = field(default_factory=lambda: defaultdict[str, list[float]](list))
     bytes: int = 0
+    refused: list[str] = field(default_factory=list[str])
+    """What the service said where it could not read the sweep, or a viewer had to begin anew."""
     numbers: dict[int, list[float]] = field(default_factory=lambda: defaultdict[int, list[float]](list))
     """By viewer: the times of report of the points received, to tell that none is lost and none doubled."""
 
@@ -282,8 +284,13 @@ async def view(number: int, port: int, token: str, seen: Seen, is_open: asyncio.
 
     async def follow() -> None:
         _, reader = await stream.open(f"/api/v1/sweeps/{RUNNING}/events")
+        kind = b""
         async for line in reader:
-            if line.startswith(b"data: "):
+            if line.startswith(b"event: "):
+                kind = line[7:].strip()
+            elif line.startswith(b"data: "):
+                if kind == b"problem" or (kind == b"reload" and number in seen.numbers):
+                    seen.refused.append(f"{kind.decode()}: {line.decode()}")
                 now = time.time()
                 if number not in seen.numbers:  # the first message has the state, what is reported later follows
                     is_open.release()
@@ -420,6 +427,7 @@ def measure(load: Load) -> dict[str, Any]:
         "pages": {what: of_ms(times) for what, times in seen.pages.items()},
         "cores": used["cores"],
         "mb": used["mb"],
+        "refused": sorted({text[:200] for text in seen.refused}),
         "sent_kb_a_second": round(seen.bytes / 1e3 / (used["to"] - used["from"])),
         "report_alone": {"wall": of_ms([each[1] for each in alone]), "cpu": of_ms([each[2] for each in alone])},
         "report_watched": {"wall": of_ms([each[1] for each in watched]), "cpu": of_ms([each[2] for each in watched])},

@@ -56,9 +56,9 @@ _LOOKS = (
     ("report-phone", 390, 1900, False),
 )
 _PAGES = (
-    ("service-sweeps", "/", 1280, 760, False),
+    ("service-sweeps", "/", 1280, 800, False),
     ("service-sweep", "/sweeps/{live}", 1280, 2000, False),
-    ("service-curves", "/sweeps/{live}?select=3&select=7#curves", 1280, 1000, True),
+    ("service-curves", "/sweeps/{live}?select=3&select=7#curves", 1280, 760, True),
     ("service-sweep-phone", "/sweeps/{live}", 390, 1900, False),
     ("service-trial", "/sweeps/{name}/trials/{other}", 1280, 1500, False),
     ("service-new", "/new?example={name}", 1280, 980, False),

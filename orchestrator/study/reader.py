@@ -107,6 +107,12 @@ class StudyReader:
     def __exit__(self, *_: object) -> None:
         self.dispose()
 
+    @contextmanager
+    def at_one_moment(self) -> Generator[None]:
+        """Read everything in the context from one state of the database, over one connection. Nothing is written."""
+        with self._database.snapshot():
+            yield
+
     # --- reading -------------------------------------------------------------------------------------------------
 
     def trials(self) -> list[TrialRecord]:

@@ -169,7 +169,7 @@ def _summary(folder: SweepFolder) -> dict[str, Any]:
         state = PREPARING if lock_holder(folder) else INTERRUPTED
         began = folder.spec.stat().st_mtime
     else:
-        with Study.open(folder, read_only=True) as study:
+        with Study.open(folder, read_only=True) as study, study.at_one_moment():
             spec, state, trials = study.spec, sweep_state(study), study.trials()
             enqueued, began = sum(each.by_command for each in study.enqueued_trials()), study.spec_history()[0].at
     front, planned = front_of_configurations(trials, spec), planned_trials(spec)

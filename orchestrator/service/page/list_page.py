@@ -202,7 +202,7 @@ def list_pages(
         rows.sort(key=_SORTS.get(sort, _SORTS["newest"]))
         pages_count = max(1, -(-len(rows) // _ON_A_PAGE))
         page = min(max(1, page), pages_count)
-        waiting = context.queue.sweeps((QueueState.DRIVEN, QueueState.WAITING))
+        waiting = [each for state in (QueueState.DRIVEN, QueueState.WAITING) for each in context.queue.sweeps((state,))]
         return render(
             request,
             "sweeps.html.j2",

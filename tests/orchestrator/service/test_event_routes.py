@@ -132,7 +132,7 @@ def test_what_many_trials_report_is_read_at_once(folder: SweepFolder, monkeypatc
         monkeypatch.setattr(study_database, "_connect_to_read", lambda path: opened.append(path) or connect(path))
         found = [steps(data) for kind, data in source.read() if kind == "metrics"]
         assert found == [[(trial, step) for trial in range(3) for step in (1, 2)]]
-        assert len(opened) == 2, "events and metrics"
+        assert len(opened) == 1, "events and metrics of all trials"
         source.close()
     caller.service.close()
 
