@@ -107,7 +107,7 @@ def main() -> None:
 def metrics_of(step: int, share: float) -> dict[str, float]:
     """Return what a real trial logs after an update, of about the same length."""
     names = [*METRICS, *(EVALUATED if step % EVERY == 0 else ())]
-    return {name: round(random.gauss(share, 0.1), 6) for name in names} | (
+    return {name: round(random.gauss(1.0 + share, 0.01), 6) for name in names} | (
         {OBJECTIVE: min(1.0, 0.5 + share / 3)} if step % EVERY == 0 else {}
     )
 
@@ -168,7 +168,8 @@ def drive(root: Path, slots: str) -> None:
             step, trial = position // number, trials[position % number]
             values, at = metrics_of(step, trial.number / number), time.time()
             wall, cpu = time.perf_counter(), time.thread_time()
-            study.report(trial, [StepMetrics(step, values | {SENT: at})])
+            counted, _ = study.report(trial, [StepMetrics(step, values | {SENT: at})])
+            assert counted, "the trial was stopped"
             made.append((at, time.perf_counter() - wall, time.thread_time() - cpu))
     print(json.dumps(made))
 
@@ -351,7 +352,7 @@ async def watch(
             await is_open.acquire()
 
     async def received(last: float) -> None:
-        while any(times[-1:] != [last] for times in seen.numbers.values()):
+        while any(last not in times[-1000:] for times in seen.numbers.values()):
             await asyncio.sleep(0.1)
 
     try:
