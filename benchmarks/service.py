@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -244,8 +244,10 @@ class Seen:
     """Seconds of a request for changed panels."""
     pages: dict[str, list[float]] = field(default_factory=lambda: defaultdict[str, list[float]](list))
     bytes: int = 0
+    round_ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once every page was opened."""
     refused: list[str] = field(default_factory=list[str])
-    """What the service said where it could not read the sweep, or a viewer had to begin anew."""
+    """Messages of the service that it could not read the sweep, or that a viewer has to begin anew."""
     numbers: dict[int, list[float]] = field(default_factory=lambda: defaultdict[int, list[float]](list))
     """By viewer: the times of report of the points received, to tell that none is lost and none doubled."""
 
@@ -328,6 +330,7 @@ async def open_pages(port: int, token: str, sweeps: int, seen: Seen) -> None:
                     break
             assert listed == sweeps + 1
             seen.pages[ALL_SWEEPS].append(time.perf_counter() - began)
+            seen.round_ended.set()
     finally:
         person.close()
 
@@ -339,9 +342,9 @@ async def watch(
     seen, is_open = Seen(), asyncio.Semaphore(0)
     tasks = [asyncio.create_task(view(k, port, token, seen, is_open)) for k, token in enumerate(people)]
 
-    async def beside(waits: Coroutine[Any, Any, Any], limit: float) -> Any:
-        """Wait while everybody looks; whoever fails ends it."""
-        waiting = asyncio.create_task(waits)
+    async def beside(waits: Awaitable[Any], limit: float) -> Any:
+        """Wait while the viewers look; the first one that fails ends it."""
+        waiting = asyncio.ensure_future(waits)
         done, _ = await asyncio.wait([waiting, *tasks], timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             return task.result()
@@ -359,7 +362,7 @@ async def watch(
         await beside(open_all(), 120)
         first, cpu, at = time.time(), cpu_of(process), time.monotonic()
         tasks.append(asyncio.create_task(open_pages(port, me, load.sweeps, seen)))
-        await beside(asyncio.sleep(load.watched), load.watched + 60)
+        await beside(asyncio.gather(asyncio.sleep(load.watched), seen.round_ended.wait()), load.watched + 300)
         used = {
             "from": first,
             "to": time.time(),

@@ -375,7 +375,7 @@ class SweepQueue:
 
     @contextmanager
     def _reading(self) -> Generator[Connection]:
-        """Open a transaction that takes no lock of writers, so that those who look wait for nobody."""
+        """Open a transaction that takes no lock of writers, so that readers never wait."""
         with self._translated_errors(), self._engine.connect() as connection, connection.begin():
             yield connection
 

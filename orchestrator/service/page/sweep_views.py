@@ -201,7 +201,7 @@ class SweepViews:
             began = time.monotonic()
             view = self._read(existing_sweep(self._root, name), stamp)
             self.add_cost(name, time.monotonic() - began)
-            if last is not None:  # it is followed: nobody waits for its panels
+            if last is not None:  # it is followed: no request waits for its panels
                 self.panels(view, Shown())
             with self._guard:
                 self._views[name] = view
