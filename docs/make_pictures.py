@@ -194,9 +194,11 @@ def service(folders: Sequence[SweepFolder], chromium: Chromium) -> None:
             for picture, path, width, height, dark in _PAGES:
                 ready = {"/": "true", "/new": _CHECKED}.get(path.partition("?")[0], _DRAWN)
                 shown = path.format(live=_LIVE, name=folders[0].name, other=0, names=names)
-                page.look(served.base + shown, width=width, height=height, dark=dark, ready=ready)
-                page.run("document.querySelector(location.hash || 'body').scrollIntoView({ behavior: 'instant' })")
-                page.run(PAINTED)
+                address, _, section = shown.partition("#")
+                page.look(served.base + address, width=width, height=height, dark=dark, ready=ready)
+                if section:
+                    page.run(f"document.getElementById({section!r}).scrollIntoView({{ behavior: 'instant' }})")
+                    page.run(PAINTED)
                 _picture(page, PICTURES / f"{picture}.png")
             page.close()
 
