@@ -36,7 +36,7 @@ from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, runs
 from orchestrator.report_data import load_sweep_frame
 from orchestrator.service.access_tokens import AccessTokens, Role
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER
-from orchestrator.service.http_app import queue_url
+from orchestrator.service.hosting.queue_location import queue_url
 from orchestrator.service.sweep_queue import SweepQueue
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.loading.serialization import dump_spec

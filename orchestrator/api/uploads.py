@@ -61,7 +61,7 @@ def upload_file(client: ServiceClient, path: Path, on_progress: Callable[[int, i
                     on_progress(found["offset"], size)
                 content.seek(found["offset"])
                 part = content.read(_PART_BYTES)
-                if not part and size:
+                if not part and found["offset"] < size:  # no bytes: all of them are there, and are only to be checked
                     raise StorageRefused(f"{path} became shorter while it was sent")
                 try:
                     where = {"size": size, "name": name, "offset": found["offset"]}

@@ -24,7 +24,7 @@ from orchestrator.folders import SweepFolder
 from orchestrator.gpu_locks import gpu_holders
 from orchestrator.gpus import visible_devices
 from orchestrator.redaction import redact
-from orchestrator.service.sweep_queue import QueuedSweep, QueueState, SweepQueue
+from orchestrator.service.sweep_queue import QueuedSweep, QueueRefused, QueueState, SweepQueue
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import ABANDONED, STOPPING
 from trainer.storage.atomic_files import write_text
@@ -53,6 +53,14 @@ class ServiceRuns(OrchestrateError):
     def __init__(self, root: Path, holder: str) -> None:
         self.holder = holder
         super().__init__(f"a service for {root} runs already: {holder or 'it is just starting'}")
+
+
+def lock_service(root: Path) -> FileLock:
+    """Return the held lock of the one service of a runs folder. Raises ServiceRuns."""
+    lock = FileLock(root / SERVICE_FOLDER / "serve.lock", f"pid {os.getpid()}")
+    if not lock.acquire(0.0):
+        raise ServiceRuns(root, lock.holder() or "")
+    return lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +110,7 @@ class DriverSupervisor:
         self._children: list[subprocess.Popen[bytes]] = []
         self._folder = root / SERVICE_FOLDER / "drivers"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(root / SERVICE_FOLDER / "serve.lock", f"pid {os.getpid()}")
-        if not self._lock.acquire(0.0):
-            raise ServiceRuns(root, self._lock.holder() or "")
+        self._lock = lock_service(root)
 
     def close(self) -> None:
         """Give the runs folder free; its drivers continue."""
@@ -145,7 +151,7 @@ class DriverSupervisor:
         return have_gpus and len(devices) - len(holders) >= sweep.gpus
 
     def _start(self, sweep: QueuedSweep) -> QueuedSweep | None:
-        """Start a driver; None where one of an earlier service lives or another process just started one."""
+        """Start a driver; None where one of an earlier service lives, or the sweep was just withdrawn."""
         with ExitStack() as stack:
             lock = os.open(self._path(sweep, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, lock)
@@ -153,7 +159,10 @@ class DriverSupervisor:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None
-            sweep = self._queue.begin_launch(sweep.name, _boot())
+            try:
+                sweep = self._queue.begin_launch(sweep.name, _boot())
+            except QueueRefused:  # a request came between
+                return None
             failpoint("service.launch")
             file, log = self._path(sweep, "yaml"), SweepFolder(self._root, sweep.name).log
             write_text(file, sweep.spec)

@@ -21,6 +21,7 @@ from orchestrator.redaction import redact
 from orchestrator.service.access_tokens import SESSION_SECONDS, AccessTokens, FailedLogins, LoginSessions, Role
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER, DriverSupervisor
 from orchestrator.service.hosting.code_login import code_login
+from orchestrator.service.hosting.queue_location import open_queue
 from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.service_pages import ServicePages
 from orchestrator.service.problem_details import add_error_answers
@@ -33,12 +34,12 @@ from orchestrator.service.routes.trial_routes import trial_routes
 from orchestrator.service.routes.verb_routes import verb_routes
 from orchestrator.service.service_context import ServiceContext
 from orchestrator.service.submissions import Submissions
-from orchestrator.service.sweep_queue import SweepQueue
 from orchestrator.service.sweep_routes import sweep_routes
 
 _logger = logging.getLogger(__name__)
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-_STEP_SECONDS = 1.0
+STEP_SECONDS = 1.0
+"""Between two looks at the drivers and the queue."""
 
 
 class Login(BaseModel):
@@ -48,14 +49,6 @@ class Login(BaseModel):
 
     token: str = Field(default="", max_length=256)
     code: str = Field(default="", max_length=256)
-
-
-def queue_url(root: Path) -> str:
-    """Return the URL of a runs folder's queue: the content of `service/queue.url`, else SQLite beside it."""
-    pointer = root / SERVICE_FOLDER / "queue.url"
-    if pointer.is_file():
-        return pointer.read_text(encoding="utf-8").strip()
-    return f"sqlite:///{root / SERVICE_FOLDER / 'queue.db'}"
 
 
 class Service:
@@ -81,12 +74,12 @@ class Service:
 
         Raises:
             ServiceRuns: another service has the folder.
-            StorageRefused, ExposedFile: the queue or the tokens cannot be used.
+            StorageRefused, QueueTaken, ExposedFile: the queue or the tokens cannot be used.
         """
         self.tokens = AccessTokens(root / SERVICE_FOLDER)
         self.tokens.machine_token()
         self.sessions, self.failed = LoginSessions(self.tokens), FailedLogins()
-        self.queue = SweepQueue(queue_url(root))
+        self.queue = open_queue(root)
         self._supervisor = DriverSupervisor(root, self.queue, at_once=at_once)
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
@@ -148,7 +141,7 @@ class Service:
                 if problem != self._problem:
                     _logger.error("no sweep can be started: %s", problem)
                 self._problem = problem
-            self._ends.wait(_STEP_SECONDS)
+            self._ends.wait(STEP_SECONDS)
 
     def _add_logins(self, app: FastAPI) -> None:
         @app.get("/healthz")

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from fastapi import HTTPException, Request
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import cookie_parser
+from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.commands.request_commands import acting_for
@@ -108,6 +108,8 @@ class RequestGuard:
         except _Refused as refused:
             retry = {"retry-after": str(math.ceil(refused.retry_after))} if refused.retry_after else {}
             await problem(refused.status, refused.detail, retry)(scope, receive, send_with_headers)
+        except ClientDisconnect:  # no client waits for an answer
+            return
 
     def _check_host(self, headers: Headers) -> None:
         host = _host_name(headers.get("host", ""))
@@ -184,11 +186,12 @@ class RequestGuard:
 
 
 async def _whole_body(receive: Receive) -> bytes:
+    """Return the body. Raises ClientDisconnect: the client left before it had sent all, which is no request."""
     body = b""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return body
+            raise ClientDisconnect
         body += message.get("body", b"")
         if not message.get("more_body", False):
             return body

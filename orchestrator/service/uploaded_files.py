@@ -17,6 +17,7 @@ from pathlib import Path
 from orchestrator.errors import ExitCode, OrchestrateError, SpecError, SpecProblem, StorageRefused
 from orchestrator.spec.estimates.disk_space import format_bytes
 from trainer.storage.atomic_files import fsync
+from trainer.storage.failpoints import failpoint
 from trainer.storage.file_lock import FileLock
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -24,6 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MOST_BYTES = 100 << 30
 """Of all files of one person."""
 _READ_BYTES = 1 << 20
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UploadRefused(OrchestrateError):
@@ -120,7 +122,7 @@ class UploadedFiles:
             except OSError as error:
                 if part.exists():
                     os.truncate(part, before)
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in DISK_FULL:
                     raise
                 raise StorageRefused(f"the service's disk is full: {file.name} is not stored") from error
             if before + len(data) == file.size:
@@ -161,11 +163,16 @@ class UploadedFiles:
         with part.open("rb") as content:
             while data := content.read(_READ_BYTES):
                 digest.update(data)
+        failpoint("upload.checked")
         if digest.hexdigest() != file.digest:
             part.unlink()
             raise DigestDiffers(
                 f"{file.name} arrived with another content than was announced and was removed: send it again"
             )
-        fsync(part)
+        try:
+            fsync(part)
+        except OSError:  # what is on the disk is unknown from now on, and a second call would not say so
+            part.unlink()
+            raise
         part.rename(part.with_name(file.name))
         fsync(part.parent)

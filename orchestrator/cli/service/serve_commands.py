@@ -36,6 +36,12 @@ _ROLES = [role.name.lower() for role in Role]
     help="Folder that submitted sweeps may read; repeatable.",
 )
 @click.option("--at-once", type=click.IntRange(1), help="Sweeps that run at a time; by default one for each GPU.")
+@click.option(
+    "--queue",
+    metavar="URL",
+    help="Keep the queue in PostgreSQL (postgresql+psycopg://USER@HOST/DATABASE), or in the runs folder again "
+    "(sqlite). Its sweeps are moved there, and later starts find them. By default SQLite in the runs folder.",
+)
 @click.option("--print-unit", is_flag=True, help="Print a systemd unit with these options, and start nothing.")
 @click.option("--print-compose", is_flag=True, help="Print a Compose file with these options, and start nothing.")
 @click.option("--image", help="With --print-compose: container image with prefsweep.")
@@ -48,6 +54,7 @@ def serve(
     behind_proxy: bool,
     data_folders: Sequence[Path],
     at_once: int | None,
+    queue: str | None,
     print_unit: bool,
     print_compose: bool,
     image: str | None,
@@ -64,7 +71,7 @@ def serve(
     from orchestrator.service.hosting.web_server import ServeOptions
 
     options = ServeOptions(
-        host, port, tuple(names), ssl_certfile, ssl_keyfile, behind_proxy, tuple(data_folders), at_once
+        host, port, tuple(names), ssl_certfile, ssl_keyfile, behind_proxy, tuple(data_folders), at_once, queue
     )
     root = runs_folder()
     if print_unit or print_compose:

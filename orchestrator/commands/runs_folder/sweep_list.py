@@ -153,7 +153,8 @@ def _kept(root: Path) -> dict[str, dict[str, Any]]:
 def _keep(root: Path, sweeps: dict[str, dict[str, Any]]) -> None:
     path = SweepFolder(root, "").cache / _KEPT
     if os.access(root, os.W_OK) and (not path.parent.exists() or os.access(path.parent, os.W_OK)):
-        write_json(path, {"version": _VERSION, "sweeps": sweeps})
+        with suppress(OSError):  # on a full disk the studies are read again
+            write_json(path, {"version": _VERSION, "sweeps": sweeps})
 
 
 def summary(folder: SweepFolder) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def arguments(options: ServeOptions) -> list[str]:
         found += ["--data-folder", str(folder)]
     if options.at_once is not None:
         found += ["--at-once", str(options.at_once)]
+    if options.queue is not None:
+        found += ["--queue", options.queue]
     return found
 
 
@@ -110,12 +112,16 @@ def render_compose(options: ServeOptions, root: Path, image: str) -> str:
         options.behind_proxy,
         tuple(inside),
         options.at_once,
+        options.queue,
     )
+    variables: dict[str, str | None] = {"ORCHESTRATE_HOME": _RUNS}
+    if options.queue is not None:
+        variables["PGPASSWORD"] = None  # Compose takes its value from its own environment
     gpus = {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
     service: dict[str, Any] = {
         "image": image,
         "command": ["orchestrate", "serve", *arguments(within)],
-        "environment": {"ORCHESTRATE_HOME": _RUNS},
+        "environment": variables,
         "ports": [f"{f'{published}:' if published else ''}{options.port}:{options.port}"],
         "volumes": volumes,
         "init": True,

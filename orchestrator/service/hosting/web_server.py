@@ -23,6 +23,7 @@ from orchestrator.service import DEFAULT_HOST, DEFAULT_PORT
 from orchestrator.service.access_tokens import AccessTokens
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER, ServiceRuns
 from orchestrator.service.hosting.code_login import CODE_PATH
+from orchestrator.service.hosting.queue_location import move_queue, queue_problem
 from orchestrator.service.http_app import LOOPBACK_NAMES, Service
 from orchestrator.service.sweep_queue import QueueState
 from trainer.storage.atomic_files import write_text
@@ -52,6 +53,8 @@ class ServeOptions:
     data_folders: tuple[Path, ...] = ()
     at_once: int | None = None
     """Sweeps that run at a time; None: as many as there are GPUs, at least one."""
+    queue: str | None = None
+    """Where the queue shall be, see `move_queue`; None: where it is."""
 
     @property
     def is_secure(self) -> bool:
@@ -93,6 +96,8 @@ def check_options(root: Path, options: ServeOptions) -> list[str]:
         if options.behind_proxy:
             problems.append("--behind-proxy: the proxy speaks HTTPS; leave out --ssl-certfile")
         problems += _certificate_problems(options.certificate, options.key)
+    if options.queue is not None and (problem := queue_problem(options.queue)) is not None:
+        problems.append(f"--queue: {problem}")
     if not _is_loopback(options.host):
         if not AccessTokens(service).people():
             problems.append(
@@ -123,10 +128,10 @@ def serve(root: Path, options: ServeOptions, show: Callable[[str, Sequence[str]]
         ServeRefused: the host cannot be listened on.
         PortTaken: another program has the port.
         ServiceRuns: another service has the runs folder.
-        StorageRefused, ExposedFile: the queue or the tokens cannot be used.
+        StorageRefused, QueueTaken, ExposedFile: the queue or the tokens cannot be used.
     """
     with ExitStack() as stack:
-        service = _open_service(root, options)
+        service, moved = _open_service(root, options)
         stack.callback(service.close)
         listener = _listen(options.host, options.port)
         stack.callback(listener.close)
@@ -151,7 +156,7 @@ def serve(root: Path, options: ServeOptions, show: Callable[[str, Sequence[str]]
         def listening() -> None:
             write_text(file, f"{url}\n")
             stack.callback(file.unlink, missing_ok=True)
-            show(f"{url}{CODE_PATH}/{service.sessions.new_code()}", _remarks(root, options, url))
+            show(f"{url}{CODE_PATH}/{service.sessions.new_code()}", [*moved, *_remarks(root, options, url)])
 
         _Server(config, listening).run(sockets=[listener])
         return [sweep.name for sweep in service.queue.sweeps((QueueState.DRIVEN,))]
@@ -198,9 +203,11 @@ class _Server(uvicorn.Server):
                 signal.signal(each, handler)
 
 
-def _open_service(root: Path, options: ServeOptions) -> Service:
+def _open_service(root: Path, options: ServeOptions) -> tuple[Service, list[str]]:
+    """Return the service and a remark on its queue, if that was moved."""
     try:
-        return Service(
+        moved = "" if options.queue is None else move_queue(root, options.queue)
+        service = Service(
             root,
             hosts=host_names(options),
             at_once=options.at_once,
@@ -212,6 +219,7 @@ def _open_service(root: Path, options: ServeOptions) -> Service:
         if not file.is_file():
             raise
         raise ServiceRuns(root, f"{error.holder}, at {file.read_text(encoding='utf-8').strip()}") from None
+    return service, [moved] if moved else []
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -90,7 +90,7 @@ def test_a_sweeps_files_are_sent_once_and_the_sweep_reads_them_there(
 
 def queue_text(tmp_path: Path) -> str:
     """The resolved file of the sweep `mine` as the service has it."""
-    from orchestrator.service.http_app import queue_url
+    from orchestrator.service.hosting.queue_location import queue_url
     from orchestrator.service.sweep_queue import SweepQueue
 
     queue = SweepQueue(queue_url(tmp_path / "runs"))

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestrator.errors import StorageRefused
@@ -99,23 +100,26 @@ def test_a_reader_that_does_not_read_delays_nobody_and_is_told_to_reload(
     service: RunningService, folder: SweepFolder
 ) -> None:
     names = [f"a_metric_with_a_rather_long_name_{number}" for number in range(100)]
-    slow = service.silent_reader("/sweeps/a/events")
+    slow, *others = [service.silent_reader("/sweeps/a/events") for _ in range(10)]
+    memory = psutil.Process(service.process.pid).memory_info
     with driver(folder) as study, service.events("/sweeps/a/events") as events:
         events.until("reload")
-        trial, seen = begun(study), list[tuple[int, int]]()
+        trial, seen, before = begun(study), list[tuple[int, int]](), memory().rss
         while len(seen) < 100 * 30:  # 15 MB, more than what is kept and what the system buffers
             fresh = range(len(seen) + 1, len(seen) + 101)
             study.report(trial, [StepMetrics(step, dict.fromkeys(names, float(step))) for step in fresh])
             while len(seen) < fresh.stop - 1:
                 seen += steps(events.until("metrics")[1])
         assert seen == [(0, step) for step in range(1, 3001)]
+        assert memory().rss - before < 60e6, "all readers share the 2 MB that are kept"
         received, reloads = 0, 0
         while reloads < 2:
             part = slow.recv(1 << 16)
             assert part
             received += len(part)
             reloads += part.count(b"event: reload")
-    slow.close()
+    for client in (slow, *others):
+        client.close()
     assert received < 15e6
 
 

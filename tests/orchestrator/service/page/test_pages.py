@@ -9,7 +9,7 @@ import pytest
 
 from docs.chromium import Chromium, Page, browser, installed
 from orchestrator.service.access_tokens import Role
-from orchestrator.service.http_app import queue_url
+from orchestrator.service.hosting.queue_location import queue_url
 from orchestrator.service.sweep_queue import SweepQueue
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
