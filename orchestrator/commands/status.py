@@ -55,7 +55,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
         state = "preparing" if driver else "interrupted"
         found = _status_object(spec, state, driver, [], [], {}, None, 0.0)
         return found | {"initial": {}, "why": waiting_for(folder) if driver else last_crash(folder)}
-    with Study.open(folder, read_only=True) as study:
+    with Study.open(folder, read_only=True) as study, study.at_one_moment():
         trials, front = study.trials(), study.pareto_front()
         state, usage = sweep_state(study), study.usage()
         updates_of = updates_if_known(folder, study.spec)
