@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: docs house simulate curves replay winners help install install-test quickstart test golden lint types imports pytest test-slow test-gpu test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
+.PHONY: docs house simulate curves replay winners help install install-test quickstart test golden lint types imports pytest test-slow test-gpu test-faults storm bench bench-step bench-adapters bench-gpu bench-driver bench-service rehearse pictures format clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ bench-gpu: install ## A step of an 8B model on one GPU, TRL's and this product's
 
 bench-driver: install ## What an event costs the driver of 2,000 trials over 64 slots (about ten minutes)
 	$(BIN)/python -m benchmarks.driver --write
+
+bench-service: install ## The service with 50 viewers of a sweep of 64 slots and 1,000 sweeps to list (three minutes)
+	$(BIN)/python -m benchmarks.service --write
 
 simulate: install ## What pruning saves and what the visibility rule costs, without training (a quarter of an hour)
 	$(BIN)/python -m benchmarks.pruning

@@ -71,6 +71,7 @@ def table(name: str, found: dict[str, Any]) -> str:
         "gpu": gpu,
         "driver": driver_page.table,
         "driver_ray": driver_page.ray_table,
+        "service": service,
     }[name](found)
 
 
@@ -152,6 +153,41 @@ def gpu(found: dict[str, Any]) -> str:
             ]
         rows.append(f"| {' | '.join([*what, *figures])} |")
     return "\n".join([f"{found['gpu']}, updates of {found['pairs']} pairs; {found['measured']}.", "", *rows])
+
+
+def service(found: dict[str, Any]) -> str:
+    """Return figures of the service while people watch a sweep."""
+
+    def row(what: str, times: dict[str, float], digits: int = 0) -> str:
+        return f"| {what} | {' | '.join(f'{times[key]:,.{digits}f}' for key in ('median', 'p95', 'max'))} |"
+
+    curves = found["seconds_between_changes_of_curves"]
+    reports = [
+        row(f"report, {when}: {what}", found[key][kind], 1)
+        for key, when in (("report_alone", "without viewers"), ("report_watched", "with viewers"))
+        for kind, what in (("wall", "by the clock"), ("cpu", "of the driver's processor"))
+    ]
+    return "\n".join(
+        [
+            f"{found['viewers']} viewers of a sweep of {found['slots']} slots, a report per second and slot, beside "
+            f"{found['sweeps']:,} finished sweeps of {found['trials_of_a_sweep']} trials, {found['seconds']:.0f} s; "
+            f"{found['machine']}, with the driver and the viewers on it; {found['measured']}.",
+            "",
+            "| ms | median | 95 % | max |",
+            "|---|---|---|---|",
+            row("from a report to a viewer", found["event"]),
+            *(row(what, times) for what, times in found["pages"].items()),
+            row("changed panels of the running sweep", found["panels"]),
+            *reports,
+            "",
+            f"Of {found['reports']:,} reports {found['lost']} were lost on their way to one of the viewers and "
+            f"{found['doubled']} came twice. A viewer's curves grew every {curves['median']:.1f} s (95 %: "
+            f"{curves['p95']:.1f}). The service used {found['cores']:.2f} of a core and {found['mb']:,} MB "
+            f"({found['mb_without_viewers']:,} before the viewers came), listened after "
+            f"{found['seconds_until_it_listens']:.1f} s, and had read the {found['sweeps']:,} sweeps for its first "
+            f"list after {found['seconds_of_the_first_list']:.1f} s.",
+        ]
+    )
 
 
 def draw_three_ways(file: Path, found: dict[str, Any]) -> None:

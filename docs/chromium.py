@@ -29,10 +29,17 @@ FLAGS = (
     "--disable-sync",
     "--hide-scrollbars",
     "--remote-debugging-pipe",
+    # On a busy machine a page is not slowed as one that nobody sees, and keys that come before its first picture count.
+    "--disable-background-timer-throttling",
+    "--disable-backgrounding-occluded-windows",
+    "--disable-renderer-backgrounding",
+    "--allow-pre-commit-input",
 )
 
 LIMIT_SECONDS = 600
 """Seconds to wait for a page or an answer; a busy machine takes long to draw charts."""
+PAINTED = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+"""A promise that is kept once the page has been painted as it is now, so that its observers have run."""
 
 # The browser reads commands from descriptor 3 and writes answers to descriptor 4, whatever numbers ours have.
 _WIRE = """
@@ -66,8 +73,14 @@ class Page:
         self._browser, self._session = browser, session
         self.seen = Seen()
         self.url = ""
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log", "Network", "Inspector"):
             self.call(f"{domain}.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
+
+    def close(self) -> None:
+        """Close the tab. Open ones keep their connections to a server, of which a browser has six."""
+        target = self.call("Target.getTargetInfo")["targetInfo"]["targetId"]
+        self._browser.call("Target.closeTarget", {"targetId": target})
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         return self._browser.call(method, params, self._session, self._on_event)
@@ -80,10 +93,12 @@ class Page:
         scheme = "dark" if dark else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.url = url
-        self.call("Page.navigate", url=url)
+        if problem := self.call("Page.navigate", url=url).get("errorText"):
+            raise RuntimeError(f"{url}: {problem}")
         deadline = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < deadline:
             if self.run(f"document.readyState === 'complete' && location.href !== 'about:blank' && Boolean({ready})"):
+                self.run(PAINTED)
                 return
             time.sleep(0.1)
         raise TimeoutError(f"{url} was never ready: {self.seen.errors}")
@@ -116,6 +131,8 @@ class Page:
                 self.seen.errors.append(json.dumps(params["exceptionDetails"])[:500])
             case "Runtime.consoleAPICalled" if params["type"] in ("error", "warning", "assert"):
                 self.seen.errors.append(json.dumps(params["args"])[:500])
+            case "Inspector.targetCrashed":
+                raise RuntimeError(f"{self.url}: the page's process has crashed")
             case "Log.entryAdded" if params["entry"]["level"] in ("error", "warning"):
                 self.seen.errors.append(json.dumps(params["entry"])[:500])
             case "Network.requestWillBeSent":
@@ -149,8 +166,9 @@ class Chromium:
         data = json.dumps(message).encode() + b"\0"
         while data:
             data = data[os.write(self._into, data) :]
+        deadline = time.monotonic() + LIMIT_SECONDS
         while True:
-            answer = self._read()
+            answer = self._read(deadline, method)
             if answer.get("id") == self._next:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
@@ -158,11 +176,12 @@ class Chromium:
             if on_event is not None and "method" in answer and answer.get("sessionId") == session:
                 on_event(answer)
 
-    def _read(self) -> dict[str, Any]:
-        while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._out], [], [], LIMIT_SECONDS)
-            if not ready:
-                raise TimeoutError("Chromium says nothing")
+    def _read(self, deadline: float, method: str) -> dict[str, Any]:
+        """Return the next message; events of other tabs, which may come for ever, do not move the deadline."""
+        while b"\0" not in self._buffer or time.monotonic() > deadline:
+            ready, _, _ = select.select([self._out], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready or time.monotonic() > deadline:
+                raise TimeoutError(f"Chromium does not answer {method}")
             got = os.read(self._out, 1 << 20)
             if not got:
                 raise RuntimeError("Chromium has gone")

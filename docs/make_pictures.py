@@ -6,13 +6,19 @@ The first name is the sweep that is shown; all of them together are compared. Wi
 from __future__ import annotations
 
 import io
+import os
 import re
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
+from PIL import Image
 from rich.console import Console
 
 from dashboards.analysis.comparison import compare_sweeps
@@ -22,36 +28,50 @@ from dashboards.mlflow_pages import saved_view
 from dashboards.report.comparison_page import comparison_page
 from dashboards.report.html_page import write_page, write_report
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
-from docs.chromium import Chromium, browser
+from docs.chromium import PAINTED, Chromium, Page, browser
 from docs.mlflow_looks import CLOSE, open_charts, show, titles
 from orchestrator.commands.status import status
 from orchestrator.driver.data_stage import load_data_report, updates_by_params
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, runs_folder
 from orchestrator.report_data import load_sweep_frame
-from orchestrator.service.access_tokens import AccessTokens
+from orchestrator.service.access_tokens import AccessTokens, Role
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER
+from orchestrator.service.hosting.queue_location import queue_url
+from orchestrator.service.sweep_queue import SweepQueue
+from orchestrator.spec.loading.loader import load_spec
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import ISSUED, Outcome, Trial, TrialState
 from orchestrator.tracking.mlflow_client import connect, ensure_experiment, tracking_uri
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
 from orchestrator.tracking.run_metadata import run_page
-from tests.support.page_service import serving
+from tests.support.page_service import driving, serving
+from tests.support.processes import wait_until
 
 PICTURES = Path(__file__).parent / "pictures"
+SWEEPS = Path(__file__).parents[1] / "sweeps"
 _LOOKS = (
     ("report-wide", 1280, 2600, False),
     ("report-dark", 1280, 2600, True),
     ("report-phone", 390, 1900, False),
 )
 _PAGES = (
-    ("service-sweeps", "/", 1280, 1000, False),
-    ("service-sweep", "/sweeps/{name}", 1280, 2400, False),
-    ("service-sweep-dark", "/sweeps/{name}", 1280, 2400, True),
-    ("service-sweep-phone", "/sweeps/{name}", 390, 1900, False),
-    ("service-new", "/new", 1280, 1100, False),
+    ("service-sweeps", "/", 1280, 800, False),
+    ("service-sweep", "/sweeps/{live}", 1280, 2000, False),
+    ("service-curves", "/sweeps/{live}?select=3&select=7#curves", 1280, 760, True),
+    ("service-sweep-phone", "/sweeps/{live}", 390, 1900, False),
+    ("service-trial", "/sweeps/{name}/trials/{other}", 1280, 1500, False),
+    ("service-new", "/new?example={name}", 1280, 980, False),
+    ("service-compare", "/compare?{names}", 1280, 1500, True),
 )
 """Pictures of the service's pages: path, width, height, dark."""
+_LIVE = "simpo-again"
+"""The sweep that runs in them: the first one's trials, as far as they were at `_MOMENT` of its time."""
+_MOMENT = 0.9
 _OTHERS = ("quickstart-dpo", "quickstart-orpo", "quickstart-cpo")
-_DRAWN = "document.documentElement.dataset.drawn"
+_DRAWN, _CHECKED = "document.documentElement.dataset.drawn", "document.documentElement.dataset.checked"
+_DIAGNOSED = """[...document.querySelectorAll('.listed tbody tr')].every((row) =>
+  row.lastElementChild.textContent !== '–' || row.querySelector('.state').textContent === 'waiting')"""
 _FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 _WHOLE = "[...document.querySelectorAll('button')].find((b) => b.textContent === 'Show more')?.click()"
 _DESCRIBED = "document.body.innerText.includes('Best trials by')"
@@ -111,22 +131,83 @@ def page_pictures(file: Path, looks: Sequence[tuple[str, int, int, bool]], chrom
     for picture, width, height, dark in looks:
         page = chromium.page()
         page.look(file.as_uri(), width=width, height=height, dark=dark, ready=_DRAWN)
-        page.picture(PICTURES / f"{picture}.png", whole=False)
+        _picture(page, PICTURES / f"{picture}.png")
 
 
-def service(name: str, chromium: Chromium) -> None:
-    """The service's pages over this runs folder, of which no sweep is started."""
-    token = AccessTokens(runs_folder() / SERVICE_FOLDER).machine_token()
-    with serving(runs_folder(), ()) as served:
-        page = chromium.page()
-        page.look(f"{served.base}/login", width=1280)
-        page.run(f"document.getElementById('token').value = {token!r}")
-        page.run("document.querySelector('form').requestSubmit()")
-        page.look(f"{served.base}/", width=1280, ready="!document.getElementById('token')")
-        for picture, path, width, height, dark in _PAGES:
-            ready = {"/": "true", "/new": "document.documentElement.dataset.checked"}.get(path, _DRAWN)
-            page.look(served.base + path.format(name=name), width=width, height=height, dark=dark, ready=ready)
-            page.picture(PICTURES / f"{picture}.png", whole=False)
+@contextmanager
+def _running(root: Path, source: SweepFolder) -> Generator[None]:
+    """A sweep whose driver is this process, with what another one's trials had reported at a moment of its time."""
+    with Study.open(source, read_only=True) as study:
+        spec, events = study.spec, study.events()
+        records = {record.number: record for record in study.trials()}
+        histories = {number: study.metric_history(number) for number in records}
+    begun = {event.trial: event.at for event in events if event.kind == ISSUED}
+    ended = {event.trial: event.at for event in events if event.kind in [state.lower() for state in TrialState]}
+    first, last = min(begun.values()), max(ended.values())
+    moment, folder = first + _MOMENT * (last - first), SweepFolder(root, _LIVE)
+    steps = [(at, 0, number) for number, at in begun.items()] + [(at, 1, number) for number, at in ended.items()]
+    shift = time.time() - moment
+    shutil.copytree(source.path, folder.path, ignore=lambda _, names: {"study.db", "trials"} & set(names))
+    trials: dict[int, Trial] = {}
+    with ExitStack() as stack:
+        with patch("time.time", lambda: first - 30 + shift):
+            study = stack.enter_context(driving(root, spec.model_copy(update={"name": _LIVE})))
+        for at, is_end, number in sorted(step for step in steps if step[0] <= moment):
+            with patch("time.time", lambda at=at: at + shift):
+                if not is_end:
+                    trial = study.ask()
+                    assert isinstance(trial, Trial)
+                    assert trial.params == records[number].params
+                    trials[number] = trial
+                else:
+                    study.report(trials[number], histories[number])
+                    study.tell(trials[number], Outcome(records[number].state, records[number].reason))
+                    shutil.copytree(source.trial(number), folder.trial(number))
+        for number in trials.keys() - {number for number, at in ended.items() if at <= moment}:
+            share = (moment - begun[number]) / (ended[number] - begun[number])
+            study.report(trials[number], histories[number][: round(share * len(histories[number]))])
+        yield
+
+
+def service(folders: Sequence[SweepFolder], chromium: Chromium) -> None:
+    """The service's pages over copies of these sweeps, one that runs, and two that wait; none is started."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        for folder in folders:
+            shutil.copytree(folder.path, root / folder.name)
+        with ExitStack() as stack:
+            stack.enter_context(patch.dict(os.environ, ORCHESTRATE_HOME=place))
+            stack.enter_context(_running(root, folders[0]))
+            queue = SweepQueue(queue_url(root))
+            stack.callback(queue.close)
+            queue.adopt(_LIVE, owner="ann", gpus=0)
+            queue.begin_launch(_LIVE, "")
+            for name, owner, priority in (("llama3-8b-orpo", "ben", 0), ("mistral-7b-base", "ann", 2)):
+                spec = load_spec(SWEEPS / f"{name}.yaml")
+                queue.submit(name, dump_spec(spec), root / name, owner=owner, priority=priority, gpus=4)
+            ann = {Role.ADMIN: AccessTokens(root / SERVICE_FOLDER).create("ann", Role.OPERATOR)}
+            served = replace(stack.enter_context(serving(root, ())), tokens=ann)
+            page = chromium.page()
+            served.log_in(page)
+            wait_until(lambda: page.look(f"{served.base}/", width=1280) or page.run(_DIAGNOSED))
+            names = "&".join(f"name={folder.name}" for folder in folders[:4])
+            for picture, path, width, height, dark in _PAGES:
+                ready = {"/": "true", "/new": _CHECKED}.get(path.partition("?")[0], _DRAWN)
+                shown = path.format(live=_LIVE, name=folders[0].name, other=0, names=names)
+                address, _, section = shown.partition("#")
+                page.look(served.base + address, width=width, height=height, dark=dark, ready=ready)
+                if section:
+                    page.run(f"document.getElementById({section!r}).scrollIntoView({{ behavior: 'instant' }})")
+                    page.run(PAINTED)
+                _picture(page, PICTURES / f"{picture}.png")
+            page.close()
+
+
+def _picture(page: Page, to: Path) -> None:
+    """What is seen without scrolling, in 128 colors, which keeps the file small."""
+    page.picture(to, whole=False)
+    with Image.open(to) as shot:
+        shot.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(to, optimize=True)
 
 
 def main() -> None:
@@ -143,7 +224,7 @@ def main() -> None:
             write_page(file, comparison_page(compare_sweeps([load_sweep_frame(folder) for folder in folders])))
             page_pictures(file, [("compare", 1280, 1900, False)], chromium)
         mlflow(names[0], chromium, PICTURES)
-        service(names[0], chromium)
+        service(folders, chromium)
     print(f"pictures of {', '.join(names)} in {PICTURES}")
 
 

@@ -162,14 +162,15 @@ class StudyMissing(OrchestrateError):
 
 
 class NetworkDisk(OrchestrateError):
-    """The study's SQLite file is on a network file system, where SQLite's locks do not exclude other machines."""
+    """A SQLite file is on a network file system, where SQLite's locks do not exclude other machines."""
 
     code = ExitCode.REFUSED
 
-    def __init__(self, path: Path, kind: str) -> None:
+    def __init__(self, path: Path, kind: str, other: str = "the study in PostgreSQL") -> None:
+        """other: what to keep instead."""
         super().__init__(
             f"{path} is on a network file system ({kind}), where SQLite loses data; put the runs folder on a local "
-            "disk ($ORCHESTRATE_HOME) or keep the study in PostgreSQL"
+            f"disk ($ORCHESTRATE_HOME) or keep {other}"
         )
 
 

@@ -404,12 +404,12 @@ def _report_hanging_driver() -> None:
     sys.stderr.write(f"{HANGS} (waited {SECONDS:g} s); the GPUs' memory is treated as unknown ({REMEDY})\n")
 
 
-def smallest_memory() -> float | None:
-    """Return the memory in bytes of the smallest visible GPU.
+def smallest_memory(environment: Mapping[str, str] | None = None) -> float | None:
+    """Return the memory in bytes of the smallest GPU that is visible with these variables, by default this process's.
 
     None if unknown; a driver that hangs is reported on stderr, once per process.
     """
     if driver_hangs():
         _report_hanging_driver()
-    known = [gpu.memory for gpu in visible_devices() if gpu.memory is not None]
+    known = [gpu.memory for gpu in visible_devices(environment=environment) if gpu.memory is not None]
     return min(known) if known else None

@@ -48,7 +48,7 @@ def load_sweep_frame(folder: SweepFolder) -> SweepFrame:
     """
     if not Study.exists(folder):
         raise NothingToReport(folder.name)
-    with Study.open(folder, read_only=True) as study:
+    with Study.open(folder, read_only=True) as study, study.at_one_moment():
         report = load_data_report(folder)
         updates_of = None if report is None else updates_by_params(study.spec, report)
         return load_frame(study, state=sweep_state(study), updates_of=updates_of)

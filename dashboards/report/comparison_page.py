@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -159,7 +162,34 @@ def extra_rows(found: SweepComparison) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def print_comparison(found: SweepComparison, console: Console) -> None:
+@dataclass(frozen=True, slots=True)
+class ComparisonTable:
+    """A comparison as a terminal shows it; `from_json` reads what a service has answered."""
+
+    rows: tuple[tuple[str, ...], ...]
+    """Cells of the columns in HEAD."""
+    extra: tuple[tuple[str, ...], ...]
+    """Cells of the columns in EXTRA_HEAD, one row for each of `rows`."""
+    summary: str
+    serious: tuple[str, ...]
+    """Titles of the serious findings."""
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def of(cls, found: SweepComparison) -> ComparisonTable:
+        """Return the texts of a comparison."""
+        serious = tuple(finding.title for finding in found.serious)
+        return cls(table_rows(found), extra_rows(found), comparison_summary(found), serious, tuple(found.warnings))
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> ComparisonTable:
+        """Return the table of its fields as JSON values."""
+        cells = {name: tuple(tuple(row) for row in given[name]) for name in ("rows", "extra")}
+        texts = {name: tuple(given[name]) for name in ("serious", "warnings")}
+        return cls(**cells, **texts, summary=given["summary"])
+
+
+def print_comparison(found: ComparisonTable, console: Console) -> None:
     """Print the table, the summary, the serious findings and the warnings."""
     for all_columns in (True, False):
         table, width = _table(found, all_columns)
@@ -168,32 +198,32 @@ def print_comparison(found: SweepComparison, console: Console) -> None:
             break
     else:
         _print_narrow(found, console)
-    console.print(Text(comparison_summary(found), style="bold"), soft_wrap=not console.is_terminal)
-    for finding in found.serious:
-        console.print(Text(f"serious: {finding.title}", style="bold red"), soft_wrap=not console.is_terminal)
+    console.print(Text(found.summary, style="bold"), soft_wrap=not console.is_terminal)
+    for title in found.serious:
+        console.print(Text(f"serious: {title}", style="bold red"), soft_wrap=not console.is_terminal)
     for warning in found.warnings:
         console.print(Text(f"! {warning}", style="yellow"), soft_wrap=not console.is_terminal)
 
 
-def _table(found: SweepComparison, all_columns: bool) -> tuple[RichTable, int]:
+def _table(found: ComparisonTable, all_columns: bool) -> tuple[RichTable, int]:
     """Return a table with one row per sweep, and its width in characters with wrapped configurations."""
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for k, name in enumerate((*HEAD, *EXTRA_HEAD) if all_columns else HEAD):
         folds = k == _CONFIGURATION
         right = k in (0, 5, 6) or k >= len(HEAD)
         table.add_column(name, justify="right" if right else "left", min_width=_FOLDED if folds else None)
-    rows, longest = table_rows(found), 0
+    rows, longest = found.rows, 0
     if all_columns:
-        rows = tuple((*row, *more) for row, more in zip(rows, extra_rows(found), strict=True))
+        rows = tuple((*row, *more) for row, more in zip(rows, found.extra, strict=True))
     for k, cells in enumerate(rows):
         longest = max(longest, len(cells[_CONFIGURATION]))
         table.add_row(*(Text(cell, style="" if k else "bold green") for cell in cells))
     return table, table_width(table).maximum - max(0, longest - _FOLDED)
 
 
-def _print_narrow(found: SweepComparison, console: Console) -> None:
+def _print_narrow(found: ComparisonTable, console: Console) -> None:
     """Print a few lines per sweep, for terminals in which the table would cut names and values."""
-    for k, (rank, name, objective, trial, text, value, behind) in enumerate(table_rows(found)):
+    for k, (rank, name, objective, trial, text, value, behind) in enumerate(found.rows):
         head = f"{rank}  {name} ({objective}), trial {trial}: {HEAD[5]} {value}"
         console.print(Text(head, style="bold" if k else "bold green"))
         for line in (text, "" if behind == "–" else f"behind by {behind}"):

@@ -305,15 +305,24 @@ def _needed_width(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:
 
 
 def print_history(found: Mapping[str, Any]) -> None:
-    """Print one row per event."""
+    """Print one row per event of the sweep and per action in the service's queue, in the order of their times."""
     table = Table(box=None, header_style="bold")
     for column in ("time", "trial", "event", "details"):
         table.add_column(column, overflow="fold")
-    for event in found["events"]:
-        when = datetime.fromtimestamp(event["at"]).astimezone().strftime("%F %T")
-        trial = "" if event["trial"] is None else str(event["trial"])
-        table.add_row(when, trial, event["kind"], escape(_event_text(event)))
-    wide_console(_PIPED_WIDTH, highlight=False).print(table)
+    rows = [(event["at"], event["trial"], event["kind"], _event_text(event)) for event in found["events"]]
+    rows += [(action["at"], None, "queue", _action_text(action)) for action in found.get("queue", ())]
+    for at, trial, kind, text in sorted(rows, key=lambda row: row[0]):
+        when = datetime.fromtimestamp(at).astimezone().strftime("%F %T")
+        table.add_row(when, "" if trial is None else str(trial), kind, escape(text))
+    console = wide_console(_PIPED_WIDTH, highlight=False)
+    console.print(table)
+    if problem := found.get("queue_problem"):
+        console.print(f"note: {problem}", markup=False)
+
+
+def _action_text(action: Mapping[str, Any]) -> str:
+    text, by = action["action"], f"by {action['person']}"
+    return text if not action["person"] or by in text else f"{text} ({by})"
 
 
 def _event_text(event: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.api.service_client import ServiceClient, ServiceUnreachable, find_token, sweep_path
 from orchestrator.api.sweep_handle import MetricPoint, Report, Settings, SweepHandle, as_overrides
-from orchestrator.api.uploads import local_files, upload_file
+from orchestrator.api.uploads import ModelNotSent, local_files, model_files, upload_file, upload_model
 from orchestrator.errors import OrchestrateError, SpecError, StorageRefused
 from orchestrator.folders import runs_folder
 from trainer.results import clause
@@ -119,24 +119,30 @@ class Server:
             overrides: changes of settings.
             name: name of the sweep instead of the file's.
             priority: larger ones start first.
-            upload: send the files of data that the sweep names and that are here, each once by its SHA-256; a function
-                gets them by their names and decides. Without, the names are those of files on the service's machine.
+            upload: send the files of data and the model folders that the sweep names and that are here, each file once
+                by its SHA-256; a function gets them by their names and decides. Without, the names are those of files
+                on the service's machine.
             on_progress: called with the bytes of a file that have been sent, and all of it.
 
         Raises:
             SpecError: with all errors of the file, each with its line.
             NameTaken: the service has a sweep of this name.
+            ModelNotSent: a model folder has code, pickles, or no weights as safetensors; nothing was sent.
         """
         more: dict[str, Any] = {"name": name, "priority": priority}
         found = self._local_files(source, overrides) if upload is not False else {}
         if found and (upload is True or (upload is not False and upload(found))):
-            more["files"] = {each: upload_file(self.client, path, on_progress) for each, path in found.items()}
+            more["files"] = self._sent(found, on_progress)
         added = self._with_text("sweeps", source, overrides, more, creates=True)
         return RemoteSweep(self.client, added["name"], tuple(added["notices"]))
 
     def compare(self, *names: str) -> dict[str, Any]:
         """Compare sweeps by a common metric, as `compare --json`."""
         return self.client.get("compare", name=list(names))
+
+    def comparison_table(self, *names: str) -> dict[str, Any]:
+        """Compare sweeps in the cells and sentences that `compare` prints (`ComparisonTable`)."""
+        return self.client.get("compare/table", name=list(names))
 
     def comparison_page(self, *names: str) -> str:
         """Compare sweeps on an HTML page, as `compare --output`."""
@@ -148,6 +154,20 @@ class Server:
             if log is not None:
                 log(notice)
         return RemoteSweep(self.client, name)
+
+    def _sent(self, found: Mapping[str, Path], on_progress: Callable[[int, int], None] | None) -> dict[str, str]:
+        """Send files and model folders, after all of them were checked; return what a submission names each by."""
+        problems: list[str] = []
+        for path in found.values():
+            if path.is_dir():
+                try:
+                    model_files(path)
+                except ModelNotSent as error:
+                    problems.append(str(error))
+        if problems:
+            raise ModelNotSent("\n".join(problems))
+        send = {name: upload_model if path.is_dir() else upload_file for name, path in found.items()}
+        return {name: send[name](self.client, path, on_progress) for name, path in found.items()}
 
     def _local_files(self, source: Source, overrides: Settings) -> dict[str, Path]:
         from orchestrator.spec.loading.overrides import parse_overrides

@@ -7,9 +7,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from orchestrator.api.sweep_handle import Settings, as_overrides, plain_value
+from orchestrator.errors import OrchestrateError
 from orchestrator.folders import runs_folder
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from orchestrator.spec.estimates.sweep_plan import SweepPlan
     from orchestrator.spec.sweep_spec import SweepSpec
     from trainer.config.yaml_files import Document
+
+
+class ServicePlanDiffers(OrchestrateError):
+    """A service of another version answered a plan that this one cannot show."""
+
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 """A sweep file's path, or its content as a mapping."""
@@ -151,6 +157,33 @@ def plan(
         trust_remote_code=trust_remote_code,
         command=read.command(),
     )
+
+
+def plan_from_json(values: Mapping[str, Any]) -> SweepPlan:
+    """Return the plan whose `as_json` this is, as a service answers it. Raises ServicePlanDiffers."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from orchestrator.spec.advice.advice_lines import AdviceLine
+    from orchestrator.spec.estimates.sweep_plan import JSON_NAMES, SweepPlan
+
+    names = {new: old for old, new in JSON_NAMES.items()} | {"identity": "sweep_identity"}
+
+    def renamed(given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {names.get(name, name): renamed(value) for name, value in cast(Mapping[str, Any], given).items()}
+
+    # Only the plan itself and its estimate have such fields; names in other mappings are settings.
+    fields = {names.get(name, name): renamed(value) if name == "estimate" else value for name, value in values.items()}
+    plans = TypeAdapter(SweepPlan)
+    plans.rebuild(_types_namespace={"AdviceLine": AdviceLine})
+    try:
+        return plans.validate_python(fields)
+    except ValidationError as error:
+        raise ServicePlanDiffers(
+            f"the service's plan has another form than this version prints ({error.error_count()} differences): "
+            "--json prints it as it is"
+        ) from error
 
 
 def as_yaml(source: Mapping[str, Any]) -> str:

@@ -5,6 +5,8 @@ Implementations are imported inside the commands, which keeps `--help` fast.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import pwd
 import signal
@@ -105,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     `arguments`: command line without the program name; None for `sys.argv`.
     """
+    atexit.register(gc.freeze)  # else the interpreter's end collects all that libraries hold: two seconds after a sweep
     bypass_proxies()
     _name_unknown_user()
     with safe_streams(), _termination_as_sigint():

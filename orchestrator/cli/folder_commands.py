@@ -151,14 +151,15 @@ def unarchive(name: str, url: str | None) -> None:
     "--max-size",
     type=click.FloatRange(min=0),
     metavar="GB",
-    help="Remove only until the cache is this small, what was used longest ago first.",
+    help="Remove only until cache and uploads are this small, what was used longest ago first.",
 )
 @click.option("--yes", is_flag=True, help="Remove; without it, only show what would be removed.")
 @JSON
 def clean(older_than: float, max_size: float | None, yes: bool, as_json: bool) -> None:
-    """Show what no sweep needs of the cache; remove it with --yes.
+    """Show what no sweep needs of cache and uploads; remove it with --yes.
 
-    What a sweep that runs or can be resumed may need stays, and SFT models of all sweeps that are there or archived.
+    What a sweep that runs or can be resumed may need stays; of all sweeps that are there, archived or queued, SFT
+    models and the files that were sent to the service with them.
     """
     from dashboards.terminal.folder_output import cleaning_as_json, print_cleaning
     from orchestrator.commands.runs_folder.cache_cleaning import clean as remove

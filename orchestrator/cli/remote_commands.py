@@ -31,25 +31,45 @@ def submit_sweep(
 ) -> ExitCode:
     """Add a sweep to the service's queue and follow it, unless `detach`.
 
-    `upload`: whether files of data that are here are sent; None asks, and sends none where there is no terminal.
+    `upload`: whether files of data and model folders that are here are sent; None asks, and sends none where there is
+    no terminal.
 
     Raises:
         click.UsageError: an option of `refused` was given, which a service does not take.
     """
     refuse_options(refused)
-    send = _ask_to_upload if upload is None else upload
-    sweep = service.submit(file, overrides, name=name, priority=priority, upload=send, on_progress=_show_upload)
+    sweep = service.submit(
+        file,
+        overrides,
+        name=name,
+        priority=priority,
+        upload=upload is not False and (lambda found: _is_sent(found, upload)),
+        on_progress=_show_upload,
+    )
     for notice in sweep.notices:
         click.echo(wrapped(notice), err=True)
     return _follow_new(sweep, service, detach=detach)
 
 
-def _ask_to_upload(found: Mapping[str, Path]) -> bool:
-    """Ask whether to send these files; without a terminal, say how, and send none."""
+def _is_sent(found: Mapping[str, Path], upload: bool | None) -> bool:
+    """Show what can be sent, and return whether it is: as given, else as answered; without a terminal it is not."""
+    from orchestrator.api.uploads import ModelNotSent, model_files
     from orchestrator.spec.estimates.disk_space import format_bytes
 
     for name, path in found.items():
-        click.echo(f"{name} is a file here: {path}, {format_bytes(path.stat().st_size)}", err=True)
+        try:
+            sent, others = model_files(path) if path.is_dir() else ([path], [])
+        except ModelNotSent as error:
+            click.echo(wrapped(f"{name}: {error}"), err=True)
+            continue
+        what = f"model of {len(sent)} files" if path.is_dir() else "file"
+        size = format_bytes(sum(each.stat().st_size for each in sent))
+        click.echo(f"{name} is a {what} here: {path}, {size}", err=True)
+        if others:
+            text = f"{len(others)} that loading it does not need are not sent: {', '.join(others)}"
+            click.echo(wrapped(text), err=True)
+    if upload is not None:
+        return upload
     if not sys.stdin.isatty():
         click.echo("not sent: the service looks for these names on its machine; --upload sends them", err=True)
         return False
@@ -142,19 +162,28 @@ def print_plan(
     as_json: bool,
     refused: Mapping[str, object],
 ) -> None:
-    """Print what a sweep would do on the service's machine, as JSON."""
+    """Print what a sweep would do on the service's machine."""
     refuse_options(refused)
-    if not as_json:
-        raise click.UsageError("the plan of a service is printed as JSON: add --json")
-    print_json(service.plan(file, overrides, name=name))
+    found = service.plan(file, overrides, name=name)
+    if as_json:
+        print_json(found)
+        return
+    from dashboards.terminal.command_output import print_plan as print_local
+    from orchestrator.api.sweep_files import plan_from_json
+
+    print_local(plan_from_json(found))
 
 
 def print_comparison(service: Server, names: Sequence[str], to: Path | None, *, as_json: bool) -> None:
-    """Print a service's comparison of sweeps as JSON, and write its page."""
-    if to is None and not as_json:
-        raise click.UsageError("the comparison of a service is printed as JSON or written as a page: add --json or -o")
+    """Print a service's comparison of sweeps, and write its page."""
     if as_json:
         print_json(service.compare(*names))
+    else:
+        from dashboards.formatting import wide_console
+        from dashboards.report.comparison_page import ComparisonTable
+        from dashboards.report.comparison_page import print_comparison as print_local
+
+        print_local(ComparisonTable.from_json(service.comparison_table(*names)), wide_console())
     if to is not None:
         to.write_text(service.comparison_page(*names), encoding="utf-8")
         click.echo(f"written to {to}", err=True)

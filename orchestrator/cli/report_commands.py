@@ -71,8 +71,8 @@ def compare(names: tuple[str, ...], to: Path | None, as_json: bool) -> None:
         print_json(comparison_as_json(found))
     else:
         from dashboards.formatting import wide_console
-        from dashboards.report.comparison_page import print_comparison
+        from dashboards.report.comparison_page import ComparisonTable, print_comparison
 
-        print_comparison(found, wide_console())
+        print_comparison(ComparisonTable.of(found), wide_console())
     if to is not None:
         click.echo(f"written to {to}", err=True)

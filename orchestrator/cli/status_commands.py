@@ -12,7 +12,7 @@ from orchestrator.cli.options import JSON, TRUST, end_orphaned_runs, find_sweep,
 from orchestrator.cli.remote_commands import follow_sweep
 from orchestrator.cli.remote_commands import print_status as print_remote_status
 from orchestrator.errors import ExitCode
-from orchestrator.folders import existing_sweep, runs_folder
+from orchestrator.folders import existing_sweep, known_sweeps, runs_folder
 from orchestrator.terminal_streams import wrapped
 
 
@@ -78,16 +78,23 @@ def attach(name: str) -> None:
 def history(name: str, as_json: bool) -> None:
     """List the events of a sweep and the changes of its spec.
 
-    Events have times and reasons.
+    Events have times and reasons. What people and the service did with the sweep in a service's queue is among them.
     """
-    found = find_sweep(name).history()
+    remote = remote_sweep(name)
+    if remote is None:
+        from orchestrator.commands.status import history as read_history  # also of a sweep that only waits in the queue
+
+        found = read_history(name, runs_folder())
+    else:
+        found = remote.history()
     if as_json:
         print_json(found)
     else:
         from dashboards.terminal.command_output import print_history
 
         print_history(found)
-    end_orphaned_runs(name)
+    if name in known_sweeps(runs_folder()):
+        end_orphaned_runs(name)
 
 
 @click.command()

@@ -6,10 +6,11 @@ The history has every event with its time and reason, and every change of the sp
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import folders
 from orchestrator.commands.detached_driver import waiting_for
@@ -17,7 +18,7 @@ from orchestrator.commands.request_commands import open_study
 from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.crash_report import crashed_at, last_crash
 from orchestrator.driver.data_stage import updates_if_known
-from orchestrator.errors import NoTrialCompleted
+from orchestrator.errors import NoTrialCompleted, StorageRefused
 from orchestrator.execution.messages import MIRROR_EVENT
 from orchestrator.folders import RUNS_FILE, SweepFolder, existing_sweep
 from orchestrator.interfaces import UpdatesOf
@@ -38,6 +39,9 @@ from orchestrator.study.trial_records import (
 )
 from orchestrator.tracking.deferred_messages import outbox_state
 
+if TYPE_CHECKING:
+    from orchestrator.commands.runs_folder.queue_records import QueueAction
+
 
 def status(name: str, root: Path) -> dict[str, Any]:
     """Return the sweep's status as printed by `status --json`.
@@ -51,7 +55,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
         state = "preparing" if driver else "interrupted"
         found = _status_object(spec, state, driver, [], [], {}, None, 0.0)
         return found | {"initial": {}, "why": waiting_for(folder) if driver else last_crash(folder)}
-    with Study.open(folder, read_only=True) as study:
+    with Study.open(folder, read_only=True) as study, study.at_one_moment():
         trials, front = study.trials(), study.pareto_front()
         state, usage = sweep_state(study), study.usage()
         updates_of = updates_if_known(folder, study.spec)
@@ -248,12 +252,23 @@ def best(name: str, root: Path) -> dict[str, Any]:
     }
 
 
-def history(name: str, root: Path) -> dict[str, Any]:
-    """Return `events` (seq, at, trial, kind, text), `specs` (version, at, hash, changes) and `given` (enqueued)."""
-    folder = existing_sweep(root, name)
-    if not StudyReader.exists(folder) and (reason := last_crash(folder)):
+def history(name: str, root: Path, actions: Sequence[QueueAction] | None = None) -> dict[str, Any]:
+    """Return `events` (seq, at, trial, kind, text), `specs` (version, at, hash, changes), `given` (enqueued), `queue`.
+
+    Args:
+        name: a sweep that has begun, or that the service's queue has.
+        root: the runs folder.
+        actions: what was done with it in the queue (at, person, action); None: read from the queue. Where that cannot
+            be read, `queue` is empty and `queue_problem` says why.
+    """
+    problem = ""
+    if actions is None:
+        actions, problem = _queue_actions(root, name)
+    rest = {"queue": [asdict(action) for action in actions]} | ({"queue_problem": problem} if problem else {})
+    folder = SweepFolder(root, name) if actions else existing_sweep(root, name)
+    if not StudyReader.exists(folder) and ((reason := last_crash(folder)) or actions):
         event = {"seq": 1, "at": crashed_at(folder), "trial": None, "kind": STOPPING, "text": reason}
-        return {"name": name, "events": [event], "specs": [], "given": []}
+        return {"name": name, "events": [event] if reason else [], "specs": [], "given": [], **rest}
     with open_study(folder, read_only=True) as study:
         versions = study.spec_history()
         specs = [SweepSpec.from_stored(v.text) for v in versions]
@@ -266,4 +281,15 @@ def history(name: str, root: Path) -> dict[str, Any]:
                 for v, changed in zip(versions, changes, strict=True)
             ],
             "given": [enqueued.as_json() for enqueued in study.enqueued_trials()],
+            **rest,
         }
+
+
+def _queue_actions(root: Path, name: str) -> tuple[Sequence[QueueAction], str]:
+    """Return the actions with a sweep in the queue, and why they cannot be read; "" where they can."""
+    from orchestrator.commands.runs_folder.queue_records import queue_actions
+
+    try:
+        return queue_actions(root, name), ""
+    except StorageRefused as error:
+        return [], str(error)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
@@ -46,7 +47,7 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
     if devices and devices[0].vendor == "amd":
         only_visible_in(_variable_of_ray())
     try:
-        with starting_ray(signals):
+        with starting_ray(signals), _only_needed_processes():
             ray.init(
                 address="local",
                 num_cpus=0,  # slots are counted instead; Ray would start idle workers for CPUs
@@ -65,8 +66,47 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
         with signals.exit_when_lost(server_is_gone()):
             yield
     finally:
+        _skip_graceful_end()
         ray.shutdown()
         _collect_logs(folder)
+
+
+_NOT_NEEDED = ("start_api_server", "start_monitor", "start_log_monitor")
+"""Methods of Ray's node that start usage statistics (also without dashboard), the autoscaler's and the log monitor."""
+
+
+@contextmanager
+def _only_needed_processes() -> Generator[None]:
+    """Have `ray.init` start the GCS server and the raylet alone; it waits for the first of the others."""
+    from ray._private.node import Node
+
+    def start_nothing(*_: Any, **__: Any) -> None:
+        """Replace a method that starts a process."""
+
+    originals = {name: getattr(Node, name) for name in _NOT_NEEDED}
+    for name in _NOT_NEEDED:
+        setattr(Node, name, start_nothing)
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(Node, name, original)
+
+
+def _skip_graceful_end() -> None:
+    """Have `ray.shutdown` kill Ray's own processes at once.
+
+    It would wait a second for each to answer SIGTERM, which they have blocked (`termination_blocked`).
+    """
+    from ray._private import worker
+
+    node: Any = worker._global_node  # pyright: ignore[reportPrivateUsage]
+    if node is not None:
+        node.kill_all_processes = functools.partial(_kill_at_once, node.kill_all_processes)
+
+
+def _kill_at_once(kill_all: Callable[..., None], **options: Any) -> None:
+    kill_all(**options | {"allow_graceful": False})
 
 
 def _variable_of_ray() -> str:

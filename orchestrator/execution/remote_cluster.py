@@ -134,7 +134,7 @@ class NodeCheck:
     shared: bool
     """Whether the machine sees the driver's sweep folder."""
     gpu_memory: float | None = None
-    """Bytes of its smallest GPU; None without one, or where unknown."""
+    """Bytes of its smallest GPU, also of those that Ray was not given; None without one, or where unknown."""
 
 
 @contextmanager
@@ -269,7 +269,8 @@ def _check_nodes(path: Path, machines: Mapping[str, Machine], signals: SignalHan
 
 def check_node(mark: Path) -> NodeCheck:
     """Check one machine; runs there as a Ray task. `mark`: a file that the driver wrote into the sweep's folder."""
-    return NodeCheck(socket.gethostname(), mark.is_file(), smallest_memory())
+    # Ray hides all GPUs from a task that asks for none.
+    return NodeCheck(socket.gethostname(), mark.is_file(), smallest_memory(environment={}))
 
 
 def _answer(reference: Any) -> NodeCheck | str:

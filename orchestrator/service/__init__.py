@@ -2,3 +2,5 @@
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8787
 """Where `orchestrate serve` listens."""
+LARGEST_MODEL_GB = 50.0
+"""The largest model folder that a person may send with a sweep."""

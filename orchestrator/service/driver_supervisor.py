@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import folders
+from orchestrator.commands.runs_folder.queue_records import SERVICE_FOLDER
 from orchestrator.commands.status import sweep_state
 from orchestrator.errors import ExitCode, OrchestrateError, first_line
 from orchestrator.execution.stop_reasons import StopKind
@@ -24,15 +25,13 @@ from orchestrator.folders import SweepFolder
 from orchestrator.gpu_locks import gpu_holders
 from orchestrator.gpus import visible_devices
 from orchestrator.redaction import redact
-from orchestrator.service.sweep_queue import QueuedSweep, QueueState, SweepQueue
+from orchestrator.service.sweep_queue import QueuedSweep, QueueRefused, QueueState, SweepQueue
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import ABANDONED, STOPPING
 from trainer.storage.atomic_files import write_text
 from trainer.storage.failpoints import failpoint
 from trainer.storage.file_lock import FileLock
 
-SERVICE_FOLDER = "service"
-"""In the runs folder: queue, tokens and the drivers' locks."""
 MOST_DEATHS = 3
 """So many drivers of a sweep that die are followed by another."""
 _SHELL = (
@@ -53,6 +52,14 @@ class ServiceRuns(OrchestrateError):
     def __init__(self, root: Path, holder: str) -> None:
         self.holder = holder
         super().__init__(f"a service for {root} runs already: {holder or 'it is just starting'}")
+
+
+def lock_service(root: Path) -> FileLock:
+    """Return the held lock of the one service of a runs folder. Raises ServiceRuns."""
+    lock = FileLock(root / SERVICE_FOLDER / "serve.lock", f"pid {os.getpid()}")
+    if not lock.acquire(0.0):
+        raise ServiceRuns(root, lock.holder() or "")
+    return lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +106,11 @@ class DriverSupervisor:
         """
         self._root, self._queue, self._command = root, queue, command
         self._at_once = at_once
+        self._is_first_step = True
         self._children: list[subprocess.Popen[bytes]] = []
         self._folder = root / SERVICE_FOLDER / "drivers"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(root / SERVICE_FOLDER / "serve.lock", f"pid {os.getpid()}")
-        if not self._lock.acquire(0.0):
-            raise ServiceRuns(root, self._lock.holder() or "")
+        self._lock = lock_service(root)
 
     def close(self) -> None:
         """Give the runs folder free; its drivers continue."""
@@ -121,6 +127,10 @@ class DriverSupervisor:
                 living.append(sweep)
             else:
                 self._record_end(sweep)
+        if self._is_first_step:
+            for sweep in living:
+                self._queue.record_adoption(sweep.name)
+            self._is_first_step = False
         for sweep in self._queue.sweeps((QueueState.WAITING,)):
             if not self._may_start(sweep, living):
                 return  # no later one overtakes it
@@ -145,7 +155,7 @@ class DriverSupervisor:
         return have_gpus and len(devices) - len(holders) >= sweep.gpus
 
     def _start(self, sweep: QueuedSweep) -> QueuedSweep | None:
-        """Start a driver; None where one of an earlier service lives or another process just started one."""
+        """Start a driver; None where one of an earlier service lives, or the sweep was just withdrawn."""
         with ExitStack() as stack:
             lock = os.open(self._path(sweep, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, lock)
@@ -153,7 +163,10 @@ class DriverSupervisor:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None
-            sweep = self._queue.begin_launch(sweep.name, _boot())
+            try:
+                sweep = self._queue.begin_launch(sweep.name, _boot())
+            except QueueRefused:  # a request came between
+                return None
             failpoint("service.launch")
             file, log = self._path(sweep, "yaml"), SweepFolder(self._root, sweep.name).log
             write_text(file, sweep.spec)

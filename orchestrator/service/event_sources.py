@@ -81,14 +81,15 @@ class SweepSource:
         messages: list[Message] = []
         events: list[Event] = []
         if self._reader is not None:
-            events = self._reader.events(self._seq)
+            with self._reader.at_one_moment():
+                events, points = self._reader.events(self._seq), self._points(self._reader)
             self._seq = max([self._seq, *(event.seq for event in events)])
             if events and not self._is_first:
                 for event in events:
                     self._context.measures.event.add(max(0.0, time.time() - event.at))
                 shown = [{"seq": e.seq, "at": e.at, "trial": e.trial, "kind": e.kind, "text": e.text} for e in events]
                 messages.append(("history", as_json({"events": shown})))
-        messages += self._points()
+            messages += points
         if self._reader is not None and not (events or is_other_driver or self._is_first):
             return messages
         numbers = {event.trial for event in events}
@@ -101,21 +102,17 @@ class SweepSource:
             messages.append(("trials", {"trials": changed}))
         return messages
 
-    def _points(self) -> list[Message]:
+    def _points(self, reader: StudyReader) -> list[Message]:
         """Return the points after the last known step of each trial; of a trial that began again, all."""
-        if self._reader is None:
+        if self._is_first:
+            self._steps = reader.last_steps()
             return []
-        steps, points = self._reader.last_steps(), list[dict[str, Any]]()
-        if not self._is_first:
-            for number, step in sorted(steps.items()):
-                known = self._steps.get(number, -1)
-                if step != known:
-                    after = known if step > known else -1
-                    points += [
-                        {"trial": number, "step": point.step, "metrics": dict(point.metrics)}
-                        for point in self._reader.metric_history(number, after)
-                    ]
-        self._steps = steps
+        self._steps, found = reader.metrics_after(self._steps)
+        points = [
+            {"trial": number, "step": point.step, "metrics": dict(point.metrics)}
+            for number, history in found.items()
+            for point in history
+        ]
         parts = [points[k : k + _POINTS_IN_A_MESSAGE] for k in range(0, len(points), _POINTS_IN_A_MESSAGE)]
         return [("metrics", as_json({"points": part})) for part in parts]
 

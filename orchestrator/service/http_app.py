@@ -18,9 +18,13 @@ from starlette.types import ASGIApp
 from orchestrator.commands.runs_folder.sweep_list import SweepSummaries
 from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.redaction import redact
+from orchestrator.service import LARGEST_MODEL_GB
 from orchestrator.service.access_tokens import SESSION_SECONDS, AccessTokens, FailedLogins, LoginSessions, Role
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER, DriverSupervisor
 from orchestrator.service.hosting.code_login import code_login
+from orchestrator.service.hosting.mlflow_proxy import mlflow_links, mlflow_routes
+from orchestrator.service.hosting.mlflow_server import MLFLOW_PATH, MlflowOptions, MlflowServer
+from orchestrator.service.hosting.queue_location import open_queue
 from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.service_pages import ServicePages
 from orchestrator.service.problem_details import add_error_answers
@@ -33,12 +37,12 @@ from orchestrator.service.routes.trial_routes import trial_routes
 from orchestrator.service.routes.verb_routes import verb_routes
 from orchestrator.service.service_context import ServiceContext
 from orchestrator.service.submissions import Submissions
-from orchestrator.service.sweep_queue import SweepQueue
 from orchestrator.service.sweep_routes import sweep_routes
 
 _logger = logging.getLogger(__name__)
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-_STEP_SECONDS = 1.0
+STEP_SECONDS = 1.0
+"""Between two looks at the drivers and the queue."""
 
 
 class Login(BaseModel):
@@ -48,14 +52,6 @@ class Login(BaseModel):
 
     token: str = Field(default="", max_length=256)
     code: str = Field(default="", max_length=256)
-
-
-def queue_url(root: Path) -> str:
-    """Return the URL of a runs folder's queue: the content of `service/queue.url`, else SQLite beside it."""
-    pointer = root / SERVICE_FOLDER / "queue.url"
-    if pointer.is_file():
-        return pointer.read_text(encoding="utf-8").strip()
-    return f"sqlite:///{root / SERVICE_FOLDER / 'queue.db'}"
 
 
 class Service:
@@ -69,6 +65,8 @@ class Service:
         at_once: int | None = None,
         secure: bool = False,
         data_folders: Sequence[Path] = (),
+        largest_model: float = LARGEST_MODEL_GB,
+        mlflow: MlflowOptions = MlflowOptions(),  # noqa: B008 - frozen
     ) -> None:
         """Open the queue and take the runs folder.
 
@@ -78,15 +76,17 @@ class Service:
             at_once: sweeps that run at a time, as for `DriverSupervisor`.
             secure: whether it speaks HTTPS, so that browsers send the cookie by it only.
             data_folders: folders whose files submitted sweeps may read.
+            largest_model: in GB, of a model that a person sends; 0: none.
+            mlflow: where MLflow is, and who may change runs there.
 
         Raises:
             ServiceRuns: another service has the folder.
-            StorageRefused, ExposedFile: the queue or the tokens cannot be used.
+            StorageRefused, QueueTaken, ExposedFile: the queue or the tokens cannot be used.
         """
         self.tokens = AccessTokens(root / SERVICE_FOLDER)
         self.tokens.machine_token()
         self.sessions, self.failed = LoginSessions(self.tokens), FailedLogins()
-        self.queue = SweepQueue(queue_url(root))
+        self.queue = open_queue(root)
         self._supervisor = DriverSupervisor(root, self.queue, at_once=at_once)
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
@@ -99,8 +99,9 @@ class Service:
             lifespan=self._lifespan,
         )
         add_error_answers(app)
-        self.submissions = Submissions(root, data_folders)
-        self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions)
+        self.submissions = Submissions(root, data_folders, largest_model=largest_model)
+        self.mlflow = MlflowServer(root, mlflow)
+        self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions, self.mlflow)
         bearer = [Depends(HTTPBearer(auto_error=False))]  # for the OpenAPI document; RequestGuard checks
         routers = [
             routes(self.context)
@@ -112,10 +113,17 @@ class Service:
         self._pages = ServicePages(self.context, self.api, self.sessions, self.failed, secure=secure)
         self._pages.add_to(app)
         app.include_router(service_routes(self.context, app, lambda: self._problem))
+        app.include_router(mlflow_links(self.mlflow, root))
+        app.include_router(mlflow_routes(self.mlflow))
         app.include_router(code_login(self.sessions, self.failed, secure=secure))
         self._add_logins(app)
         self.app: ASGIApp = RequestGuard(
-            app, tokens=self.tokens, sessions=self.sessions, failed=self.failed, hosts=hosts
+            app,
+            tokens=self.tokens,
+            sessions=self.sessions,
+            failed=self.failed,
+            hosts=hosts,
+            by_origin=(f"{MLFLOW_PATH}/",),
         )
 
     @asynccontextmanager
@@ -134,6 +142,7 @@ class Service:
         self._pages.close()
         self.context.watchers.close()
         self.submissions.close()
+        self.mlflow.close()
         self._supervisor.close()
         self.queue.close()
 
@@ -148,7 +157,7 @@ class Service:
                 if problem != self._problem:
                     _logger.error("no sweep can be started: %s", problem)
                 self._problem = problem
-            self._ends.wait(_STEP_SECONDS)
+            self._ends.wait(STEP_SECONDS)
 
     def _add_logins(self, app: FastAPI) -> None:
         @app.get("/healthz")

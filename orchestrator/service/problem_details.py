@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from orchestrator.commands.request_commands import NoSuchTrial, RequestRefused
 from orchestrator.errors import (
@@ -21,11 +22,12 @@ from orchestrator.errors import (
     OrchestrateError,
     SpecChanged,
     SpecError,
+    StorageRefused,
     SweepHeld,
 )
 from orchestrator.redaction import redact, redact_all, secret_values
 from orchestrator.service.sweep_queue import KeyUsed, NotQueued, QueueRefused
-from orchestrator.service.uploaded_files import OtherOffset
+from orchestrator.service.uploaded_files import DISK_FULL, OtherOffset
 from trainer.results import TrialError
 
 _logger = logging.getLogger(__name__)
@@ -68,6 +70,8 @@ def error_status(error: OrchestrateError) -> HTTPStatus:
 def add_error_answers(app: FastAPI) -> None:
     """Let the app answer every error as a problem; a bug is logged and not described to the client."""
     app.add_exception_handler(OrchestrateError, _of_command)
+    app.add_exception_handler(OSError, _of_system)
+    app.add_exception_handler(ClientDisconnect, _of_client)
     app.add_exception_handler(TrialError, _of_trial)
     app.add_exception_handler(RequestValidationError, _of_request)
     app.add_exception_handler(HTTPException, _of_http)
@@ -103,6 +107,17 @@ async def _of_request(_: Request, error: Exception) -> JSONResponse:
 async def _of_http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     return problem(error.status_code, error.detail, error.headers)
+
+
+async def _of_system(request: Request, error: Exception) -> Response:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return await _of_command(request, StorageRefused("the service's disk is full: send the request again later"))
+    raise error  # a bug
+
+
+async def _of_client(_: Request, __: Exception) -> Response:
+    """The client left before it had sent its request: nothing was done, and this answer is not read."""
+    return Response(status_code=HTTPStatus.BAD_REQUEST)
 
 
 async def _of_bug(request: Request, error: Exception) -> JSONResponse:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from fastapi import HTTPException, Request
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import cookie_parser
+from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.commands.request_commands import acting_for
@@ -33,6 +33,7 @@ FORM_TYPE = "application/x-www-form-urlencoded"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LARGEST_BODY = 1 << 20
 """Bytes."""
+_NOT_FROM_HERE = "the request does not come from a page of this service"
 _MOST_RATES = 10_000
 """People and addresses whose requests are counted; those that came longest ago are forgotten first."""
 _HEADERS = {
@@ -65,14 +66,19 @@ class RequestGuard:
         sessions: LoginSessions,
         failed: FailedLogins,
         hosts: Collection[str],
+        by_origin: Collection[str] = (),
         largest_body: int = _LARGEST_BODY,
         rates: RequestRates | None = None,
     ) -> None:
-        """`hosts`: names under which the service is reached, without ports; `largest_body`: in bytes."""
+        """Arguments beside those of the logins.
+
+        `hosts`: names under which the service is reached, without ports; `by_origin`: beginnings of paths whose pages
+        have no CSRF token, so that a browser's Origin must say that the request is theirs; `largest_body`: in bytes.
+        """
         self._rates = rates or RequestRates()
         self._app, self._tokens, self._sessions, self._failed = app, tokens, sessions, failed
         self._hosts = frozenset(host.lower() for host in hosts)
-        self._largest = largest_body
+        self._largest, self._by_origin = largest_body, tuple(by_origin)
         self._too_large = f"a request may have at most {largest_body} bytes, and says how many"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,13 +107,18 @@ class RequestGuard:
             if wait := self._rates.wait_seconds("" if person is None else person.name, _address(scope)):
                 raise _Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many requests at once", wait)
             receive = self._limited(receive)
-            if state["cookie"] and scope["method"] not in _SAFE_METHODS:
+            if state["cookie"] and scope["path"].startswith(self._by_origin) and scope["method"] not in _SAFE_METHODS:
+                if "origin" not in headers:  # where it is another one, the request was refused
+                    raise _Refused(HTTPStatus.FORBIDDEN, _NOT_FROM_HERE)
+            elif state["cookie"] and scope["method"] not in _SAFE_METHODS:
                 receive = await self._with_csrf_checked(headers, receive, state["csrf"])
             with acting_for("" if person is None else person.name):
                 await self._app(scope, receive, send_with_headers)
         except _Refused as refused:
             retry = {"retry-after": str(math.ceil(refused.retry_after))} if refused.retry_after else {}
             await problem(refused.status, refused.detail, retry)(scope, receive, send_with_headers)
+        except ClientDisconnect:  # no client waits for an answer
+            return
 
     def _check_host(self, headers: Headers) -> None:
         host = _host_name(headers.get("host", ""))
@@ -145,7 +156,7 @@ class RequestGuard:
                 raise _Refused(HTTPStatus(error.status_code), error.detail) from error
             given = parse_qs(body.decode(errors="replace")).get(CSRF_FIELD, [""])[0]
         if not compare_digest(given.encode(), csrf.encode()):
-            raise _Refused(HTTPStatus.FORBIDDEN, "the request does not come from a page of this service")
+            raise _Refused(HTTPStatus.FORBIDDEN, _NOT_FROM_HERE)
         if body is None:
             return receive
         first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -184,11 +195,12 @@ class RequestGuard:
 
 
 async def _whole_body(receive: Receive) -> bytes:
+    """Return the body. Raises ClientDisconnect: the client left before it had sent all, which is no request."""
     body = b""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return body
+            raise ClientDisconnect
         body += message.get("body", b"")
         if not message.get("more_body", False):
             return body

@@ -19,6 +19,7 @@ from orchestrator.errors import OrchestrateError
 from orchestrator.folders import known_sweeps
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.service.access_tokens import Person, Role
+from orchestrator.service.hosting.mlflow_server import MlflowServer
 from orchestrator.service.request_guard import require
 from orchestrator.service.service_measures import Measures
 from orchestrator.service.submissions import Submissions
@@ -75,6 +76,7 @@ class ServiceContext:
     queue: SweepQueue
     summaries: SweepSummaries
     submissions: Submissions
+    mlflow: MlflowServer
     watchers: Watchers = field(default_factory=Watchers)
     measures: Measures = field(default_factory=Measures)
 

@@ -23,7 +23,9 @@ from typing import Any
 
 from fastapi import HTTPException
 
+from orchestrator.commands.runs_folder.queue_records import SERVICE_FOLDER, UPLOADS_FOLDER
 from orchestrator.errors import ExitCode, OrchestrateError, SpecError, SpecProblem
+from orchestrator.service import LARGEST_MODEL_GB
 from orchestrator.service.access_tokens import Person, Role
 from orchestrator.service.uploaded_files import UploadedFiles
 from orchestrator.spec.loading.file_rights import FileRights, check_settings
@@ -80,6 +82,7 @@ class Submissions:
         seconds: float = _SECONDS,
         most_bytes: int = _BYTES,
         processes: int = _PROCESSES,
+        largest_model: float = LARGEST_MODEL_GB,
     ) -> None:
         """Start no process yet.
 
@@ -89,9 +92,10 @@ class Submissions:
             seconds: for which loading or planning one file may take.
             most_bytes: memory of a process.
             processes: files that are loaded at a time.
+            largest_model: in GB, of a model that a person sends; 0: none.
         """
         self._root, self._folders = root, tuple(folder.resolve() for folder in data_folders)
-        self.uploads = UploadedFiles(root / "service" / "files")
+        self.uploads = UploadedFiles(root / SERVICE_FOLDER / UPLOADS_FOLDER, largest_model=largest_model)
         self._free: queue.LifoQueue[_Loader] = queue.LifoQueue()
         self._loaders = [_Loader(seconds, most_bytes) for _ in range(processes)]
         for loader in self._loaders:

@@ -6,10 +6,8 @@ runs, and how far it is, is read from its study and its lock.
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,26 +17,20 @@ from sqlalchemy import (
     Connection,
     Row,
     RowMapping,
-    create_engine,
     func,
     insert,
-    make_url,
     select,
     update,
 )
-from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from orchestrator.commands.runs_folder.queue_records import BY_SERVICE, QueueAction, actions_of
 from orchestrator.errors import (
     ExitCode,
     NameTaken,
-    NetworkDisk,
     OrchestrateError,
-    PasswordInUrl,
-    StorageRefused,
     closest_match,
 )
-from orchestrator.folders import NETWORK_FILESYSTEMS, filesystem_type
-from orchestrator.service.queue_tables import ACTIONS, METADATA, QueueAction, actions_of, connect, record_action
+from orchestrator.service.queue_tables import ACTIONS, QueueDatabase, record_action
 from orchestrator.service.queue_tables import REQUESTS as _REQUESTS
 from orchestrator.service.queue_tables import SWEEPS as _SWEEPS
 from trainer.storage.failpoints import failpoint
@@ -135,37 +127,13 @@ class NotAnswered(QueueRefused):
 class SweepQueue:
     """The queue in its database, for one service and any number of readers. Each method is one transaction."""
 
-    def __init__(self, url: str) -> None:
-        """Open the database and create missing tables.
-
-        Args:
-            url: SQLAlchemy URL; SQLite must be on a local disk.
-
-        Raises:
-            PasswordInUrl, NetworkDisk: the URL is not accepted.
-            StorageRefused: the database cannot be opened.
-        """
-        parsed = make_url(url)
-        if parsed.password is not None:
-            raise PasswordInUrl(parsed.render_as_string(hide_password=True))
-        self._url, self._sqlite = url, parsed.get_backend_name() == "sqlite"
-        more: dict[str, Any] = {"pool_pre_ping": True}
-        if self._sqlite:
-            database = Path(parsed.database or "")
-            database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if (kind := filesystem_type(database.parent)) in NETWORK_FILESYSTEMS:
-                raise NetworkDisk(database, kind)
-            more["creator"] = lambda: connect(database)
-        with self._translated_errors():
-            self._engine = create_engine(url, **more)
-            with self._engine.begin() as connection:
-                if self._sqlite:
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                METADATA.create_all(connection)
+    def __init__(self, database: QueueDatabase | str) -> None:
+        """`database`: open, or the SQLAlchemy URL of one, which is opened. Raises as `QueueDatabase`."""
+        self._database = QueueDatabase(database) if isinstance(database, str) else database
 
     def close(self) -> None:
         """Close the connections."""
-        self._engine.dispose()
+        self._database.close()
 
     def submit(
         self,
@@ -199,27 +167,24 @@ class SweepQueue:
             NameTaken: a sweep of this name exists.
         """
         now = time.time()
-        try:
-            with self._transaction() as connection:
-                if key and (used := _request(connection, owner, key)) is not None:
-                    if used.digest != digest:
-                        raise KeyUsed(key)
-                    return _find(connection, used.sweep), False
-                old = connection.execute(select(_SWEEPS).where(_SWEEPS.c.name == name)).first()
-                if folder.exists() or (old is not None and not QueueState(old.state).has_ended):
-                    raise NameTaken(name, folder)
-                if old is not None:  # it ended without a folder, so that its name is free
-                    connection.execute(_SWEEPS.delete().where(_SWEEPS.c.name == name))
-                row = {"name": name, "owner": owner, "priority": priority, "spec": spec, "gpus": gpus}
-                connection.execute(insert(_SWEEPS).values(**row, state=QueueState.WAITING.value, submitted_at=now))
-                record_action(connection, name, f"submitted with priority {priority}", owner)
-                if key:
-                    request = {"person": owner, "key": key, "digest": digest, "sweep": name, "at": now}
-                    connection.execute(insert(_REQUESTS).values(**request))
-                failpoint("queue.submit")
-                return _find(connection, name), True
-        except IntegrityError:  # PostgreSQL: another request was first
-            raise NameTaken(name, folder) from None
+        with self._database.change() as connection:
+            if key and (used := _request(connection, owner, key)) is not None:
+                if used.digest != digest:
+                    raise KeyUsed(key)
+                return _find(connection, used.sweep), False
+            old = connection.execute(select(_SWEEPS).where(_SWEEPS.c.name == name)).first()
+            if folder.exists() or (old is not None and not QueueState(old.state).has_ended):
+                raise NameTaken(name, folder)
+            if old is not None:  # it ended without a folder, so that its name is free
+                connection.execute(_SWEEPS.delete().where(_SWEEPS.c.name == name))
+            row = {"name": name, "owner": owner, "priority": priority, "spec": spec, "gpus": gpus}
+            _add(connection, row, now)
+            record_action(connection, name, f"submitted with priority {priority}", owner)
+            if key:
+                request = {"person": owner, "key": key, "digest": digest, "sweep": name, "at": now}
+                connection.execute(insert(_REQUESTS).values(**request))
+            failpoint("queue.submit")
+            return _find(connection, name), True
 
     def begin_request(self, person: str, key: str, digest: str, name: str) -> str | None:
         """Take an idempotency key for a request about a sweep.
@@ -232,15 +197,12 @@ class SweepQueue:
             NotAnswered: the same request has begun and was not answered.
         """
         now = time.time()
-        try:
-            with self._transaction() as connection:
-                connection.execute(_REQUESTS.delete().where(_REQUESTS.c.at < now - _KEY_SECONDS))
-                if (used := _request(connection, person, key)) is None:
-                    request = {"person": person, "key": key, "digest": digest, "sweep": name, "at": now}
-                    connection.execute(insert(_REQUESTS).values(**request))
-                    return None
-        except IntegrityError:  # PostgreSQL: another request was first
-            raise NotAnswered(key, name) from None
+        with self._database.change() as connection:
+            connection.execute(_REQUESTS.delete().where(_REQUESTS.c.at < now - _KEY_SECONDS))
+            if (used := _request(connection, person, key)) is None:
+                request = {"person": person, "key": key, "digest": digest, "sweep": name, "at": now}
+                connection.execute(insert(_REQUESTS).values(**request))
+                return None
         if used.digest != digest:
             raise KeyUsed(key)
         if used.answer is None:
@@ -250,7 +212,7 @@ class SweepQueue:
     def store_answer(self, person: str, key: str, answer: str | None) -> None:
         """Store the answer of a request that `begin_request` began; None: it failed, and its key is free again."""
         mine = (_REQUESTS.c.person == person) & (_REQUESTS.c.key == key)
-        with self._transaction() as connection:
+        with self._database.change() as connection:
             connection.execute(
                 _REQUESTS.delete().where(mine)
                 if answer is None
@@ -260,17 +222,16 @@ class SweepQueue:
     def adopt(self, name: str, *, owner: str, gpus: int) -> QueuedSweep:
         """Let a sweep that a command began wait, to be resumed: its spec is the study's. Raises QueueRefused."""
         row = {"name": name, "owner": owner, "priority": 0, "spec": "", "gpus": gpus}
-        with self._transaction() as connection:
+        with self._database.change() as connection:
             if connection.execute(select(_SWEEPS).where(_SWEEPS.c.name == name)).first() is not None:
                 raise QueueRefused(f"{name} is in the queue already")
-            values = row | {"state": QueueState.WAITING.value, "submitted_at": time.time()}
-            connection.execute(insert(_SWEEPS).values(**values))
+            _add(connection, row, time.time())
             record_action(connection, name, "resumed, as a command had begun it", owner)
             return _find(connection, name)
 
     def forget(self, name: str) -> None:
         """Remove a sweep that has ended and whose folder is gone, if the queue has it. Raises QueueRefused."""
-        with self._transaction() as connection:
+        with self._database.change() as connection:
             row = connection.execute(select(_SWEEPS.c.state).where(_SWEEPS.c.name == name)).first()
             if row is not None and not QueueState(row.state).has_ended:
                 raise QueueRefused(f"{name} is {row.state}")
@@ -280,18 +241,18 @@ class SweepQueue:
     def sweeps(self, states: Sequence[QueueState] = tuple(QueueState)) -> list[QueuedSweep]:
         """Return the sweeps in these states, in the order in which they start."""
         wanted = [state.value for state in states]
-        with self._transaction() as connection:
+        with self._database.snapshot() as connection:
             rows = connection.execute(select(_SWEEPS).where(_SWEEPS.c.state.in_(wanted)).order_by(*_ORDER))
             return [_parsed(row) for row in rows.mappings()]
 
     def find(self, name: str) -> QueuedSweep:
         """Return the sweep of this name. Raises NotQueued."""
-        with self._transaction() as connection:
+        with self._database.snapshot() as connection:
             return _find(connection, name)
 
     def actions(self, name: str) -> list[QueueAction]:
-        """Return what people did with the sweep in the queue, oldest first."""
-        with self._transaction() as connection:
+        """Return what people and the service did with the sweep in the queue, oldest first."""
+        with self._database.snapshot() as connection:
             return actions_of(connection, name)
 
     def set_priority(self, name: str, priority: int) -> QueuedSweep:
@@ -306,19 +267,19 @@ class SweepQueue:
 
     def resume(self, name: str) -> QueuedSweep:
         """Let a sweep that has ended wait again, at the end of its priority. Raises NotQueued, QueueRefused."""
-        with self._transaction() as connection:
-            found, last = _find(connection, name), connection.execute(select(func.max(_SWEEPS.c.seq))).scalar_one()
+        with self._database.change() as connection:
+            found = _find(connection, name)
             if not found.state.has_ended:
                 raise QueueRefused(f"{name} is {found.state} already")
             values = {"state": QueueState.WAITING.value, "again": False, "deaths": 0, "why": "", "ended_at": None}
-            values["seq"] = last + 1
+            values["seq"] = _next_seq(connection)
             connection.execute(update(_SWEEPS).where(_SWEEPS.c.name == name).values(**values))
             record_action(connection, name, "resumed")
             return _find(connection, name)
 
     def begin_launch(self, name: str, boot: str) -> QueuedSweep:
         """Record that a driver is about to be started, before it is; return the sweep with the driver's number."""
-        with self._transaction() as connection:
+        with self._database.change() as connection:
             found = _find(connection, name)
             if found.state is not QueueState.WAITING:
                 raise QueueRefused(f"{name} is {found.state}: only waiting sweeps are started")
@@ -326,7 +287,15 @@ class SweepQueue:
             values["again"] = False
             values["started_at"] = time.time() if found.started_at is None else found.started_at
             connection.execute(update(_SWEEPS).where(_SWEEPS.c.name == name).values(**values))
+            record_action(
+                connection, name, f"started driver {found.launch + 1}" if found.launch else "started", BY_SERVICE
+            )
             return _find(connection, name)
+
+    def record_adoption(self, name: str) -> None:
+        """Record that a service which was started again found the sweep's driver alive."""
+        with self._database.change() as connection:
+            record_action(connection, name, "found its driver running, and adopted it", BY_SERVICE)
 
     def record_death(self, name: str, launch: int, why: str, most: int | None) -> QueuedSweep:
         """Let a sweep whose driver died wait for its resumption, before any other.
@@ -338,7 +307,7 @@ class SweepQueue:
             most: so many deaths are resumed, after more the sweep is STOPPED; None: this death is not counted, as that
                 of a machine that was started again.
         """
-        with self._transaction() as connection:
+        with self._database.change() as connection:
             found = _find(connection, name)
             if found.state is not QueueState.DRIVEN or found.launch != launch:
                 return found
@@ -348,6 +317,8 @@ class SweepQueue:
                 drivers = f"{deaths} drivers ended unexpectedly, the last: " if deaths > 1 else ""
                 values |= _ended(QueueState.STOPPED, f"{drivers}{why}")
             connection.execute(update(_SWEEPS).where(_SWEEPS.c.name == name).values(**values))
+            ends = values["state"] == QueueState.STOPPED.value
+            record_action(connection, name, f"{'stopped' if ends else 'resumed'}: {values['why']}", BY_SERVICE)
             return _find(connection, name)
 
     def end(self, name: str, state: QueueState, why: str) -> QueuedSweep:
@@ -355,7 +326,7 @@ class SweepQueue:
         return self._change(name, "it is not driven", [QueueState.DRIVEN], **_ended(state, why))
 
     def _change(self, name: str, reason: str, states: Sequence[QueueState], **values: Any) -> QueuedSweep:
-        with self._transaction() as connection:
+        with self._database.change() as connection:
             found = _find(connection, name)
             if found.state not in states:
                 raise QueueRefused(f"{name} is {found.state}: {reason}")
@@ -364,29 +335,9 @@ class SweepQueue:
                 record_action(connection, name, f"priority {values['priority']}")
             elif values.get("state") == QueueState.WITHDRAWN.value:
                 record_action(connection, name, f"withdrawn: {values['why']}")
+            elif found.state is QueueState.DRIVEN:
+                record_action(connection, name, ": ".join(filter(None, [values["state"], values["why"]])), BY_SERVICE)
             return _find(connection, name)
-
-    @contextmanager
-    def _transaction(self) -> Generator[Connection]:
-        with self._translated_errors(), self._engine.connect() as connection, connection.begin():
-            if self._sqlite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
-
-    @contextmanager
-    def _translated_errors(self) -> Generator[None]:
-        try:
-            yield
-        except IntegrityError:
-            raise
-        except DBAPIError as error:
-            raise StorageRefused(f"the queue in {self._url} refused: {error.orig}") from error
-        except sqlite3.Error as error:
-            raise StorageRefused(f"the queue in {self._url} refused: {error}") from error
-        except ImportError as error:
-            raise StorageRefused(
-                f"the queue in {self._url} needs a driver that is not installed: pip install 'prefsweep[postgresql]'"
-            ) from error
 
 
 def _request(connection: Connection, person: str, key: str) -> Row[Any] | None:
@@ -398,6 +349,16 @@ def _find(connection: Connection, name: str) -> QueuedSweep:
     if row is None:
         raise NotQueued(name, list(connection.execute(select(_SWEEPS.c.name)).scalars()))
     return _parsed(row)
+
+
+def _next_seq(connection: Connection) -> int:
+    """Return the place behind all others; the databases' own counters know nothing of places that were given anew."""
+    return connection.execute(select(func.coalesce(func.max(_SWEEPS.c.seq), 0))).scalar_one() + 1
+
+
+def _add(connection: Connection, row: dict[str, Any], now: float) -> None:
+    values = row | {"seq": _next_seq(connection), "state": QueueState.WAITING.value, "submitted_at": now}
+    connection.execute(insert(_SWEEPS).values(**values))
 
 
 def _parsed(row: RowMapping) -> QueuedSweep:

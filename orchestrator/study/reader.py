@@ -107,6 +107,12 @@ class StudyReader:
     def __exit__(self, *_: object) -> None:
         self.dispose()
 
+    @contextmanager
+    def at_one_moment(self) -> Generator[None]:
+        """Read everything in the context from one state of the database, over one connection. Nothing is written."""
+        with self._database.snapshot():
+            yield
+
     # --- reading -------------------------------------------------------------------------------------------------
 
     def trials(self) -> list[TrialRecord]:
@@ -152,6 +158,25 @@ class StudyReader:
         """Return the last step of every trial that has metrics."""
         with self._database.snapshot() as connection:
             return self._repository.last_steps(connection)
+
+    def metrics_after(self, steps: Mapping[int, int]) -> tuple[dict[int, int], dict[int, list[StepMetrics]]]:
+        """Return what was reported since an earlier call, in one reading of the database.
+
+        Args:
+            steps: The last step of every trial at that call.
+
+        Returns:
+            The last step of every trial that has metrics, and by trial the metrics after `steps`; of a trial that began
+            again, all of them.
+        """
+        with self._database.snapshot() as connection:
+            last, found = self._repository.last_steps(connection), dict[int, list[StepMetrics]]()
+            for number, step in sorted(last.items()):
+                known = steps.get(number, -1)
+                if step != known:
+                    after = known if step > known else -1
+                    found[number] = self._repository.metric_history(connection, number, after)
+        return last, found
 
     def attempts(self, number: int) -> list[AttemptRow]:
         """Return the attempts at a trial, oldest first."""

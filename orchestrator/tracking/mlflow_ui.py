@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +23,15 @@ from orchestrator.redaction import redact, without_credentials
 from orchestrator.tracking.artifact_locations import ARTIFACTS, adopt_artifacts
 from orchestrator.tracking.mlflow_client import connect, database_path, ensure_experiment, is_local, save_view
 from orchestrator.tracking.run_metadata import charts_page
+from orchestrator.tracking.tied_process import tied_command
 
+UI_LOG = "mlflow-ui.log"
+"""In the runs folder: the output of the server."""
+_PRIVATE_HOST = "localhost"
 START_TIMEOUT = 600.0
 """Seconds a server may take to answer for the first time."""
 _STOP_TIMEOUT = 20.0
-"""Seconds a server may take to end after SIGTERM."""
+"""Seconds a server may take to end before it is killed."""
 _FREE_PORTS_TRIED = 3
 
 
@@ -55,31 +61,31 @@ class UiServer:
     uri: str
     """Tracking URI of the store that is shown: of a copy where the store may not be written."""
     copy: tempfile.TemporaryDirectory[str] | None = None
+    folder: tempfile.TemporaryDirectory[str] | None = None
+    """Has the socket of a server that listens on no port; only this user may enter it."""
+
+    @property
+    def socket(self) -> Path | None:
+        """The Unix socket on which it listens; None for a port."""
+        return None if self.folder is None else Path(self.folder.name) / "mlflow.sock"
 
     def stop(self) -> None:
-        """Terminate the server if this program started it, and remove the copy of the store."""
+        """End the server if this program started it, and remove the copy of the store."""
         if self.process is not None:
-            import psutil
-
-            # A server that is killed leaves its worker processes behind.
-            below = [] if self.process.poll() is not None else psutil.Process(self.process.pid).children(recursive=True)
-            self.process.terminate()
-            try:
-                self.process.wait(_STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                for process in (psutil.Process(self.process.pid), *below):
-                    with suppress(psutil.NoSuchProcess):
-                        process.kill()
-                self.process.wait()
-        if self.copy is not None:
-            self.copy.cleanup()
+            assert self.process.stdin is not None
+            with suppress(OSError):  # it has ended
+                self.process.stdin.close()
+            self.process.wait()
+        for folder in (self.copy, self.folder):
+            if folder is not None:
+                folder.cleanup()
 
 
 def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> UiServer:
     """Serve the MLflow UI of the store at `uri`; return when it responds. A tracking server has its own UI.
 
     A local store that this user may not write is served as a copy of its present state, as MLflow writes when it opens
-    one.
+    one. The server ends with this program, however that ends.
 
     Args:
         root: The runs folder.
@@ -104,6 +110,48 @@ def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui
         connect(root, uri)
     except (TrackingUnavailable, MessageRejected) as error:
         raise StorageRefused(f"the tracking store {redact(uri)} refused: {error}") from error
+    log = (root if copy is None else Path(copy.name)) / UI_LOG
+    tries = 1 if port else _FREE_PORTS_TRIED
+    while True:
+        chosen, tries = port or _free_port(host), tries - 1
+        process = _launch(root, uri, log, ["--host", host, "--port", str(chosen)])
+        ui = UiServer(f"http://{host}:{chosen}", process, uri, copy)
+        if _answers(ui):
+            return ui
+        if not tries or process.poll() is None or _is_free(host, chosen):  # else another program took the port first
+            ui.stop()
+            raise StorageRefused(f"the MLflow server did not start; its output is in {log}")
+
+
+def launch_private_ui(root: Path, uri: str, prefix: str) -> UiServer:
+    """Start the MLflow UI of a store for this program alone; it answers after some seconds.
+
+    It listens on a Unix socket in a folder that only this user may enter, and ends with this program. This program
+    imports nothing of MLflow.
+
+    Args:
+        root: The runs folder.
+        uri: MLflow's tracking URI, of a database.
+        prefix: Path below which the UI is, such as /mlflow.
+
+    Raises:
+        StorageRefused: The store does not exist yet.
+    """
+    if is_local(uri):
+        database = database_path(uri)
+        if not database.is_file():
+            raise StorageRefused("nothing has been logged to MLflow yet: its store is made by the first sweep")
+        adopt_artifacts(database, root)
+    folder = tempfile.TemporaryDirectory(
+        prefix="prefsweep-mlflow-"
+    )  # a runs folder's path may be too long for a socket
+    listen = shlex.join(["--uds", str(Path(folder.name) / "mlflow.sock")])
+    more = ["--static-prefix", prefix, "--uvicorn-opts", listen, "--allowed-hosts", _PRIVATE_HOST]
+    process = _launch(root, uri, root / UI_LOG, more)
+    return UiServer(f"http://{_PRIVATE_HOST}{prefix}", process, uri, folder=folder)
+
+
+def _launch(root: Path, uri: str, log: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
     # In the environment, as a store's URI may contain a password and all users can read a process's arguments.
     environment = {
         "MLFLOW_BACKEND_STORE_URI": uri,
@@ -111,19 +159,15 @@ def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    log = (root if copy is None else Path(copy.name)) / "mlflow-ui.log"
-    tries = 1 if port else _FREE_PORTS_TRIED
-    while True:
-        chosen, tries = port or _free_port(host), tries - 1
-        command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(chosen), "--workers", "1"]
-        with log.open("wb") as stream:
-            process = subprocess.Popen(command, env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT)
-        ui = UiServer(f"http://{host}:{chosen}", process, uri, copy)
-        if _answers(ui):
-            return ui
-        if not tries or process.poll() is None or _is_free(host, chosen):  # else another program took the port first
-            ui.stop()
-            raise StorageRefused(f"the MLflow server did not start; its output is in {log}")
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", *options]
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            tied_command(_STOP_TIMEOUT, command),
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def _is_writable(database: Path) -> bool:

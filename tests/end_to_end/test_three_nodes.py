@@ -1,8 +1,10 @@
-"""Three Ray nodes on one machine, started by somebody else. One of them is killed in the middle of a trial."""
+"""Ray nodes on one machine, started by somebody else: one is killed in the middle of a trial, one has GPUs."""
 
 import os
 import secrets
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,11 @@ from orchestrator import execution  # noqa: F401  what Ray reads when it is impo
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from tests.faults.storm import NAME, sweep_file
+from tests.support.fake_gpus import nvidia_list, write_nvidia_smi
 from tests.support.processes import LIMIT_SECONDS, finished, orchestrate, wait_until
 from tests.support.sweep_record import differences, sweep_record
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -93,3 +98,46 @@ def test_a_node_is_killed_and_its_trial_goes_on_elsewhere(fast_tmp_path: Path, t
     assert (hit / NAME / "trials" / f"{number:04d}" / "2").is_dir()
     finished(alone, "sweep", str(file))
     assert differences(sweep_record(alone, NAME), sweep_record(hit, NAME)) == []
+
+
+ARRANGED = """
+import sys
+from pathlib import Path
+from orchestrator import execution
+from orchestrator.execution.remote_cluster import ClusterAddress, connect_cluster
+from orchestrator.execution.stop_reasons import SignalHandler
+from orchestrator.spec.loading.loader import load_spec
+from tests.support.recorders import SilentView
+spec = load_spec(Path("sweeps/llama3-8b.yaml"))
+with SignalHandler(lambda: "") as signals:
+    with connect_cluster(Path(sys.argv[1]), spec, ClusterAddress(sys.argv[2], 2), signals, SilentView()) as found:
+        slots, arrangement = found
+        print(slots.count, slots.gpus, arrangement.gpus_per_trial, arrangement.trials.distributed)
+"""
+
+
+@pytest.fixture
+def node_with_gpus(fast_tmp_path: Path, token: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without GPUs, and a node where nvidia-smi lists eight of 80 GB."""
+    from ray._raylet import AuthenticationTokenLoader
+    from ray.cluster_utils import Cluster
+
+    AuthenticationTokenLoader.instance().reset_cache()
+    write_nvidia_smi(fast_tmp_path, nvidia_list(8))
+    monkeypatch.setenv("PATH", str(fast_tmp_path), prepend=os.pathsep)
+    head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "temp_dir": str(fast_tmp_path / "ray")}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster.add_node(num_cpus=16, num_gpus=8)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_auto_is_chosen_for_the_gpus_of_the_clusters_nodes(fast_tmp_path: Path, node_with_gpus: Any) -> None:
+    """As `plan --on 8xA100-80GB` says it, from what each node's own tool says, asked before anything is spent."""
+    done = subprocess.run(
+        [sys.executable, "-c", ARRANGED, str(fast_tmp_path / "runs" / "sweep"), node_with_gpus.address],
+        capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2", "4.0", "4.0", "fsdp2"]

@@ -1,14 +1,8 @@
 """Case 11: a full disk stops the sweep with its own exit code and loses nothing; and it is foreseen where it can be."""
 
-import os
 import shutil
-import signal
-import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +20,7 @@ from orchestrator.tracking.mlflow_client import connect
 from tests.support.local_driver import drive, forked
 from tests.support.metrics import COMPLETE, DIVERGED, evaluated
 from tests.support.specs import METRIC, make_spec
+from tests.support.storage_faults import require_mounts, write_locked
 from tests.support.sweep_record import differences, sweep_record
 from trainer.config.trial import ModelConfig
 
@@ -43,8 +38,7 @@ sys.exit(cli.main([]))
 @pytest.mark.faults
 def test_a_disk_of_two_megabytes_that_fills_up(tmp_path: Path) -> None:
     """A real file system, filled to the last bytes: the driver stops with 5, and goes on once there is room."""
-    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
-        pytest.skip("this system lets nobody mount a small disk")
+    require_mounts()
     calm = tmp_path / "calm"
     calm.mkdir()
     assert forked(lambda: drive(calm)) == 0
@@ -133,27 +127,6 @@ def test_48_trials_never_hold_more_than_the_best_and_the_running(fast_tmp_path: 
     assert most <= 3 + 2, "three kept, one running with its checkpoint and its weights"
 
 
-@contextmanager
-def _locked(database: Path, seconds: float) -> Generator[None]:
-    """Another program holds the database's write lock: for so long, or until this is left."""
-    ready_r, ready_w = os.pipe()
-    child = os.fork()
-    if child == 0:
-        other = sqlite3.connect(database, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        os.write(ready_w, b"x")
-        time.sleep(seconds)
-        os._exit(0)
-    os.read(ready_r, 1)
-    os.close(ready_r)
-    os.close(ready_w)
-    try:
-        yield
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-
 def test_a_locked_study_is_waited_for_and_then_refused_in_words(
     fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,12 +134,12 @@ def test_a_locked_study_is_waited_for_and_then_refused_in_words(
     Study.create(folder, make_spec(4)).dispose()
     with Study.open(folder) as study:
         trial = study.ask()
-        with _locked(folder.database, 1.0):
+        with write_locked(folder.database, 1.0):
             study.report(trial, [evaluated(1, 0.5)])  # a minute's patience is more than that
     monkeypatch.setattr(study_database, "_BUSY_SECONDS", 0.2)
     with Study.open(folder) as study:
         trial = study.ask()
-        with _locked(folder.database, 3600.0), pytest.raises(StorageRefused, match="locked"):
+        with write_locked(folder.database), pytest.raises(StorageRefused, match="locked"):
             study.report(trial, [evaluated(2, 0.6)])
         study.report(trial, [evaluated(2, 0.6)])
         assert [p.step for p in study.metric_history(0)] == [1, 2]

@@ -64,8 +64,8 @@ SENDERS: dict[str, tuple[list[str], Sent]] = {
     "systemd and slurm": ([], every_process),
     "container": (["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"], inside),
 }
-QUICK = ("ctrl-c", "terminal", "systemd and slurm")
-"""In CI; there `tests/end_to_end/test_sweep.py` has its whole group killed."""
+QUICK = ("terminal", "systemd and slurm")
+"""In CI; there two tests of `tests/end_to_end` send Ctrl-C and kill the whole group."""
 
 
 def started_by(before: list[str], root: Path) -> subprocess.Popen[str]:

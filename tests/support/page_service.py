@@ -31,7 +31,6 @@ FOCUSED = """(() => { const e = document.activeElement; if (!e || e === document
 LOST_BY_KEYBOARD = """[...document.querySelectorAll(
   'a[href], button, input:not([type=hidden]), select, textarea, summary')].filter((e) =>
   e.checkVisibility() && !e.disabled && !e.dataset.reached).map((e) => e.outerHTML.slice(0, 120))"""
-ACCESSIBILITY = (Path(__file__).parent / "accessibility.js").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from sqlalchemy import create_engine, make_url
 
 from tests.support.processes import LIMIT_SECONDS
 
@@ -66,3 +68,23 @@ def postgresql_server() -> Generator[str]:
             yield f"postgresql+psycopg://sweeps@/postgres?host={folder}"
         finally:
             run("pg_ctl", "-m", "immediate", "stop")
+
+
+@contextmanager
+def postgresql_schemas() -> Generator[Callable[[], str]]:
+    """Run one server for many tests; each call gives the URL of an empty schema."""
+    with postgresql_server() as url:
+        engine, names = create_engine(url, isolation_level="AUTOCOMMIT"), list[str]()
+
+        def new() -> str:
+            names.append(f"prefsweep_{uuid4().hex[:12]}")
+            with engine.connect() as connection:
+                connection.exec_driver_sql(f"CREATE SCHEMA {names[-1]}")
+            found = make_url(url).update_query_dict({"options": f"-csearch_path={names[-1]}"})
+            return found.render_as_string(hide_password=False)
+
+        yield new
+        with engine.connect() as connection:
+            for name in names:
+                connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
+        engine.dispose()

@@ -49,16 +49,26 @@ const reportCharts = (() => {
       chart.style.height = `${chart.dataset.height}px`;
       if (chart.dataset.minWidth) chart.style.minWidth = `${chart.dataset.minWidth}px`;
     }
-    for (const box of root.querySelectorAll(".scroll, .frame")) reachable.observe(box);
+    for (const box of root.querySelectorAll(".scroll, .frame, .code pre")) reachable.observe(box);
   };
 
-  // What is wider than its box can be scrolled by the keyboard.
+  // Regions of one page have different names.
+  const unused = (name) => {
+    const taken = new Set([...document.querySelectorAll("[role=region]")].map((region) => region.getAttribute("aria-label")));
+    let label = name;
+    for (let k = 2; taken.has(label); k++) label = `${name} ${k}`;
+    return label;
+  };
+
+  // What is larger than its box can be scrolled by the keyboard.
   const reachable = new ResizeObserver((entries) => {
     for (const { target } of entries) {
-      if (target.scrollWidth <= target.clientWidth + 1 || target.hasAttribute("tabindex")) continue;
+      const isWhole = target.scrollWidth <= target.clientWidth + 1 && target.scrollHeight <= target.clientHeight + 1;
+      if (isWhole || target.hasAttribute("tabindex")) continue;
+      const title = target.closest("details")?.querySelector("summary") ?? target.closest("section")?.querySelector("h2");
       target.tabIndex = 0;
       target.setAttribute("role", "region");
-      target.setAttribute("aria-label", target.closest("section")?.querySelector("h2")?.textContent ?? document.title);
+      target.setAttribute("aria-label", unused(title?.textContent ?? document.title));
     }
   });
 

@@ -10,7 +10,7 @@ import click
 
 from orchestrator.cli.options import JSON, print_json
 from orchestrator.folders import runs_folder
-from orchestrator.service import DEFAULT_HOST, DEFAULT_PORT
+from orchestrator.service import DEFAULT_HOST, DEFAULT_PORT, LARGEST_MODEL_GB
 from orchestrator.service.access_tokens import AccessTokens, Role
 from orchestrator.terminal_streams import wrapped
 
@@ -36,6 +36,22 @@ _ROLES = [role.name.lower() for role in Role]
     help="Folder that submitted sweeps may read; repeatable.",
 )
 @click.option("--at-once", type=click.IntRange(1), help="Sweeps that run at a time; by default one for each GPU.")
+@click.option(
+    "--largest-model",
+    type=click.FloatRange(min=0),
+    metavar="GB",
+    default=LARGEST_MODEL_GB,
+    show_default=True,
+    help="Largest model that a person may send with a sweep; 0: none.",
+)
+@click.option("--mlflow-url", default="", metavar="URL", help="Your own MLflow as browsers reach it, to link to.")
+@click.option("--mlflow-edits", is_flag=True, help="Operators may rename, tag and delete runs in MLflow.")
+@click.option(
+    "--queue",
+    metavar="URL",
+    help="Keep the queue in PostgreSQL (postgresql+psycopg://USER@HOST/DATABASE), or in the runs folder again "
+    "(sqlite). Its sweeps are moved there, and later starts find them. By default SQLite in the runs folder.",
+)
 @click.option("--print-unit", is_flag=True, help="Print a systemd unit with these options, and start nothing.")
 @click.option("--print-compose", is_flag=True, help="Print a Compose file with these options, and start nothing.")
 @click.option("--image", help="With --print-compose: container image with prefsweep.")
@@ -48,6 +64,10 @@ def serve(
     behind_proxy: bool,
     data_folders: Sequence[Path],
     at_once: int | None,
+    largest_model: float,
+    mlflow_url: str,
+    mlflow_edits: bool,
+    queue: str | None,
     print_unit: bool,
     print_compose: bool,
     image: str | None,
@@ -61,10 +81,21 @@ def serve(
         raise click.UsageError("--print-compose and --image require each other")
     if print_unit and print_compose:
         raise click.UsageError("give --print-unit or --print-compose")
+    from orchestrator.service.hosting.mlflow_server import MlflowOptions
     from orchestrator.service.hosting.web_server import ServeOptions
 
     options = ServeOptions(
-        host, port, tuple(names), ssl_certfile, ssl_keyfile, behind_proxy, tuple(data_folders), at_once
+        host,
+        port,
+        tuple(names),
+        ssl_certfile,
+        ssl_keyfile,
+        behind_proxy,
+        tuple(data_folders),
+        at_once,
+        largest_model,
+        MlflowOptions(mlflow_url, mlflow_edits),
+        queue,
     )
     root = runs_folder()
     if print_unit or print_compose:

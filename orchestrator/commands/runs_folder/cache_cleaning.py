@@ -1,8 +1,9 @@
-"""`clean`: which entries of the shared cache no sweep needs, and their removal.
+"""`clean`: which entries of the shared cache and which uploaded files no sweep needs, and their removal.
 
 An entry of the cache is one prepared data set, generated model, set of reference log-probs, SFT model, set of answers,
 of reward scores, or of advice. All but SFT models can be computed again; they are kept as long as a sweep that runs or
-can be resumed may need them. An SFT model is kept as long as a sweep with such a stage is there or archived.
+can be resumed may need them. An SFT model is kept as long as a sweep with such a stage is there or archived, and a file
+that was sent to a service with a sweep as long as the file of a sweep names it: one that is there, archived or queued.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
 from orchestrator.commands.runs_folder.archive_records import archived_sweeps
+from orchestrator.commands.runs_folder.queue_records import SERVICE_FOLDER, UPLOADS_FOLDER, queued_files
 from orchestrator.commands.runs_folder.sweep_deletion import DELETED_SWEEPS, finish_deletion, half_deleted
 from orchestrator.commands.runs_folder.sweep_list import summary
 from orchestrator.driver.data_stage import load_data_report
 from orchestrator.driver.sft_stage import STAGE_CONFIG, sft_config, stored_stage_config
-from orchestrator.errors import OrchestrateError
+from orchestrator.errors import OrchestrateError, StorageRefused
 from orchestrator.execution.sft_cache_key import settings_of_weights
 from orchestrator.folders import CRASHED_SWEEPS, SweepFolder, disk_usage, known_sweeps
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
@@ -30,6 +32,8 @@ from trainer.storage.failpoints import failpoint
 _ENDED = frozenset({"finished", ABANDONED})
 _KINDS = ("advice", "answers", "data", "models", "reference", "rewards", "sft")
 """Folders of the cache with an entry for each file or folder in them; others are left alone."""
+_UPLOAD = "upload"
+"""Kind of an uploaded file or model, in the folder of its digest."""
 _REMOVED = ".removed-"
 """Prefix of entries whose removal has begun, in the folder where they were."""
 
@@ -66,7 +70,7 @@ def plan_cleaning(root: Path, *, older_than: float, max_bytes: float | None = No
     Args:
         root: the runs folder.
         older_than: seconds since the last use; what was used later stays. What was half removed is removed in any case.
-        max_bytes: remove only until the cache is this small, the entries that were used longest ago first.
+        max_bytes: remove only until cache and uploads are this small, the entries that were used longest ago first.
     """
     keep, entries = _Needs(root), list[CacheEntry]()
     cache, now = SweepFolder(root, "").cache, time.time()
@@ -75,11 +79,13 @@ def plan_cleaning(root: Path, *, older_than: float, max_bytes: float | None = No
             entries.append(CacheEntry(path, kind, disk_usage(path), _last_use(path), keep.reason(kind, path)))
     for path in _children(root / CRASHED_SWEEPS):
         entries.append(CacheEntry(path, "crashed sweep", disk_usage(path), _last_use(path)))
+    entries += _uploads(root)
     unneeded = sorted((e for e in entries if not e.needed_by), key=lambda e: e.used)
     begun = [CacheEntry(root / DELETED_SWEEPS / n, "deleted sweep", 0, 0.0) for n in half_deleted(root)]
     begun += [
         CacheEntry(path, "removed", 0, 0.0)
-        for path in [*cache.glob(f"*/{_REMOVED}*"), *(root / CRASHED_SWEEPS).glob(f"{_REMOVED}*")]
+        for folder, pattern in ((cache, "*/"), (root / CRASHED_SWEEPS, ""), (_uploads_folder(root), "*/"))
+        for path in folder.glob(f"{pattern}{_REMOVED}*")
     ]
     removed = [CacheEntry(e.path, e.kind, disk_usage(e.path), 0.0) for e in begun]
     total, recent = sum(entry.bytes for entry in entries), list[CacheEntry]()
@@ -108,6 +114,55 @@ def clean(root: Path, cleaning: Cleaning) -> None:
             shutil.rmtree(to)
         else:
             to.unlink()
+
+
+def _uploads_folder(root: Path) -> Path:
+    return root / SERVICE_FOLDER / UPLOADS_FOLDER
+
+
+def _uploads(root: Path) -> list[CacheEntry]:
+    """Return the uploaded files and models of all people.
+
+    The files of a model are links to uploaded files: those are kept and removed with it, and count nothing.
+    """
+    found = [path for person in _children(_uploads_folder(root)) for path in _children(person)]
+    if not found:
+        return []
+    named = _files_of_sweeps(root)
+    entries = {
+        path: CacheEntry(path, _UPLOAD, disk_usage(path), _last_use(path), _named_by(path, named)) for path in found
+    }
+    models = {
+        file.stat().st_ino: entries[path]
+        for path in found
+        for file in path.glob("*/*")
+        if file.is_file() and not file.is_symlink()
+    }
+    for path in found:
+        for file in _children(path):
+            if file.is_file() and (model := models.get(file.stat().st_ino)) is not None:
+                used = max(entries[path].used, model.used)
+                entries[path] = replace(entries[path], bytes=0, used=used, needed_by=model.needed_by)
+    return list(entries.values())
+
+
+def _files_of_sweeps(root: Path) -> list[tuple[str, str]] | str:
+    """Return each sweep with its file: here, archived and queued; why nothing may be removed where one is unknown."""
+    named: list[tuple[str, str]] = [(f"{record.name} (archived)", record.spec) for record in archived_sweeps(root)]
+    try:
+        named += [(f"{name} (in the queue)", text) for name, text in queued_files(root)]
+        for name in known_sweeps(root):
+            named.append((name, SweepFolder(root, name).spec.read_text(encoding="utf-8")))
+    except StorageRefused:
+        return "a sweep of the queue, which cannot be read,"
+    except (OSError, UnicodeDecodeError):
+        return "a sweep whose file cannot be read"
+    return named
+
+
+def _named_by(path: Path, named: list[tuple[str, str]] | str) -> str:
+    """Return which sweep's file has the digest of an upload; empty if none does."""
+    return named if isinstance(named, str) else next((sweep for sweep, text in named if path.name in text), "")
 
 
 class _Needs:

@@ -128,12 +128,15 @@ def file_stamp(folder: SweepFolder) -> list[list[int]] | None:
 
     That is before there is a study, and where the study is in another database.
     """
-    if not has_own_database(folder) or not folder.database.is_file():
+    if not has_own_database(folder):
+        return None
+    database = os.fspath(folder.database)  # text, as a list of 1,000 sweeps looks at several thousand files
+    if not os.path.isfile(database):  # noqa: PTH113
         return None
     found: list[list[int]] = []
-    for path in (folder.spec, folder.database, folder.database.with_name(f"{folder.database.name}-wal")):
+    for path in (os.fspath(folder.spec), database, f"{database}-wal"):
         with suppress(FileNotFoundError):
-            state = path.stat()
+            state = os.stat(path)  # noqa: PTH116
             found.append([state.st_mtime_ns, state.st_size, state.st_ino])
     return found
 
@@ -150,7 +153,8 @@ def _kept(root: Path) -> dict[str, dict[str, Any]]:
 def _keep(root: Path, sweeps: dict[str, dict[str, Any]]) -> None:
     path = SweepFolder(root, "").cache / _KEPT
     if os.access(root, os.W_OK) and (not path.parent.exists() or os.access(path.parent, os.W_OK)):
-        write_json(path, {"version": _VERSION, "sweeps": sweeps})
+        with suppress(OSError):  # on a full disk the studies are read again
+            write_json(path, {"version": _VERSION, "sweeps": sweeps})
 
 
 def summary(folder: SweepFolder) -> dict[str, Any]:
@@ -169,7 +173,7 @@ def _summary(folder: SweepFolder) -> dict[str, Any]:
         state = PREPARING if lock_holder(folder) else INTERRUPTED
         began = folder.spec.stat().st_mtime
     else:
-        with Study.open(folder, read_only=True) as study:
+        with Study.open(folder, read_only=True) as study, study.at_one_moment():
             spec, state, trials = study.spec, sweep_state(study), study.trials()
             enqueued, began = sum(each.by_command for each in study.enqueued_trials()), study.spec_history()[0].at
     front, planned = front_of_configurations(trials, spec), planned_trials(spec)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.service import DEFAULT_HOST, DEFAULT_PORT
+from orchestrator.service import DEFAULT_HOST, DEFAULT_PORT, LARGEST_MODEL_GB
 from orchestrator.service.hosting.web_server import ServeOptions
 
 _PLAIN = re.compile(r"[\w@:,./=+-]+")
@@ -66,6 +66,14 @@ def arguments(options: ServeOptions) -> list[str]:
         found += ["--data-folder", str(folder)]
     if options.at_once is not None:
         found += ["--at-once", str(options.at_once)]
+    if options.largest_model != LARGEST_MODEL_GB:
+        found += ["--largest-model", f"{options.largest_model:g}"]
+    if options.mlflow.url:
+        found += ["--mlflow-url", options.mlflow.url]
+    if options.mlflow.edits:
+        found.append("--mlflow-edits")
+    if options.queue is not None:
+        found += ["--queue", options.queue]
     return found
 
 
@@ -110,12 +118,18 @@ def render_compose(options: ServeOptions, root: Path, image: str) -> str:
         options.behind_proxy,
         tuple(inside),
         options.at_once,
+        options.largest_model,
+        options.mlflow,
+        options.queue,
     )
+    variables: dict[str, str | None] = {"ORCHESTRATE_HOME": _RUNS}
+    if options.queue is not None:
+        variables["PGPASSWORD"] = None  # Compose takes its value from its own environment
     gpus = {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
     service: dict[str, Any] = {
         "image": image,
         "command": ["orchestrate", "serve", *arguments(within)],
-        "environment": {"ORCHESTRATE_HOME": _RUNS},
+        "environment": variables,
         "ports": [f"{f'{published}:' if published else ''}{options.port}:{options.port}"],
         "volumes": volumes,
         "init": True,

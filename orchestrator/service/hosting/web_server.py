@@ -10,19 +10,22 @@ import socket
 import ssl
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import uvicorn
 
 import orchestrator
 from orchestrator.errors import ExitCode, OrchestrateError, first_line
-from orchestrator.service import DEFAULT_HOST, DEFAULT_PORT
+from orchestrator.service import DEFAULT_HOST, DEFAULT_PORT, LARGEST_MODEL_GB
 from orchestrator.service.access_tokens import AccessTokens
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER, ServiceRuns
 from orchestrator.service.hosting.code_login import CODE_PATH
+from orchestrator.service.hosting.mlflow_server import MlflowOptions
+from orchestrator.service.hosting.queue_location import move_queue, queue_problem
 from orchestrator.service.http_app import LOOPBACK_NAMES, Service
 from orchestrator.service.sweep_queue import QueueState
 from trainer.storage.atomic_files import write_text
@@ -52,6 +55,11 @@ class ServeOptions:
     data_folders: tuple[Path, ...] = ()
     at_once: int | None = None
     """Sweeps that run at a time; None: as many as there are GPUs, at least one."""
+    largest_model: float = LARGEST_MODEL_GB
+    """GB, of a model that a person sends with a sweep; 0: none."""
+    mlflow: MlflowOptions = field(default_factory=MlflowOptions)
+    queue: str | None = None
+    """Where the queue shall be, see `move_queue`; None: where it is."""
 
     @property
     def is_secure(self) -> bool:
@@ -87,12 +95,18 @@ def check_options(root: Path, options: ServeOptions) -> list[str]:
         given = folder.resolve()
         if service.resolve().is_relative_to(given) or given.is_relative_to(service.resolve()):
             problems.append(f"--data-folder {folder}: the service's tokens are in it; give a folder of data only")
+    if options.mlflow.url and not _is_web_address(options.mlflow.url):
+        problems.append(f"--mlflow-url {options.mlflow.url}: is no http:// or https:// URL without a password")
+    if options.mlflow.url and options.mlflow.edits:
+        problems.append("--mlflow-edits: the server of --mlflow-url decides itself who may change runs")
     if options.key is not None and options.certificate is None:
         problems.append("--ssl-keyfile needs --ssl-certfile")
     if options.certificate is not None:
         if options.behind_proxy:
             problems.append("--behind-proxy: the proxy speaks HTTPS; leave out --ssl-certfile")
         problems += _certificate_problems(options.certificate, options.key)
+    if options.queue is not None and (problem := queue_problem(options.queue)) is not None:
+        problems.append(f"--queue: {problem}")
     if not _is_loopback(options.host):
         if not AccessTokens(service).people():
             problems.append(
@@ -123,10 +137,10 @@ def serve(root: Path, options: ServeOptions, show: Callable[[str, Sequence[str]]
         ServeRefused: the host cannot be listened on.
         PortTaken: another program has the port.
         ServiceRuns: another service has the runs folder.
-        StorageRefused, ExposedFile: the queue or the tokens cannot be used.
+        StorageRefused, QueueTaken, ExposedFile: the queue or the tokens cannot be used.
     """
     with ExitStack() as stack:
-        service = _open_service(root, options)
+        service, moved = _open_service(root, options)
         stack.callback(service.close)
         listener = _listen(options.host, options.port)
         stack.callback(listener.close)
@@ -151,7 +165,7 @@ def serve(root: Path, options: ServeOptions, show: Callable[[str, Sequence[str]]
         def listening() -> None:
             write_text(file, f"{url}\n")
             stack.callback(file.unlink, missing_ok=True)
-            show(f"{url}{CODE_PATH}/{service.sessions.new_code()}", _remarks(root, options, url))
+            show(f"{url}{CODE_PATH}/{service.sessions.new_code()}", [*moved, *_remarks(root, options, url)])
 
         _Server(config, listening).run(sockets=[listener])
         return [sweep.name for sweep in service.queue.sweeps((QueueState.DRIVEN,))]
@@ -198,20 +212,25 @@ class _Server(uvicorn.Server):
                 signal.signal(each, handler)
 
 
-def _open_service(root: Path, options: ServeOptions) -> Service:
+def _open_service(root: Path, options: ServeOptions) -> tuple[Service, list[str]]:
+    """Return the service and a remark on its queue, if that was moved."""
     try:
-        return Service(
+        moved = "" if options.queue is None else move_queue(root, options.queue)
+        service = Service(
             root,
             hosts=host_names(options),
             at_once=options.at_once,
             secure=options.is_secure,
             data_folders=options.data_folders,
+            largest_model=options.largest_model,
+            mlflow=options.mlflow,
         )
     except ServiceRuns as error:
         file = root / SERVICE_FOLDER / _URL_FILE
         if not file.is_file():
             raise
         raise ServiceRuns(root, f"{error.holder}, at {file.read_text(encoding='utf-8').strip()}") from None
+    return service, [moved] if moved else []
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -280,6 +299,14 @@ def _is_loopback(host: str) -> bool:
     except socket.gaierror:  # reported when the service listens
         return host == "localhost"
     return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        found = urlsplit(text)
+    except ValueError:
+        return False
+    return found.scheme in ("http", "https") and bool(found.hostname) and found.username is found.password is None
 
 
 def _is_address(text: str) -> bool:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
+from dashboards.diagnosis.diagnose import diagnose
 from dashboards.diagnosis.findings import SHORT_TITLES, DiagnosisFinding
 from dashboards.formatting import format_about, format_value
 from orchestrator.commands.runs_folder.sweep_list import ARCHIVED, INTERRUPTED, UNREADABLE, file_stamp
@@ -23,9 +24,9 @@ from orchestrator.folders import SweepFolder
 from orchestrator.gpu_locks import gpu_holders
 from orchestrator.gpus import visible_devices
 from orchestrator.redaction import redact, secret_values
+from orchestrator.report_data import load_sweep_frame
 from orchestrator.service.access_tokens import SESSION_SECONDS, FailedLogins, LoginSessions, Role
 from orchestrator.service.page.page_rendering import PageRoute, form_of, own_path, render
-from orchestrator.service.page.sweep_views import SweepViews
 from orchestrator.service.request_guard import COOKIE, require
 from orchestrator.service.service_context import ServiceContext
 from orchestrator.service.sweep_queue import QueueState
@@ -36,6 +37,8 @@ _ON_A_PAGE = 100
 _KEPT = "diagnoses.json"
 _REST_FACTOR = 4.0
 """After diagnosing a sweep the thread rests for so many times the seconds that it took."""
+_PASS_SECONDS, _KEPT_SECONDS = 2.0, 30.0
+"""The sweeps' files are looked at no more often than this; what was found is stored after so long at the latest."""
 _RUNNING_SECONDS = 60.0
 """Sweeps that run are diagnosed again after this time."""
 
@@ -87,9 +90,9 @@ _SORTS: Mapping[str, Callable[[ListedSweep], Any]] = {
 class Diagnoses:
     """The most serious finding of each sweep, found by a thread of its own and kept in `cache/diagnoses.json`."""
 
-    def __init__(self, root: Path, views: SweepViews) -> None:
+    def __init__(self, root: Path) -> None:
         self._path = SweepFolder(root, "").cache / _KEPT
-        self._root, self._views = root, views
+        self._root = root
         self._guard, self._asked, self._ends = threading.Lock(), threading.Event(), threading.Event()
         self._wanted: list[str] = []
         self._thread: threading.Thread | None = None
@@ -123,14 +126,21 @@ class Diagnoses:
             self._asked.clear()
             with self._guard:
                 wanted = list(self._wanted)
-            changed = False
+            began, changed = time.monotonic(), False
             for name in wanted:
                 if self._ends.is_set():
                     break
                 changed |= self._look(name)
+                if changed and time.monotonic() - began > _KEPT_SECONDS:
+                    self._keep()
+                    began, changed = time.monotonic(), False
             if changed:
-                with self._guard:
-                    write_json(self._path, self._found)
+                self._keep()
+            self._ends.wait(_PASS_SECONDS)
+
+    def _keep(self) -> None:
+        with self._guard:
+            write_json(self._path, self._found)
 
     def _look(self, name: str) -> bool:
         folder, began = SweepFolder(self._root, name), time.monotonic()
@@ -142,10 +152,9 @@ class Diagnoses:
         if old is not None and time.time() - old["at"] < _RUNNING_SECONDS:
             return False
         try:
-            analysis = self._views.view(name).analysis
+            first = next(iter(diagnose(load_sweep_frame(folder))), None)
         except OrchestrateError:  # the list shows why it cannot be read
             return False
-        first = next(iter(() if analysis is None else analysis.findings), None)
         entry = {"stamp": stamp, "at": time.time(), **_entry(first)}
         with self._guard:
             self._found[name] = entry
@@ -193,7 +202,7 @@ def list_pages(
         rows.sort(key=_SORTS.get(sort, _SORTS["newest"]))
         pages_count = max(1, -(-len(rows) // _ON_A_PAGE))
         page = min(max(1, page), pages_count)
-        waiting = context.queue.sweeps((QueueState.DRIVEN, QueueState.WAITING))
+        waiting = [each for state in (QueueState.DRIVEN, QueueState.WAITING) for each in context.queue.sweeps((state,))]
         return render(
             request,
             "sweeps.html.j2",

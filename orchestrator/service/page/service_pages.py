@@ -43,7 +43,7 @@ class ServicePages:
             secure: whether browsers send the cookie by HTTPS only.
         """
         views = SweepViews(context.root)
-        self._diagnoses = Diagnoses(context.root, views)
+        self._diagnoses = Diagnoses(context.root)
         self._routers = (
             static_routes(),
             list_pages(context, self._diagnoses, logins, failed, secure=secure),

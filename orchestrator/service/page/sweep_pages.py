@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from dashboards.analysis.run_costs import costs
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.formatting import format_brief, format_hours, format_value
+from dashboards.formatting import format_brief, format_hours, format_settings, format_value
 from dashboards.report.blocks import Code, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from dashboards.report.figures import as_script
 from dashboards.report.panels.learning_curves import learning_curves_panel
@@ -28,8 +28,8 @@ from orchestrator.commands.runs_folder.sweep_list import ARCHIVED
 from orchestrator.commands.runs_folder.sweep_logs import SweepLog
 from orchestrator.errors import NoSuchSweep, OrchestrateError
 from orchestrator.folders import FAILURE_FILE, SweepFolder, existing_sweep
-from orchestrator.redaction import without_credentials
 from orchestrator.service.access_tokens import Role
+from orchestrator.service.hosting.mlflow_server import MLFLOW_PATH
 from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.page_rendering import PageRoute, add_notices, form_of, render
 from orchestrator.service.page.sweep_actions import Action, Subject, actions_for, find_action
@@ -47,6 +47,8 @@ from orchestrator.service.service_context import ServiceContext
 from trainer.results import TrialError
 
 _LOG_LINES = 400
+_LEAST_REST = 1.0
+"""Seconds after which a page asks again for what is being read."""
 
 
 def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> APIRouter:
@@ -72,16 +74,19 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
                 raise HTTPException(HTTPStatus.NOT_FOUND, f"{name} has no trial {number}")
         return Subject(context, name, view.state, queued, view.frame, trial)
 
+    def tracking(of: Subject) -> str:
+        """Return where a sweep's or a trial's runs are in MLflow; "" for another database of this machine."""
+        found = "" if of.frame is None else context.mlflow.url_of(SweepFolder(root, of.name), of.frame.spec)
+        return f"{of.url}{MLFLOW_PATH}" if found == MLFLOW_PATH else found
+
     @pages.get("/sweeps/{name}")
     def sweep(request: Request, name: str) -> Response:
         """Answer with the page of a sweep."""
         person = require(request, Role.VIEWER)
         of, shown = subject(name), Shown.of_query(_query(request))
         drawn: list[DrawnPanel] = []
-        stamp = ""
         if SweepFolder(root, name).spec.is_file():
-            view = views.view(name)
-            drawn, stamp = views.panels(view, shown), view.stamp
+            drawn = views.panels(views.view(name), shown)
         figures = {key: figure for panel in drawn for key, figure in panel.figures.items()}
         return render(
             request,
@@ -90,12 +95,11 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
             shown=shown,
             panels=[(panel, Markup(panel.html)) for panel in drawn],
             figures=Markup(as_script(figures)),
-            stamp=stamp,
             actions=actions_for(api, of, person),
             filters=[] if of.frame is None else filter_values(of.frame),
             hideable=HIDEABLE,
             sorts=list(SORTS),
-            tracking=tracking_link(of.frame),
+            tracking=tracking(of),
         )
 
     @pages.get("/sweeps/{name}/trials/{number}")
@@ -118,6 +122,7 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
             panels=[(panel, Markup(panel.html)) for panel in drawn],
             figures=Markup(as_script(figures)),
             actions=actions_for(api, of, person),
+            tracking=tracking(of),
             before=numbers[place - 1] if place else None,
             after=numbers[place + 1] if place + 1 < len(numbers) else None,
         )
@@ -187,14 +192,19 @@ def live_routes(views: SweepViews) -> APIRouter:
 
     @routes.get("/sweeps/{name}/panels")
     def panels(request: Request, name: str) -> Response:
-        """Return the panels that the page does not have. `again`: the sweep has changed since they were read."""
+        """Return the panels that the page does not have.
+
+        `again`: the sweep has changed since they were read; `rest`: seconds until they may be read again.
+        """
         require(request, Role.VIEWER)
         query = _query(request)
         view = views.view(name)
         drawn = views.panels(view, Shown.of_query(query))
         has = set(query.get("have", []))
         changed = ",".join(panel.as_json for panel in drawn if panel.digest not in has)
-        head = {"stamp": view.stamp, "state": view.state, "again": view.stamp != views.stamp(name)}
+        again = view.stamp != views.stamp(name)
+        rest = max(views.rest_seconds(name), _LEAST_REST if again else 0.0)
+        head = {"stamp": view.stamp, "state": view.state, "again": again, "rest": round(rest, 3)}
         keys = json.dumps([panel.key for panel in drawn])
         return Response(
             f'{json.dumps(head)[:-1]}, "keys": {keys}, "panels": [{changed}]}}', media_type="application/json"
@@ -209,12 +219,6 @@ def _query(request: Request) -> dict[str, list[str]]:
 
 def _trial(frame: SweepFrame, number: int) -> TrialFrame | None:
     return next((trial for trial in frame.all_trials if trial.number == number), None)
-
-
-def tracking_link(frame: SweepFrame | None) -> str:
-    """Return the URL of the MLflow server that has the sweep's runs; "" where that is a file of this machine."""
-    uri = without_credentials(frame.spec.tracking.uri or "") if frame is not None else ""
-    return uri if uri.startswith(("http://", "https://")) else ""
 
 
 def _trial_panels(root: Path, analysis: SweepAnalysis, trial: TrialFrame) -> list[Panel]:
@@ -259,7 +263,7 @@ def _settings_panel(trial: TrialFrame, winner: TrialFrame | None) -> Panel:
     others = own if winner is None else _flat(winner.config.model_dump(mode="json"))
     paths = list(dict.fromkeys([*own, *others]))
     differing = [path for path in paths if own.get(path, _ABSENT) != others.get(path, _ABSENT)]
-    rows = [(path, _shown(own, path), *(() if winner is None else (_shown(others, path),))) for path in differing]
+    rows = [(path, *_shown_alike(own, others, path)) for path in differing]
     same = [(path, _shown(own, path)) for path in paths if path not in differing]
     blocks: list[Any] = []
     lead = "This is the best trial so far." if winner is None else ""
@@ -274,6 +278,14 @@ def _settings_panel(trial: TrialFrame, winner: TrialFrame | None) -> Panel:
 
 
 _ABSENT = object()
+
+
+def _shown_alike(own: Mapping[str, Any], others: Mapping[str, Any], path: str) -> tuple[str, str]:
+    """Return both values with one number format."""
+    if path in own and path in others:
+        first, second = format_settings([own[path], others[path]])
+        return first, second
+    return _shown(own, path), _shown(others, path)
 
 
 def _shown(values: Mapping[str, Any], path: str) -> str:

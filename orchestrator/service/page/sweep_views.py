@@ -168,7 +168,8 @@ class SweepViews:
         self._root = root
         self._guard = threading.Lock()
         self._busy: dict[str, threading.Lock] = {}
-        self._views: OrderedDict[str, tuple[SweepView, float]] = OrderedDict()
+        self._drawing: dict[str, threading.Lock] = {}
+        self._views: OrderedDict[str, SweepView] = OrderedDict()
         self._next: dict[str, float] = {}
         """By sweep: when it may be read again, by the monotonic clock."""
         self._drawn: OrderedDict[tuple[str, str, Shown], list[DrawnPanel]] = OrderedDict()
@@ -184,24 +185,39 @@ class SweepViews:
         return hashlib.sha256(f"{files} {lock_holder(folder)} {is_stable} {log}".encode()).hexdigest()[:16]
 
     def view(self, name: str) -> SweepView:
-        """Return the sweep's view, which may be a little older than its files."""
+        """Return the sweep's view, which may be a little older than its files: while one reads, others get the last."""
         stamp = self.stamp(name)
         with self._guard:
             busy = self._busy.setdefault(name, threading.Lock())
-        with busy:
-            with self._guard:
-                found = self._views.get(name)
-            if found is not None and (found[0].stamp == stamp or time.monotonic() < self._next.get(name, 0.0)):
-                return found[0]
+            last = self._views.get(name)
+        if last is not None and (self._may_stay(last, stamp) or not busy.acquire(blocking=False)):
+            return last
+        if last is None:
+            busy.acquire()
+        try:
+            last = self._views.get(name)
+            if last is not None and self._may_stay(last, stamp):  # another thread has read it meanwhile
+                return last
             began = time.monotonic()
             view = self._read(existing_sweep(self._root, name), stamp)
             self.add_cost(name, time.monotonic() - began)
+            if last is not None:  # it is followed: no request waits for its panels
+                self.panels(view, Shown())
             with self._guard:
-                self._views[name] = (view, began)
+                self._views[name] = view
                 self._views.move_to_end(name)
                 while len(self._views) > _MOST_VIEWS:
                     self._views.popitem(last=False)
             return view
+        finally:
+            busy.release()
+
+    def _may_stay(self, view: SweepView, stamp: str) -> bool:
+        return view.stamp == stamp or self.rest_seconds(view.name) > 0
+
+    def rest_seconds(self, name: str) -> float:
+        """Return for how long `view` will return the same."""
+        return max(0.0, self._next.get(name, 0.0) - time.monotonic())
 
     def add_cost(self, name: str, seconds: float) -> None:
         """Count work on the sweep's page, after which it rests for a multiple."""
@@ -221,17 +237,21 @@ class SweepViews:
         """Return the panels of a sweep's page."""
         key = (view.name, view.stamp, shown)
         with self._guard:
-            if (found := self._drawn.get(key)) is not None:
-                self._drawn.move_to_end(key)
+            drawing = self._drawing.setdefault(view.name, threading.Lock())
+            found = self._drawn.get(key)
+        if found is not None:
+            return found
+        with drawing:
+            if (found := self._drawn.get(key)) is not None:  # another thread has drawn them meanwhile
                 return found
-        began = time.monotonic()
-        drawn = _draw(view, shown)
-        self.add_cost(view.name, time.monotonic() - began)
-        with self._guard:
-            self._drawn[key] = drawn
-            while len(self._drawn) > _MOST_DRAWN:
-                self._drawn.popitem(last=False)
-        return drawn
+            began = time.monotonic()
+            drawn = _draw(view, shown)
+            self.add_cost(view.name, time.monotonic() - began)
+            with self._guard:
+                self._drawn[key] = drawn
+                while len(self._drawn) > _MOST_DRAWN:
+                    self._drawn.popitem(last=False)
+            return drawn
 
 
 def _draw(view: SweepView, shown: Shown) -> list[DrawnPanel]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -13,7 +14,7 @@ from fastapi.responses import PlainTextResponse
 
 from dashboards.analysis.comparison import as_json as comparison_as_json
 from dashboards.diagnosis.diagnose import SweepAnalysis, analyze
-from dashboards.report.comparison_page import comparison_page
+from dashboards.report.comparison_page import ComparisonTable, comparison_page
 from dashboards.report.html_page import page_policy, report_page
 from orchestrator.commands.runs_folder.sweep_list import file_stamp
 from orchestrator.commands.status import best
@@ -98,6 +99,11 @@ def report_routes(context: ServiceContext) -> APIRouter:
     async def show_comparison(_: Viewer, names: Names) -> dict[str, Any]:
         """Compare sweeps, as `orchestrate compare --json`."""
         return await computed(lambda: as_json(comparison_as_json(compare(_several(names), root, None))))
+
+    @routes.get("/compare/table")
+    async def compare_table(_: Viewer, names: Names) -> dict[str, Any]:
+        """Compare sweeps in the cells and sentences that `orchestrate compare` prints."""
+        return await computed(lambda: as_json(asdict(ComparisonTable.of(compare(_several(names), root, None)))))
 
     @routes.get("/compare/page", response_class=Response)
     async def compare_page(_: Viewer, names: Names) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -165,14 +165,10 @@ def trial_routes(context: ServiceContext) -> APIRouter:
     def show_history(
         _: Viewer, name: str, after: Annotated[int, Query(ge=0)] = 0, limit: Annotated[int, Query(ge=1, le=5000)] = 1000
     ) -> dict[str, Any]:
-        """Return a sweep's events and changes, as `orchestrate history --json`, and what people did in the `queue`.
-
-        `next`: `after` of the next page.
+        """Return a sweep's events and changes, as `orchestrate history --json`, with the actions of people and of the
+        service in the `queue`. `next`: `after` of the next page.
         """
-        actions = [asdict(action) for action in context.queue.actions(name)]
-        if actions and name not in known_sweeps(root):  # it has not begun
-            return as_json({"name": name, "events": [], "queue": actions, "next": None})
-        found = history(name, root) | {"queue": actions}
+        found = history(name, root, context.queue.actions(name))
         events = [event for event in found["events"] if event["seq"] > after]
         shown = events[:limit]
         return as_json(found | {"events": shown, "next": shown[-1]["seq"] if len(events) > limit else None})

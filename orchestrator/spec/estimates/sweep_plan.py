@@ -28,7 +28,7 @@ from trainer.config.trial import TrialConfig
 if TYPE_CHECKING:
     from orchestrator.spec.advice.advice_lines import AdviceLine
 
-_JSON_NAMES = {"gpu_description": "place", "optimizer": "optimiser"}
+JSON_NAMES = {"gpu_description": "place", "optimizer": "optimiser"}
 """Field -> its name in JSON, where the two differ."""
 MAX_GRID_POINTS = 100_000
 """A larger grid is not enumerated to count its equal points."""
@@ -140,7 +140,7 @@ class SweepPlan:
         written = {
             "identity" if name == "sweep_identity" else name: value
             for name, value in asdict(
-                self, dict_factory=lambda items: {_JSON_NAMES.get(name, name): value for name, value in items}
+                self, dict_factory=lambda items: {JSON_NAMES.get(name, name): value for name, value in items}
             ).items()
         }
         if self.finalists is None:

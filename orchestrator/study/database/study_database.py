@@ -127,6 +127,8 @@ class StudyDatabase:
         self.url = hide_password(url)
         self._read_only = read_only
         self._lock = threading.RLock()
+        self._snapshot: Connection | None = None
+        """Of the thread that has the lock."""
         self.on_rollback: Callable[[], None] = lambda: None
         """Called after a failed transaction: values read inside it are invalid."""
         parsed = make_url(url)
@@ -190,15 +192,23 @@ class StudyDatabase:
 
     @contextmanager
     def snapshot(self) -> Generator[Connection]:
-        """Open a read transaction: a consistent snapshot of the database."""
-        with self._lock, self._translate_errors(), self.storage.engine.connect() as connection:
-            if not self._sqlite:
-                connection.execution_options(isolation_level="REPEATABLE READ")
-            with connection.begin():
-                if self._sqlite:
-                    connection.exec_driver_sql("BEGIN")
-                with self._share_with_optuna(connection):
-                    yield connection
+        """Open a read transaction: a consistent snapshot of the database. Inside another one, it is that one."""
+        with self._lock, self._translate_errors():
+            if self._snapshot is not None:
+                yield self._snapshot
+                return
+            with self.storage.engine.connect() as connection:
+                if not self._sqlite:
+                    connection.execution_options(isolation_level="REPEATABLE READ")
+                with connection.begin():
+                    if self._sqlite:
+                        connection.exec_driver_sql("BEGIN")
+                    with self._share_with_optuna(connection):
+                        self._snapshot = connection
+                        try:
+                            yield connection
+                        finally:
+                            self._snapshot = None
 
     @contextmanager
     def _share_with_optuna(self, connection: Connection) -> Generator[None]:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dashboards.analysis.comparison import as_json, compare_sweeps
 from dashboards.analysis.sweep_frame import SweepFrame
-from dashboards.report.comparison_page import comparison_page, comparison_summary, print_comparison
+from dashboards.report.comparison_page import ComparisonTable, comparison_page, comparison_summary, print_comparison
 from orchestrator.study.trial_records import Trial
 from tests.dashboards.report.test_report import Tree
 from tests.support.scripted_sweep import FAILED, Script, frame_of, make_spec, run_sweep
@@ -52,14 +52,14 @@ def _check_page(text: str) -> None:
 def _check_table(found: Any) -> None:
     for width in (50, 80, 120, 200):
         console = Console(file=io.StringIO(), width=width, force_terminal=False)
-        print_comparison(found, console)
+        print_comparison(ComparisonTable.of(found), console)
         shown = console.file.getvalue()  # type: ignore[attr-defined]
         assert "simpo" in shown
         assert "dpo" in shown
         assert "clearly ahead" in shown
         assert "…" not in shown.replace(" … ", "")
     console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
-    print_comparison(found, console)
+    print_comparison(ComparisonTable.of(found), console)
     on_terminal = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, on_terminal.splitlines())) <= 60
     assert comparison_summary(found) in " ".join(on_terminal.split()), "broken between words"
@@ -98,7 +98,7 @@ def test_serious_findings_are_the_same_everywhere_on_the_page(tmp_path: Path) ->
     assert "no serious finding" not in text
     assert "Do not use this trial yet: a: margins rise" in text
     console = Console(file=io.StringIO(), width=120)
-    print_comparison(found, console)
+    print_comparison(ComparisonTable.of(found), console)
     assert console.file.getvalue().count("serious: ") == 2  # type: ignore[attr-defined]
     healthy = comparison_page(compare_sweeps([hollow("c", -0.9), hollow("d", -0.8)]))
     assert "no serious finding about this trial" in Tree(healthy).text

@@ -9,6 +9,7 @@ import pytest
 from docs.chromium import Chromium, browser, installed
 from orchestrator.cli import main
 from orchestrator.study.trial_records import Trial
+from tests.support.accessibility import AXE, MISSING, hindrances
 from tests.support.scripted_sweep import COMPLETE, DIVERGED, FAILED, PRUNED, Script, make_spec, run_sweep
 
 DRAWN = "document.documentElement.dataset.drawn"
@@ -102,6 +103,7 @@ def test_tables_with_long_names_fit_the_page_and_headings_break_after_underscore
         page.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
         assert page.run(TALL_ROWS) == [], "a column of text is squeezed on a phone"
         assert page.run(WIDE) <= 0
+        page.close()
 
 
 @pytest.mark.browser
@@ -139,3 +141,9 @@ def test_reports_as_people_see_them(
             assert page.run(EMPTY) == 0, f"{name}: a chart was not drawn"
             assert set(page.run(SECTIONS)) == PANELS[name], name
             assert page.run("document.title") == ("rich · one" if name == "both" else name)
+            page.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+            if AXE is not None:
+                assert hindrances(page) == [], f"{name} at {width} px"
+            page.close()
+    if AXE is None:
+        pytest.skip(MISSING)

@@ -8,10 +8,12 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from orchestrator import api
 from orchestrator.api.service_client import ServiceClient, ServiceRefused
-from orchestrator.api.uploads import local_files, upload_file
+from orchestrator.api.uploads import ModelNotSent, local_files, upload_file, upload_model
 from orchestrator.errors import SpecError, StorageRefused
 from orchestrator.service.access_tokens import Role
 from orchestrator.service.http_app import Service
@@ -90,7 +92,7 @@ def test_a_sweeps_files_are_sent_once_and_the_sweep_reads_them_there(
 
 def queue_text(tmp_path: Path) -> str:
     """The resolved file of the sweep `mine` as the service has it."""
-    from orchestrator.service.http_app import queue_url
+    from orchestrator.service.hosting.queue_location import queue_url
     from orchestrator.service.sweep_queue import SweepQueue
 
     queue = SweepQueue(queue_url(tmp_path / "runs"))
@@ -169,9 +171,20 @@ def test_what_may_be_stored_is_bounded_and_stays_in_the_persons_folder(tmp_path:
     assert {path.name for path in tmp_path.iterdir()} == {"ada"}
 
 
-def test_only_data_that_is_here_is_offered(tmp_path: Path) -> None:
+def test_only_data_and_models_that_are_here_are_offered(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl", "c.jsonl", "model.bin"):
         (tmp_path / name).write_text("x")
+    for name in ("mine", "searched", "reward", "no-model"):
+        (tmp_path / name).mkdir()
+        if name != "no-model":
+            (tmp_path / name / "config.json").write_text("{}")
+    models = {
+        "base": {"model": "mine"},
+        "search": {"model.name_or_path": ["./searched", "no-model", "gone/model"]},
+        "judge": {"reward_model": {"name_or_path": "reward"}},
+    }
+    found = local_files(models, [("model.tokenizer", "./no-model")], [tmp_path])
+    assert found == {n: (tmp_path / n).resolve() for n in ("mine", "./searched", "reward", "./no-model")}
     tree = {
         "base": {"model": {"name_or_path": "model.bin"}, "data": {"train": ["a.jsonl", {"path": "gone.jsonl"}]}},
         "judge": {"prompts_from": {"path": "b.jsonl"}},
@@ -188,3 +201,135 @@ def test_the_command_offers_and_sends(server: api.Server, sweep_file: Path, tmp_
     err = called(tmp_path / "nothing", "sweep", str(sweep_file), "--detach", "--upload", **variables)[1]
     assert "mine waits in the queue" in err
     assert set(stored(server, tmp_path)) == {"pairs.jsonl", "held-out.jsonl"}
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model folder as a training leaves it, with weights in two files."""
+    folder = tmp_path / "mine" / "my model"
+    folder.mkdir(parents=True)
+    weights = {f"model-0000{n}-of-00002.safetensors": {f"w{n}": torch.full((64, 64), float(n))} for n in (1, 2)}
+    for name, tensors in weights.items():
+        save_file(tensors, folder / name)
+    index = {"metadata": {}, "weight_map": {weight: name for name, tensors in weights.items() for weight in tensors}}
+    texts = {
+        "config.json": json.dumps(CONFIG),
+        "model.safetensors.index.json": json.dumps(index),
+        "tokenizer.json": "{}",
+        "tokenizer_config.json": "{}",
+        "README.md": "mine",
+        "training_args.bin": "pickle",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    (folder / "checkpoint-3").mkdir()
+    return folder
+
+
+CONFIG = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 64,
+    "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64,
+    "torch_dtype": "float32",
+}  # fmt: skip
+WITH_MODEL = SWEEP.replace("{generated: {}}", "./my model")
+
+
+def test_a_model_folder_is_sent_once_and_the_sweep_starts_from_it(
+    server: api.Server, sweep_file: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep_file.write_text(WITH_MODEL)
+    with pytest.raises(SpecError, match=r"\./my model is outside of the folders"):
+        server.submit(sweep_file)
+    server.submit(sweep_file, upload=True)
+    spec = load_spec_text(queue_text(tmp_path), tmp_path)
+    there = Path(spec.base.model.name_or_path or "")
+    assert there.is_relative_to(tmp_path / "runs" / "service" / "files" / "ada")
+    sent = {path.name for path in model.iterdir()} - {"README.md", "training_args.bin", "checkpoint-3"}
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == {
+        name: (model / name).read_bytes() for name in sent
+    }
+    calls: list[str] = []
+    (model / "tokenizer.json").write_text('{"changed": true}')
+    post = ServiceClient.post_bytes
+
+    def counted(client: ServiceClient, path: str, content: bytes, **query: Any) -> Any:
+        calls.append(query["name"])
+        return post(client, path, content, **query)
+
+    monkeypatch.setattr(ServiceClient, "post_bytes", counted)
+    other = upload_model(server.client, model)
+    assert calls == ["tokenizer.json"], "what is there is not sent again"
+    assert other.partition("/")[0] != there.parent.name
+    assert other.endswith("/my_model")
+
+
+def test_code_and_pickles_are_refused_before_anything_is_sent(
+    server: api.Server, sweep_file: Path, model: Path, tmp_path: Path
+) -> None:
+    sweep_file.write_text(WITH_MODEL)
+    for name in ("modeling_mine.py", "pytorch_model.bin", "adapter_config.json"):
+        (model / name).write_text("x")
+    (model / "config.json").unlink()
+    (model / "tokenizer_config.json").unlink()
+    with pytest.raises(ModelNotSent) as refused:
+        server.submit(sweep_file, upload=True)
+    for reason in (
+        "modeling_mine.py is code", "pytorch_model.bin is a pickle", "adapter_config.json names another model",
+        "neither config.json nor tokenizer_config.json",
+    ):  # fmt: skip
+        assert reason in str(refused.value)
+    assert stored(server, tmp_path) == {}
+    variables = {"ORCHESTRATE_SERVER": server.url, "ORCHESTRATE_TOKEN": server.client._token}  # pyright: ignore[reportPrivateUsage]
+    err = called(tmp_path / "nothing", "sweep", str(sweep_file), "--detach", "--upload", code=2, **variables)[1]
+    assert "modeling_mine.py is code" in " ".join(err.split())
+
+
+def test_the_command_says_what_of_a_model_it_sends(
+    server: api.Server, sweep_file: Path, model: Path, tmp_path: Path
+) -> None:
+    sweep_file.write_text(WITH_MODEL)
+    variables = {"ORCHESTRATE_SERVER": server.url, "ORCHESTRATE_TOKEN": server.client._token}  # pyright: ignore[reportPrivateUsage]
+    err = called(tmp_path / "nothing", "sweep", str(sweep_file), "--detach", "--upload", **variables)[1]
+    found = " ".join(err.split())
+    assert f"./my model is a model of 6 files here: {model}" in found
+    assert "3 that loading it does not need are not sent: README.md, training_args.bin, checkpoint-3/" in found
+    assert "mine waits in the queue" in found
+
+
+def test_a_model_that_is_sent_past_the_client_is_checked_too(tmp_path: Path) -> None:
+    files = UploadedFiles(tmp_path, most_bytes=10_000, largest_model=1e-6)
+    contents = {
+        "config.json": b"{}",
+        "model.safetensors": b"w" * 100,
+        "model.safetensors.index.json": b'{"weight_map": {"w": "../../bob/model.safetensors"}}',
+    }
+    described = {name: (hashlib.sha256(text).hexdigest(), len(text)) for name, text in contents.items()}
+    assert files.model("ada", "m", described)[1] == list(contents)
+    for name, text in contents.items():
+        files.append("ada", Announced(*described[name], name), 0, text)
+    with pytest.raises(UploadRefused, match=r"names \.\./\.\./bob/model\.safetensors, which the model does not have"):
+        files.model("ada", "m", described)
+    plain = {name: described[name] for name in ("config.json", "model.safetensors")}
+    found, missing = files.model("ada", "m", plain)
+    assert missing == []
+    assert files.aliases("ada", {"./m": found})["./m"].endswith(f"/ada/{found}")
+    with pytest.raises(SpecError, match="was not uploaded"):
+        files.aliases("bob", {"./m": found})
+    assert files._used("ada") == sum(len(text) for text in contents.values()), "files of a model count once"
+    for name, reason in (
+        ("x.py", "code"),
+        ("x.bin", "pickle"),
+        ("x.md", "no file of a model"),
+        ("../x.json", "cannot be"),
+    ):
+        with pytest.raises(UploadRefused, match=reason):
+            files.model("ada", "m", plain | {name: described["config.json"]})
+    with pytest.raises(UploadRefused, match="at most 1e-06 GB"):
+        files.model("ada", "m", plain | {"large.safetensors": ("0" * 64, 2000)})
+    with pytest.raises(UploadRefused, match="this service accepts no models"):
+        UploadedFiles(tmp_path, largest_model=0).model("ada", "m", plain)
+    with pytest.raises(UploadRefused, match="has 2 bytes, and not 3"):
+        files.model("ada", "other", plain | {"config.json": (described["config.json"][0], 3)})

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import main
+from orchestrator.commands.runs_folder.queue_records import queue_url
 from orchestrator.driver.sft_stage import sft_config
 from orchestrator.folders import DATA_FILE
+from orchestrator.service.sweep_queue import SweepQueue
 from orchestrator.spec.sweep_spec import SweepSpec
 from tests.support.local_driver import KILLED, killed_at
 from tests.support.processes import call, called
@@ -108,6 +110,72 @@ def test_an_sft_model_stays_as_long_as_its_sweep_is_there_or_archived(
     assert main(["delete", "a", "--yes"]) == 0
     capsys.readouterr()
     assert planned(capsys)["unneeded"] == ["sft/others", "sft/own"]
+
+
+def upload(home: Path, digest: str, days: float) -> Path:
+    """A file that ann has sent, last used so long ago."""
+    path = home / "service" / "files" / "ann" / (digest * 64) / "rows.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    return aged(path, days)
+
+
+def aged(path: Path, days: float) -> Path:
+    used = time.time() - days * DAY
+    for each in (path, path.parent, path.parent.parent):
+        os.utime(each, (used, used))
+    return path
+
+
+def test_uploads_stay_as_long_as_a_sweeps_file_names_them(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, queued, archived, old, new = (
+        upload(home, digest, days) for digest, days in zip("abcde", (90,) * 4 + (3,), strict=True)
+    )
+    (half := old.parent.parent / ("f" * 64)).mkdir()
+    (half / ".rows.jsonl.part").write_text("{")
+    aged(half / ".rows.jsonl.part", 90)
+    for name, file in (("here", here), ("archived", archived)):
+        folder = run_sweep(home, make_spec(name, RATES), lambda _: Script(files=False))
+        folder.spec.write_text(folder.spec.read_text() + f"# data: {file}\n")
+    assert main(["archive", "archived", "--to", f"file://{tmp_path}/far"]) == 0
+    queue = SweepQueue(queue_url(home))
+    queue.submit("waits", f"data: {queued}", home / "waits", owner="ann")
+    capsys.readouterr()
+    assert planned(capsys) == {
+        "unneeded": [f"ann/{'d' * 64}", f"ann/{'f' * 64}"],
+        "recent": [f"ann/{'e' * 64}"],
+        "needed": [f"ann/{digest * 64}" for digest in "abc"],
+    }
+    assert main(["clean"]) == 0
+    assert "stay as waits (in the queue) may need them: 1 of upload" in capsys.readouterr().out
+    assert planned(capsys, "--max-size", "1")["unneeded"] == []
+    assert main(["clean", "--yes"]) == 0
+    assert [path.exists() for path in (here, queued, archived, old, half, new)] == [True] * 3 + [False] * 2 + [True]
+    queue.withdraw("waits", "not now")
+    capsys.readouterr()
+    assert f"ann/{'b' * 64}" in planned(capsys)["needed"], "it can be resumed"
+    queue.forget("waits")
+    queue.close()
+    assert planned(capsys)["unneeded"] == [f"ann/{'b' * 64}"]
+    (home / "service" / "queue.db").write_text("damaged")
+    assert planned(capsys)["unneeded"] == [], "nothing is removed while a sweep may be unknown"
+
+
+def test_a_models_files_are_removed_with_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, model = upload(home, "a", 90), home / "service" / "files" / "ann" / ("b" * 64) / "mine"
+    model.mkdir(parents=True)
+    os.link(weights, model / "model.safetensors")
+    aged(model, 3)
+    folder = run_sweep(home, make_spec("here", RATES), lambda _: Script(files=False))
+    text = folder.spec.read_text()
+    folder.spec.write_text(f"{text}# model: {model}\n")
+    both = [f"ann/{'a' * 64}", f"ann/{'b' * 64}"]
+    assert planned(capsys)["needed"] == both
+    folder.spec.write_text(text)
+    assert planned(capsys)["recent"] == both, "the model was used lately"
+    assert planned(capsys, "--older-than", "2")["unneeded"] == both
 
 
 def test_a_cleaning_that_was_killed_leaves_no_half_entry_and_the_next_one_ends_it(home: Path) -> None:

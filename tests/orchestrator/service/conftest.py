@@ -1,8 +1,9 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.postgresql import postgresql_schemas
 from tests.support.processes import environment
 from tests.support.service_caller import Caller
 
@@ -15,3 +16,9 @@ def caller(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
     caller = Caller(fast_tmp_path)
     yield caller
     caller.service.close()
+
+
+@pytest.fixture(scope="session")
+def new_postgresql() -> Iterator[Callable[[], str]]:
+    with postgresql_schemas() as new:
+        yield new

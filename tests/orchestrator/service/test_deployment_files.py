@@ -26,6 +26,7 @@ FULL = ServeOptions(
     Path("/etc/tls/key.pem"),
     data_folders=(Path("/data/pairs"), Path("/data/models")),
     at_once=2,
+    queue="postgresql+psycopg://ann@db.example/sweeps",
 )
 RENDERED = {
     "prefsweep.service": render_unit(PLAIN, ROOT, PROGRAM, "ann"),

@@ -8,20 +8,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from orchestrator import folders
-from orchestrator.commands.status import status
-from orchestrator.folders import SweepFolder, lock_holder
+from orchestrator.commands.status import history, status
+from orchestrator.folders import SweepFolder
 from orchestrator.gpus import forget_gpus
 from orchestrator.service.driver_supervisor import MOST_DEATHS, DriverSupervisor, ServiceRuns
+from orchestrator.service.hosting.queue_location import move_queue, open_queue
 from orchestrator.service.sweep_queue import QueuedSweep, QueueState, SweepQueue
 from orchestrator.spec.loading.serialization import dump_spec
 from tests.support.gpu_driver import GpuDriver, machine
 from tests.support.local_driver import KILLED
 from tests.support.processes import environment, wait_until
-from tests.support.service_process import driver_command, queue_url
+from tests.support.service_process import driver_command, end_processes, finish, holder, pid_of, starts
 from tests.support.specs import make_spec
 
 SWEEPS = ("a", "b", "c", "d", "e")
@@ -33,17 +33,20 @@ def root(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     for name, value in environment(fast_tmp_path).items():
         monkeypatch.setenv(name, value)
     yield fast_tmp_path
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if str(fast_tmp_path) in line and process.pid != os.getpid():
-            process.kill()
+    end_processes(fast_tmp_path)
 
 
 @pytest.fixture
-def queue(root: Path) -> Iterator[SweepQueue]:
-    queue = SweepQueue(queue_url(root))
+def queue(root: Path, request: pytest.FixtureRequest) -> Iterator[SweepQueue]:
+    """In the runs folder, or with the parameter "postgresql" on a server."""
+    if getattr(request, "param", "") == "postgresql":
+        move_queue(root, request.getfixturevalue("new_postgresql")())
+    queue = open_queue(root)
     yield queue
     queue.close()
+
+
+in_both_databases = pytest.mark.parametrize("queue", ["sqlite", "postgresql"], indirect=True)
 
 
 def submit(queue: SweepQueue, root: Path, *names: str, **more: int) -> None:
@@ -54,23 +57,6 @@ def submit(queue: SweepQueue, root: Path, *names: str, **more: int) -> None:
 def service(root: Path, at_once: int = 2, **more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.support.service_process", "service", str(root), str(at_once)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | more)
-
-
-def starts(root: Path) -> list[str]:
-    return (root / "starts").read_text().split() if (root / "starts").exists() else []
-
-
-def holder(root: Path, name: str) -> str | None:
-    return lock_holder(SweepFolder(root, name))
-
-
-def pid_of(root: Path, name: str) -> int:
-    return int((holder(root, name) or "pid 0").split()[1])
-
-
-def finish(root: Path, *names: str) -> None:
-    with (root / "enough").open("a") as enough:
-        enough.write(" ".join(names) + "\n")
 
 
 def states(queue: SweepQueue) -> dict[str, str]:
@@ -87,6 +73,7 @@ def until(supervisor: DriverSupervisor, event: Callable[[], object]) -> None:
     wait_until(stepped)
 
 
+@in_both_databases
 def test_a_killed_service_finds_its_drivers_and_keeps_the_order(root: Path, queue: SweepQueue) -> None:
     submit(queue, root, *SWEEPS)
     queue.set_priority("e", 1)
@@ -114,10 +101,18 @@ def test_a_killed_service_finds_its_drivers_and_keeps_the_order(root: Path, queu
     begun = starts(root)
     assert (sorted(begun[:2]), begun[2:]) == (["a", "e"], ["b", "c", "d"]), "each once, in the queue's order"
     assert {status(name, root)["state"] for name in SWEEPS} == {"finished"}
+    actions = history("a", root)["queue"]
+    assert [(action["person"], action["action"]) for action in actions] == [
+        ("ann", "submitted with priority 0"),
+        ("the service", "started"),
+        ("the service", "found its driver running, and adopted it"),
+        ("the service", "finished"),
+    ]
     third.kill()
     third.wait()
 
 
+@in_both_databases
 @pytest.mark.parametrize("failpoint", ["service.launch", "service.launched"])
 def test_killed_while_it_starts_a_driver_it_starts_one(root: Path, queue: SweepQueue, failpoint: str) -> None:
     submit(queue, root, "a")
@@ -138,6 +133,7 @@ def supervisor(root: Path, queue: SweepQueue) -> Iterator[DriverSupervisor]:
     supervisor.close()
 
 
+@in_both_databases
 def test_a_driver_that_dies_is_resumed_a_few_times_before_any_other(
     root: Path, queue: SweepQueue, supervisor: DriverSupervisor
 ) -> None:
@@ -167,6 +163,7 @@ def test_a_driver_that_refuses_is_not_started_again(
     until(supervisor, lambda: queue.find("a").state is QueueState.FINISHED)
 
 
+@in_both_databases
 def test_after_a_start_of_the_machine_what_ran_is_resumed(
     root: Path, queue: SweepQueue, supervisor: DriverSupervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,16 +6,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestrator.errors import StorageRefused
 from orchestrator.folders import SweepFolder, sweep_lock
+from orchestrator.service.event_sources import SweepSource
 from orchestrator.service.sweep_watchers import EventLog, Message, Watchers
+from orchestrator.study.database import study_database
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
 from tests.support.metrics import COMPLETE, evaluated
 from tests.support.processes import environment, wait_until
-from tests.support.service_caller import begin
+from tests.support.service_caller import Caller, begin
 from tests.support.service_process import RunningService
 from trainer.results import StepMetrics
 
@@ -97,24 +100,45 @@ def test_a_reader_that_does_not_read_delays_nobody_and_is_told_to_reload(
     service: RunningService, folder: SweepFolder
 ) -> None:
     names = [f"a_metric_with_a_rather_long_name_{number}" for number in range(100)]
-    slow = service.silent_reader("/sweeps/a/events")
+    slow, *others = [service.silent_reader("/sweeps/a/events") for _ in range(10)]
+    memory = psutil.Process(service.process.pid).memory_info
     with driver(folder) as study, service.events("/sweeps/a/events") as events:
         events.until("reload")
-        trial, seen = begun(study), list[tuple[int, int]]()
+        trial, seen, before = begun(study), list[tuple[int, int]](), memory().rss
         while len(seen) < 100 * 30:  # 15 MB, more than what is kept and what the system buffers
             fresh = range(len(seen) + 1, len(seen) + 101)
             study.report(trial, [StepMetrics(step, dict.fromkeys(names, float(step))) for step in fresh])
             while len(seen) < fresh.stop - 1:
                 seen += steps(events.until("metrics")[1])
         assert seen == [(0, step) for step in range(1, 3001)]
+        assert memory().rss - before < 60e6, "all readers share the 2 MB that are kept"
         received, reloads = 0, 0
         while reloads < 2:
             part = slow.recv(1 << 16)
             assert part
             received += len(part)
             reloads += part.count(b"event: reload")
-    slow.close()
+    for client in (slow, *others):
+        client.close()
     assert received < 15e6
+
+
+def test_what_many_trials_report_is_read_at_once(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = Caller(folder.root)
+    opened = list[Path]()
+    with driver(folder) as study:
+        trials = [begun(study) for _ in range(3)]
+        source = SweepSource(caller.service.context, "a")
+        source.read()
+        for trial in trials:
+            study.report(trial, [evaluated(1, 0.5), evaluated(2, 0.6)])
+        connect = study_database._connect_to_read
+        monkeypatch.setattr(study_database, "_connect_to_read", lambda path: opened.append(path) or connect(path))
+        found = [steps(data) for kind, data in source.read() if kind == "metrics"]
+        assert found == [[(trial, step) for trial in range(3) for step in (1, 2)]]
+        assert len(opened) == 1, "events and metrics of all trials"
+        source.close()
+    caller.service.close()
 
 
 def test_a_log_is_followed_to_its_end(service: RunningService, folder: SweepFolder) -> None:

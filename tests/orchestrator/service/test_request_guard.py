@@ -1,23 +1,28 @@
 """What a stranger's request, page or name cannot do, each through the real middleware; errors are problems."""
 
+import asyncio
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from orchestrator.commands.request_commands import current_user
 from orchestrator.errors import NoSuchSweep, SpecError, SpecProblem, StorageRefused
 from orchestrator.service.access_tokens import AccessTokens, FailedLogins, LoginSessions, Role
 from orchestrator.service.problem_details import add_error_answers
-from orchestrator.service.request_guard import COOKIE, CSRF_HEADER, RequestGuard, RequestRates, require
+from orchestrator.service.request_guard import COOKIE, CSRF_HEADER, FORM_TYPE, RequestGuard, RequestRates, require
 
 SECRET = "hunter2-hunter2"
 ERRORS: dict[str, Exception] = {
     "none": NoSuchSweep("x", Path("/runs"), ["y"], "y"),
     "spec": SpecError([SpecProblem("sweep.yaml:3", "loss.beta", "must be above 0", "write 2.0")]),
     "disk": StorageRefused(f"the study refused: {SECRET}"),
+    "full": OSError(errno.ENOSPC, "of the inside"),
+    "io": OSError(errno.EIO, "of the inside"),
     "bug": ZeroDivisionError("of the inside"),
 }
 
@@ -28,13 +33,15 @@ class Guarded:
     def __init__(self, folder: Path) -> None:
         self.tokens = AccessTokens(folder)
         self.sessions = LoginSessions(self.tokens)
+        self.bodies = list[int]()
         app = FastAPI()
         add_error_answers(app)
 
         @app.api_route("/thing", methods=["GET", "POST"])
         async def thing(request: Request) -> dict[str, Any]:
             person = require(request, Role.VIEWER if request.method == "GET" else Role.OPERATOR)
-            return {"name": person.name, "bytes": len(await request.body())}
+            self.bodies.append(len(await request.body()))
+            return {"name": person.name, "bytes": self.bodies[-1]}
 
         @app.get("/who")
         def who() -> str:
@@ -48,10 +55,10 @@ class Guarded:
         def number(number: int) -> int:
             return number
 
-        guard = RequestGuard(
+        self.guard = RequestGuard(
             app, tokens=self.tokens, sessions=self.sessions, failed=FailedLogins(), hosts=["localhost"], largest_body=50
         )
-        self.client = TestClient(guard, base_url="http://localhost:8787", raise_server_exceptions=False)
+        self.client = TestClient(self.guard, base_url="http://localhost:8787", raise_server_exceptions=False)
 
 
 @pytest.fixture
@@ -119,13 +126,40 @@ def test_a_large_body_is_refused_however_it_is_sent(guarded: Guarded) -> None:
     assert guarded.client.post("/thing", headers=headers | {"content-length": "-1"}).status_code == 413
 
 
+@pytest.mark.parametrize("by_form", [True, False])
+def test_half_a_body_is_no_request(guarded: Guarded, by_form: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """The client leaves before it has sent the whole; its form is well-formed as far as it came."""
+    token = guarded.tokens.machine_token()
+    cookie, csrf = guarded.sessions.log_in(token) or ("", "")
+    login = {"cookie": f"{COOKIE}={cookie}", "content-type": FORM_TYPE} if by_form else bearer(token)
+    headers = {"host": "localhost", "content-length": "50", **login}
+    scope = {"type": "http", "method": "POST", "path": "/thing", "scheme": "http", "query_string": b"", "headers": [
+        (name.encode(), value.encode()) for name, value in headers.items()
+    ]}  # fmt: skip
+    coming: list[Message] = [
+        {"type": "http.request", "body": f"csrf={csrf}".encode(), "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    answers = list[Message]()
+
+    async def receive() -> Message:
+        return coming.pop(0)
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    asyncio.run(guarded.guard(scope, receive, send))
+    assert (guarded.bodies, coming, caplog.records) == ([], [], [])
+    assert [answer["status"] for answer in answers if "status" in answer] == ([] if by_form else [400])
+
+
 def test_errors_are_problems_with_the_sentences_of_the_command_line(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_TOKEN", SECRET)
     answers = {kind: guarded.client.get(f"/error/{kind}") for kind in ERRORS}
     assert {kind: answer.status_code for kind, answer in answers.items()} == {
-        "none": 404, "spec": 422, "disk": 503, "bug": 500
+        "none": 404, "spec": 422, "disk": 503, "full": 503, "io": 500, "bug": 500
     }  # fmt: skip
     assert {answer.headers["content-type"] for answer in answers.values()} == {"application/problem+json"}
     assert answers["none"].json()["detail"] == str(ERRORS["none"])
@@ -133,7 +167,8 @@ def test_errors_are_problems_with_the_sentences_of_the_command_line(
     assert (spec["detail"], spec["exit_code"]) == ("sweep.yaml:3: loss.beta: must be above 0 (write 2.0)", 2)
     assert spec["problems"][0]["where"] == "sweep.yaml:3"
     assert answers["disk"].json()["detail"] == "the study refused: ***"
-    assert "inside" not in answers["bug"].text
+    assert "disk is full" in answers["full"].json()["detail"]
+    assert not any("inside" in answer.text for answer in answers.values())
     for path, code in (("/number/x", 422), ("/nothing", 404)):
         assert guarded.client.get(path).json()["status"] == code
 

@@ -21,12 +21,12 @@ import pytest
 
 from orchestrator.folders import SweepFolder, lock_holder
 from orchestrator.service.access_tokens import AccessTokens, Role
+from orchestrator.service.hosting.queue_location import queue_url
 from orchestrator.service.hosting.web_server import PortTaken, ServeOptions, ServeRefused, check_options, host_names
 from orchestrator.service.hosting.web_server import serve as serve_here
 from orchestrator.service.sweep_queue import SweepQueue
 from orchestrator.spec.loading.serialization import dump_spec
 from tests.support.processes import LIMIT_SECONDS, call, finished, orchestrate, wait_until
-from tests.support.service_process import queue_url
 from tests.support.specs import make_spec
 
 

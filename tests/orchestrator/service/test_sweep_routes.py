@@ -16,6 +16,7 @@ from orchestrator.service.sweep_queue import QueueState
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from tests.support.metrics import COMPLETE, evaluated
+from tests.support.processes import called, json_of
 from tests.support.service_caller import Caller, begin, root
 from tests.support.specs import make_spec
 
@@ -51,6 +52,9 @@ def test_a_history_names_the_person_of_every_action(caller: Caller) -> None:
         ("operator", "withdrawn: too large (by operator through the service)"),
         ("admin", "resumed"),
     ]
+    here = called(root(), "history", "a")[0]
+    assert "submitted with priority 3 (by admin)" in " ".join(here.split()), "the command shows it before it has begun"
+    assert json_of(root(), "history", "a") == {"name": "a", "events": [], "specs": [], "given": [], "queue": actions}
     with sweep_lock(begin("s")):
         caller.call("POST", "/sweeps/s/pause", Role.OPERATOR, json={"why": "lunch"})
     events = caller.call("GET", "/sweeps/s/history", Role.VIEWER)["events"]
@@ -116,7 +120,7 @@ def test_the_list_reads_no_study_whose_files_have_not_changed(caller: Caller) ->
     queries: list[str] = []
 
     def note(*arguments: object) -> None:
-        if "service_" not in str(arguments[2]) and arguments[2] != "BEGIN IMMEDIATE":  # not of the queue
+        if "service_" not in str(arguments[2]) and not str(arguments[2]).startswith("BEGIN"):  # not of the queue
             queries.append(str(arguments[2]))
 
     def states() -> list[str]:
@@ -193,7 +197,7 @@ def test_a_service_that_runs_starts_drivers_and_says_what_keeps_it(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(DriverSupervisor, "step", step)
-    monkeypatch.setattr("orchestrator.service.http_app._STEP_SECONDS", 0.01)
+    monkeypatch.setattr("orchestrator.service.http_app.STEP_SECONDS", 0.01)
     service = Service(fast_tmp_path)
     with pytest.raises(ServiceRuns):
         Service(fast_tmp_path)

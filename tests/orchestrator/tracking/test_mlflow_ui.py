@@ -1,17 +1,22 @@
 """Where the pages of a sweep are: on somebody else's server, and inside MLflow's own (running ones: tests/faults)."""
 
+import signal
 import socket
+import subprocess
 import sys
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.errors import StorageRefused
 from orchestrator.tracking import mlflow_ui
 from orchestrator.tracking.mlflow_ui import PortInUse, start_ui
 from orchestrator.tracking.run_metadata import charts_page
+from orchestrator.tracking.tied_process import tied_command
+from tests.support.processes import wait_until
 
 
 @pytest.fixture
@@ -54,3 +59,47 @@ def test_the_address_of_a_sweeps_charts() -> None:
         "compareRunsMode": "CHART",
         "workflowType": "machine_learning",
     }
+
+
+TREE = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+PARENT = f"""
+import subprocess, sys, time
+from orchestrator.tracking.tied_process import tied_command
+process = subprocess.Popen(tied_command(60, [sys.executable, "-c", {TREE!r}]), stdin=subprocess.PIPE)
+print(process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("ends", [signal.SIGKILL, signal.SIGTERM])
+def test_a_tied_server_and_its_workers_end_with_the_program_that_started_it(ends: signal.Signals) -> None:
+    program = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    tied, worker = int(program.stdout.readline()), int(program.stdout.readline())
+    tree = [psutil.Process(tied), *psutil.Process(tied).children(recursive=True)]
+    assert worker in [process.pid for process in tree]
+    program.send_signal(ends)
+    program.wait()
+    wait_until(lambda: not [process for process in tree if process.is_running() and process.status() != "zombie"])
+
+
+def test_a_tied_server_ignores_the_terminals_signals_and_answers_with_its_exit_code() -> None:
+    tied = subprocess.Popen(
+        tied_command(60, ["/bin/sh", "-c", "read line < /dev/stdin; echo started; exec sleep 600"]),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert tied.stdin is not None
+    assert tied.stdout is not None
+    assert tied.stdout.readline() == "started\n", "its own input is empty"
+    tied.send_signal(signal.SIGINT)
+    tied.send_signal(signal.SIGHUP)
+    assert tied.poll() is None
+    tied.stdin.close()
+    assert tied.wait() == -signal.SIGTERM % 256
+    with subprocess.Popen(tied_command(60, ["/bin/sh", "-c", "exit 7"]), stdin=subprocess.PIPE) as other:
+        assert other.wait() == 7

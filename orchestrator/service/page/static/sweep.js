@@ -5,9 +5,9 @@
   const panels = document.getElementById("panels");
   const form = document.getElementById("shown");
   const announcement = document.getElementById("announcement");
-  let stamp = panels?.dataset.stamp;
-  let asked = 0;
-  let timer = 0;
+  const RETRY = 5000; // milliseconds
+  let asked = 0, isAsking = false, hasNews = false;
+  let timer = 0, restUntil = 0;
 
   const draw = async (root) => {
     reportCharts.setSizes(root);
@@ -84,25 +84,37 @@
     return section;
   };
 
+  // What the reader changes is asked for at once, and replaces a question on its way; news wait for its answer.
   const refresh = async () => {
     clearTimeout(timer);
     const turn = ++asked;
+    isAsking = true;
+    hasNews = false;
     const values = form ? query() : new URLSearchParams();
     if (form) history.replaceState(null, "", `${location.pathname}${values.size ? `?${values}` : ""}${location.hash}`);
     const params = new URLSearchParams(values);
     for (const section of panels.querySelectorAll("section[data-digest]")) params.append("have", section.dataset.digest);
-    const answer = await fetch(`/sweeps/${encodeURIComponent(panels.dataset.name)}/panels?${params}`);
+    const [status, found] = await fetch(`/sweeps/${encodeURIComponent(panels.dataset.name)}/panels?${params}`)
+      .then(async (answer) => [answer.status, answer.ok ? await answer.json() : null])
+      .catch(() => [0, null]); // the service ended, or starts again
     if (turn !== asked) return;
-    if (!answer.ok) {
-      if (answer.status === 401) location.reload();
-      return;
+    if (status === 401) { location.reload(); return; }
+    let again = status !== 404;
+    try {
+      if (found) again = await show(found, turn);
+      else restUntil = performance.now() + RETRY;
+    } finally {
+      if (turn === asked) isAsking = false;
     }
-    const found = await answer.json();
-    if (turn !== asked) return;
-    if (!form && found.keys.includes("live")) { location.reload(); return; } // the first trial has begun
+    if (turn === asked && (again || hasNews)) soon();
+  };
+
+  // Returns whether the sweep has changed since.
+  const show = async (found, turn) => {
+    if (!form && found.keys.includes("live")) { location.reload(); return false; } // the first trial has begun
     for (const panel of found.panels) {
       await update(panel);
-      if (turn !== asked) return;
+      if (turn !== asked) return false;
     }
     for (const section of [...panels.querySelectorAll("section[data-digest]")]) {
       if (!found.keys.includes(section.id)) section.remove();
@@ -119,11 +131,18 @@
     const nav = document.getElementById("sections");
     if (nav.textContent !== links.map((link) => link.textContent).join("")) nav.replaceChildren(...links);
     const state = document.getElementById("state");
-    if (state && state.textContent !== found.state) { location.reload(); return; } // other buttons apply now
-    stamp = found.stamp;
-    document.documentElement.dataset.stamp = stamp;
+    if (state && state.textContent !== found.state) { location.reload(); return false; } // other buttons apply now
     if (announcement && found.panels.length) announcement.textContent = `Updated: ${found.panels.map((panel) => panel.title).join(", ")}`;
-    if (found.again) timer = setTimeout(refresh, 1000);
+    restUntil = performance.now() + found.rest * 1000 + Math.random() * 500; // not all readers at one moment
+    return found.again;
+  };
+
+  // Events come in groups: one question answers all of a group, and none is asked while the answer would be the same.
+  const soon = () => {
+    hasNews = true;
+    if (isAsking) return;
+    clearTimeout(timer);
+    timer = setTimeout(refresh, Math.max(150, restUntil - performance.now()));
   };
 
   // A hidden page follows nothing: browsers open only a few connections to a server.
@@ -136,10 +155,10 @@
     for (const kind of ["state", "queue", "history"]) events.addEventListener(kind, isBegun ? soon : () => location.reload());
     for (const kind of ["reload", "trials", "metrics"]) if (isBegun) events.addEventListener(kind, soon);
     events.addEventListener("gone", () => { events.close(); location.assign("/"); });
+    events.addEventListener("error", () => { // refused, after which a browser does not try again by itself
+      if (events?.readyState === EventSource.CLOSED) { events = null; soon(); setTimeout(follow, RETRY); }
+    });
   };
-
-  // Events come in groups; one request answers all of a group.
-  const soon = () => { clearTimeout(timer); timer = setTimeout(refresh, 150); };
 
   const start = async () => {
     await draw(document);
