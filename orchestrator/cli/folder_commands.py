@@ -156,7 +156,7 @@ def unarchive(name: str, url: str | None) -> None:
 @click.option("--yes", is_flag=True, help="Remove; without it, only show what would be removed.")
 @JSON
 def clean(older_than: float, max_size: float | None, yes: bool, as_json: bool) -> None:
-    """Show what no sweep needs of cache and uploads; remove it with --yes.
+    """Show cache and uploads that no sweep needs, or remove them.
 
     What a sweep that runs or can be resumed may need stays; of all sweeps that are there, archived or queued, SFT
     models and the files that were sent to the service with them.

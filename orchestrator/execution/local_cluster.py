@@ -13,9 +13,11 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 import trainer
 from orchestrator.errors import ExitCode, OrchestrateError
@@ -94,19 +96,27 @@ def _only_needed_processes() -> Generator[None]:
 
 
 def _skip_graceful_end() -> None:
-    """Have `ray.shutdown` kill Ray's own processes at once.
+    """Have `ray.shutdown` kill Ray's own processes and their children at once.
 
-    It would wait a second for each to answer SIGTERM, which they have blocked (`termination_blocked`).
+    It would wait a second for each to answer SIGTERM, which they have blocked (`termination_blocked`). The raylet's
+    agents would wait a minute for the GCS server.
     """
     from ray._private import worker
 
     node: Any = worker._global_node  # pyright: ignore[reportPrivateUsage]
     if node is not None:
-        node.kill_all_processes = functools.partial(_kill_at_once, node.kill_all_processes)
+        node.kill_all_processes = functools.partial(_kill_at_once, node)
 
 
-def _kill_at_once(kill_all: Callable[..., None], **options: Any) -> None:
-    kill_all(**options | {"allow_graceful": False})
+def _kill_at_once(node: Any, **options: Any) -> None:
+    children: list[psutil.Process] = []
+    for _, process in node.live_processes():
+        with suppress(psutil.NoSuchProcess):
+            children += psutil.Process(process.pid).children(recursive=True)
+    type(node).kill_all_processes(node, **options | {"allow_graceful": False})
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _variable_of_ray() -> str:

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from orchestrator.errors import StorageRefused
 from orchestrator.folders import SweepFolder
+from orchestrator.loopback import client_options
 from orchestrator.redaction import without_credentials
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.tracking.mlflow_client import tracking_uri
@@ -142,7 +143,7 @@ class MlflowServer:
             raise MlflowBusy
         limits = httpx2.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
         transport = httpx2.AsyncHTTPTransport(uds=str(ui.socket), verify=False)
-        client = httpx2.AsyncClient(transport=transport, timeout=limits, trust_env=False)
+        client = httpx2.AsyncClient(transport=transport, timeout=limits, **client_options(ui.base))
         self._at_work += 1
         try:
             if not self._answers:
