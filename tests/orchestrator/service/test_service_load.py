@@ -1,9 +1,12 @@
 """The benchmark of the service in small: viewers, a driver and one who opens pages, each a process or a client."""
 
+import pytest
+
 from benchmarks.results import service
 from benchmarks.service import ALL_SWEEPS, PAGES, SMALL, measure
 
 
+@pytest.mark.slow
 def test_viewers_receive_every_report_once_while_pages_are_opened() -> None:
     found = measure(SMALL)
     assert found["reports"] > 0
