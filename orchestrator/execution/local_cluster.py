@@ -68,8 +68,7 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
         with signals.exit_when_lost(server_is_gone()):
             yield
     finally:
-        _skip_graceful_end()
-        ray.shutdown()
+        _shut_down_ray()
         _collect_logs(folder)
 
 
@@ -95,17 +94,21 @@ def _only_needed_processes() -> Generator[None]:
             setattr(Node, name, original)
 
 
-def _skip_graceful_end() -> None:
-    """Have `ray.shutdown` kill Ray's own processes and their children at once.
+def _shut_down_ray() -> None:
+    """Shut Ray down, and kill its own processes and their children at once.
 
-    It would wait a second for each to answer SIGTERM, which they have blocked (`termination_blocked`). The raylet's
-    agents would wait a minute for the GCS server.
+    `ray.shutdown` would wait a second for each to answer SIGTERM, which they have blocked (`termination_blocked`). The
+    raylet's agents would wait a minute for the GCS server.
     """
+    import ray
     from ray._private import worker
 
     node: Any = worker._global_node  # pyright: ignore[reportPrivateUsage]
     if node is not None:
         node.kill_all_processes = functools.partial(_kill_at_once, node)
+    ray.shutdown()
+    if node is not None:
+        del node.kill_all_processes  # it keeps the node, and so a client whose threads look for the GCS server
 
 
 def _kill_at_once(node: Any, **options: Any) -> None:
