@@ -97,6 +97,7 @@ def replay_sampler(spec: SweepSpec, task: RecordedTask, sampler: Sampler, pruner
     used: list[int] = []
 
     def nearest(number: int, params: Mapping[str, Any]) -> Curve:
+        """Return the curve of the recorded trial nearest to a proposal."""
         point = unit_point(spec, params)
         assert number == len(used)
         used.append(min(range(len(points)), key=lambda k: math.dist(point, points[k])))
@@ -171,6 +172,7 @@ class ReplayCache:
         best = best_of(spec, task)
 
         def values(winner: int | None) -> tuple[float, float]:
+            """Return the objective and the confirmed metric of what is shipped."""
             if winner is None:
                 return task.trials[0].metrics[0][COMPARISON_METRIC], task.initial
             confirmed = task.trials[winner].confirmed

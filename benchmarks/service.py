@@ -15,7 +15,6 @@ import json
 import os
 import random
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -33,24 +32,20 @@ from typing import Any
 import psutil
 
 from benchmarks import results
-from benchmarks.driver import OBJECTIVE, spec_of
+from benchmarks.driver import spec_of
+from benchmarks.finished_sweeps import FIRST, copy, finish, metrics_of
 from orchestrator.folders import SweepFolder, create_sweep_folder, sweep_lock
 from orchestrator.service.access_tokens import AccessTokens, Role
 from orchestrator.service.driver_supervisor import SERVICE_FOLDER
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.pruners import NoPruner
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import Outcome, Trial, TrialState
+from orchestrator.study.trial_records import Trial
 from trainer.results import StepMetrics
 
-RUNNING, FIRST = "running", "finished-0000"
+RUNNING = "running"
 SENT = "sent_at"
 """A metric with the time of its report, in seconds since 1970."""
-_PAIR = [f"{kind}/{side}" for kind in ("logps", "logps_per_token", "lengths") for side in ("chosen", "rejected")]
-METRICS = ["loss", "grad_norm", "learning_rate", "rewards/margins", "rewards/accuracies", "margins/logp", *_PAIR]
-EVALUATED = [f"eval_{name}" for name in METRICS if name not in ("grad_norm", "learning_rate")]
-EVERY = 5
-"""Reports between two evaluations."""
 PAGES = {
     "list of sweeps": "/",
     "running sweep": f"/sweeps/{RUNNING}",
@@ -86,6 +81,7 @@ SMALL = Load(sweeps=12, viewers=3, slots=4, alone=2.0, watched=8.0, trials=2)
 
 
 def main() -> None:
+    """Measure and print; as a child, be the service or the driver."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the figures into docs/performance.md")
     parser.add_argument("--small", action="store_true", help="few of everything, for seconds")
@@ -99,38 +95,6 @@ def main() -> None:
     print(json.dumps(found, indent=1))
     if options.write:
         results.write("service", found)
-
-
-# --- the runs folder --------------------------------------------------------------------------------------------------
-
-
-def metrics_of(step: int, share: float) -> dict[str, float]:
-    """Return what a real trial logs after an update, of about the same length."""
-    names = [*METRICS, *(EVALUATED if step % EVERY == 0 else ())]
-    return {name: round(random.gauss(1.0 + share, 0.01), 6) for name in names} | (
-        {OBJECTIVE: min(1.0, 0.5 + share / 3)} if step % EVERY == 0 else {}
-    )
-
-
-def finish(root: Path, trials: int) -> SweepFolder:
-    """Make a sweep whose trials have ended."""
-    spec = spec_of(trials, trials).model_copy(update={"name": FIRST, "pruner": NoPruner()})
-    folder = SweepFolder(root, FIRST)
-    create_sweep_folder(folder, dump_spec(spec))
-    with Study.create(folder, spec) as study:
-        while isinstance(trial := study.ask(), Trial):
-            study.report(trial, [StepMetrics(step, metrics_of(step, trial.number / trials)) for step in range(21)])
-            study.tell(trial, Outcome(TrialState.COMPLETE))
-    return folder
-
-
-def copy(first: SweepFolder, number: int) -> None:
-    """Make another sweep with the same trials: its name, of the same length, is replaced in the files."""
-    name = f"finished-{number:04d}"
-    shutil.copytree(first.path, first.root / name)
-    for path in (first.root / name).rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes().replace(first.name.encode(), name.encode()))
 
 
 # --- the service and the driver, each a process -----------------------------------------------------------------------
@@ -175,12 +139,14 @@ def drive(root: Path, slots: str) -> None:
 
 
 def child(kind: str, root: Path, argument: str) -> subprocess.Popen[str]:
+    """Start the service or the driver."""
     command = [sys.executable, "-m", "benchmarks.service", "--child", kind, str(root), argument]
     env = os.environ | {"ORCHESTRATE_HOME": str(root), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:
+    """Return the next line that a child prints. Raises RuntimeError: it has ended."""
     assert process.stdout is not None
     found = process.stdout.readline().strip()
     if not found:

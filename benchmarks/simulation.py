@@ -113,6 +113,7 @@ def simulate(spec: SweepSpec, curve_of: CurveFn, *, slots: int, lag: int | None,
         return TrialPruner.create(spec, number, updates, trials, lambda other: pair_margins[other])
 
     def broken_of(curve: Curve) -> BrokenRequirements:
+        """Return the rule about broken requirements of a trial, with its initial values."""
         requirements = spec.require if curve.metrics else ()
         broken = BrokenRequirements(requirements, broken_evaluations(spec.pruner), curve.updates)
         if 0 in curve.metrics:

@@ -184,6 +184,7 @@ class RequestGuard:
         received = 0
 
         async def limited() -> Message:
+            """Receive a part. Raises HTTPException: the body is longer than allowed."""
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
