@@ -108,6 +108,18 @@ def s3() -> Iterator[object]:
         yield server
 
 
+@pytest.fixture
+def service_root(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runs folder of a machine without GPUs, whose processes end with the test."""
+    from tests.support.processes import environment
+    from tests.support.service_process import end_processes
+
+    for name, value in environment(fast_tmp_path).items():
+        monkeypatch.setenv(name, value)
+    yield fast_tmp_path
+    end_processes(fast_tmp_path)
+
+
 @pytest.fixture(scope="module")
 def ray_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray for a module's tests, with the module's CLUSTER_SLOTS: starting it costs seconds."""

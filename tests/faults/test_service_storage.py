@@ -8,7 +8,6 @@ import sqlite3
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -20,17 +19,14 @@ from orchestrator.api.uploads import upload_file
 from orchestrator.service.hosting.queue_location import open_queue
 from orchestrator.service.sweep_queue import QueueState
 from tests.support.local_driver import KILLED
-from tests.support.processes import environment, wait_until
-from tests.support.service_process import RunningService, end_processes, finish, holder, pid_of, starts
+from tests.support.processes import wait_until
+from tests.support.service_process import RunningService, finish, holder, pid_of, starts
 from tests.support.storage_faults import fill, on_small_disk, write_locked
 
 
 @pytest.fixture
-def root(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    for name, value in environment(fast_tmp_path).items():
-        monkeypatch.setenv(name, value)
-    yield fast_tmp_path
-    end_processes(fast_tmp_path)
+def root(service_root: Path) -> Path:
+    return service_root
 
 
 def problem(service: RunningService) -> str:

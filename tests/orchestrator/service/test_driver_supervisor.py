@@ -20,20 +20,16 @@ from orchestrator.service.sweep_queue import QueuedSweep, QueueState, SweepQueue
 from orchestrator.spec.loading.serialization import dump_spec
 from tests.support.gpu_driver import GpuDriver, machine
 from tests.support.local_driver import KILLED
-from tests.support.processes import environment, wait_until
-from tests.support.service_process import driver_command, end_processes, finish, holder, pid_of, starts
+from tests.support.processes import wait_until
+from tests.support.service_process import driver_command, finish, holder, pid_of, starts
 from tests.support.specs import make_spec
 
 SWEEPS = ("a", "b", "c", "d", "e")
 
 
 @pytest.fixture
-def root(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A runs folder of a machine without GPUs, whose drivers end with the test."""
-    for name, value in environment(fast_tmp_path).items():
-        monkeypatch.setenv(name, value)
-    yield fast_tmp_path
-    end_processes(fast_tmp_path)
+def root(service_root: Path) -> Path:
+    return service_root
 
 
 @pytest.fixture
