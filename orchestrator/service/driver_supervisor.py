@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -35,10 +36,12 @@ from trainer.storage.file_lock import FileLock
 MOST_DEATHS = 3
 """So many drivers of a sweep that die are followed by another."""
 _SHELL = (
-    'echo "$1" > "$0.started" || exit 5; launch=$1; shift; trap : INT TERM HUP; "$@"; '
+    'echo "$1 $$" > "$0.started" || exit 5; launch=$1; shift; trap : INT TERM HUP; "$@"; '
     'code=$?; echo "$launch $code" > "$0.new" && mv "$0.new" "$0.ended"'
 )
-"""Records that the driver begins, and its exit code, which a service that is not its parent cannot ask for."""
+"""Records that the driver begins, its process group and its exit code, which a service that is not its parent cannot
+ask for."""
+_DRIVERS = "drivers"
 _LAST_BYTES = 4096
 _DELIBERATE = (StopKind.STOPPED, StopKind.ABANDONED, StopKind.PAUSED, StopKind.ONLY_PAUSED_LEFT)
 """Stops that a person asked for."""
@@ -82,6 +85,30 @@ def orchestrate_command(file: Path) -> list[str]:
     return [sys.executable, "-m", "orchestrator.cli", "sweep", "--continue", "--", str(file)]
 
 
+def interrupt_driver(root: Path, sweep: QueuedSweep) -> bool:
+    """Send SIGINT to the driver that a service started for a sweep, as Ctrl-C does; return whether there is one.
+
+    A driver that has no study yet, as its data is prepared or its GPUs are taken, reads no requests.
+    """
+    folder = root / SERVICE_FOLDER / _DRIVERS
+    if FileLock(folder / f"{sweep.name}.lock").holder() is None:
+        return False
+    try:
+        launch, group = _started(folder / f"{sweep.name}.started")
+        if launch != str(sweep.launch) or not group:  # no process yet, or one of an older version
+            return False
+        os.killpg(int(group), signal.SIGINT)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return True
+
+
+def _started(file: Path) -> tuple[str, str]:
+    """Return number and process group of the newest driver that began; of older versions "" for the group."""
+    launch, _, group = file.read_text(encoding="ascii").strip().partition(" ")
+    return launch, group
+
+
 class DriverSupervisor:
     """The drivers of one runs folder's queue; one at a time for each folder."""
 
@@ -108,7 +135,7 @@ class DriverSupervisor:
         self._at_once = at_once
         self._is_first_step = True
         self._children: list[subprocess.Popen[bytes]] = []
-        self._folder = root / SERVICE_FOLDER / "drivers"
+        self._folder = root / SERVICE_FOLDER / _DRIVERS
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_service(root)
 
@@ -225,7 +252,7 @@ class DriverSupervisor:
     def _marks(self, sweep: QueuedSweep) -> tuple[bool, int | None]:
         """Return whether the newest driver was started, and its exit code if that is known."""
         started, ended = self._path(sweep, "started"), self._path(sweep, "ended")
-        if not started.is_file() or started.read_text(encoding="ascii").strip() != str(sweep.launch):
+        if not started.is_file() or _started(started)[0] != str(sweep.launch):
             return False, None
         launch, _, code = ended.read_text(encoding="ascii").partition(" ") if ended.is_file() else ("", "", "")
         return True, int(code) if launch == str(sweep.launch) else None

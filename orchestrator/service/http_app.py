@@ -110,7 +110,9 @@ class Service:
         for router in routers:
             app.include_router(router, dependencies=bearer)
         self.api = ApiCalls(*routers)
-        self._pages = ServicePages(self.context, self.api, self.sessions, self.failed, secure=secure)
+        self._pages = ServicePages(
+            self.context, self.api, self.sessions, self.failed, lambda: self._problem, secure=secure
+        )
         self._pages.add_to(app)
         app.include_router(service_routes(self.context, app, lambda: self._problem))
         app.include_router(mlflow_links(self.mlflow, root))

@@ -297,6 +297,11 @@ class SweepQueue:
         with self._database.change() as connection:
             record_action(connection, name, "found its driver running, and adopted it", BY_SERVICE)
 
+    def record_stop(self, name: str, why: str) -> None:
+        """Record that a person stopped the sweep's driver before its first trial."""
+        with self._database.change() as connection:
+            record_action(connection, name, f"stopped before its first trial: {why}")
+
     def record_death(self, name: str, launch: int, why: str, most: int | None) -> QueuedSweep:
         """Let a sweep whose driver died wait for its resumption, before any other.
 

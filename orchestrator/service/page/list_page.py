@@ -56,6 +56,8 @@ class ListedSweep:
     metric: str
     best: float | None
     best_trial: str
+    sign: float
+    """-1 where a smaller value is better."""
     began: float
     wrong: str
     """What is wrong in a few words; "" for nothing."""
@@ -82,7 +84,7 @@ _SORTS: Mapping[str, Callable[[ListedSweep], Any]] = {
     "state": lambda row: (row.state, -row.began),
     "owner": lambda row: (row.owner, -row.began),
     "progress": lambda row: -(row.finished / row.planned if row.planned else 0.0),
-    "best": lambda row: (row.metric, row.best is None, -(row.best or 0.0)),
+    "best": lambda row: (row.metric, row.best is None, -row.sign * (row.best or 0.0)),
     "wrong": lambda row: (("serious", "warning", "note", "").index(row.level), -row.began),
 }
 
@@ -171,24 +173,17 @@ def list_pages(
     diagnoses: Diagnoses,
     logins: LoginSessions,
     failed: FailedLogins,
+    problem: Callable[[], str],
     *,
     secure: bool,
 ) -> APIRouter:
-    """Return the list of sweeps and the login. `secure`: whether browsers send the cookie by HTTPS only."""
+    """Return the list of sweeps and the login.
+
+    `problem`: returns what keeps sweeps from starting; `secure`: whether browsers send the cookie by HTTPS only.
+    """
     pages = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-    @pages.get("/")
-    def sweeps(
-        request: Request,
-        q: str = "",
-        state: str = "",
-        owner: str = "",
-        sort: str = "newest",
-        page: int = 1,
-    ) -> Response:
-        """Answer with the list of sweeps, the queue and the GPUs."""
-        require(request, Role.VIEWER)
-
+    def listed(request: Request, q: str, state: str, owner: str, sort: str, page: int) -> dict[str, Any]:
         def query(**changed: Any) -> str:
             return _changed_query(request, changed)
 
@@ -203,24 +198,39 @@ def list_pages(
         pages_count = max(1, -(-len(rows) // _ON_A_PAGE))
         page = min(max(1, page), pages_count)
         waiting = [each for state in (QueueState.DRIVEN, QueueState.WAITING) for each in context.queue.sweeps((state,))]
-        return render(
-            request,
-            "sweeps.html.j2",
-            rows=rows[(page - 1) * _ON_A_PAGE : page * _ON_A_PAGE],
-            count=len(rows),
-            page=page,
-            pages_count=pages_count,
-            q=q,
-            state=state,
-            owner=owner,
-            owners=owners,
-            states=states,
-            sort=sort if sort in _SORTS else "newest",
-            query=query,
-            waiting=waiting,
-            gpus=_gpus(),
-            runs_folder=str(context.root),
-        )
+        return {
+            "rows": rows[(page - 1) * _ON_A_PAGE : page * _ON_A_PAGE],
+            "count": len(rows),
+            "page": page,
+            "pages_count": pages_count,
+            "q": q,
+            "state": state,
+            "owner": owner,
+            "owners": owners,
+            "states": states,
+            "sort": sort if sort in _SORTS else "newest",
+            "query": query,
+            "waiting": waiting,
+            "gpus": _gpus(),
+            "runs_folder": str(context.root),
+            "keeps_from_starting": problem(),
+        }
+
+    @pages.get("/")
+    def sweeps(
+        request: Request, q: str = "", state: str = "", owner: str = "", sort: str = "newest", page: int = 1
+    ) -> Response:
+        """Answer with the list of sweeps, the queue and the GPUs."""
+        require(request, Role.VIEWER)
+        return render(request, "sweeps.html.j2", **listed(request, q, state, owner, sort, page))
+
+    @pages.get("/list")
+    def tables(
+        request: Request, q: str = "", state: str = "", owner: str = "", sort: str = "newest", page: int = 1
+    ) -> Response:
+        """Answer with the tables of the page of the same query, for its script; notices stay for the next page."""
+        require(request, Role.VIEWER)
+        return render(request, "list_tables.html.j2", with_notices=False, **listed(request, q, state, owner, sort, page))
 
     @pages.get("/login")
     def ask(request: Request, to: Annotated[str, Query(alias="next")] = "/") -> Response:
@@ -235,13 +245,13 @@ def list_pages(
         token, to = form.get("token", [""])[0].strip(), own_path(form.get("next", ["/"])[0])
         address = request.client.host if request.client else ""
         if wait := failed.wait_seconds(address):
-            problem = f"Too many failed logins from this address: try again in {int(wait) + 1} seconds."
-            return render(request, "login.html.j2", HTTPStatus.TOO_MANY_REQUESTS, problem=problem, next=to)
+            refused = f"Too many failed logins from this address: try again in {int(wait) + 1} seconds."
+            return render(request, "login.html.j2", HTTPStatus.TOO_MANY_REQUESTS, problem=refused, next=to)
         begun = logins.log_in(token[:256])
         if begun is None:
             failed.add(address)
-            problem = "This token is not valid, or was revoked."
-            return render(request, "login.html.j2", HTTPStatus.UNAUTHORIZED, problem=problem, next=to)
+            refused = "This token is not valid, or was revoked."
+            return render(request, "login.html.j2", HTTPStatus.UNAUTHORIZED, problem=refused, next=to)
         answer = RedirectResponse(to, HTTPStatus.SEE_OTHER)
         answer.set_cookie(COOKIE, begun[0], int(SESSION_SECONDS), httponly=True, samesite="strict", secure=secure)
         return answer
@@ -284,6 +294,7 @@ def _rows(context: ServiceContext, diagnoses: Diagnoses) -> list[ListedSweep]:
                 metric=(entry.get("goal") or {}).get("metric", "").removeprefix("eval_"),
                 best=value if isinstance(value, float | int) else None,
                 best_trial=str(best.get("trial", "")),
+                sign=-1.0 if (entry.get("goal") or {}).get("direction") == "minimize" else 1.0,
                 began=entry["began"],
                 wrong=words,
                 level=level,

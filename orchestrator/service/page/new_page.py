@@ -16,14 +16,19 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from dashboards.analysis.follow_up import next_name
 from orchestrator.errors import OrchestrateError, SpecError
-from orchestrator.folders import existing_sweep
+from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.redaction import redact_all, secret_values
+from orchestrator.report_data import suggest
 from orchestrator.service.access_tokens import Person, Role
 from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.page_rendering import PageRoute, add_notices, environment, form_of, render
 from orchestrator.service.page.yaml_completion import complete
 from orchestrator.service.request_guard import require
+from orchestrator.service.service_context import ServiceContext
+from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec
 from trainer.results import TrialError
 
 _LARGEST = 200_000
@@ -57,7 +62,7 @@ def examples() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: (not item[0].startswith(_FIRST_EXAMPLE), item[0])))
 
 
-def new_pages(root: Path, api: ApiCalls) -> APIRouter:
+def new_pages(context: ServiceContext, api: ApiCalls) -> APIRouter:
     """Return the page of a new sweep."""
     pages = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -80,11 +85,13 @@ def new_pages(root: Path, api: ApiCalls) -> APIRouter:
         )
 
     @pages.get("/new")
-    def new(request: Request, example: str = _FIRST_EXAMPLE, like: str = "") -> Response:
-        """Answer with the editor, filled with an example or the file of the sweep `like`."""
+    def new(request: Request, example: str = _FIRST_EXAMPLE, like: str = "", after: str = "") -> Response:
+        """Answer with the editor, filled with an example, the file of the sweep `like`, or what to run `after` one."""
         require(request, Role.OPERATOR)
         if like:
-            return editor(request, existing_sweep(root, like).spec.read_text(encoding="utf-8"))
+            return editor(request, _copy_of(context, like))
+        if after:
+            return editor(request, suggest(after, context.root, None))
         if example not in examples():
             raise HTTPException(HTTPStatus.NOT_FOUND, f"there is no example {example!r}")
         return editor(request, examples()[example])
@@ -115,6 +122,17 @@ def new_pages(root: Path, api: ApiCalls) -> APIRouter:
         return await run_in_threadpool(do)
 
     return pages
+
+
+def _copy_of(context: ServiceContext, name: str) -> str:
+    """Return the file of a sweep under a free name, without default values. Raises NoSuchSweep, SpecError."""
+    queued, begun = context.queued(name), known_sweeps(context.root)
+    is_waiting = queued is not None and name not in begun and bool(queued.spec)
+    folder = SweepFolder(context.root, name) if is_waiting else existing_sweep(context.root, name)
+    text = queued.spec if queued is not None and is_waiting else folder.spec.read_text(encoding="utf-8")
+    taken = {*begun, *(sweep.name for sweep in context.queue.sweeps())}
+    spec = load_spec_text(text, folder.path, is_new=False).model_copy(update={"name": next_name(name, taken)})
+    return f"# As {name}, under a free name. Settings with their default values are left out.\n{dump_spec(spec, brief=True)}"
 
 
 def editor_routes(api: ApiCalls) -> APIRouter:

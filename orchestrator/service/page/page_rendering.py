@@ -37,6 +37,7 @@ _FILES: Mapping[str, Path] = {
     "report.css": REPORT_TEMPLATES / "style.css",
     "charts.js": REPORT_TEMPLATES / "charts.js",
     "page.css": _STATIC / "page.css",
+    "list.js": _STATIC / "list.js",
     "sweep.js": _STATIC / "sweep.js",
     "editor.js": _STATIC / "editor.js",
 }
@@ -98,8 +99,10 @@ def static_routes() -> APIRouter:
     return routes
 
 
-def render(request: Request, template: str, status: int = HTTPStatus.OK, **values: Any) -> HTMLResponse:
-    """Return a page; secrets of the environment are masked in it."""
+def render(
+    request: Request, template: str, status: int = HTTPStatus.OK, *, with_notices: bool = True, **values: Any
+) -> HTMLResponse:
+    """Return a page; secrets of the environment are masked in it. `with_notices`: it shows the waiting ones."""
     person: Person | None = request.state.person
     text = (
         environment()
@@ -109,7 +112,7 @@ def render(request: Request, template: str, status: int = HTTPStatus.OK, **value
             may_operate=person is not None and person.role >= Role.OPERATOR,
             may_administer=person is not None and person.role >= Role.ADMIN,
             csrf=request.state.csrf,
-            notices=_taken_notices(request),
+            notices=_taken_notices(request) if with_notices else ([], None),
             here=str(request.url.path) + (f"?{request.url.query}" if request.url.query else ""),
             **values,
         )

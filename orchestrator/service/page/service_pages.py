@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -31,7 +32,14 @@ class ServicePages:
     """The pages of one runs folder's service."""
 
     def __init__(
-        self, context: ServiceContext, api: ApiCalls, logins: LoginSessions, failed: FailedLogins, *, secure: bool
+        self,
+        context: ServiceContext,
+        api: ApiCalls,
+        logins: LoginSessions,
+        failed: FailedLogins,
+        problem: Callable[[], str],
+        *,
+        secure: bool,
     ) -> None:
         """Read nothing yet.
 
@@ -40,17 +48,18 @@ class ServicePages:
             api: the functions of the API, which the pages call.
             logins: of browsers.
             failed: failed logins, whose addresses wait.
+            problem: returns what keeps sweeps from starting.
             secure: whether browsers send the cookie by HTTPS only.
         """
         views = SweepViews(context.root)
         self._diagnoses = Diagnoses(context.root)
         self._routers = (
             static_routes(),
-            list_pages(context, self._diagnoses, logins, failed, secure=secure),
+            list_pages(context, self._diagnoses, logins, failed, problem, secure=secure),
             live_routes(views),
             sweep_pages(context, views, api),
             editor_routes(api),
-            new_pages(context.root, api),
+            new_pages(context, api),
             _compare_pages(context.root),
         )
 

@@ -33,6 +33,7 @@ from orchestrator.errors import NoTrialCompleted, SweepHeld
 from orchestrator.execution.slots import machine_gpus, plan_slots
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, lock_holder
 from orchestrator.service.access_tokens import Person
+from orchestrator.service.driver_supervisor import interrupt_driver
 from orchestrator.service.routes.trial_routes import Trial
 from orchestrator.service.service_context import (
     HIGHEST_PRIORITY,
@@ -120,6 +121,10 @@ class ArchiveUrl(BaseModel):
     url: str = Field(default="", max_length=2000, description="s3://, gs://, file:// or another fsspec URL.")
 
 
+# Of requests without a body.
+_STOP, _RESUMPTION, _NO_REASON, _JUDGING, _KNOWN_URL = Stop(), Resumption(), Reason(), Judging(), ArchiveUrl()
+
+
 def verb_routes(context: ServiceContext) -> APIRouter:
     """Return the routes."""
     routes, root, queue = APIRouter(prefix="/api/v1/sweeps/{name}", tags=["changes"]), context.root, context.queue
@@ -131,19 +136,23 @@ def verb_routes(context: ServiceContext) -> APIRouter:
     # --- the sweep -----------------------------------------------------------------------------------------------
 
     @routes.post("/stop")
-    def stop(person: Operator, name: str, body: Stop) -> dict[str, Any]:
+    def stop(person: Operator, name: str, body: Stop = _STOP) -> dict[str, Any]:
         """Stop a running sweep with checkpoints, or take a waiting one out of the queue."""
         waits = (sweep := context.queued(name)) is not None and sweep.state is QueueState.WAITING
         if waits:
             queue.withdraw(name, reason(person, body.why, "withdrawn"))
             if not body.abandon or name not in known_sweeps(root):
                 return {"name": name, "notices": [f"{name} waits no longer"]}
+        is_driven = sweep is not None and sweep.state is QueueState.DRIVEN
+        if is_driven and not Study.exists(SweepFolder(root, name)) and interrupt_driver(root, sweep):
+            queue.record_stop(name, reason(person, body.why, "stopped"))
+            return {"name": name, "notices": [f"{name} is stopped before its first trial; resume begins it again"]}
         if not body.abandon:
             return control(person, name, RequestKind.STOP, None, body.why or "stopped")
         return context.control(person, name, lambda: open_sweep(name, root).abandon(why=body.why))
 
     @routes.post("/withdraw")
-    def withdraw(person: Operator, name: str, body: Reason) -> dict[str, Any]:
+    def withdraw(person: Operator, name: str, body: Reason = _NO_REASON) -> dict[str, Any]:
         """Take a waiting sweep out of the queue."""
         queue.withdraw(name, reason(person, body.why, "withdrawn"))
         return {"name": name, "notices": [f"{name} waits no longer"]}
@@ -154,19 +163,18 @@ def verb_routes(context: ServiceContext) -> APIRouter:
         return {"name": name, "queue": queue_json(queue.set_priority(name, body.priority))}
 
     @routes.post("/pause")
-    def pause(person: Operator, name: str, body: Reason) -> dict[str, Any]:
+    def pause(person: Operator, name: str, body: Reason = _NO_REASON) -> dict[str, Any]:
         """Pause a running sweep: its trials are checkpointed, no new ones start."""
         return control(person, name, RequestKind.PAUSE, None, body.why)
 
     @routes.post("/unpause")
-    def unpause(person: Operator, name: str, body: Reason) -> dict[str, Any]:
+    def unpause(person: Operator, name: str, body: Reason = _NO_REASON) -> dict[str, Any]:
         """Continue a paused sweep."""
         return control(person, name, RequestKind.UNPAUSE, None, body.why)
 
     @routes.post("/resume")
-    def resume(person: Operator, name: str, body: Resumption | None = None) -> dict[str, Any]:
+    def resume(person: Operator, name: str, body: Resumption = _RESUMPTION) -> dict[str, Any]:
         """Let a sweep that has ended wait again; one that a command began comes into the queue."""
-        body = body or Resumption()
         sweep = context.queued(name)
         if sweep is not None and not sweep.state.has_ended:
             raise QueueRefused(f"{name} is {sweep.state} already")
@@ -190,7 +198,7 @@ def verb_routes(context: ServiceContext) -> APIRouter:
         return context.control(person, name, lambda: set_budget(name, root, body.settings), key, request)
 
     @routes.post("/judge", status_code=HTTPStatus.ACCEPTED)
-    def judge(person: Operator, name: str, body: Judging, key: Key = "") -> dict[str, Any]:
+    def judge(person: Operator, name: str, body: Judging = _JUDGING, key: Key = "") -> dict[str, Any]:
         """Judge the best trials' answers in the background; the sweep's log has its progress."""
 
         def begin() -> list[str]:
@@ -222,24 +230,24 @@ def verb_routes(context: ServiceContext) -> APIRouter:
         return context.control(person, name, enqueue_it, key, ["clone", trial, body.model_dump()])
 
     @routes.post("/trials/{trial}/stop")
-    def stop_trial(person: Operator, name: str, trial: Trial, body: Reason) -> dict[str, Any]:
+    def stop_trial(person: Operator, name: str, trial: Trial, body: Reason = _NO_REASON) -> dict[str, Any]:
         """Stop a trial for good; its state becomes PRUNED."""
         return control(person, name, RequestKind.STOP, trial, body.why or "stopped")
 
     @routes.post("/trials/{trial}/prune")
-    def prune(person: Operator, name: str, trial: Trial, body: Reason) -> dict[str, Any]:
+    def prune(person: Operator, name: str, trial: Trial, body: Reason = _NO_REASON) -> dict[str, Any]:
         """Prune a trial with a reason; its state becomes PRUNED."""
         if not body.why:
             raise RequestRefused("a trial is pruned with a reason, which the history keeps: give `why`")
         return control(person, name, RequestKind.PRUNE, trial, body.why)
 
     @routes.post("/trials/{trial}/pause")
-    def pause_trial(person: Operator, name: str, trial: Trial, body: Reason) -> dict[str, Any]:
+    def pause_trial(person: Operator, name: str, trial: Trial, body: Reason = _NO_REASON) -> dict[str, Any]:
         """Pause a trial: it is checkpointed and frees its slot."""
         return control(person, name, RequestKind.PAUSE, trial, body.why)
 
     @routes.post("/trials/{trial}/unpause")
-    def unpause_trial(person: Operator, name: str, trial: Trial, body: Reason) -> dict[str, Any]:
+    def unpause_trial(person: Operator, name: str, trial: Trial, body: Reason = _NO_REASON) -> dict[str, Any]:
         """Continue a paused trial."""
         return control(person, name, RequestKind.UNPAUSE, trial, body.why)
 
@@ -273,7 +281,7 @@ def verb_routes(context: ServiceContext) -> APIRouter:
         return as_json({"name": name, "notices": notices or [f"{name} is out of the queue's records"]})
 
     @routes.post("/archive")
-    def archive(_: Admin, name: str, body: ArchiveUrl) -> dict[str, Any]:
+    def archive(_: Admin, name: str, body: ArchiveUrl = _KNOWN_URL) -> dict[str, Any]:
         """Move a sweep's folder to a URL; answers once each file is compared. An interrupted call is continued."""
         if not body.url:
             raise RequestRefused("give the `url` of the archive, such as s3://bucket/folder")
@@ -283,7 +291,7 @@ def verb_routes(context: ServiceContext) -> APIRouter:
         return as_json({"name": name, "notices": notices})
 
     @routes.post("/unarchive")
-    def unarchive(_: Admin, name: str, body: ArchiveUrl) -> dict[str, Any]:
+    def unarchive(_: Admin, name: str, body: ArchiveUrl = _KNOWN_URL) -> dict[str, Any]:
         """Bring an archived sweep back; without `url` from where it was archived to."""
         notices: list[str] = []
         unarchive_sweep(name, root, body.url or None, notices.append)
