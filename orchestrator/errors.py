@@ -132,6 +132,10 @@ class SweepIncomplete(OrchestrateError):
         super().__init__(f"{name} ended before its end or with failures ({clause(reason)}): {what}")
 
 
+JUDGING = ", judging"
+"""End of the text of a sweep's holder that trains nothing and reads no requests."""
+
+
 class SweepHeld(OrchestrateError):
     """Another driver holds this sweep's lock or lease."""
 
@@ -143,7 +147,10 @@ class SweepHeld(OrchestrateError):
         how = f"`orchestrate attach {name}` shows its table, `orchestrate stop {name}` stops it"
         if stopped:
             how = "it was stopped by a signal (Ctrl-Z?): continue it (`fg`, or `kill -CONT`), or end that process"
-        super().__init__(f"sweep {name!r} is being driven by {holder}; {how}")
+        elif holder.endswith(JUDGING):
+            how = f"`orchestrate logs {name} -f` shows how far"
+        work = "judged" if holder.endswith(JUDGING) else "driven"
+        super().__init__(f"sweep {name!r} is being {work} by {holder.removesuffix(JUDGING)}; {how}")
 
 
 class StorageRefused(OrchestrateError):

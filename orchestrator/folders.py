@@ -20,6 +20,7 @@ from urllib.parse import unquote
 from uuid import uuid4
 
 from orchestrator.errors import (
+    JUDGING,
     InvalidRunsFolder,
     InvalidSweepName,
     NameTaken,
@@ -242,9 +243,9 @@ _LOCK_SECONDS = 0.5
 
 
 @contextmanager
-def sweep_lock(folder: SweepFolder) -> Generator[None]:
-    """Hold the sweep's driver lock while entered. Raises SweepHeld, which names the holder."""
-    since = time.strftime("%F %T")
+def sweep_lock(folder: SweepFolder, doing: str = "") -> Generator[None]:
+    """Hold the sweep's driver lock while entered; `doing`: JUDGING. Raises SweepHeld, which names the holder."""
+    since = f"{time.strftime('%F %T')}{doing}"
     lock = FileLock(folder.lock, f"pid {os.getpid()} on {socket.gethostname()}, since {since}, boot {boot_id()}")
     if not lock.acquire(_LOCK_SECONDS):
         raise SweepHeld(folder.name, _shown_holder(lock.holder() or ""))
@@ -258,6 +259,12 @@ def lock_holder(folder: SweepFolder) -> str | None:
     """Return the process that holds the sweep's lock, as text; None if no driver runs."""
     text = FileLock(folder.lock).holder()
     return None if text is None else _shown_holder(text)
+
+
+def driver_of(folder: SweepFolder) -> str | None:
+    """Return the driver that runs the sweep, as `lock_holder`; None also while its answers are judged."""
+    holder = lock_holder(folder)
+    return None if holder is None or holder.endswith(JUDGING) else holder
 
 
 def _shown_holder(text: str) -> str:

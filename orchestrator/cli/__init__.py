@@ -63,6 +63,14 @@ _OF_THIS_MACHINE = frozenset({"advise", "clean", "data", "doctor", "init", "sche
 """Commands that use no service; with $ORCHESTRATE_SERVER they work as without."""
 
 
+def _use_server(context: click.Context, _: click.Parameter, url: str | None) -> None:
+    """Take `--server` after the command as before it, where most people write it first."""
+    if url:
+        root = context.find_root()
+        root.obj = url
+        root.set_parameter_source("server", click.core.ParameterSource.COMMANDLINE)
+
+
 for command in (
     setup_commands.init,
     run_commands.plan,
@@ -100,6 +108,8 @@ for command in (
     setup_commands.schema,
 ):
     cli.add_command(command)
+    if command.name not in _OF_THIS_MACHINE:
+        command.params.append(click.Option(["--server"], hidden=True, expose_value=False, callback=_use_server))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

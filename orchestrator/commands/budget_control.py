@@ -9,12 +9,13 @@ from pathlib import Path
 from orchestrator import folders
 from orchestrator.commands.request_commands import current_user, open_study, when_applied
 from orchestrator.errors import SpecError, SpecProblem, closest_match
-from orchestrator.folders import existing_sweep
+from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import budget_changes
 from orchestrator.study.budget_changes import SETTABLE
+from orchestrator.study.reader import StudyReader
 from orchestrator.study.trial_records import REQUESTED_EVENT, RequestKind
 
 
@@ -37,9 +38,17 @@ def set_budget(name: str, root: Path, settings: Sequence[str]) -> list[str]:
         text = budget_changes.request_text(before.budget, after.budget, f"by {current_user()}")
         study.add_request(RequestKind.SET, text)
         study.add_event(REQUESTED_EVENT, f"{RequestKind.SET}: {text}")
-    has_driver = folders.lock_holder(folder) is not None
+    has_driver = folders.driver_of(folder) is not None
     effect = ": its driver takes it over" if has_driver else ""
     return [f"requested {text.partition(' (')[0]} of {name}{effect}", *when_applied(name, has_driver)]
+
+
+def is_budget_waiting(folder: SweepFolder) -> bool:
+    """Return whether the next driver of a sweep takes over another budget, with which a finished one may continue."""
+    if not StudyReader.exists(folder):
+        return False
+    with StudyReader.open(folder, read_only=True) as study:
+        return any(request.kind == RequestKind.SET for request in study.requests())
 
 
 def _with_settings(spec: SweepSpec, folder: Path, settings: Sequence[str]) -> SweepSpec:

@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestrator import folders
 from orchestrator.commands.status import sweep_state
 from orchestrator.driver.judge_stage import JudgeContext, JudgeResult, endpoint_key, judge_and_publish
-from orchestrator.errors import NoTrialCompleted, SpecError, SpecProblem
+from orchestrator.errors import JUDGING, NoTrialCompleted, SpecError, SpecProblem
 from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.gpu_locks import reserved_gpus
@@ -60,7 +60,7 @@ def judge_sweep(
             endpoint_key(config.endpoint, name)  # a missing key is reported before the cost is confirmed
         state = sweep_state(study)
         with (
-            folders.sweep_lock(folder),
+            folders.sweep_lock(folder, JUDGING),
             SignalHandler(lambda: f"Continue with:\n  orchestrate judge {name}") as signals,
         ):
             context = JudgeContext(set_activity, log, signals, confirm_cost, reporter, trust_remote_code)

@@ -86,7 +86,7 @@ def request_control(name: str, root: Path, kind: str, trial: int | None, reason:
         RequestRefused: the request is invalid in the current state.
     """
     folder = existing_sweep(root, name)
-    has_driver = folders.lock_holder(folder) is not None
+    has_driver = folders.driver_of(folder) is not None
     with open_study(folder) as study:
         if trial is None:
             notices = _sweep_request(study, kind, has_driver)
@@ -123,11 +123,13 @@ def request_retries(name: str, root: Path, trials: Sequence[int], reason: str = 
             study.add_event(REQUESTED_EVENT, f"{RequestKind.RETRY}: {text}", number)
     listed = ", ".join(str(number) for number in dict.fromkeys(trials))
     notice = f"requested a retry of {listed} of {name}: from the initial model, before any new trial"
-    return [notice, *when_applied(name, folders.lock_holder(folder) is not None)]
+    return [notice, *when_applied(name, folders.driver_of(folder) is not None)]
 
 
 def _sweep_request(study: StudyReader, kind: str, has_driver: bool) -> list[str]:
     name = study.folder.name
+    if (holder := folders.lock_holder(study.folder)) is not None and not has_driver:
+        raise RequestRefused(f"{name} is not running: there is nothing to {kind}; it is held by {holder}")
     if not has_driver:
         raise RequestRefused(f"{name} is not running: there is nothing to {kind}; `orchestrate resume {name}` runs it")
     is_paused = bool(study.pause_reason())
@@ -308,7 +310,7 @@ def enqueue_trial(name: str, root: Path, overrides: Sequence[str], *, again: boo
             *notices,
             *warnings,
             *_out_of_space_notice(study.spec, params),
-            *when_applied(name, folders.lock_holder(folder) is not None),
+            *when_applied(name, folders.driver_of(folder) is not None),
         ]
 
 
@@ -366,7 +368,7 @@ def enqueue_clone(
             notices.append("the sampler ignores its result, which depends on two configurations")
         else:
             notices += _out_of_space_notice(study.spec, params)
-        return [*notices, *warnings, *when_applied(name, folders.lock_holder(folder) is not None)]
+        return [*notices, *warnings, *when_applied(name, folders.driver_of(folder) is not None)]
 
 
 def _clone_params(parent: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _request_text(request: Request) -> str:
 
 def sweep_state(study: Study) -> str:
     """Return running, paused, finished, abandoned or interrupted."""
-    if folders.lock_holder(study.folder):
+    if folders.driver_of(study.folder):
         return "paused" if study.pause_reason() else "running"
     if study.stop_reason().startswith(ABANDONED):
         return ABANDONED

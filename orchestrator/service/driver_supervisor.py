@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ from pathlib import Path
 from orchestrator import folders
 from orchestrator.commands.runs_folder.queue_records import SERVICE_FOLDER
 from orchestrator.commands.status import sweep_state
-from orchestrator.errors import ExitCode, OrchestrateError, first_line
+from orchestrator.errors import JUDGING, ExitCode, OrchestrateError, first_line
 from orchestrator.execution.stop_reasons import StopKind
 from orchestrator.folders import SweepFolder
 from orchestrator.gpu_locks import gpu_holders
@@ -99,6 +101,19 @@ def interrupt_driver(root: Path, sweep: QueuedSweep) -> bool:
             return False
         os.killpg(int(group), signal.SIGINT)
     except (FileNotFoundError, ProcessLookupError):
+        return False
+    return True
+
+
+def interrupt_judge(root: Path, name: str) -> bool:
+    """Send SIGINT to the process of this machine that judges a sweep; return whether there is one."""
+    holder = folders.lock_holder(SweepFolder(root, name)) or ""
+    found = re.fullmatch(rf"pid (\d+) on {re.escape(socket.gethostname())}, .*{JUDGING}", holder)
+    if found is None:
+        return False
+    try:
+        os.kill(int(found.group(1)), signal.SIGINT)
+    except ProcessLookupError:
         return False
     return True
 
@@ -237,7 +252,8 @@ class DriverSupervisor:
             case ExitCode.DONE | ExitCode.TRIALS_FAILED:
                 return _Ended(QueueState.FINISHED, reason)
             case ExitCode.INTERRUPTED:
-                return _Ended(QueueState.STOPPED, why or "interrupted")
+                before = "interrupted" if state else "stopped before its first trial"
+                return _Ended(QueueState.STOPPED, reason or before)
             case ExitCode.USER | ExitCode.NO_TRIAL_COMPLETED:
                 return _Ended(QueueState.FAILED, why)
             case ExitCode.LOCKED:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.commands.runs_folder.sweep_list import file_stamp
-from orchestrator.commands.runs_folder.sweep_logs import SweepLog
 from orchestrator.errors import NoSuchSweep
 from orchestrator.folders import SweepFolder, existing_sweep, lock_holder
 from orchestrator.redaction import redact, secret_values
@@ -153,9 +152,10 @@ class LogSource:
 
     def __init__(self, context: ServiceContext, name: str, trial: int | None) -> None:
         """Raises NoSuchSweep, RequestRefused."""
-        self._log = SweepLog.open(name, context.root, trial, most=_READ_BYTES)
+        self._log = context.log(name, trial, most=_READ_BYTES)
         self._last: deque[str] = deque(maxlen=_SHOWN_LINES)
         self._is_first, self._has_ended, self._name = True, False, name
+        self._had_folder = self._log.folder.spec.is_file()
 
     def close(self) -> None:
         """Close the study."""
@@ -167,7 +167,7 @@ class LogSource:
 
     def read(self) -> Sequence[Message]:
         """Return what was added."""
-        if not self._log.folder.spec.is_file():
+        if self._had_folder and not self._log.folder.spec.is_file():
             raise NoSuchSweep(self._name, self._log.folder.root, (), None)
         has_ended = self._log.has_ended()  # asked first, so that its last lines are read
         secrets = secret_values()

@@ -102,6 +102,7 @@ class Service:
         self.submissions = Submissions(root, data_folders, largest_model=largest_model)
         self.mlflow = MlflowServer(root, mlflow)
         self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions, self.mlflow)
+        app.state.explained = self.context.explained
         bearer = [Depends(HTTPBearer(auto_error=False))]  # for the OpenAPI document; RequestGuard checks
         routers = [
             routes(self.context)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -67,6 +68,12 @@ def error_status(error: OrchestrateError) -> HTTPStatus:
     return found or _STATUS_OF_CODES.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
+def explain(request: Request, error: OrchestrateError) -> OrchestrateError:
+    """Return the error that a person is to read, see `ServiceContext.explained`."""
+    explained: Callable[[OrchestrateError], OrchestrateError] | None = getattr(request.app.state, "explained", None)
+    return error if explained is None else explained(error)
+
+
 def add_error_answers(app: FastAPI) -> None:
     """Let the app answer every error as a problem; a bug is logged and not described to the client."""
     app.add_exception_handler(OrchestrateError, _of_command)
@@ -78,8 +85,9 @@ def add_error_answers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _of_bug)
 
 
-async def _of_command(_: Request, error: Exception) -> JSONResponse:
+async def _of_command(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OrchestrateError)
+    error = await run_in_threadpool(explain, request, error)
     more: dict[str, Any] = {"exit_code": int(error.code), "error": type(error).__name__}
     if isinstance(error, SpecError):
         more["problems"] = [
@@ -95,13 +103,24 @@ async def _of_trial(_: Request, error: Exception) -> JSONResponse:
 
 async def _of_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    problems = [
-        {"path": ".".join(str(part) for part in found["loc"][1:]), "problem": found["msg"]} for found in error.errors()
-    ]
+    problems = [_mistake(found) for found in error.errors()]
     detail = "; ".join(
         f"{found['path']}: {found['problem']}" if found["path"] else found["problem"] for found in problems
     )
-    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, problems=problems)
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, exit_code=int(ExitCode.USER), problems=problems)
+
+
+def _mistake(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return place and sentence of a mistake in a request."""
+    text, path = found["msg"], found["loc"][1:]
+    match found["type"], path:
+        case "json_invalid", (int() as place,):
+            text, path = f"the body is no JSON: {found['ctx']['error']} at character {place + 1}", ()
+        case (("model_attributes_type" | "missing"), ()):
+            text = "the body has to be a JSON object, sent with `Content-Type: application/json`"
+        case _:
+            pass
+    return {"path": ".".join(map(str, path)), "problem": text}
 
 
 async def _of_http(_: Request, error: Exception) -> JSONResponse:

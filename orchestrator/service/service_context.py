@@ -14,16 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.commands.request_commands import acting_for
 from orchestrator.commands.runs_folder.sweep_list import SweepSummaries, archived_entries
+from orchestrator.commands.runs_folder.sweep_logs import SweepLog
 from orchestrator.commands.status import status
-from orchestrator.errors import OrchestrateError
-from orchestrator.folders import known_sweeps
+from orchestrator.errors import NoSuchSweep, OrchestrateError
+from orchestrator.folders import SweepFolder, known_sweeps
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.service.access_tokens import Person, Role
 from orchestrator.service.hosting.mlflow_server import MlflowServer
 from orchestrator.service.request_guard import require
 from orchestrator.service.service_measures import Measures
 from orchestrator.service.submissions import Submissions
-from orchestrator.service.sweep_queue import NotQueued, QueuedSweep, SweepQueue
+from orchestrator.service.sweep_queue import NotBegun, NotQueued, QueuedSweep, SweepQueue
 from orchestrator.service.sweep_watchers import Watchers
 from trainer.results import TrialError
 from trainer.storage.atomic_files import digest_of
@@ -86,6 +87,17 @@ class ServiceContext:
             return self.queue.find(name)
         except NotQueued:
             return None
+
+    def explained(self, error: OrchestrateError) -> OrchestrateError:
+        """Return what a person is to read: of a sweep that the queue has and no folder, that it has not begun."""
+        queued = self.queued(error.name) if isinstance(error, NoSuchSweep) else None
+        return error if queued is None else NotBegun(queued)
+
+    def log(self, name: str, trial: int | None = None, attempt: int | None = None, *, most: int) -> SweepLog:
+        """Open a log as `SweepLog.open`; of a sweep that has not begun, the output of its driver."""
+        if trial is None and name not in known_sweeps(self.root) and self.queued(name) is not None:
+            return SweepLog(SweepFolder(self.root, name), most=most)
+        return SweepLog.open(name, self.root, trial, attempt, most=most)
 
     def status(self, name: str) -> dict[str, Any]:
         """Return a sweep as `status --json`, with its row of the queue as `queue`. Raises NoSuchSweep."""

@@ -120,7 +120,10 @@ class Submissions:
         opened = (
             f"the service opens {', '.join(map(str, self._folders))}" if self._folders else "the service opens none"
         )
-        advice = f"{opened}; an administrator adds one by `orchestrate serve --data-folder FOLDER`"
+        advice = (
+            f"{opened}; an administrator adds one by `orchestrate serve --data-folder FOLDER`, and a file of your own "
+            "machine is sent by `orchestrate --server URL sweep FILE --upload`"
+        )
         folders = (*self._folders, own) if own.is_dir() else self._folders
         return FileRights(folders, None, is_closed=True, advice=advice, forbidden=FORBIDDEN, aliases=aliases)
 

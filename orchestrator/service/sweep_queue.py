@@ -107,6 +107,20 @@ class NotQueued(OrchestrateError):
         super().__init__(f"the queue has no sweep named {name!r}{f'; did you mean {nearest!r}?' if nearest else ''}")
 
 
+class NotBegun(QueueRefused):
+    """The sweep has no folder yet: it waits, is just starting, or ended before its first trial."""
+
+    def __init__(self, sweep: QueuedSweep) -> None:
+        match sweep.state:
+            case QueueState.WAITING:
+                text = "waits in the queue"
+            case QueueState.DRIVEN:
+                text = "is just starting"
+            case _:
+                text = f"is {sweep.state} and has not begun{': ' if sweep.why else ''}{sweep.why}"
+        super().__init__(f"{sweep.name} {text}; it has no trials yet")
+
+
 class KeyUsed(OrchestrateError):
     """The idempotency key belongs to another request of this person."""
 
@@ -298,9 +312,9 @@ class SweepQueue:
             record_action(connection, name, "found its driver running, and adopted it", BY_SERVICE)
 
     def record_stop(self, name: str, why: str) -> None:
-        """Record that a person stopped the sweep's driver before its first trial."""
+        """Record that a person ended a process of the sweep that reads no requests."""
         with self._database.change() as connection:
-            record_action(connection, name, f"stopped before its first trial: {why}")
+            record_action(connection, name, why)
 
     def record_death(self, name: str, launch: int, why: str, most: int | None) -> QueuedSweep:
         """Let a sweep whose driver died wait for its resumption, before any other.

@@ -152,6 +152,7 @@ def create(name: str, role: str) -> None:
     value = _tokens().create(name, Role[role.upper()])
     click.echo(value)
     click.echo(wrapped(f"the token of {name} ({role}); it is shown once, and only its digest is stored"), err=True)
+    click.echo(wrapped(f"it is for the service of {runs_folder()}, which knows it from now on"), err=True)
 
 
 @token.command("list")

@@ -17,6 +17,11 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">{refresh}<title>prefsweep: log in</title></head>
 <body><p>{text}</p></body></html>
 """
+_LOGGED_IN = 'You are logged in: <a href="/">the sweeps</a>.'
+_USED = (
+    'This code was used or is too old. <a href="/login">Log in with a token</a>: your own, or that of the machine in '
+    "<code>service/token</code> of its runs folder. Another code is printed when the service starts again."
+)
 _REFRESH = '<meta http-equiv="refresh" content="0; url=/">'
 
 
@@ -26,7 +31,12 @@ def code_login(sessions: LoginSessions, failed: FailedLogins, *, secure: bool) -
 
     @routes.get(f"{CODE_PATH}/{{code}}")
     def log_in(request: Request, code: str) -> HTMLResponse:
-        """Use the code up. The browser follows a page, as a cookie of SameSite=Strict is not sent after a redirect."""
+        """Use the code up. The browser follows a page, as a cookie of SameSite=Strict is not sent after a redirect.
+
+        A browser that has logged in stays so and uses no code: its history and its tabs open the printed URL again.
+        """
+        if request.state.person is not None:
+            return HTMLResponse(_PAGE.format(refresh=_REFRESH, text=_LOGGED_IN))
         address = request.client.host if request.client else ""
         if wait := failed.wait_seconds(address):
             headers = {"retry-after": str(int(wait) + 1)}
@@ -34,9 +44,8 @@ def code_login(sessions: LoginSessions, failed: FailedLogins, *, secure: bool) -
         begun = sessions.log_in_with_code(code)
         if begun is None:
             failed.add(address)
-            text = "This code was used or is too old. Log in with a token, or start the service again for another code."
-            return _page(text, HTTPStatus.UNAUTHORIZED)
-        answer = HTMLResponse(_PAGE.format(refresh=_REFRESH, text='You are logged in: <a href="/">the sweeps</a>.'))
+            return _page(_USED, HTTPStatus.UNAUTHORIZED)
+        answer = HTMLResponse(_PAGE.format(refresh=_REFRESH, text=_LOGGED_IN))
         answer.set_cookie(COOKIE, begun[0], int(SESSION_SECONDS), httponly=True, samesite="strict", secure=secure)
         return answer
 

@@ -230,7 +230,8 @@ def list_pages(
     ) -> Response:
         """Answer with the tables of the page of the same query, for its script; notices stay for the next page."""
         require(request, Role.VIEWER)
-        return render(request, "list_tables.html.j2", with_notices=False, **listed(request, q, state, owner, sort, page))
+        found = listed(request, q, state, owner, sort, page)
+        return render(request, "list_tables.html.j2", with_notices=False, **found)
 
     @pages.get("/login")
     def ask(request: Request, to: Annotated[str, Query(alias="next")] = "/") -> Response:

@@ -27,6 +27,7 @@ from orchestrator.service.page.page_rendering import PageRoute, add_notices, env
 from orchestrator.service.page.yaml_completion import complete
 from orchestrator.service.request_guard import require
 from orchestrator.service.service_context import ServiceContext
+from orchestrator.service.sweep_queue import QueueState
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from trainer.results import TrialError
@@ -106,7 +107,7 @@ def new_pages(context: ServiceContext, api: ApiCalls) -> APIRouter:
         def do() -> Response:
             """In a thread, since loading a file takes long."""
             if form.get("do", [""])[0] != "start":
-                return editor(request, text, checked(api, person, text), priority)
+                return editor(request, text, checked(context, api, person, text), priority)
             key = form.get("key", [""])[0][:128]
             try:
                 body = {"yaml": text, "priority": priority}
@@ -126,23 +127,29 @@ def new_pages(context: ServiceContext, api: ApiCalls) -> APIRouter:
 
 def _copy_of(context: ServiceContext, name: str) -> str:
     """Return the file of a sweep under a free name, without default values. Raises NoSuchSweep, SpecError."""
-    queued, begun = context.queued(name), known_sweeps(context.root)
-    is_waiting = queued is not None and name not in begun and bool(queued.spec)
+    queued = context.queued(name)
+    is_waiting = queued is not None and name not in known_sweeps(context.root) and bool(queued.spec)
     folder = SweepFolder(context.root, name) if is_waiting else existing_sweep(context.root, name)
     text = queued.spec if queued is not None and is_waiting else folder.spec.read_text(encoding="utf-8")
-    taken = {*begun, *(sweep.name for sweep in context.queue.sweeps())}
-    spec = load_spec_text(text, folder.path, is_new=False).model_copy(update={"name": next_name(name, taken)})
-    return f"# As {name}, under a free name. Settings with their default values are left out.\n{dump_spec(spec, brief=True)}"
+    free = next_name(name, _taken_names(context))
+    spec = load_spec_text(text, folder.path, is_new=False).model_copy(update={"name": free})
+    return f"# As {name}, under a free name, without settings of default values.\n{dump_spec(spec, brief=True)}"
 
 
-def editor_routes(api: ApiCalls) -> APIRouter:
+def _taken_names(context: ServiceContext) -> set[str]:
+    """Return the names that no new sweep can have."""
+    waiting = context.queue.sweeps((QueueState.WAITING, QueueState.DRIVEN))
+    return {*known_sweeps(context.root), *(sweep.name for sweep in waiting)}
+
+
+def editor_routes(context: ServiceContext, api: ApiCalls) -> APIRouter:
     """Return what the editor's script asks for."""
     routes = APIRouter(include_in_schema=False)
 
     @routes.post("/new/check")
     def check(request: Request, body: Text) -> dict[str, Any]:
         """Return the findings about the text with their lines, and the plan as HTML where there are none."""
-        found = checked(api, require(request, Role.OPERATOR), body.yaml)
+        found = checked(context, api, require(request, Role.OPERATOR), body.yaml)
         html = environment().get_template("findings.html.j2").render(found=found)
         return {"lines": sorted({each["line"] for each in found["problems"]}), "html": html}
 
@@ -158,12 +165,18 @@ def editor_routes(api: ApiCalls) -> APIRouter:
 _REFUSALS = (OrchestrateError, TrialError, HTTPException)
 
 
-def checked(api: ApiCalls, person: Person, text: str) -> dict[str, Any]:
+def checked(context: ServiceContext, api: ApiCalls, person: Person, text: str) -> dict[str, Any]:
     """Return `problems` (line, path, problem, hint), `refused`, and `plan` as the editor shows them."""
     try:
         plan = api.call(person, "POST", "/plan", {"yaml": text})
     except _REFUSALS as error:
         return _found(error)
+    taken = _taken_names(context)
+    if (name := plan["name"]) in taken:
+        line = next((n for n, line in enumerate(text.splitlines(), 1) if line.startswith("name:")), 1)
+        hint = f"free: {next_name(name, taken)}"
+        problem = {"line": line, "path": "name", "problem": f"there is a sweep named {name}", "hint": hint}
+        return {"problems": [problem], "refused": "", "plan": plan, "rows": _plan_rows(plan)}
     return {"problems": [], "refused": "", "plan": plan, "rows": _plan_rows(plan)}
 
 

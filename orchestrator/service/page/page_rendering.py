@@ -20,6 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from markupsafe import Markup
+from starlette.concurrency import run_in_threadpool
 
 from dashboards.formatting import format_brief, format_duration
 from dashboards.report.figures import ON_DARK, as_script
@@ -28,7 +29,7 @@ from dashboards.report.html_page import plotly_js, template_environment
 from orchestrator.errors import OrchestrateError
 from orchestrator.redaction import redact, secret_values
 from orchestrator.service.access_tokens import Person, Role
-from orchestrator.service.problem_details import error_status
+from orchestrator.service.problem_details import error_status, explain
 from trainer.results import TrialError
 
 _FOLDER = Path(__file__).parent
@@ -135,7 +136,8 @@ class PageRoute(APIRoute):
                     return RedirectResponse(login_url(request), HTTPStatus.SEE_OTHER)
                 return error_page(request, error.status_code, error.detail)
             except OrchestrateError as error:
-                return error_page(request, error_status(error), str(error))
+                shown = await run_in_threadpool(explain, request, error)
+                return error_page(request, error_status(shown), str(shown))
             except TrialError as error:
                 return error_page(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
             except RequestValidationError as error:

@@ -58,7 +58,7 @@ class ServicePages:
             list_pages(context, self._diagnoses, logins, failed, problem, secure=secure),
             live_routes(views),
             sweep_pages(context, views, api),
-            editor_routes(api),
+            editor_routes(context, api),
             new_pages(context, api),
             _compare_pages(context.root),
         )

@@ -10,73 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from fastapi import HTTPException
 
-from dashboards.analysis.run_costs import costs
-from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from dashboards.formatting import format_duration, format_hours
+from orchestrator.commands.budget_control import is_budget_waiting
 from orchestrator.commands.runs_folder.sweep_deletion import plan_deletion
 from orchestrator.commands.runs_folder.sweep_list import ARCHIVED
-from orchestrator.folders import SweepFolder, disk_usage
+from orchestrator.folders import SweepFolder
 from orchestrator.service.access_tokens import Person
+from orchestrator.service.page.action_subjects import Subject
 from orchestrator.service.page.api_calls import ApiCalls
-from orchestrator.service.service_context import ServiceContext
-from orchestrator.service.sweep_queue import QueuedSweep, QueueState
-from orchestrator.spec.estimates.disk_space import format_bytes
 from orchestrator.study.budget_changes import SETTABLE
 from orchestrator.study.trial_records import TrialState
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What an action is about: a sweep, or one of its trials, as it is now."""
-
-    context: ServiceContext
-    name: str
-    state: str
-    """The sweep's, as `status` has it, or the queue's for one that has not begun."""
-    queued: QueuedSweep | None
-    frame: SweepFrame | None
-    trial: TrialFrame | None = None
-
-    @property
-    def is_driven(self) -> bool:
-        """Whether a driver runs it."""
-        return self.state in ("running", "paused", "preparing")
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether it waits in the queue."""
-        return self.queued is not None and self.queued.state is QueueState.WAITING
-
-    @property
-    def url(self) -> str:
-        """URL of the page of the sweep or trial."""
-        of_trial = "" if self.trial is None else f"/trials/{self.trial.number}"
-        return f"/sweeps/{quote(self.name)}{of_trial}"
-
-    @property
-    def unit(self) -> str:
-        """In what the sweep's time is counted."""
-        return "GPU-hours" if self.frame is not None and self.frame.gpus else "slot-hours"
-
-    def trials_in(self, state: TrialState) -> list[TrialFrame]:
-        """Return the trials in this state, each seed by itself."""
-        return [] if self.frame is None else [t for t in self.frame.all_trials if t.record.state is state]
-
-    def cost_of_one(self) -> str:
-        """Return what another trial costs, from those that were trained to the end."""
-        complete = self.trials_in(TrialState.COMPLETE)
-        if not complete:
-            return "No trial has completed, so that the cost of one is not measured yet; the plan estimates it."
-        mean = costs(complete).seconds / len(complete)
-        return f"A trial of this sweep took {self.time_text(mean)} on average ({len(complete)} complete)."
-
-    def time_text(self, seconds: float) -> str:
-        """Return a time on a slot; short ones not as hours."""
-        return format_duration(seconds) if seconds < 360 else f"{format_hours(seconds)} {self.unit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,20 +80,6 @@ def _to(label: str, key: str, **values: str) -> Callable[[Subject], tuple[str, s
     return undo
 
 
-def _running_text(subject: Subject, what: str) -> str:
-    count = len(subject.trials_in(TrialState.RUNNING))
-    if not count:
-        return "No trial runs at the moment."
-    return f"{count} running trial{'' if count == 1 else 's'} {what}"
-
-
-def _left(subject: Subject) -> str:
-    if subject.frame is None or subject.frame.planned is None:
-        return "It continues until its budget is used up."
-    done = sum(trial.record.state.is_final for trial in subject.frame.all_trials)
-    return f"{done} of {subject.frame.planned} planned trials are done; the others are trained."
-
-
 def _settings(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
@@ -172,32 +104,6 @@ def _judging(given: Mapping[str, str]) -> dict[str, Any]:
     return {"body": {**counts, "confirm_cost": bool(given.get("confirm_cost"))}}
 
 
-def _judge_costs(subject: Subject) -> list[str]:
-    assert subject.frame is not None
-    judge = subject.frame.spec.judge
-    what = "Answers of the best trials and of the initial model are generated and compared, after the sweep has ended."
-    if judge is not None and judge.endpoint is not None:
-        return [what, f"Each comparison is a request to {judge.endpoint.model}, which may cost money."]
-    return [what, "The judge runs on this machine and takes time on its GPUs or CPUs."]
-
-
-def _archive_costs(subject: Subject) -> list[str]:
-    size = format_bytes(disk_usage(SweepFolder(subject.context.root, subject.name).path))
-    return [
-        f"{size} are copied to the URL, compared, and removed here; its runs in MLflow stay.",
-        "Bring back copies it here again.",
-    ]
-
-
-def _of_trial(subject: Subject) -> str:
-    """Return how far the trial is and what it cost."""
-    trial = subject.trial
-    assert trial is not None
-    planned = f" of {trial.planned_updates}" if trial.planned_updates else ""
-    spent = subject.time_text(costs([trial]).seconds)
-    return f"Trial {trial.label} is at update {trial.curves.last_update}{planned} after {spent}."
-
-
 def _open_trial(subject: Subject, *states: TrialState) -> bool:
     return subject.trial is not None and subject.trial.record.state in states
 
@@ -209,7 +115,14 @@ def _is_sweep(subject: Subject) -> bool:
 def _has_ended(subject: Subject) -> bool:
     """Whether no driver runs it and the service will start none."""
     is_queued = subject.queued is not None and not subject.queued.state.has_ended
-    return _is_sweep(subject) and not subject.is_driven and not is_queued
+    return _is_sweep(subject) and not subject.is_driven and not is_queued and not subject.is_judged
+
+
+def _is_resumable(subject: Subject) -> bool:
+    """Whether a driver would have something to do."""
+    if subject.state == "finished":
+        return is_budget_waiting(SweepFolder(subject.context.root, subject.name))
+    return subject.state not in ("abandoned", "unreadable")
 
 
 _SETTINGS_LINES = Field("settings", "Settings, one a line", "lines", "for example loss.beta=3.0", required=True)
@@ -220,7 +133,7 @@ ACTIONS: tuple[Action, ...] = (
         "Pause",
         lambda s: _is_sweep(s) and s.state == "running",
         lambda s: [
-            _running_text(s, "write a checkpoint and free their GPUs; nothing that was trained is lost."),
+            s.running_text("write a checkpoint and free their GPUs; nothing that was trained is lost."),
             "No new trial starts until the sweep is continued. It keeps its place.",
         ],
         "/sweeps/{name}/pause",
@@ -231,7 +144,7 @@ ACTIONS: tuple[Action, ...] = (
         "unpause",
         "Continue",
         lambda s: _is_sweep(s) and s.state == "paused",
-        lambda s: ["Paused trials continue from their checkpoints.", _left(s)],
+        lambda s: ["Paused trials continue from their checkpoints.", s.left()],
         "/sweeps/{name}/unpause",
         fields=(_WHY,),
         undo=_to("pause", "pause"),
@@ -239,11 +152,8 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "stop",
         "Stop",
-        lambda s: _is_sweep(s) and s.is_driven and not s.is_waiting,
-        lambda s: [
-            _running_text(s, "write a checkpoint, then the driver ends and its GPUs are free for other sweeps."),
-            "Resume continues from the checkpoints: the cost is the time to load models and data again.",
-        ],
+        lambda s: _is_sweep(s) and (s.is_judged or (s.is_driven and not s.is_waiting)),
+        lambda s: s.stop_costs(),
         "/sweeps/{name}/stop",
         fields=(_WHY,),
         undo=_to("resume", "resume"),
@@ -260,10 +170,10 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "resume",
         "Resume",
-        lambda s: _has_ended(s) and s.state not in ("abandoned", "finished", "unreadable"),
+        lambda s: _has_ended(s) and _is_resumable(s),
         lambda s: [
             "It waits at the end of its priority in the queue and continues from its checkpoints.",
-            _left(s),
+            s.left(),
             s.cost_of_one(),
         ],
         "/sweeps/{name}/resume",
@@ -318,7 +228,7 @@ ACTIONS: tuple[Action, ...] = (
         "judge",
         "Judge",
         lambda s: _has_ended(s) and s.frame is not None and bool(s.frame.ranked),
-        _judge_costs,
+        lambda s: s.judge_costs(),
         "/sweeps/{name}/judge",
         _judging,
         (
@@ -332,7 +242,7 @@ ACTIONS: tuple[Action, ...] = (
         "End for good",
         lambda s: _is_sweep(s) and s.frame is not None and s.state not in ("abandoned", "finished"),
         lambda s: [
-            _running_text(s, "stop. Unfinished trials end as PRUNED; results and report stay."),
+            s.running_text("stop. Unfinished trials end as PRUNED; results and report stay."),
             "This cannot be undone: the sweep is never resumed.",
         ],
         "/sweeps/{name}/stop",
@@ -344,7 +254,7 @@ ACTIONS: tuple[Action, ...] = (
         "archive",
         "Archive",
         lambda s: _has_ended(s) and s.frame is not None,
-        _archive_costs,
+        lambda s: s.archive_costs(),
         "/sweeps/{name}/archive",
         lambda given: {"body": {"url": given.get("url", "")}},
         (Field("url", "URL", about="s3://, gs://, file:// or another fsspec URL", required=True),),
@@ -376,7 +286,7 @@ ACTIONS: tuple[Action, ...] = (
         "Prune",
         lambda s: _open_trial(s, TrialState.RUNNING, TrialState.PAUSED),
         lambda s: [
-            _of_trial(s),
+            s.of_trial(),
             "It ends as PRUNED and cannot win. This cannot be undone; a clone trains the settings again.",
         ],
         "/sweeps/{name}/trials/{trial}/prune",
@@ -387,7 +297,7 @@ ACTIONS: tuple[Action, ...] = (
         "pause",
         "Pause",
         lambda s: _open_trial(s, TrialState.RUNNING) and s.is_driven,
-        lambda s: [_of_trial(s), "It writes a checkpoint and frees its place for another trial; nothing is lost."],
+        lambda s: [s.of_trial(), "It writes a checkpoint and frees its place for another trial; nothing is lost."],
         "/sweeps/{name}/trials/{trial}/pause",
         fields=(_WHY,),
         undo=_to("continue", "unpause"),
@@ -396,7 +306,7 @@ ACTIONS: tuple[Action, ...] = (
         "unpause",
         "Continue",
         lambda s: _open_trial(s, TrialState.PAUSED),
-        lambda s: [_of_trial(s), "It continues from its checkpoint before any new trial."],
+        lambda s: [s.of_trial(), "It continues from its checkpoint before any new trial."],
         "/sweeps/{name}/trials/{trial}/unpause",
         fields=(_WHY,),
         undo=_to("pause", "pause"),
@@ -405,7 +315,7 @@ ACTIONS: tuple[Action, ...] = (
         "retry",
         "Retry",
         lambda s: _open_trial(s, TrialState.FAILED),
-        lambda s: [_of_trial(s), "It begins again from the initial model, before any new trial.", s.cost_of_one()],
+        lambda s: [s.of_trial(), "It begins again from the initial model, before any new trial.", s.cost_of_one()],
         "/sweeps/{name}/retry",
         lambda given: {"body": {"why": given.get("why", "")[:500], "trials": [int(given["trial"])]}},
         (_WHY,),

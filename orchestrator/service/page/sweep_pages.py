@@ -30,9 +30,10 @@ from orchestrator.errors import NoSuchSweep, OrchestrateError
 from orchestrator.folders import FAILURE_FILE, SweepFolder, existing_sweep
 from orchestrator.service.access_tokens import Role
 from orchestrator.service.hosting.mlflow_server import MLFLOW_PATH
+from orchestrator.service.page.action_subjects import Subject
 from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.page_rendering import PageRoute, add_notices, form_of, render
-from orchestrator.service.page.sweep_actions import Action, Subject, actions_for, find_action
+from orchestrator.service.page.sweep_actions import Action, actions_for, find_action
 from orchestrator.service.page.sweep_views import (
     HIDEABLE,
     SORTS,
@@ -44,9 +45,11 @@ from orchestrator.service.page.sweep_views import (
 )
 from orchestrator.service.request_guard import require
 from orchestrator.service.service_context import ServiceContext
+from orchestrator.service.sweep_queue import QueueState
 from trainer.results import TrialError
 
 _LOG_LINES = 400
+_LOG_BYTES = 1 << 20
 _LEAST_REST = 1.0
 """Seconds after which a page asks again for what is being read."""
 
@@ -63,7 +66,8 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
             view = views.view(name)
         except NoSuchSweep:
             state = ARCHIVED if any(found.name == name for found in archived_sweeps(root)) else ""
-            state = queued.state.value if queued is not None and not state else state
+            if queued is not None and not state:
+                state = "starting" if queued.state is QueueState.DRIVEN else queued.state.value
             if not state or number is not None:
                 raise
             return Subject(context, name, state, queued, None)
@@ -87,6 +91,9 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
         drawn: list[DrawnPanel] = []
         if SweepFolder(root, name).spec.is_file():
             drawn = views.panels(views.view(name), shown)
+            output = ""
+        else:
+            output = _driver_output(context, name) if of.queued is not None else ""
         figures = {key: figure for panel in drawn for key, figure in panel.figures.items()}
         return render(
             request,
@@ -100,6 +107,10 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
             hideable=HIDEABLE,
             sorts=list(SORTS),
             tracking=tracking(of),
+            output=output,
+            is_judged=of.is_judged,
+            place=_place(context, name) if of.is_waiting else "",
+            has_file=bool(drawn) or (of.queued is not None and bool(of.queued.spec)),
         )
 
     @pages.get("/sweeps/{name}/trials/{number}")
@@ -184,6 +195,24 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
         return await run_in_threadpool(do)
 
     return pages
+
+
+def _driver_output(context: ServiceContext, name: str) -> str:
+    with context.log(name, most=_LOG_BYTES) as log:
+        return "\n".join(log.new_lines()[-_LOG_LINES:])
+
+
+def _place(context: ServiceContext, name: str) -> str:
+    """Return the place of a waiting sweep in the queue, and what is before it."""
+    found = context.queue.sweeps((QueueState.DRIVEN, QueueState.WAITING))
+    waiting = [sweep.name for sweep in found if sweep.state is QueueState.WAITING]
+    if name not in waiting:  # it was started meanwhile
+        return ""
+    position = waiting.index(name)
+    running = ", ".join(sweep.name for sweep in found if sweep.state is QueueState.DRIVEN)
+    before = f", after {', '.join(waiting[:position])}" if position else ""
+    started = f" Started: {running}." if running else ""
+    return f"Place {position + 1} of {len(waiting)} in the queue{before}.{started}"
 
 
 def live_routes(views: SweepViews) -> APIRouter:

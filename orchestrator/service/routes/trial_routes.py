@@ -10,7 +10,6 @@ from fastapi import APIRouter, Path, Query
 from dashboards.analysis.load_frame import trial_samples
 from orchestrator.api.watched_sweep import Progress, progress_of
 from orchestrator.commands.request_commands import open_study, record_of
-from orchestrator.commands.runs_folder.sweep_logs import SweepLog
 from orchestrator.commands.status import history
 from orchestrator.folders import FAILURE_FILE, SweepFolder, existing_sweep, known_sweeps
 from orchestrator.service.service_context import Limit, ServiceContext, Viewer, as_json
@@ -155,7 +154,7 @@ def trial_routes(context: ServiceContext) -> APIRouter:
         tail: Annotated[int, Query(ge=1, le=_MOST_LINES)] = 200,
     ) -> dict[str, Any]:
         """Return the last lines of a sweep's log, or of a trial's, as `orchestrate logs`. `earlier`: lines before."""
-        with SweepLog.open(name, root, trial, attempt, most=_LOG_BYTES) as found:
+        with context.log(name, trial, attempt, most=_LOG_BYTES) as found:
             lines = found.new_lines()
             other = found.other_logs()
         shown = lines[-tail:]

@@ -33,7 +33,7 @@ from orchestrator.errors import NoTrialCompleted, SweepHeld
 from orchestrator.execution.slots import machine_gpus, plan_slots
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, lock_holder
 from orchestrator.service.access_tokens import Person
-from orchestrator.service.driver_supervisor import interrupt_driver
+from orchestrator.service.driver_supervisor import interrupt_driver, interrupt_judge
 from orchestrator.service.routes.trial_routes import Trial
 from orchestrator.service.service_context import (
     HIGHEST_PRIORITY,
@@ -143,10 +143,13 @@ def verb_routes(context: ServiceContext) -> APIRouter:
             queue.withdraw(name, reason(person, body.why, "withdrawn"))
             if not body.abandon or name not in known_sweeps(root):
                 return {"name": name, "notices": [f"{name} waits no longer"]}
-        is_driven = sweep is not None and sweep.state is QueueState.DRIVEN
-        if is_driven and not Study.exists(SweepFolder(root, name)) and interrupt_driver(root, sweep):
-            queue.record_stop(name, reason(person, body.why, "stopped"))
+        driven = sweep if sweep is not None and sweep.state is QueueState.DRIVEN else None
+        if driven is not None and not Study.exists(SweepFolder(root, name)) and interrupt_driver(root, driven):
+            queue.record_stop(name, f"stopped before its first trial: {reason(person, body.why, 'stopped')}")
             return {"name": name, "notices": [f"{name} is stopped before its first trial; resume begins it again"]}
+        if interrupt_judge(root, name):
+            queue.record_stop(name, f"judging ended: {reason(person, body.why, 'stopped')}")
+            return {"name": name, "notices": [f"judging {name} ends; what is judged stays, and judge continues it"]}
         if not body.abandon:
             return control(person, name, RequestKind.STOP, None, body.why or "stopped")
         return context.control(person, name, lambda: open_sweep(name, root).abandon(why=body.why))
@@ -357,5 +360,6 @@ def _check_has_ended(context: ServiceContext, name: str) -> None:
     """Raise QueueRefused if the service is to start the sweep or has started it."""
     sweep = context.queued(name)
     if sweep is not None and not sweep.state.has_ended:
-        how = "withdraw it first" if sweep.state is QueueState.WAITING else "stop it first"
-        raise QueueRefused(f"{name} is {sweep.state}: {how}")
+        if sweep.state is QueueState.WAITING:
+            raise QueueRefused(f"{name} is waiting: withdraw it first")
+        raise QueueRefused(f"{name} has a driver that runs it: stop it first")

@@ -1,29 +1,35 @@
 "use strict";
 // Follows the list: after an event of a sweep, and from time to time, its tables are read again; what is marked stays.
 (() => {
-  const tables = document.getElementById("tables");
+  const TABLES = "/list", PARTS = ["listed", "queue-and-gpus"];
   const LEAST = 5000, LONGEST = 60000, SHARE = 100; // milliseconds; each reader costs at most a hundredth of a core
   let timer = 0, restUntil = performance.now() + LEAST, isAsking = false, hasNews = false, events = null;
 
   const keyOf = (element) => [element.tagName, element.name, element.value, element.href].join(" ");
 
-  const replace = (html) => {
-    const marked = [...tables.querySelectorAll("input:checked")].map((box) => box.value);
-    const focus = tables.contains(document.activeElement) ? keyOf(document.activeElement) : null;
-    const scrolled = [...tables.querySelectorAll(".scroll")].map((each) => each.scrollLeft);
-    tables.innerHTML = html;
-    for (const box of tables.querySelectorAll("input[type=checkbox]")) box.checked = marked.includes(box.value);
-    [...tables.querySelectorAll(".scroll")].forEach((each, k) => { each.scrollLeft = scrolled[k] ?? 0; });
-    if (focus) [...tables.querySelectorAll("a, button, input")].find((each) => keyOf(each) === focus)?.focus({ preventScroll: true });
+  // Replaces a part of the page; what is marked, has the focus or was scrolled stays so.
+  const replace = (part, next) => {
+    const marked = [...part.querySelectorAll("input:checked")].map((box) => box.value);
+    const focus = part.contains(document.activeElement) ? keyOf(document.activeElement) : null;
+    const scrolled = [...part.querySelectorAll(".scroll")].map((each) => each.scrollLeft);
+    part.replaceWith(next);
+    for (const box of next.querySelectorAll("input[type=checkbox]")) box.checked = marked.includes(box.value);
+    [...next.querySelectorAll(".scroll")].forEach((each, k) => { each.scrollLeft = scrolled[k] ?? 0; });
+    if (focus) [...next.querySelectorAll("a, button, input")].find((each) => keyOf(each) === focus)?.focus({ preventScroll: true });
+  };
+
+  const show = (html) => {
+    const found = new DOMParser().parseFromString(html, "text/html");
+    for (const id of PARTS) replace(document.getElementById(id), found.getElementById(id));
   };
 
   const refresh = async () => {
     const began = performance.now();
     isAsking = true;
     hasNews = false;
-    const answer = await fetch(tables.dataset.url + location.search).catch(() => null); // the service ended, or starts again
+    const answer = await fetch(TABLES + location.search).catch(() => null); // the service ended, or starts again
     if (answer?.redirected) { location.reload(); return; } // the login has ended
-    if (answer?.ok) replace(await answer.text());
+    if (answer?.ok) show(await answer.text());
     restUntil = performance.now() + Math.max(LEAST, SHARE * (performance.now() - began)) * (1 + Math.random() / 4);
     isAsking = false;
     document.documentElement.dataset.read = String(Number(document.documentElement.dataset.read ?? 0) + 1);

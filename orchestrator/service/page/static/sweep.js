@@ -99,7 +99,7 @@
       .catch(() => [0, null]); // the service ended, or starts again
     if (turn !== asked) return;
     if (status === 401) { location.reload(); return; }
-    let again = status !== 404;
+    let again = ![404, 409].includes(status); // deleted, or not begun
     try {
       if (found) again = await show(found, turn);
       else restUntil = performance.now() + RETRY;
