@@ -121,6 +121,14 @@ class NotBegun(QueueRefused):
         super().__init__(f"{sweep.name} {text}; it has no trials yet")
 
 
+class AlreadyQueued(QueueRefused):
+    """The sweep waits, or is driven."""
+
+    def __init__(self, sweep: QueuedSweep) -> None:
+        is_waiting = sweep.state is QueueState.WAITING
+        super().__init__(f"{sweep.name} is waiting already" if is_waiting else f"{sweep.name} has a driver already")
+
+
 class KeyUsed(OrchestrateError):
     """The idempotency key belongs to another request of this person."""
 
@@ -284,7 +292,7 @@ class SweepQueue:
         with self._database.change() as connection:
             found = _find(connection, name)
             if not found.state.has_ended:
-                raise QueueRefused(f"{name} is {found.state} already")
+                raise AlreadyQueued(found)
             values = {"state": QueueState.WAITING.value, "again": False, "deaths": 0, "why": "", "ended_at": None}
             values["seq"] = _next_seq(connection)
             connection.execute(update(_SWEEPS).where(_SWEEPS.c.name == name).values(**values))

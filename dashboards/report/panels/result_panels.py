@@ -48,7 +48,8 @@ def no_result_text(frame: SweepFrame) -> str:
         return "No trial has started yet."
     if all(trial.record.state.is_final for trial in frame.trials):
         return f"No trial completed: {format_counts(ends)}. The reasons are below."
-    return f"No trial has completed yet; {ends.get('running', 0)} running."
+    now = "running" if frame.state in ("running", "paused") else "interrupted"
+    return f"No trial has completed yet; {ends.get('running', 0)} {now}."
 
 
 def significance_text(frame: SweepFrame, significance: Significance, avoid: Container[str] = ()) -> str:

@@ -272,8 +272,12 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "delete",
         "Delete",
-        lambda s: _has_ended(s) and s.state != "unreadable" and SweepFolder(s.context.root, s.name).spec.is_file(),
-        lambda s: plan_deletion(s.name, s.context.root).lines(),
+        lambda s: _has_ended(s) and s.state != "unreadable",
+        lambda s: (
+            plan_deletion(s.name, s.context.root).lines()
+            if SweepFolder(s.context.root, s.name).spec.is_file()
+            else ["It has not begun: its file and its history are removed from the queue's records."]
+        ),
         "/sweeps/{name}",
         lambda given: {"keep_mlflow": bool(given.get("keep_mlflow"))},
         (Field("keep_mlflow", "Keep its runs in MLflow", "check"),),

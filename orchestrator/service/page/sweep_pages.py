@@ -42,6 +42,7 @@ from orchestrator.service.page.sweep_views import (
     SweepViews,
     draw_panel,
     filter_values,
+    shown_state,
 )
 from orchestrator.service.request_guard import require
 from orchestrator.service.service_context import ServiceContext
@@ -134,6 +135,7 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
             figures=Markup(as_script(figures)),
             actions=actions_for(api, of, person),
             tracking=tracking(of),
+            state=shown_state(of.frame, of.trial),
             before=numbers[place - 1] if place else None,
             after=numbers[place + 1] if place + 1 < len(numbers) else None,
         )
@@ -254,7 +256,7 @@ def _trial_panels(root: Path, analysis: SweepAnalysis, trial: TrialFrame) -> lis
     frame = analysis.frame
     winner = frame.eligible[0] if frame.eligible else None
     other = None if winner is None or winner.number == trial.number else winner
-    panels = [_result_panel(frame, trial), _settings_panel(trial, other)]
+    panels = [_result_panel(frame, trial), _settings_panel(trial, other, is_best=winner is not None and other is None)]
     drawn = (trial,) if other is None else (trial, other)
     chosen = replace(frame, trials=drawn, selected=frozenset(each.label for each in drawn))
     curves = learning_curves_panel(replace(analysis, frame=chosen))
@@ -286,8 +288,11 @@ def _result_panel(frame: SweepFrame, trial: TrialFrame) -> Panel:
     return Panel("result", "Result", "", (KeyFigures(figures), *(Paragraph(text) for text in texts if text)))
 
 
-def _settings_panel(trial: TrialFrame, winner: TrialFrame | None) -> Panel:
-    """Return every setting of the trial; those that differ from the winner's come first and are marked."""
+def _settings_panel(trial: TrialFrame, winner: TrialFrame | None, *, is_best: bool) -> Panel:
+    """Return every setting of the trial; those that differ from the winner's come first and are marked.
+
+    `winner`: None for the winner itself (`is_best`), and where there is none yet.
+    """
     own = _flat(trial.config.model_dump(mode="json"))
     others = own if winner is None else _flat(winner.config.model_dump(mode="json"))
     paths = list(dict.fromkeys([*own, *others]))
@@ -295,7 +300,7 @@ def _settings_panel(trial: TrialFrame, winner: TrialFrame | None) -> Panel:
     rows = [(path, *_shown_alike(own, others, path)) for path in differing]
     same = [(path, _shown(own, path)) for path in paths if path not in differing]
     blocks: list[Any] = []
-    lead = "This is the best trial so far." if winner is None else ""
+    lead = "This is the best trial so far." if is_best else "There is no best trial yet to compare them with."
     if winner is not None:
         head = ("setting", f"trial {trial.label}", f"the best, trial {winner.label}")
         lead = f"{len(rows)} differ{'s' if len(rows) == 1 else ''} from the best trial."

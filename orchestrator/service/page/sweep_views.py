@@ -29,6 +29,7 @@ from orchestrator.redaction import redact, secret_values
 from orchestrator.report_data import load_sweep_frame
 from orchestrator.service.page.page_rendering import environment
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import TrialState
 from trainer.metrics import CHOSEN, MARGIN
 
 _MOST_VIEWS, _MOST_DRAWN = 8, 48
@@ -90,6 +91,12 @@ def settings_of(frame: SweepFrame, trial: TrialFrame) -> frozenset[str]:
     return frozenset(
         f"{path}={format_value(trial.record.params[path])}" for path in frame.paths if path in trial.record.params
     )
+
+
+def shown_state(frame: SweepFrame, trial: TrialFrame) -> str:
+    """Return a trial's state as `status` prints it: a running trial of a sweep that no driver runs is interrupted."""
+    is_idle = trial.record.state is TrialState.RUNNING and frame.state not in ("running", "paused")
+    return "interrupted" if is_idle else trial.state_label.lower()
 
 
 def _by_rank(frame: SweepFrame) -> Callable[[TrialFrame], Any]:
@@ -301,7 +308,7 @@ def _trial_table(frame: SweepFrame, part: SweepFrame, shown: Shown) -> str:
         {
             "label": trial.label,
             "number": trial.number,
-            "state": trial.state_label.lower(),
+            "state": shown_state(frame, trial),
             "is_best": trial.number == best,
             "is_selected": trial.label in shown.select,
             "settings": [column[k] for column in columns],

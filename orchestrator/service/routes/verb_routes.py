@@ -47,7 +47,7 @@ from orchestrator.service.service_context import (
     queue_json,
     reason,
 )
-from orchestrator.service.sweep_queue import QueueRefused, QueueState
+from orchestrator.service.sweep_queue import AlreadyQueued, QueueRefused, QueueState
 from orchestrator.spec.estimates.arrangement import arranged
 from orchestrator.spec.estimates.disk_space import format_bytes
 from orchestrator.spec.loading.loader import load_spec
@@ -144,9 +144,9 @@ def verb_routes(context: ServiceContext) -> APIRouter:
             if not body.abandon or name not in known_sweeps(root):
                 return {"name": name, "notices": [f"{name} waits no longer"]}
         driven = sweep if sweep is not None and sweep.state is QueueState.DRIVEN else None
-        if driven is not None and not Study.exists(SweepFolder(root, name)) and interrupt_driver(root, driven):
-            queue.record_stop(name, f"stopped before its first trial: {reason(person, body.why, 'stopped')}")
-            return {"name": name, "notices": [f"{name} is stopped before its first trial; resume begins it again"]}
+        if driven is not None and _reads_no_requests(SweepFolder(root, name)) and interrupt_driver(root, driven):
+            queue.record_stop(name, f"stopped while it was starting: {reason(person, body.why, 'stopped')}")
+            return {"name": name, "notices": [f"{name} is stopped while it was starting; resume begins it again"]}
         if interrupt_judge(root, name):
             queue.record_stop(name, f"judging ended: {reason(person, body.why, 'stopped')}")
             return {"name": name, "notices": [f"judging {name} ends; what is judged stays, and judge continues it"]}
@@ -180,7 +180,7 @@ def verb_routes(context: ServiceContext) -> APIRouter:
         """Let a sweep that has ended wait again; one that a command began comes into the queue."""
         sweep = context.queued(name)
         if sweep is not None and not sweep.state.has_ended:
-            raise QueueRefused(f"{name} is {sweep.state} already")
+            raise AlreadyQueued(sweep)
         if sweep is None or name in known_sweeps(root):
             folder = existing_sweep(root, name)
             if (holder := lock_holder(folder)) is not None:
@@ -301,6 +301,11 @@ def verb_routes(context: ServiceContext) -> APIRouter:
         return as_json({"name": name, "notices": notices})
 
     return routes
+
+
+def _reads_no_requests(folder: SweepFolder) -> bool:
+    """Return whether the sweep's driver, if it has one, is just starting, waits for GPUs or prepares the data."""
+    return lock_holder(folder) is None or not Study.exists(folder)
 
 
 def _retry_failed(context: ServiceContext, name: str, why: str) -> Sequence[str]:
