@@ -13,7 +13,8 @@ from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.commands.request_commands import acting_for
-from orchestrator.commands.runs_folder.sweep_list import SweepSummaries, archived_entries
+from orchestrator.commands.runs_folder.archive_records import find_record
+from orchestrator.commands.runs_folder.sweep_list import ARCHIVED, SweepSummaries, archived_entries, archived_text
 from orchestrator.commands.runs_folder.sweep_logs import SweepLog
 from orchestrator.commands.status import status
 from orchestrator.errors import NoSuchSweep, OrchestrateError
@@ -24,7 +25,7 @@ from orchestrator.service.hosting.mlflow_server import MlflowServer
 from orchestrator.service.request_guard import require
 from orchestrator.service.service_measures import Measures
 from orchestrator.service.submissions import Submissions
-from orchestrator.service.sweep_queue import NotBegun, NotQueued, QueuedSweep, SweepQueue
+from orchestrator.service.sweep_queue import NotBegun, NotQueued, QueuedSweep, QueueRefused, SweepQueue
 from orchestrator.service.sweep_watchers import Watchers
 from trainer.results import TrialError
 from trainer.storage.atomic_files import digest_of
@@ -89,9 +90,18 @@ class ServiceContext:
             return None
 
     def explained(self, error: OrchestrateError) -> OrchestrateError:
-        """Return what a person is to read: of a sweep that the queue has and no folder, that it has not begun."""
-        queued = self.queued(error.name) if isinstance(error, NoSuchSweep) else None
+        """Return what a person is to read of a sweep without a folder: that it is archived, or has not begun."""
+        if not isinstance(error, NoSuchSweep):
+            return error
+        if (archived := find_record(self.root, error.name)) is not None:
+            return QueueRefused(f"{error.name} is archived {archived_text(archived)}")
+        queued = self.queued(error.name)
         return error if queued is None else NotBegun(queued)
+
+    def is_unbegun(self, name: str) -> bool:
+        """Return whether the queue has a sweep that has no folder, here or in an archive."""
+        has_files = name in known_sweeps(self.root) or find_record(self.root, name) is not None
+        return not has_files and self.queued(name) is not None
 
     def log(self, name: str, trial: int | None = None, attempt: int | None = None, *, most: int) -> SweepLog:
         """Open a log as `SweepLog.open`; of a sweep that has not begun, the output of its driver."""
@@ -101,9 +111,12 @@ class ServiceContext:
 
     def status(self, name: str) -> dict[str, Any]:
         """Return a sweep as `status --json`, with its row of the queue as `queue`. Raises NoSuchSweep."""
-        sweep = self.queued(name)
-        if sweep is not None and name not in known_sweeps(self.root):
-            found: dict[str, Any] = {"name": name, "state": sweep.state.value, "why": sweep.why, "trials": []}
+        sweep, found = self.queued(name), dict[str, Any]()
+        is_here, archived = name in known_sweeps(self.root), find_record(self.root, name)
+        if not is_here and archived is not None and (sweep is None or sweep.state.has_ended):
+            found = {"name": name, "state": ARCHIVED, "why": archived_text(archived), "trials": []}
+        elif not is_here and sweep is not None:
+            found = {"name": name, "state": sweep.state.value, "why": sweep.why, "trials": []}
         else:
             found = status(name, self.root)
         return as_json(found) | {"queue": queue_json(sweep)}

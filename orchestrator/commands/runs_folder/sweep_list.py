@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from orchestrator.commands.runs_folder.archive_records import archived_sweeps
+from orchestrator.commands.runs_folder.archive_records import ArchivedSweep, archived_sweeps
 from orchestrator.commands.status import json_number, sweep_state
 from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.folders import SweepFolder, disk_usage, known_sweeps, lock_holder
@@ -66,13 +66,18 @@ def archived_entries(root: Path, here: Collection[str]) -> list[dict[str, Any]]:
         {
             "name": record.name,
             "state": ARCHIVED,
-            "why": f"at {record.url}; `orchestrate unarchive {record.name}` brings it back",
+            "why": archived_text(record),
             "began": record.began,
             "disk": 0,
         }
         for record in archived_sweeps(root)
         if record.name not in here
     ]
+
+
+def archived_text(record: ArchivedSweep) -> str:
+    """Return where an archived sweep is, and how it comes back."""
+    return f"at {record.url}; `orchestrate unarchive {record.name}` brings it back"
 
 
 class SweepSummaries:

@@ -275,7 +275,7 @@ ACTIONS: tuple[Action, ...] = (
         lambda s: _has_ended(s) and s.state != "unreadable",
         lambda s: (
             plan_deletion(s.name, s.context.root).lines()
-            if SweepFolder(s.context.root, s.name).spec.is_file()
+            if not s.context.is_unbegun(s.name)
             else ["It has not begun: its file and its history are removed from the queue's records."]
         ),
         "/sweeps/{name}",

@@ -265,6 +265,9 @@ def verb_routes(context: ServiceContext) -> APIRouter:
     @routes.get("/deletion")
     def deletion(_: Admin, name: str, keep_mlflow: bool = False) -> dict[str, Any]:
         """Return what the deletion of a sweep would remove and free, one thing a line; nothing is changed."""
+        if context.is_unbegun(name):
+            lines = [f"{name} has not begun: the queue's records of it are removed"]
+            return {"name": name, "lines": lines, "frees": 0}
         plan = plan_deletion(name, root, keep_mlflow=keep_mlflow)
         return as_json({"name": name, "lines": plan.lines(), "frees": plan.frees})
 
