@@ -23,7 +23,7 @@ _PIPED_WIDTH = 200
 
 
 def print_sweeps(found: Mapping[str, Any]) -> None:
-    """Print one row per sweep of the runs folder, the newest first; with its disk where that was measured."""
+    """Print one row per sweep, the newest first; with its disk where that was measured, and its owner in a service."""
     console = wide_console(_PIPED_WIDTH, highlight=False)
     sweeps: Sequence[Mapping[str, Any]] = found["sweeps"]
     disk = "" if "cache" not in found else _disk_text(found)
@@ -31,7 +31,9 @@ def print_sweeps(found: Mapping[str, Any]) -> None:
     if not sweeps:
         return
     table = Table(box=None, header_style="bold")
-    for column in ("sweep", "state", "trials", "best so far", "begun", *(["disk"] if disk else [])):
+    is_queue = any("queue" in sweep for sweep in sweeps)
+    owner = ["owner"] if is_queue else []
+    for column in ("sweep", "state", *owner, "trials", "best so far", "begun", *(["disk"] if disk else [])):
         table.add_column(column, overflow="fold", justify="right" if column in ("trials", "disk") else "left")
     for sweep in sweeps:
         trials, value = "", sweep["why"]
@@ -40,7 +42,9 @@ def print_sweeps(found: Mapping[str, Any]) -> None:
             value = "" if best is None else f"{sweep['goal']['metric']} {_short(best['value'])}, trial {best['trial']}"
             trials = f"{sweep['finished']}/{sweep['planned'] or '?'}"
         size = [format_bytes(sweep["disk"])] if disk else []
-        table.add_row(escape(sweep["name"]), sweep["state"], trials, escape(value), _ago(sweep["began"]), *size)
+        owner = [escape((sweep.get("queue") or {}).get("owner", "–"))] if is_queue else []
+        row = (escape(sweep["name"]), sweep["state"], *owner, trials, escape(value), _ago(sweep["began"]), *size)
+        table.add_row(*row)
     console.print(table)
 
 

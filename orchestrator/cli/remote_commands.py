@@ -212,7 +212,8 @@ def print_status(found: Mapping[str, Any]) -> None:
     else:
         click.echo(f"{found['name']}: {found['state']}{': ' if found['why'] else ''}{found['why']}")
     if (queue := found.get("queue")) is not None:
-        click.echo(f"queue: {queue['state']}, priority {queue['priority']}, submitted by {queue['owner']}")
+        state = "started" if queue["state"] == "driven" else queue["state"]
+        click.echo(f"queue: {state}, priority {queue['priority']}, submitted by {queue['owner']}")
 
 
 def refuse_options(given: Mapping[str, object]) -> None:

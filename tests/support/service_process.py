@@ -1,13 +1,15 @@
 """A service and its drivers as processes that tests may kill: `service|http ROOT AT_ONCE` or `driver FILE`.
 
 A driver has the sweep's real lock, study and lease, and trains nothing: it ends when its sweep's name is in the file
-`enough`, or with the exit code in the file `NAME.code`. $TEST_BOOT stands for the machine's boot id, $TEST_BUSY for the
+`enough`, or with the exit code in the file `NAME.code`. While there is a file `NAME.prepares` it has no study yet.
+$TEST_BOOT stands for the machine's boot id, $TEST_BUSY for the
 seconds that a change of the queue waits for the database's lock.
 """
 
 import http.client
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from typing import Any
 import psutil
 
 from orchestrator import folders
+from orchestrator.errors import ExitCode
 from orchestrator.folders import SweepFolder, create_sweep_folder, lock_holder, runs_folder
 from orchestrator.service import queue_tables
 from orchestrator.service.driver_supervisor import DriverSupervisor
@@ -210,6 +213,12 @@ def drive(file: Path) -> int:
         return int(code.read_text())
     if not folder.spec.exists():
         create_sweep_folder(folder, file.read_text(encoding="utf-8"))
+    with folders.sweep_lock(folder):
+        try:
+            wait_until(lambda: not (root / f"{name}.prepares").exists())
+        except KeyboardInterrupt:  # as of a driver that prepares
+            shutil.rmtree(folder.path)
+            return ExitCode.INTERRUPTED
     with (
         folders.sweep_lock(folder),
         Study.open(folder) if Study.exists(folder) else Study.create(folder, load_spec(file)) as study,

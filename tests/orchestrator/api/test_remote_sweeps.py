@@ -105,6 +105,8 @@ def test_commands_with_a_server_print_what_they_print_there(finished: Served, tm
     assert finished.command("attach", "s")[0] == called(finished.root, "attach", "s")[0]
     assert finished.command("status", "s")[0] == called(finished.root, "status", "s")[0]
     assert finished.url in finished.command("list")[0]
+    token = {"ORCHESTRATE_TOKEN": finished.token}
+    assert finished.url in called(tmp_path, "list", "--server", finished.url, **token)[0], "also after the command"
     file = tmp_path / "planned.yaml"
     file.write_text(TINY)
     assert finished.command("plan", str(file))[0] == called(finished.root, "plan", str(file))[0]

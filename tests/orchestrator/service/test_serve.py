@@ -75,7 +75,9 @@ def test_the_printed_url_logs_in_once_and_the_token_of_the_machine_is_in_its_fil
     cookie = SimpleCookie(headers["set-cookie"])["prefsweep_session"]
     assert (cookie["httponly"], cookie["samesite"], cookie["secure"]) == (True, "strict", "")
     assert json.loads(served.get("/api/v1/me", {"cookie": f"prefsweep_session={cookie.value}"})[2])["name"] == "local"
-    assert served.get(path)[0] == 401, "the code was used"
+    assert served.get(path, {"cookie": f"prefsweep_session={cookie.value}"})[0] == 200, "it has logged in already"
+    status, _, body = served.get(path)
+    assert (status, 'href="/login"' in body) == (401, True), "the code was used"
 
     file = root / "service" / "token"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600

@@ -1,5 +1,7 @@
 """What the API changes: each as the command does it, once for each key, with its person in the history."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.commands.status import history, status
-from orchestrator.folders import SweepFolder, known_sweeps, sweep_lock
+from orchestrator.folders import SweepFolder, known_sweeps, lock_holder, sweep_lock
 from orchestrator.service.access_tokens import Role
 from orchestrator.service.driver_supervisor import DriverSupervisor, orchestrate_command
 from orchestrator.service.sweep_queue import QueueState, SweepQueue
@@ -17,7 +19,7 @@ from tests.support.metrics import COMPLETE
 from tests.support.processes import wait_until
 from tests.support.scripted_sweep import FAILED, Script, make_spec, run_sweep
 from tests.support.service_caller import Caller, begin, root
-from tests.support.service_process import driver_command
+from tests.support.service_process import driver_command, holder
 
 RATES = {"training.learning_rate": {"choice": [3e-7, 1e-6]}}
 
@@ -141,6 +143,89 @@ def test_a_sweep_of_a_command_comes_into_the_queue_and_is_finished(caller: Calle
     supervisor.close()
     assert [each[-3:] for each in commands] == [["resume", "--", "a"]]
     assert status("a", root())["state"] == "finished"
+
+
+def test_a_request_without_a_body_is_one_and_a_body_that_is_no_object_is_named(caller: Caller) -> None:
+    begin("a")
+    with driven():
+        assert "requested a pause" in caller.call("POST", "/sweeps/a/pause")["notices"][0]
+    yaml = b"name: a\nbase: {}"
+    for content, words in (
+        (b'{"yaml": ', "is no JSON: Expecting value at character 10"),
+        (yaml, "to be a JSON object"),
+    ):
+        headers = {"content-type": "application/json"} if content is not yaml else {}
+        refused = caller.call("POST", "/sweeps", code=422, content=content, headers=headers)
+        assert words in refused["detail"]
+        assert refused["exit_code"] == 2
+
+
+def test_a_sweep_is_stopped_before_its_first_trial_and_begins_again(caller: Caller) -> None:
+    (root() / "a.prepares").touch()
+    caller.submit("a")
+    caller.service._supervisor.close()
+    queue = caller.service.queue
+    supervisor = DriverSupervisor(root(), queue, at_once=1, command=driver_command)
+
+    def has(state: QueueState) -> bool:
+        supervisor.step()
+        return queue.find("a").state is state
+
+    wait_until(lambda: has(QueueState.DRIVEN) and holder(root(), "a"))
+    assert caller.get("/sweeps/a")["state"] == "preparing"
+    assert "starting" in caller.post("/sweeps/a/stop", why="other data")["notices"][0]
+    wait_until(lambda: has(QueueState.STOPPED))
+    assert queue.find("a").why == "stopped before its first trial"
+    actions = [action.action for action in queue.actions("a")]
+    assert "stopped while it was starting: other data (by operator through the service)" in actions
+    (root() / "a.prepares").unlink()
+    (root() / "enough").write_text("a")
+    caller.post("/sweeps/a/resume")
+    wait_until(lambda: has(QueueState.FINISHED))
+    supervisor.close()
+
+
+def test_what_has_not_begun_and_what_is_archived_say_so(caller: Caller, tmp_path: Path) -> None:
+    caller.submit("a")
+    for path in ("report", "best", "metrics", "trials/0", "log?trial=0"):
+        detail = caller.get(f"/sweeps/a/{path}", code=409)["detail"]
+        assert detail == "a waits in the queue; it has no trials yet", path
+    assert "has a driver already" not in caller.post("/sweeps/a/pause", code=409)["detail"]
+    log = SweepFolder(root(), "a").log
+    log.parent.mkdir()
+    log.write_text("no such data\n")
+    assert caller.get("/sweeps/a/log")["lines"] == ["no such data"]
+    caller.post("/sweeps/a/withdraw")
+    assert "has not begun: " in caller.call("GET", "/sweeps/a/deletion")["lines"][0]
+    caller.call("DELETE", "/sweeps/a")
+    assert "no sweep named 'a'" in caller.get("/sweeps/a", code=404)["detail"]
+
+    ended("b")
+    caller.service.queue.adopt("b", owner="ann", gpus=0)
+    caller.service.queue.withdraw("b", "not now")
+    caller.call("POST", "/sweeps/b/archive", json={"url": f"file://{tmp_path}"})
+    assert caller.get("/sweeps/b")["state"] == "archived"
+    assert "b is archived at file://" in caller.get("/sweeps/b/report", code=409)["detail"]
+
+
+def test_a_judge_is_no_driver_and_is_ended_by_stop(caller: Caller) -> None:
+    folder = ended()
+    program = (
+        "import signal; from pathlib import Path; from orchestrator.errors import JUDGING\n"
+        "from orchestrator.folders import SweepFolder, sweep_lock\n"
+        f"with sweep_lock(SweepFolder(Path({str(root())!r}), 'a'), JUDGING): print('holds', flush=True); signal.pause()"
+    )
+    judge = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert judge.stdout is not None
+    assert judge.stdout.readline() == "holds\n"
+    assert caller.get("/sweeps/a")["state"] == "finished"
+    assert "there is nothing to pause" in caller.post("/sweeps/a/pause", code=409)["detail"]
+    assert "takes effect at" in caller.post("/sweeps/a/budget", settings=["budget.trials=9"])["notices"][-1]
+    assert "is being judged by pid" in caller.post("/sweeps/a/resume", code=409)["detail"]
+    assert caller.post("/sweeps/a/stop")["notices"][0].startswith("judging a ends")
+    assert "KeyboardInterrupt" in judge.communicate()[1]
+    assert lock_holder(folder) is None
+    assert caller.service.queue.actions("a")[-1].person == "operator"
 
 
 def test_a_sweep_is_ended_for_good_without_a_driver(caller: Caller) -> None:
