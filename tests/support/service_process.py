@@ -2,8 +2,8 @@
 
 A driver has the sweep's real lock, study and lease, and trains nothing: it ends when its sweep's name is in the file
 `enough`, or with the exit code in the file `NAME.code`. While there is a file `NAME.prepares` it has no study yet.
-$TEST_BOOT stands for the machine's boot id, $TEST_BUSY for the
-seconds that a change of the queue waits for the database's lock.
+$TEST_BOOT stands for the machine's boot id, $TEST_BUSY for the seconds that a change of the queue waits for the
+database's lock.
 """
 
 import http.client

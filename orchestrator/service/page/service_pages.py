@@ -56,7 +56,7 @@ class ServicePages:
         self._routers = (
             static_routes(),
             list_pages(context, self._diagnoses, logins, failed, problem, secure=secure),
-            live_routes(views),
+            live_routes(context.root, views),
             sweep_pages(context, views, api),
             editor_routes(context, api),
             new_pages(context, api),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
@@ -53,6 +54,8 @@ _LOG_LINES = 400
 _LOG_BYTES = 1 << 20
 _LEAST_REST = 1.0
 """Seconds after which a page asks again for what is being read."""
+_TRIAL_REST = 50.0
+"""Times the seconds that drawing a trial took, after which its page asks again: each reader draws it anew."""
 
 
 def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> APIRouter:
@@ -217,8 +220,8 @@ def _place(context: ServiceContext, name: str) -> str:
     return f"Place {position + 1} of {len(waiting)} in the queue{before}.{started}"
 
 
-def live_routes(views: SweepViews) -> APIRouter:
-    """Return what the script of a sweep's page asks for after an event of the sweep: the panels that changed."""
+def live_routes(root: Path, views: SweepViews) -> APIRouter:
+    """Return what the scripts of a sweep's and a trial's page ask for after an event: the panels that changed."""
     routes = APIRouter(include_in_schema=False)
 
     @routes.get("/sweeps/{name}/panels")
@@ -231,17 +234,32 @@ def live_routes(views: SweepViews) -> APIRouter:
         query = _query(request)
         view = views.view(name)
         drawn = views.panels(view, Shown.of_query(query))
-        has = set(query.get("have", []))
-        changed = ",".join(panel.as_json for panel in drawn if panel.digest not in has)
         again = view.stamp != views.stamp(name)
         rest = max(views.rest_seconds(name), _LEAST_REST if again else 0.0)
-        head = {"stamp": view.stamp, "state": view.state, "again": again, "rest": round(rest, 3)}
-        keys = json.dumps([panel.key for panel in drawn])
-        return Response(
-            f'{json.dumps(head)[:-1]}, "keys": {keys}, "panels": [{changed}]}}', media_type="application/json"
-        )
+        return _changed(query, drawn, {"state": view.state, "again": again, "rest": round(rest, 3)})
+
+    @routes.get("/sweeps/{name}/trials/{number}/panels")
+    def trial_panels(request: Request, name: str, number: int) -> Response:
+        """Return the panels that the trial's page does not have; they rest in proportion to what drawing them took."""
+        require(request, Role.VIEWER)
+        began, view = time.monotonic(), views.view(name)
+        trial = None if view.frame is None else _trial(view.frame, number)
+        if trial is None or view.analysis is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND, f"{name} has no trial {number}")
+        drawn = [draw_panel(panel) for panel in _trial_panels(root, view.analysis, trial)]
+        rest = max(_LEAST_REST, views.rest_seconds(name), _TRIAL_REST * (time.monotonic() - began))
+        head = {"state": shown_state(view.analysis.frame, trial), "again": False, "rest": round(rest, 3)}
+        return _changed(_query(request), drawn, head)
 
     return routes
+
+
+def _changed(query: Mapping[str, list[str]], drawn: Sequence[DrawnPanel], head: Mapping[str, Any]) -> Response:
+    """Return the panels that a page lacks, and the keys of all."""
+    has = set(query.get("have", []))
+    changed = ",".join(panel.as_json for panel in drawn if panel.digest not in has)
+    keys = json.dumps([panel.key for panel in drawn])
+    return Response(f'{json.dumps(head)[:-1]}, "keys": {keys}, "panels": [{changed}]}}', media_type="application/json")
 
 
 def _query(request: Request) -> dict[str, list[str]]:

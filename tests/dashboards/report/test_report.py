@@ -181,6 +181,7 @@ def test_none_begun_and_none_finished(tmp_path: Path) -> None:
     running = run_sweep(tmp_path, make_spec("b"), lambda _: Script(outcome=None), trials=2)
     _, tree = page_of(frame_of(running, "running"))
     assert "No trial has completed yet; 2 running." in tree.text
+    assert "No trial has completed yet; 2 interrupted." in page_of(frame_of(running, "interrupted"))[1].text
     assert "curves" in tree.sections
 
 

@@ -94,7 +94,8 @@
     if (form) history.replaceState(null, "", `${location.pathname}${values.size ? `?${values}` : ""}${location.hash}`);
     const params = new URLSearchParams(values);
     for (const section of panels.querySelectorAll("section[data-digest]")) params.append("have", section.dataset.digest);
-    const [status, found] = await fetch(`/sweeps/${encodeURIComponent(panels.dataset.name)}/panels?${params}`)
+    const trial = panels.dataset.trial ? `/trials/${panels.dataset.trial}` : "";
+    const [status, found] = await fetch(`/sweeps/${encodeURIComponent(panels.dataset.name)}${trial}/panels?${params}`)
       .then(async (answer) => [answer.status, answer.ok ? await answer.json() : null])
       .catch(() => [0, null]); // the service ended, or starts again
     if (turn !== asked) return;
@@ -145,6 +146,14 @@
     timer = setTimeout(refresh, Math.max(150, restUntil - performance.now()));
   };
 
+  // The page of a trial asks for its panels after its own points and events only.
+  const concerns = (data) => {
+    if (!panels.dataset.trial) return true;
+    const { points, trials, events: happened } = JSON.parse(data) ?? {};
+    const found = points ?? happened ?? trials?.map((each) => ({ trial: each.number }));
+    return !found || found.some((each) => String(each.trial) === panels.dataset.trial);
+  };
+
   // A hidden page follows nothing: browsers open only a few connections to a server.
   let events = null;
   const follow = () => {
@@ -152,8 +161,9 @@
     if (events) return;
     events = new EventSource(`/api/v1/sweeps/${encodeURIComponent(panels.dataset.name)}/events`);
     const isBegun = panels.tagName !== "SECTION";
-    for (const kind of ["state", "queue", "history"]) events.addEventListener(kind, isBegun ? soon : () => location.reload());
-    for (const kind of ["reload", "trials", "metrics"]) if (isBegun) events.addEventListener(kind, soon);
+    const news = (event) => { if (concerns(event.data)) soon(); };
+    for (const kind of ["state", "queue", "history"]) events.addEventListener(kind, isBegun ? news : () => location.reload());
+    for (const kind of ["reload", "trials", "metrics"]) if (isBegun) events.addEventListener(kind, news);
     events.addEventListener("gone", () => { events.close(); location.assign("/"); });
     events.addEventListener("error", () => { // refused, after which a browser does not try again by itself
       if (events?.readyState === EventSource.CLOSED) { events = null; soon(); setTimeout(follow, RETRY); }

@@ -33,6 +33,7 @@ DRAWN = "document.documentElement.dataset.drawn"
 WIDE = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - innerWidth"
 EMPTY = "[...document.querySelectorAll('.chart')].filter((c) => !c.querySelector('.main-svg')).length"
 POINTS = "document.querySelector('#curves .chart').data.map((t) => t.y.length).reduce((a, b) => a + b, 0)"
+FINDINGS = "document.getElementById('findings').textContent"
 PAGES = {
     "list": ("/", "true"),
     "sweep": ("/sweeps/live", DRAWN),
@@ -167,6 +168,17 @@ def test_the_curves_grow_as_points_arrive_and_keep_what_the_reader_chose(page: P
     assert page.seen.errors == []
 
 
+def test_the_page_of_a_trial_follows_it(page: Page, running: Running) -> None:
+    served, study = running.served, running.study
+    served.log_in(page, to="/sweeps/live/trials/1", ready=DRAWN)
+    page.run("window.same = true; document.querySelector('#log details').open = true")
+    before = page.run(POINTS)
+    report(study, running.trials[1], 30, 0.7)
+    wait_until(lambda: page.run(POINTS) > before)
+    assert page.run("window.same && document.querySelector('#log details').open")
+    assert page.seen.errors == []
+
+
 def test_filters_and_one_selection_concern_all_charts(page: Page, running: Running) -> None:
     served = running.served
     served.log_in(page, to="/sweeps/done", ready=DRAWN)
@@ -196,7 +208,7 @@ def test_an_action_tells_its_cost_does_it_for_the_person_and_can_be_undone(page:
     served, study = running.served, running.study
     served.log_in(page, Role.OPERATOR, to="/sweeps/live", ready=DRAWN)
     labels = page.run("[...document.querySelectorAll('header .buttons a')].map((a) => a.textContent)")
-    assert labels == ["Pause", "Stop", "Budget", "Add a trial", "End for good"]
+    assert labels == ["Pause", "Stop", "Budget", "Add a trial", "End for good", "Copy"]
     page.look(f"{served.base}/sweeps/live/actions/pause", width=1280)
     assert "3 running trials write a checkpoint" in page.run("document.querySelector('.costs').textContent")
     page.run("document.getElementById('field-why').value = 'lunch'")
@@ -233,7 +245,13 @@ def test_the_editor_shows_mistakes_at_their_lines_completes_and_starts(page: Pag
     assert page.run("document.activeElement.id") == "yaml"
     page.run(
         "(() => { const a = document.getElementById('yaml'); a.value = a.value.replace('  loss:   loss:', '  loss:')"
-        ".replace('name: quickstart', 'name: mine'); a.dispatchEvent(new InputEvent('input')); })()"
+        ".replace('name: quickstart', 'name: done'); a.dispatchEvent(new InputEvent('input')); })()"
+    )
+    wait_until(lambda: "there is a sweep named done (free: done-2)" in page.run(FINDINGS))
+    assert page.run("document.querySelector('.wrong-line').textContent").strip() == "4"
+    page.run(
+        "(() => { const a = document.getElementById('yaml'); a.value = a.value.replace('name: done', 'name: mine');"
+        " a.dispatchEvent(new InputEvent('input')); })()"
     )
     wait_until(lambda: page.run("document.getElementById('findings').textContent.includes('Plan of mine')"))
     assert page.run("document.querySelectorAll('.wrong-line').length") == 0
@@ -261,6 +279,25 @@ def test_the_list_is_filtered_sorted_and_compares(page: Page, running: Running) 
     page.run("document.querySelector('form[action=\"/compare\"]').requestSubmit()")
     wait_for(page, "location.pathname === '/compare' && !!document.getElementById('ranking')")
     assert page.run("document.title") == "done · other"
+
+
+def test_the_list_follows_its_sweeps_and_keeps_what_is_marked(page: Page, running: Running) -> None:
+    served = running.served
+    served.log_in(page, to="/?sort=name")
+    page.run("window.same = true; document.querySelector('input[value=done]').checked = true")
+    page.run("document.querySelector('input[value=done]').focus()")
+    queue = SweepQueue(queue_url(served.root))
+    queue.submit("later", dump_spec(make_spec("later")), served.root / "later", owner="ben")
+    waiting = "document.getElementById('queue-and-gpus').textContent.includes('later')"
+    wait_until(lambda: page.run(waiting))
+    assert page.run("[...document.querySelectorAll('a.name')].some((a) => a.textContent === 'later')")
+    assert page.run("window.same && document.querySelector('input[value=done]').checked")
+    assert page.run("document.activeElement.value") == "done"
+    queue.withdraw("later", "")
+    queue.forget("later")
+    wait_until(lambda: not page.run(waiting))
+    assert page.seen.errors == []
+    queue.close()
 
 
 def test_a_trial_shows_what_differs_from_the_winner_and_its_traceback(page: Page, running: Running) -> None:

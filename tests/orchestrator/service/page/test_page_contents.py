@@ -1,0 +1,146 @@
+"""What pages say and offer of sweeps in every state, read without a browser."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from orchestrator.commands.budget_control import set_budget
+from orchestrator.errors import JUDGING
+from orchestrator.folders import SweepFolder, sweep_lock
+from orchestrator.service.http_app import Service
+from orchestrator.service.request_guard import COOKIE
+from orchestrator.service.sweep_queue import QueueState
+from orchestrator.spec.loading.serialization import dump_spec
+from tests.support.processes import environment
+from tests.support.scripted_sweep import PRUNED, Script, make_spec, run_sweep
+
+
+class Reader:
+    """The machine's owner in a browser without scripts."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.service = root, Service(root)
+        self._client = TestClient(self.service.app, base_url="http://localhost:8787")
+        begun = self.service.sessions.log_in(self.service.tokens.machine_token())
+        assert begun is not None
+        self._client.cookies.set(COOKIE, begun[0])
+        self._csrf = begun[1]
+
+    def page(self, path: str, code: int = 200) -> str:
+        answer = self._client.get(path)
+        assert answer.status_code == code, answer.text
+        return answer.text
+
+    def text(self, path: str, code: int = 200) -> str:
+        """The page without its tags."""
+        return " ".join(re.sub(r"<script.*?</script>|<[^>]+>", " ", self.page(path, code), flags=re.DOTALL).split())
+
+    def buttons(self, name: str) -> list[str]:
+        header = self.page(f"/sweeps/{name}").partition("<header>")[2].partition("</header>")[0]
+        return re.findall(r'class="button[^"]*" href="[^"]*">([^<]*)<', header)
+
+    def file_of(self, query: str) -> str:
+        """What the editor has."""
+        found = re.search(r"<textarea id=\"yaml\".*?>\n(.*?)</textarea>", self.page(f"/new?{query}"), re.DOTALL)
+        assert found is not None
+        return found[1]
+
+    def post(self, path: str, **fields: Any) -> str:
+        answer = self._client.post(path, data={"csrf": self._csrf, **fields})
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+
+@pytest.fixture
+def reader(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+    for name, value in environment(fast_tmp_path).items():
+        monkeypatch.setenv(name, value)
+    found = Reader(fast_tmp_path)
+    yield found
+    found.service.close()
+
+
+def ran(reader: Reader, name: str, trials: int = 12, script: Script | None = None) -> SweepFolder:
+    return run_sweep(reader.root, make_spec(name), lambda _: script or Script(), trials=trials)
+
+
+def submitted(reader: Reader, *names: str) -> None:
+    for name in names:
+        spec = dump_spec(make_spec(name, description=f"that of {name}"))
+        reader.service.queue.submit(name, spec, reader.root / name, owner="ann")
+
+
+def test_a_sweep_is_a_template_of_the_next_one(reader: Reader) -> None:
+    ran(reader, "a")
+    ran(reader, "a-2", trials=0)
+    submitted(reader, "b")
+    assert reader.buttons("a")[-2:] == ["Copy", "Follow-up"]
+    assert reader.buttons("b")[-1:] == ["Copy"]
+    copy = reader.file_of("like=a")
+    assert copy.startswith("# As a, ")
+    assert "\nname: a-3\n" in copy, "the next free name"
+    assert "num_hidden_layers: 2" in copy
+    assert "weight_decay" not in copy, "a default value"
+    assert "description: that of b" in reader.file_of("like=b"), "also of a sweep that waits"
+    assert re.search(r"# Starts from trial \d+ of a.*\nname: a-3\n", reader.file_of("after=a"), re.DOTALL)
+    assert "no sweep named &#39;c&#39;" in reader.page("/new?like=c", 404)
+
+
+def test_what_keeps_sweeps_from_starting_is_on_the_list(reader: Reader) -> None:
+    assert "No sweep is started" not in reader.page("/")
+    reader.service._problem = "the disk is full"
+    assert "No sweep is started at the moment: the disk is full" in reader.text("/")
+    assert "the disk is full" in reader.text("/list")
+
+
+def test_a_waiting_sweep_has_its_place_and_what_is_before_it(reader: Reader) -> None:
+    submitted(reader, "a", "b", "c")
+    reader.service.queue.begin_launch("a", "boot")
+    assert "Its driver is starting" in reader.text("/sweeps/a")
+    assert reader.buttons("a")[0] == "Stop"
+    assert "Place 2 of 2 in the queue, after b. Started: a." in reader.text("/sweeps/c")
+    assert "a is just starting; it has no trials yet" in reader.text("/compare?name=a&name=b", 409)
+
+
+def test_a_sweep_whose_driver_refused_it_shows_the_output_and_can_be_removed(reader: Reader) -> None:
+    submitted(reader, "a")
+    reader.service.queue.begin_launch("a", "boot")
+    log = SweepFolder(reader.root, "a").log
+    log.parent.mkdir()
+    log.write_text("reading rows\n<no> such file\n")
+    reader.service.queue.end("a", QueueState.FAILED, "<no> such file")
+    assert "reading rows &lt;no&gt; such file" in reader.text("/sweeps/a")
+    assert reader.buttons("a") == ["Resume", "Delete", "Copy"]
+    assert "It has not begun" in reader.text("/sweeps/a/actions/delete")
+    assert "a is out of the queue&#39;s records" in reader.post("/sweeps/a/actions/delete")
+    assert "no sweep named" in reader.page("/sweeps/a", 404)
+
+
+def test_a_finished_sweep_is_resumed_after_its_budget_grew(reader: Reader) -> None:
+    ran(reader, "a")
+    assert "Resume" not in reader.buttons("a")
+    set_budget("a", reader.root, ["budget.trials=20"])
+    assert reader.buttons("a")[0] == "Resume"
+
+
+def test_a_sweep_that_is_judged_offers_to_end_that(reader: Reader) -> None:
+    folder = ran(reader, "a")
+    with sweep_lock(folder, JUDGING):
+        assert "its answers are being judged" in reader.text("/sweeps/a")
+        assert reader.buttons("a") == ["Stop", "Budget", "Add a trial", "Copy", "Follow-up"]
+        assert "Its judge ends" in reader.text("/sweeps/a/actions/stop")
+
+
+def test_a_trial_that_no_driver_trains_is_interrupted_and_none_is_best_without_a_result(reader: Reader) -> None:
+    ran(reader, "a", 2, Script(outcome=None))
+    for path in ("/sweeps/a", "/sweeps/a/trials/0"):
+        assert re.findall(r'class="state (running|interrupted)', reader.page(path))[-1] == "interrupted", path
+    assert "2 interrupted" in reader.text("/sweeps/a")
+    assert "There is no best trial yet" in reader.text("/sweeps/a/trials/0")
+    folder = ran(reader, "b", 1, Script(outcome=PRUNED))
+    with sweep_lock(folder):
+        assert "best trial so far" not in reader.text("/sweeps/b/trials/0")
