@@ -83,7 +83,7 @@ def test_a_sweep_is_a_template_of_the_next_one(reader: Reader) -> None:
     copy = reader.file_of("like=a")
     assert copy.startswith("# As a, ")
     assert "\nname: a-3\n" in copy, "the next free name"
-    assert "num_hidden_layers: 2" in copy
+    assert "max_steps: 40" in copy
     assert "weight_decay" not in copy, "a default value"
     assert "description: that of b" in reader.file_of("like=b"), "also of a sweep that waits"
     assert re.search(r"# Starts from trial \d+ of a.*\nname: a-3\n", reader.file_of("after=a"), re.DOTALL)
