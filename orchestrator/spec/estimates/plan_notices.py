@@ -12,7 +12,7 @@ from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import TrialConfig
 
 _LATE = 0.25
-"""Share of a training without an evaluation from which on a pruner is said to come late."""
+"""Share of a training without an evaluation from which on a notice says that a pruner comes late."""
 
 
 def kept_models_notices(spec: SweepSpec) -> list[str]:
