@@ -18,7 +18,7 @@ from orchestrator.commands.runs_folder.sweep_list import ARCHIVED, SweepSummarie
 from orchestrator.commands.runs_folder.sweep_logs import SweepLog
 from orchestrator.commands.status import status
 from orchestrator.errors import NoSuchSweep, OrchestrateError
-from orchestrator.folders import SweepFolder, known_sweeps
+from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.service.access_tokens import Person, Role
 from orchestrator.service.hosting.mlflow_server import MlflowServer
@@ -27,6 +27,8 @@ from orchestrator.service.service_measures import Measures
 from orchestrator.service.submissions import Submissions
 from orchestrator.service.sweep_queue import NotBegun, NotQueued, QueuedSweep, QueueRefused, SweepQueue
 from orchestrator.service.sweep_watchers import Watchers
+from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.results import TrialError
 from trainer.storage.atomic_files import digest_of
 
@@ -108,6 +110,14 @@ class ServiceContext:
         if trial is None and name not in known_sweeps(self.root) and self.queued(name) is not None:
             return SweepLog(SweepFolder(self.root, name), most=most)
         return SweepLog.open(name, self.root, trial, attempt, most=most)
+
+    def spec(self, name: str) -> SweepSpec:
+        """Return a sweep as its file has it, begun or not. Raises NoSuchSweep, SpecError."""
+        sweep, folder = self.queued(name), SweepFolder(self.root, name)
+        if sweep is not None and sweep.spec and not folder.spec.is_file():
+            return load_spec_text(sweep.spec, folder.path, is_new=False)
+        folder = existing_sweep(self.root, name)
+        return load_spec_text(folder.spec.read_text(encoding="utf-8"), folder.path, is_new=False)
 
     def status(self, name: str) -> dict[str, Any]:
         """Return a sweep as `status --json`, with its row of the queue as `queue`. Raises NoSuchSweep."""

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from dashboards.analysis.follow_up import next_name
 from orchestrator.errors import OrchestrateError, SpecError
-from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
+from orchestrator.folders import known_sweeps
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.report_data import suggest
 from orchestrator.service.access_tokens import Person, Role
@@ -28,7 +28,6 @@ from orchestrator.service.page.yaml_completion import complete
 from orchestrator.service.request_guard import require
 from orchestrator.service.service_context import ServiceContext
 from orchestrator.service.sweep_queue import QueueState
-from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from trainer.results import TrialError
 
@@ -127,12 +126,8 @@ def new_pages(context: ServiceContext, api: ApiCalls) -> APIRouter:
 
 def _copy_of(context: ServiceContext, name: str) -> str:
     """Return the file of a sweep under a free name, without default values. Raises NoSuchSweep, SpecError."""
-    queued = context.queued(name)
-    is_waiting = queued is not None and name not in known_sweeps(context.root) and bool(queued.spec)
-    folder = SweepFolder(context.root, name) if is_waiting else existing_sweep(context.root, name)
-    text = queued.spec if queued is not None and is_waiting else folder.spec.read_text(encoding="utf-8")
     free = next_name(name, _taken_names(context))
-    spec = load_spec_text(text, folder.path, is_new=False).model_copy(update={"name": free})
+    spec = context.spec(name).model_copy(update={"name": free})
     return f"# As {name}, under a free name, without settings of default values.\n{dump_spec(spec, brief=True)}"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
@@ -24,6 +26,7 @@ from orchestrator.report_data import as_json as report_as_json
 from orchestrator.report_data import compare, load_sweep_frame, reasons_not_to_export, suggest
 from orchestrator.service.service_context import ServiceContext, Viewer, as_json, page_html
 from orchestrator.service.service_measures import Histogram
+from orchestrator.spec.loading.serialization import dump_spec
 
 T = TypeVar("T")
 _KEPT_REPORTS = 8
@@ -95,6 +98,18 @@ def report_routes(context: ServiceContext) -> APIRouter:
         text = await computed(lambda: as_json(suggest(name, root, None)))
         return PlainTextResponse(text, media_type="application/yaml")
 
+    @routes.get("/sweeps/{name}/file", response_class=PlainTextResponse)
+    def file(_: Viewer, name: str) -> PlainTextResponse:
+        """Return the sweep's file as YAML, without default values; also of a sweep that waits in the queue."""
+        text = as_json(dump_spec(context.spec(name), brief=True))
+        return PlainTextResponse(text, media_type="application/yaml", headers=_saved_as(f"{name}.yaml"))
+
+    @routes.get("/sweeps/{name}/trials.csv", response_class=PlainTextResponse)
+    def table(_: Viewer, name: str) -> PlainTextResponse:
+        """Return all trials with their settings and last metrics, for a spreadsheet."""
+        text = as_json(_as_csv(context.status(name)["trials"]))
+        return PlainTextResponse(text, media_type="text/csv; charset=utf-8", headers=_saved_as(f"{name}.csv"))
+
     @routes.get("/compare")
     async def show_comparison(_: Viewer, names: Names) -> dict[str, Any]:
         """Compare sweeps, as `orchestrate compare --json`."""
@@ -112,6 +127,31 @@ def report_routes(context: ServiceContext) -> APIRouter:
         return page_html(page, page_policy(page))
 
     return routes
+
+
+_GROUPS = ("params", "metrics")
+_COLUMNS = ("number", "state", "value", "step", "steps", "attempts", "origin", "reason")
+
+
+def _as_csv(trials: Sequence[Mapping[str, Any]]) -> str:
+    """Return a row for each trial, with the columns of `Sweep.trials()`."""
+    groups = {group: list(dict.fromkeys(key for trial in trials for key in trial[group])) for group in _GROUPS}
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow([*_COLUMNS, *(f"{group}.{key}" for group, keys in groups.items() for key in keys)])
+    for trial in trials:
+        more = [trial[group].get(key) for group, keys in groups.items() for key in keys]
+        writer.writerow([_cell(value) for value in (*(trial[name] for name in _COLUMNS), *more)])
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Return a cell; a text that a spreadsheet would take for a formula gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def _saved_as(name: str) -> dict[str, str]:
+    return {"content-disposition": f'attachment; filename="{name}"'}
 
 
 def _several(names: list[str]) -> list[str]:

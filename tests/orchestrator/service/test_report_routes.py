@@ -1,13 +1,17 @@
 """What the API concludes from sweeps is what the commands conclude; a page keeps its own policy."""
 
+import csv
+import io
 import json
 from typing import Any
 
 from dashboards.diagnosis.diagnose import analyze
-from orchestrator.commands.status import best
+from orchestrator.commands.status import best, status
 from orchestrator.folders import SweepFolder, create_sweep_folder
 from orchestrator.report_data import as_json, load_sweep_frame, suggest
 from orchestrator.service.access_tokens import Role
+from orchestrator.service.routes.report_routes import _cell
+from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from tests.support.scripted_sweep import Script, make_spec, run_sweep
@@ -41,6 +45,21 @@ def test_report_diagnosis_and_best_are_those_of_the_commands(caller: Caller) -> 
     assert (found["number"], found["metrics"]) == (best("a", root())["number"], best("a", root())["metrics"])
     text = caller.answer("GET", "/api/v1/sweeps/a/suggestion", Role.VIEWER).text
     assert text == suggest("a", root(), None)
+
+
+def test_a_sweeps_file_and_its_trials_are_saved_by_a_viewer(caller: Caller) -> None:
+    sweeps("s")
+    text = caller.answer("GET", "/api/v1/sweeps/s/file", Role.VIEWER).text
+    assert load_spec_text(text, root() / "s", is_new=False) == make_spec("s")
+    answer = caller.answer("GET", "/api/v1/sweeps/s/trials.csv", Role.VIEWER)
+    assert answer.headers["content-disposition"] == 'attachment; filename="s.csv"'
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    found = {str(trial["number"]): trial for trial in status("s", root())["trials"]}
+    assert [row["number"] for row in rows] == list(found)
+    for row in rows:
+        assert float(row["params.loss.beta"]) == found[row["number"]]["params"]["loss.beta"]
+        assert row["state"] == found[row["number"]]["state"]
+    assert _cell("=1+1") == "'=1+1"
 
 
 def test_a_report_is_made_again_only_after_a_change(caller: Caller) -> None:
