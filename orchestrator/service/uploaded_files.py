@@ -154,7 +154,9 @@ class UploadedFiles:
             before = self.offset(person, file)
             if self.path(person, file) is not None:
                 return file.size
-            if offset != before or before + len(data) > file.size:
+            if offset == before and before + len(data) > file.size:
+                raise UploadRefused(f"{file.name} has {file.size} bytes, and this part ends at {before + len(data)}")
+            if offset != before:
                 raise OtherOffset(
                     f"{file.name} has {before} of {file.size} bytes here, and the part begins at {offset}"
                 )

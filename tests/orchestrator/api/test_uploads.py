@@ -158,6 +158,8 @@ def test_what_may_be_stored_is_bounded_and_stays_in_the_persons_folder(tmp_path:
     assert files.append("ada", file, 0, content[:20]) == 20
     with pytest.raises(UploadRefused, match="the part begins at 30"):
         files.append("ada", file, 30, content[30:])
+    with pytest.raises(UploadRefused, match="has 60 bytes, and this part ends at 61"):
+        files.append("ada", file, 20, content[20:] + b"x")
     assert files.append("ada", file, 20, content[20:]) == 60
     with pytest.raises(UploadRefused, match="of at most"):
         files.offset("ada", Announced("0" * 64, 41, "b.jsonl"))
