@@ -62,7 +62,8 @@ def test_an_operator_submits_and_plans_within_the_data_folders(sent: Submissions
     (found,) = problems(sent, SWEEP.replace("rows.jsonl", str(outside)))
     assert found == (
         f"sweep.yaml:4: base.data.train: {outside} is outside of the folders that this file may read (the service "
-        f"opens {data}; an administrator adds one by `orchestrate serve --data-folder FOLDER`)"
+        f"opens {data}; an administrator adds one by `orchestrate serve --data-folder FOLDER`, and a file of your own "
+        "machine is sent by `orchestrate --server URL sweep FILE --upload`)"
     )
     assert sent.load(ADMIN, SWEEP.replace("rows.jsonl", str(outside)), (), None).name == "a"
     assert Submissions(data.parent).rights(OPERATOR).advice.startswith("the service opens none")
