@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import click
 
+from orchestrator.api import RemoteSweep
 from orchestrator.cli.options import SET, find_sweep
 from orchestrator.terminal_streams import wrapped
 
@@ -75,9 +77,20 @@ def retry(name: str, trials: Sequence[int], why: str) -> None:
 def set_budget(name: str, settings: Sequence[str]) -> None:
     """Change the budget of a running sweep, without a stop.
 
-    Settings: budget.trials, hours, gpu_hours, target and concurrency; null takes a limit away.
+    Settings: budget.trials, hours, gpu_hours, target and concurrency; null takes a limit away. A sweep that waits in a
+    service's queue also has a priority.
     """
-    _print(find_sweep(name).set_budget(settings))
+    sweep, priorities = find_sweep(name), [one for one in settings if one.partition("=")[0].strip() == "priority"]
+    if priorities:
+        if not isinstance(sweep, RemoteSweep):
+            raise click.UsageError("priority: of a sweep in a service's queue; it needs --server")
+        value = priorities[-1].partition("=")[2].strip()
+        if not re.fullmatch(r"-?\d{1,4}", value):
+            raise click.UsageError(f"priority={value}: must be a whole number from -1000 to 1000")
+        sweep.set_priority(int(value))
+        _print([f"{name} waits with priority {int(value)}"])
+    if others := [one for one in settings if one not in priorities]:
+        _print(sweep.set_budget(others))
 
 
 @click.command()

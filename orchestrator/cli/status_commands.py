@@ -155,6 +155,9 @@ def ui(name: str | None, port: int, open_browser: bool) -> ExitCode:
 
     With NAME: print the URL of that sweep.
     """
+    if (service := click.get_current_context().find_root().obj) is not None:
+        text = f"the runs of {runs_folder()}; those of the service's sweeps are at {service.rstrip('/')}/mlflow/"
+        click.echo(wrapped(text), err=True)
     if name is not None:
         existing_sweep(runs_folder(), name)
         end_orphaned_runs(name)

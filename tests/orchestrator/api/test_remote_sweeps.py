@@ -118,6 +118,8 @@ def test_commands_with_a_server_print_what_they_print_there(finished: Served, tm
 
 def test_verbs_reach_the_study_with_the_persons_name(served: Served) -> None:
     sweep = served.server.open_sweep("s")
+    assert "needs --server" in called(served.root, "set", "s", "priority=5", code=2)[1]
+    assert "-1000 to 1000" in served.command("set", "s", "priority=high", code=2)[1]
     assert "loss.beta=3.0" in sweep.enqueue({"loss.beta": 3.0})[0]
     assert "trial 1" in sweep.clone(1, ["loss.beta=4"], why="wider")[0]
     assert "budget.hours" in sweep.set_budget({"budget.hours": 2})[0]
@@ -133,6 +135,8 @@ def test_verbs_reach_the_study_with_the_persons_name(served: Served) -> None:
     assert all("ada" in text for text in requests.values())
     assert sweep.resume()[-1].startswith("s waits in the queue")
     assert "priority 0, submitted by ada" in served.command("status", "s")[0]
+    assert "s waits with priority -5" in served.command("set", "s", "priority=-5")[1]
+    assert "priority -5, submitted by ada" in served.command("status", "s")[0]
 
 
 def test_a_services_errors_are_the_exceptions_of_the_sweep_here(served: Served) -> None:
