@@ -63,9 +63,10 @@ def find_token(url: str, runs: Path) -> str:
     given = os.environ.get(TOKEN_FILE_VARIABLE)
     path = Path(given).expanduser() if given else own
     if not given and not (is_loopback(_host(url)) and own.is_file()):
+        here = f" There is none in {own}; ORCHESTRATE_HOME names the runs folder." if is_loopback(_host(url)) else ""
         raise InvalidServer(
             f"{url} needs a token: set {TOKEN_VARIABLE}, or {TOKEN_FILE_VARIABLE} to a file that has it; an "
-            "administrator of the service makes one with `orchestrate token create`"
+            f"administrator of the service makes one with `orchestrate token create`.{here}"
         )
     try:
         return path.read_text(encoding="utf-8").strip()
