@@ -144,10 +144,12 @@ def verb_routes(context: ServiceContext) -> APIRouter:
             if not body.abandon or name not in known_sweeps(root):
                 return {"name": name, "notices": [f"{name} waits no longer"]}
         driven = sweep if sweep is not None and sweep.state is QueueState.DRIVEN else None
-        if driven is not None and _reads_no_requests(SweepFolder(root, name)) and interrupt_driver(root, driven):
+        folder = SweepFolder(root, name)
+        has_begun = Study.exists(folder) and (body.abandon or lock_holder(folder) is not None)
+        if driven is not None and not has_begun and interrupt_driver(root, driven):
             queue.record_stop(name, f"stopped while it was starting: {reason(person, body.why, 'stopped')}")
             return {"name": name, "notices": [f"{name} is stopped while it was starting; resume begins it again"]}
-        if interrupt_judge(root, name):
+        if not body.abandon and name in known_sweeps(root) and interrupt_judge(root, name):
             queue.record_stop(name, f"judging ended: {reason(person, body.why, 'stopped')}")
             return {"name": name, "notices": [f"judging {name} ends; what is judged stays, and judge continues it"]}
         if not body.abandon:
@@ -304,11 +306,6 @@ def verb_routes(context: ServiceContext) -> APIRouter:
         return as_json({"name": name, "notices": notices})
 
     return routes
-
-
-def _reads_no_requests(folder: SweepFolder) -> bool:
-    """Return whether the sweep's driver, if it has one, is just starting, waits for GPUs or prepares the data."""
-    return lock_holder(folder) is None or not Study.exists(folder)
 
 
 def _retry_failed(context: ServiceContext, name: str, why: str) -> Sequence[str]:
