@@ -1,6 +1,9 @@
 """`DataProcess`: data preparation in a subprocess, while Ray starts and without torch in the driver.
 
-Requests (configurations) and replies are lines of JSON, in the same order.
+Requests (configurations) and replies are lines of JSON, in the same order. Tokenizers need no torch, with which
+transformers takes four times as long to load: the subprocess hides it. Where a configuration needs torch (a generated
+model, adapters, a tokenizer's own code), or a tokenizer cannot be loaded or a bug appears without it, a subprocess that
+has torch takes its place, and only its reply counts.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from trainer.config.loss_config import DpoLoss
 from trainer.config.position_limits import known_positions, refuse_long_answers
 from trainer.config.trial import TrialConfig
 from trainer.data.data_findings import UnreadableData
+from trainer.environment import collect_garbage_rarely
 from trainer.results import TrialError
 
 if TYPE_CHECKING:
@@ -36,6 +40,9 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.2
 _EXIT_TIMEOUT = 5.0
 _TRUST = "--trust-remote-code"
+_HIDE_TORCH = "--hide-torch"
+_NEEDS_TORCH = {"needs": "torch"}
+"""Reply of a subprocess without torch to what it cannot decide."""
 
 
 class DataProcess:
@@ -52,20 +59,25 @@ class DataProcess:
         trust_remote_code: bool = False,
     ) -> None:
         self._signals, self._on_poll = signals, on_poll
+        self._arguments = [str(cache), *([_TRUST] if trust_remote_code else [])]
+        self._environment = os.environ | environment
+        self._requested: list[str] = []
+        self._answers: dict[str, str] = {}
+        self._start(hide_torch=not (trust_remote_code or _needs_torch(first)))
+        self._send(_request(first))
+
+    def _start(self, *, hide_torch: bool) -> None:
+        self._received = b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         with termination_blocked():
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(cache), *([_TRUST] if trust_remote_code else [])],
+                [sys.executable, "-m", __name__, *self._arguments, *([_HIDE_TORCH] if hide_torch else [])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env=os.environ | environment,
+                env=self._environment,
                 start_new_session=True,  # Ctrl-C must reach only the driver
             )
-        self._requested: list[str] = []
-        self._answers: dict[str, str] = {}
-        self._received = b""
-        self._send(_request(first))
 
     def __enter__(self) -> DataProcess:
         return self
@@ -117,8 +129,11 @@ class DataProcess:
         if request not in self._answers and request not in self._requested:
             self._send(request)
         while request not in self._answers:
-            self._answers[self._requested[0]] = self._next()
-            self._requested.pop(0)
+            reply = self._next()
+            if json.loads(reply) == _NEEDS_TORCH:
+                self._start_again_with_torch()
+            else:
+                self._answers[self._requested.pop(0)] = reply
         answer = json.loads(self._answers[request])
         match answer:
             case {"data": text}:
@@ -129,6 +144,14 @@ class DataProcess:
                 raise StageFailed(f"preparing the data failed:\n{redact(text)}")
             case _:
                 return answer
+
+    def _start_again_with_torch(self) -> None:
+        """Give all that is not answered to another subprocess; what this one has prepared is in the cache."""
+        self.shut_down()
+        self._start(hide_torch=False)
+        unanswered, self._requested = self._requested, []
+        for request in unanswered:
+            self._send(request)
 
     def _send(self, request: str) -> None:
         assert self._process.stdin is not None
@@ -175,11 +198,21 @@ def _request(config: TrialConfig, judge: JudgeConfig | None = None, *, checked: 
     return json.dumps(requested)
 
 
+def _needs_torch(config: TrialConfig) -> bool:
+    return config.lora is not None or config.model.generated is not None
+
+
+def _is_torch_hidden() -> bool:
+    return sys.modules.get("torch", sys) is None
+
+
 def _prepare(cache: Path, request: str, trust_remote_code: bool) -> dict[str, Any]:
-    from trainer.data import check_rows, prepare, score_gaps
+    from trainer.data import TokenizerError, check_rows, prepare, score_gaps
 
     fields = json.loads(request)
     trial = TrialConfig.model_validate(fields["config"])
+    if _is_torch_hidden() and _needs_torch(trial):
+        return _NEEDS_TORCH
     try:
         if "judge" in fields:
             judge = JudgeConfig.model_validate(fields["judge"])
@@ -193,16 +226,20 @@ def _prepare(cache: Path, request: str, trust_remote_code: bool) -> dict[str, An
         if isinstance(trial.loss, DpoLoss) and trial.loss.needs_scores:
             scores = score_gaps(trial.data, found, cache).notice(trial.loss.odpo_scale)
         if trial.lora is not None:
-            from trainer.models.adapters import describe_adapters  # imports torch, which data alone does not need
+            from trainer.models.adapters import describe_adapters  # loads torch
 
             notices.append(describe_adapters(trial.model, trial.lora, cache, trust_remote_code=trust_remote_code))
         return {"report": found.report.model_dump_json(), "notices": notices, "scores": scores}
     except TrialError as error:
-        return {"data": str(error)}
+        return _NEEDS_TORCH if _is_torch_hidden() and isinstance(error, TokenizerError) else {"data": str(error)}
     except OSError as error:
-        return {"disk": str(error)} if error.errno is not None else {"bug": traceback.format_exc()}
+        return {"disk": str(error)} if error.errno is not None else _bug()
     except Exception:  # noqa: BLE001 - the traceback is sent to the driver
-        return {"bug": traceback.format_exc()}
+        return _bug()
+
+
+def _bug() -> dict[str, str]:
+    return _NEEDS_TORCH if _is_torch_hidden() else {"bug": traceback.format_exc()}
 
 
 def _check_answers(trial: TrialConfig, held_out: PairDataset) -> None:
@@ -210,7 +247,7 @@ def _check_answers(trial: TrialConfig, held_out: PairDataset) -> None:
     positions = known_positions(trial.model)
     if positions is None or positions.table is None or not trial.evaluation.prompts:
         return
-    from trainer.evaluation.completions import select_prompts  # torch, which data alone does not need
+    from trainer.data.pair_dataset import select_prompts
 
     lengths = [int(held_out.prompt_lengths[i]) for i in select_prompts(held_out, trial.evaluation.prompts)]
     new = trial.evaluation.max_new_tokens
@@ -224,7 +261,7 @@ def _check_judge(
     positions = known_positions(trial.model)
     if judge.prompts_from is None and (positions is None or positions.table is None) and not checked:
         return  # held-out prompts were checked with the data, and the model has no limit of positions
-    from trainer.evaluation.judge_prompts import fixed_prompts  # torch, which data alone does not need
+    from trainer.evaluation.judge_prompts import fixed_prompts
 
     prompts = fixed_prompts(
         trial.data, trial.model, cache, judge.prompts, judge.prompts_from, trust_remote_code=trust_remote_code
@@ -247,4 +284,8 @@ if __name__ == "__main__":
     # Redirect prints of libraries to stderr, as the driver reads replies from stdout.
     _stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    collect_garbage_rarely()
+    if _HIDE_TORCH in sys.argv[2:]:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  as if it were not installed
+        os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # "PyTorch was not found"
     _serve(Path(sys.argv[1]), sys.stdin, _stdout, trust_remote_code=_TRUST in sys.argv[2:])
