@@ -23,7 +23,7 @@ import psutil
 import trainer
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.execution import agent_stand_in
-from orchestrator.execution.slots import PROCESS_RESOURCE, SLOT_RESOURCE, Slots
+from orchestrator.execution.slots import PROCESS_RESOURCE, SLOT_RESOURCE, Slots, workers_before_trials
 from orchestrator.execution.stop_reasons import SignalHandler, termination_blocked
 from orchestrator.gpus import only_visible_in, visible_devices
 
@@ -54,7 +54,7 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
         with starting_ray(signals), _only_needed_processes(worker_environment(slots.threads)):
             ray.init(
                 address="local",
-                num_cpus=0,  # slots are counted instead; Ray would start idle workers for CPUs
+                num_cpus=workers_before_trials(slots),  # processes that Ray starts now; slots are counted for trials
                 num_gpus=len(devices),
                 resources={
                     SLOT_RESOURCE: float(slots.max_count),
@@ -209,15 +209,20 @@ def server_is_gone() -> Callable[[], bool]:
 
 
 def prepare_ray_environment(folder: Path) -> None:
-    """Prepare the start of Ray: re-read the token, log to `folder`/driver.log, propagate no secrets."""
+    """Prepare the start of Ray: re-read the token, log to `folder`/driver.log."""
     from ray._private import worker as printing
     from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue]
-    from ray.tune.execution import class_cache
 
     AuthenticationTokenLoader.instance().reset_cache()  # each cluster has its own token
     log_ray_to_file(folder / "driver.log")
     printing._worker_logs_enabled = False  # pyright: ignore[reportPrivateUsage]  would print to stdout
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)  # inherited by workers, must not be stored
+
+
+def propagate_no_secrets() -> None:
+    """Have Tune store no secrets in the runtime environment of its workers, which inherit them."""
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)
 
 
 def worker_environment(threads: int) -> dict[str, str]:
