@@ -12,16 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.actor import ActorClass
-from ray.exceptions import RayError
-from ray.tune import Trainable
-
 from orchestrator.execution.local_cluster import RayDied, check_ray_health
 from orchestrator.execution.messages import REPORT_KEY, AttemptReport, AttemptStatus, AttemptTask, DeviceFailed
 from orchestrator.execution.slots import Slots, workers_before_trials
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session, SessionFactory
 from orchestrator.study.trial_records import FailureKind
+from trainer.environment import collecting_rarely
+
+with collecting_rarely():
+    import ray
+    from ray.actor import ActorClass
+    from ray.exceptions import RayError
+    from ray.tune import Trainable
 
 
 class PrestartedWorkers:

@@ -247,6 +247,7 @@ def test_no_process_is_started_early_without_memory_for_it(
             "orchestrator.cli.composition, orchestrator.execution.workers.data_process",
             "ray torch sklearn plotly mlflow",
         ),
+        ("orchestrator.execution.workers.data_preparation", "orchestrator.study ray torch transformers datasets trl"),
         ("orchestrator.driver.sweep_driver", "torch sklearn plotly mlflow"),
     ],
 )
