@@ -36,7 +36,6 @@ from orchestrator.cli.service import serve_commands
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.loopback import bypass_proxies
 from orchestrator.terminal_streams import TERMINATION_SIGNALS, safe_streams, wrapped
-from trainer.environment import collect_garbage_rarely
 from trainer.results import TrialError
 
 
@@ -109,7 +108,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     `arguments`: command line without the program name; None for `sys.argv`.
     """
     atexit.register(gc.freeze)  # else the interpreter's end collects all that libraries hold: two seconds after a sweep
-    collect_garbage_rarely()
     bypass_proxies()
     _name_unknown_user()
     with safe_streams(), _termination_as_sigint():
