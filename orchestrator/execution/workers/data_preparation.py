@@ -46,7 +46,7 @@ def needs_torch(config: TrialConfig) -> bool:
 
 
 def _is_torch_hidden() -> bool:
-    return sys.modules.get("torch", sys) is None
+    return not sys.modules.get("torch", sys)
 
 
 def prepare_data(cache: Path, request: str, trust_remote_code: bool) -> dict[str, Any]:
