@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
         arguments: path of the agent, then its options.
     """
     options = dict(option.split("=", 1) for option in arguments[1:] if "=" in option)
-    raylet = os.getppid()
+    raylet = int(os.environ["RAY_RAYLET_PID"])
     listener = None
     if port := options.get("--runtime-env-agent-port"):
         listener = socket.create_server((options["--node-ip-address"], int(port)))
