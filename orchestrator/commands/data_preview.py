@@ -253,15 +253,15 @@ def _undecided(rows: Sequence[Preference], data: DataConfig, model: ModelConfig)
 
 def _has_template(model: ModelConfig, data: DataConfig) -> bool:
     """Return whether the tokenizer has a chat template, by its files on this machine."""
-    return data.chat_template is not None or model.generated is not None or bool(_template(model))
+    return data.chat_template is not None or model.generated is not None or _template(model) is not None
 
 
-def _template(model: ModelConfig) -> str:
-    """Return the text of the chat template in the tokenizer's files, "" without one; of several as JSON."""
-    if file := _tokenizer_file(model, "chat_template.jinja"):
+def _template(model: ModelConfig) -> str | None:
+    """Return the text of the chat template in the tokenizer's files, None without one; of several as JSON."""
+    if (file := _tokenizer_file(model, "chat_template.jinja")) is not None:
         return file.decode(errors="replace")
     found = _tokenizer_json(model, "tokenizer_config.json").get("chat_template")
-    return found if isinstance(found, str) else json.dumps(found) if found else ""
+    return found if isinstance(found, str) and found else json.dumps(found) if found else None
 
 
 def _turn_markers(model: ModelConfig) -> tuple[str, ...]:
@@ -271,29 +271,30 @@ def _turn_markers(model: ModelConfig) -> tuple[str, ...]:
     """
     if model.generated is not None:
         return ()
-    template, named = _template(model), set[str]()
+    template, named = _template(model) or "", set[str]()
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         found = _tokenizer_json(model, file)
         for token in (found.get(f"{name}_token") for name in ("bos", "eos", "pad", "unk", "mask")):
             named.add(str(token.get("content") if isinstance(token, dict) else token))
-    added = _tokenizer_json(model, "tokenizer.json").get("added_tokens", [])
-    special = [str(token["content"]) for token in added if token.get("special") and token.get("content")]
+    added = _tokenizer_json(model, "tokenizer.json").get("added_tokens")
+    tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    special = [str(token["content"]) for token in tokens if token.get("special") and token.get("content")]
     return tuple(text for text in special if text in template and text not in named)
 
 
 def _tokenizer_json(model: ModelConfig, file: str) -> dict[str, Any]:
     try:
-        found = json.loads(_tokenizer_file(model, file) or b"{}")
-    except ValueError:  # loading the tokenizer says why
+        found = json.loads(_tokenizer_file(model, file) or "{}")
+    except (ValueError, RecursionError):  # loading the tokenizer says why
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _tokenizer_file(model: ModelConfig, file: str) -> bytes | None:
-    """Return the content of a file of the tokenizer on this machine; None where it is not there or cannot be read."""
+    """Return the content of a file of the tokenizer on this machine, None without it; "" where it cannot be read."""
     name, revision = (model.tokenizer, None) if model.tokenizer else (str(model.name_or_path), model.revision)
     path = model_file(name, file, revision)
     try:
         return None if path is None else path.read_bytes()
     except OSError:  # loading the tokenizer says why
-        return None
+        return b""
