@@ -15,7 +15,6 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 
-from orchestrator.commands.runs_folder.sweep_list import SweepSummaries
 from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.redaction import redact
 from orchestrator.service import LARGEST_MODEL_GB
@@ -35,7 +34,7 @@ from orchestrator.service.routes.report_routes import report_routes
 from orchestrator.service.routes.service_routes import service_routes
 from orchestrator.service.routes.trial_routes import trial_routes
 from orchestrator.service.routes.verb_routes import verb_routes
-from orchestrator.service.service_context import ServiceContext
+from orchestrator.service.service_context import ListEntries, ServiceContext
 from orchestrator.service.submissions import Submissions
 from orchestrator.service.sweep_routes import sweep_routes
 
@@ -101,7 +100,7 @@ class Service:
         add_error_answers(app)
         self.submissions = Submissions(root, data_folders, largest_model=largest_model)
         self.mlflow = MlflowServer(root, mlflow)
-        self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions, self.mlflow)
+        self.context = ServiceContext(root, self.queue, ListEntries(root), self.submissions, self.mlflow)
         bearer = [Depends(HTTPBearer(auto_error=False))]  # for the OpenAPI document; RequestGuard checks
         routers = [
             routes(self.context)

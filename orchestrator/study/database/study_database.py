@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,7 +23,7 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from sqlalchemy import Connection, create_engine, delete, insert, inspect, make_url, select, text
+from sqlalchemy import Connection, Engine, create_engine, delete, func, insert, inspect, make_url, select, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
@@ -34,7 +35,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import sweep_terms
 from orchestrator.study.database.enqueued_trials import TrialQueue
 from orchestrator.study.database.repository import SweepRepository
-from orchestrator.study.database.tables import METADATA, SCHEMA, SWEEP
+from orchestrator.study.database.tables import EVENT, METADATA, SCHEMA, SWEEP
 from orchestrator.study.sweep_terms import TERMS_KEY, SweepTerms
 from trainer.storage.atomic_files import write_text
 from trainer.storage.failpoints import failpoint
@@ -85,6 +86,49 @@ def study_exists(url: str, sweep: str) -> bool:
         return True
     finally:
         engine.dispose()
+
+
+def last_changes(url: str) -> dict[str, list[Any]]:
+    """Return sweep -> what changes with every write to its study but metrics, heartbeats and requests.
+
+    That is the sweep's id, its driver's fencing token and the number of its last event, asked with one query for all
+    sweeps of the database.
+
+    Raises:
+        StorageRefused: the database cannot be read.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        try:
+            with closing(_connect_to_read(Path(parsed.database or ""))) as connection:
+                rows = connection.execute(_CHANGES_IN_SQLITE).fetchall()
+        except sqlite3.Error as error:
+            if "no such table" in str(error):  # the creation of the study was interrupted
+                return {}
+            raise StorageRefused(f"the study in {hide_password(url)} refused: {error}") from error
+    else:
+        with _translated_errors(hide_password(url)):
+            engine = _engine_to_ask(url)
+            if not inspect(engine).has_table(SWEEP.name):
+                return {}
+            with engine.connect() as connection:
+                rows = connection.execute(_CHANGES).fetchall()
+    return {sweep: [*change] for sweep, *change in rows}
+
+
+_CHANGES = select(
+    SWEEP.c.sweep,
+    SWEEP.c.id,
+    SWEEP.c.driver,
+    select(func.max(EVENT.c.seq)).where(EVENT.c.sweep == SWEEP.c.sweep).scalar_subquery(),
+)
+_CHANGES_IN_SQLITE = str(_CHANGES.compile(dialect=sqlite.dialect()))
+
+
+@cache
+def _engine_to_ask(url: str) -> Engine:
+    """Return the engine for short questions to a server; it keeps no connection open, as its process may be forked."""
+    return create_engine(url, poolclass=NullPool)
 
 
 def check_study_storage(folder: SweepFolder, storage: str | None) -> None:
