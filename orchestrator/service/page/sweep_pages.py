@@ -201,14 +201,13 @@ def live_routes(views: SweepViews) -> APIRouter:
         view = views.view(name)
         drawn = views.panels(view, Shown.of_query(query))
         has = set(query.get("have", []))
-        changed = ",".join(panel.as_json for panel in drawn if panel.digest not in has)
+        changed = b",".join(panel.as_json for panel in drawn if panel.digest not in has)
         again = view.stamp != views.stamp(name)
         rest = max(views.rest_seconds(name), _LEAST_REST if again else 0.0)
         head = {"stamp": view.stamp, "state": view.state, "again": again, "rest": round(rest, 3)}
         keys = json.dumps([panel.key for panel in drawn])
-        return Response(
-            f'{json.dumps(head)[:-1]}, "keys": {keys}, "panels": [{changed}]}}', media_type="application/json"
-        )
+        begin = f'{json.dumps(head)[:-1]}, "keys": {keys}, "panels": ['.encode()
+        return Response(b"%b%b]}" % (begin, changed), media_type="application/json")
 
     return routes
 

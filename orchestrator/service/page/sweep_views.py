@@ -32,7 +32,7 @@ from orchestrator.study.study import Study
 from trainer.metrics import CHOSEN, MARGIN
 
 _MOST_VIEWS, _MOST_DRAWN = 8, 48
-_LEAST_SECONDS, _COST_FACTOR = 0.5, 4.0
+_LEAST_SECONDS, _COST_FACTOR = 0.5, 9.0
 """A view is read again after this time and after so many times the seconds that reading and drawing it took."""
 _TIME_RESOLUTION = 0.1
 _LOG_LINES = 200
@@ -135,10 +135,10 @@ class DrawnPanel:
         return as_script(self.figures)
 
     @cached_property
-    def as_json(self) -> str:
+    def as_json(self) -> bytes:
         """The panel as a page's script receives it."""
         content = {name: getattr(self, name) for name in ("key", "title", "digest", "shape", "html")}
-        return json.dumps(content)[:-1] + f', "figures": {self.figures_json}}}'
+        return f'{json.dumps(content)[:-1]}, "figures": {self.figures_json}}}'.encode(errors="replace")
 
 
 def _digest(text: str) -> str:

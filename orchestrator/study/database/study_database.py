@@ -23,9 +23,10 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from sqlalchemy import Connection, Engine, create_engine, delete, func, insert, inspect, make_url, select, text
+from sqlalchemy import Connection, Dialect, Engine, create_engine, delete, func, insert, inspect, make_url, select, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateTable
 
@@ -72,20 +73,16 @@ def study_exists(url: str, sweep: str) -> bool:
     A database that cannot be read counts as existing: opening it reports the error.
     """
     parsed = make_url(url)
-    is_file = parsed.get_backend_name() == "sqlite"
-    database = Path(parsed.database or "")
-    if is_file and not database.is_file():
-        return False
-    engine = create_engine(url, creator=lambda: _connect_to_read(database)) if is_file else create_engine(url)
     try:
-        with engine.connect() as connection:
+        if parsed.get_backend_name() == "sqlite":
+            database = Path(parsed.database or "")
+            return database.is_file() and sweep in _changes_in_file(database)
+        with _engine_to_ask(url).connect() as connection:
             if not inspect(connection).has_table(SWEEP.name):
                 return False
             return connection.execute(select(SWEEP.c.sweep).where(SWEEP.c.sweep == sweep)).first() is not None
-    except DBAPIError:
+    except (DBAPIError, sqlite3.Error):
         return True
-    finally:
-        engine.dispose()
 
 
 def last_changes(url: str) -> dict[str, list[Any]]:
@@ -100,20 +97,13 @@ def last_changes(url: str) -> dict[str, list[Any]]:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         try:
-            with closing(_connect_to_read(Path(parsed.database or ""))) as connection:
-                rows = connection.execute(_CHANGES_IN_SQLITE).fetchall()
+            return _changes_in_file(Path(parsed.database or ""))
         except sqlite3.Error as error:
-            if "no such table" in str(error):  # the creation of the study was interrupted
-                return {}
             raise StorageRefused(f"the study in {hide_password(url)} refused: {error}") from error
-    else:
-        with _translated_errors(hide_password(url)):
-            engine = _engine_to_ask(url)
-            if not inspect(engine).has_table(SWEEP.name):
-                return {}
-            with engine.connect() as connection:
-                rows = connection.execute(_CHANGES).fetchall()
-    return {sweep: [*change] for sweep, *change in rows}
+    with _translated_errors(hide_password(url)), _engine_to_ask(url).connect() as connection:
+        if not inspect(connection).has_table(SWEEP.name):
+            return {}
+        return {sweep: change for sweep, *change in connection.execute(_CHANGES)}
 
 
 _CHANGES = select(
@@ -122,7 +112,15 @@ _CHANGES = select(
     SWEEP.c.driver,
     select(func.max(EVENT.c.seq)).where(EVENT.c.sweep == SWEEP.c.sweep).scalar_subquery(),
 )
-_CHANGES_IN_SQLITE = str(_CHANGES.compile(dialect=sqlite.dialect()))
+_CHANGES_IN_FILE = str(_CHANGES.compile(dialect=sqlite.dialect()))
+
+
+def _changes_in_file(database: Path) -> dict[str, list[Any]]:
+    """Return `last_changes` of an SQLite file; nothing of one whose creation was interrupted."""
+    with closing(_connect_to_read(database)) as connection:
+        if (SWEEP.name,) not in connection.execute(_TABLES):
+            return {}
+        return {sweep: change for sweep, *change in connection.execute(_CHANGES_IN_FILE)}
 
 
 @cache
@@ -190,7 +188,7 @@ class StudyDatabase:
         elif self._sqlite:
             engine = {"creator": lambda: _connect(database)}
         with self._translate_errors():
-            self.storage = _storage(url, engine, create)
+            self.storage = _storage(url, engine, create, read_only=self._sqlite and read_only)
             if create:
                 failpoint("study.tables")
                 METADATA.create_all(self.storage.engine)
@@ -287,9 +285,34 @@ def _translated_errors(url: str) -> Generator[None]:
         ) from error
 
 
-def _storage(url: str, engine: dict[str, Any], create: bool) -> RDBStorage:
+class _SqliteReader(RDBStorage):
+    """Optuna's storage of an SQLite file that is only read, ready in a fraction of the time.
+
+    RDBStorage's constructor asks for versions, and an engine of its own compiles every statement anew, which takes
+    longer than reading a study. All readers of a process share the dialect and the compiled statements.
+    """
+
+    def __init__(self, url: str, creator: Callable[[], sqlite3.Connection]) -> None:
+        dialect, compiled = _dialect_of_readers()
+        self.engine = Engine(
+            NullPool(creator, dialect=dialect), dialect, make_url(url), execution_options={"compiled_cache": compiled}
+        )
+        self.scoped_session = scoped_session(sessionmaker(bind=self.engine))
+
+
+@cache
+def _dialect_of_readers() -> tuple[Dialect, dict[Any, Any]]:
+    engine = create_engine("sqlite://", poolclass=NullPool)
+    with engine.connect():  # initializes the dialect
+        return engine.dialect, {}
+
+
+def _storage(url: str, engine: dict[str, Any], create: bool, *, read_only: bool) -> RDBStorage:
     """Optuna's storage. Its schema check loads all migrations, so it is skipped for tables of the installed version."""
-    storage = RDBStorage(url, engine, skip_compatibility_check=True, skip_table_creation=not create)
+    if read_only:
+        storage: RDBStorage = _SqliteReader(url, engine["creator"])
+    else:
+        storage = RDBStorage(url, engine, skip_compatibility_check=True, skip_table_creation=not create)
     with storage.engine.connect() as connection:
         made_by = connection.execute(text("select library_version from version_info")).scalar_one()
     if made_by == optuna.__version__:
