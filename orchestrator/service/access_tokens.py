@@ -136,7 +136,7 @@ class AccessTokens:
         return sorted(self._read().values(), key=lambda record: record.name)
 
     def person(self, token: str) -> Person | None:
-        """Return whose token this is; None if it is none. The files are looked at each time: a revoked one ends at once."""
+        """Return whose token this is; None if it is none. The files are looked at each time: a revoked one ends now."""
         return self.person_of(_digest(token))
 
     def person_of(self, digest: str) -> Person | None:
