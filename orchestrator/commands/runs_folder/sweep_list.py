@@ -129,7 +129,10 @@ class SweepSummaries:
 
     def _row(self, files: _SweepFiles, before: SweepRow | None) -> SweepRow | None:
         """Return a sweep's row, `before` where nothing has changed; None of a folder that is no sweep's."""
-        looked, spec = time.time(), _state(files.spec)
+        looked, rest = time.time(), files.at_rest()
+        if files.settled is not None and files.settled[0] == rest:
+            return files.settled[1]
+        files.settled, spec = None, _state(files.spec)
         if spec is None:
             return None
         if before is not None and before.summary["state"] == UNREADABLE:
@@ -145,6 +148,8 @@ class SweepSummaries:
             stamp = [spec, url, changes.get(files.name)]
         is_certain = max(state[0] for state in (spec, *own)) < (looked - _TIME_RESOLUTION) * 1e9
         if before is not None and before.holder == holder and before.is_certain and before.stamp == stamp:
+            if holder is None and len(own) == 1 and rest is not None and files.is_settled(rest, looked):
+                files.settled = (rest, before)
             return before
         change = _change_of(files.folder) if own else stamp[-1] if url else None
         if before is not None and before.holder == holder and change is not None and before.change == change:
@@ -167,11 +172,28 @@ class _SweepFiles:
         self.name, self.folder = name, SweepFolder(root, name)
         self.spec, self.database = os.fspath(self.folder.spec), os.fspath(self.folder.database)
         self.log = f"{self.database}-wal"
-        self._lock = os.fspath(self.folder.lock)
+        self._path, self._lock = os.fspath(self.folder.path), os.fspath(self.folder.lock)
         self._pointer = os.fspath(self.folder.database.with_suffix(".url"))
         self._free: list[int] | None = None
         """State of the lock's file when nobody had the lock. A driver that takes it writes its name into the file."""
         self._url: tuple[list[int], str] | None = None
+        self.settled: tuple[Any, SweepRow] | None = None
+        """`at_rest` and the row of a sweep that no driver runs and whose database has no write-ahead log.
+
+        Whoever writes to the database creates its log, and a driver takes the lock: both change what `at_rest` returns.
+        """
+
+    def at_rest(self) -> list[Any] | None:
+        """Return the states of the sweep's folder, its database and its lock; None if there is no folder."""
+        try:
+            folder = os.stat(self._path)  # noqa: PTH116
+        except FileNotFoundError:  # deleted meanwhile
+            return None
+        return [(folder.st_mtime_ns, folder.st_ino), _state(self.database), _state(self._lock)]
+
+    def is_settled(self, rest: list[Any], looked: float) -> bool:
+        """Return whether a change after the look at this time will be seen in `at_rest`."""
+        return rest[0][0] < (looked - _TIME_RESOLUTION) * 1e9 and rest[2] in (None, self._free)
 
     def holder(self) -> str | None:
         """Return the driver's process, as `lock_holder`."""

@@ -34,8 +34,8 @@ from trainer.storage.atomic_files import write_json
 
 _ON_A_PAGE = 100
 _KEPT = "diagnoses.json"
-_PROMPT, _REST_FACTOR, _LATER_FACTOR = 40, 4.0, 19.0
-"""The thread rests after a sweep for 4 times the seconds that it took, after the first 40 of a pass for 19 times."""
+_PROMPT, _REST_FACTOR, _LATER_FACTOR = 20, 4.0, 19.0
+"""The thread rests after a sweep for 4 times the seconds that it took, after the first 20 of a pass for 19 times."""
 _PASS_SECONDS, _KEPT_SECONDS = 2.0, 30.0
 """The sweeps' files are looked at no more often than this; what was found is stored after so long at the latest."""
 _RUNNING_SECONDS = 60.0
