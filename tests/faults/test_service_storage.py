@@ -147,8 +147,14 @@ def test_a_database_server_that_is_started_again_is_waited_for(root: Path) -> No
             events.until("history", lambda data: data["events"][-1]["kind"] == "judged")
             of_list.until("sweeps", lambda data: any(sweep["name"] == "b" for sweep in data["changed"]))
         assert starts(root) == ["a"]
-        assert end_all(root, service, "a", "b", "c") == dict.fromkeys("abc", (QueueState.FINISHED, 0))
-        assert starts(root) == ["a", "b", "c"]
+        server.stop()
+        finish(root, "a")  # its driver begins a trial, which the study refuses
+        wait_until(lambda: holder(root, "a") is None and problem(service))
+        assert starts(root) == ["a"]
+        server.start()
+        found = end_all(root, service, "b", "c")
+        assert found == {"a": (QueueState.FINISHED, 1)} | dict.fromkeys("bc", (QueueState.FINISHED, 0))
+        assert starts(root) == ["a", "a", "b", "c"]
         assert "Traceback" not in service.log()
 
 

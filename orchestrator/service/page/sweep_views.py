@@ -32,7 +32,7 @@ from orchestrator.study.study import Study
 from trainer.metrics import CHOSEN, MARGIN
 
 _MOST_VIEWS, _MOST_DRAWN = 8, 48
-_LEAST_SECONDS, _COST_FACTOR = 0.5, 9.0
+_LEAST_SECONDS, _COST_FACTOR = 0.5, 14.0
 """A view is read again after this time and after so many times the seconds that reading and drawing it took."""
 _TIME_RESOLUTION = 0.1
 _LOG_LINES = 200
