@@ -130,6 +130,8 @@ class SweepSummaries:
     def _row(self, files: _SweepFiles, before: SweepRow | None) -> SweepRow | None:
         """Return a sweep's row, `before` where nothing has changed; None of a folder that is no sweep's."""
         looked, rest = time.time(), files.at_rest()
+        if rest is None:
+            return None
         if files.settled is not None and files.settled[0] == rest:
             return files.settled[1]
         files.settled, spec = None, _state(files.spec)
@@ -148,7 +150,7 @@ class SweepSummaries:
             stamp = [spec, url, changes.get(files.name)]
         is_certain = max(state[0] for state in (spec, *own)) < (looked - _TIME_RESOLUTION) * 1e9
         if before is not None and before.holder == holder and before.is_certain and before.stamp == stamp:
-            if holder is None and len(own) == 1 and rest is not None and files.is_settled(rest, looked):
+            if holder is None and len(own) == 1 and files.is_settled(rest, looked):
                 files.settled = (rest, before)
             return before
         change = _change_of(files.folder) if own else stamp[-1] if url else None
@@ -187,7 +189,7 @@ class _SweepFiles:
         """Return the states of the sweep's folder, its database and its lock; None if there is no folder."""
         try:
             folder = os.stat(self._path)  # noqa: PTH116
-        except FileNotFoundError:  # deleted meanwhile
+        except OSError:  # deleted meanwhile, or a link that leads nowhere
             return None
         return [(folder.st_mtime_ns, folder.st_ino), _state(self.database), _state(self._lock)]
 

@@ -224,11 +224,15 @@ class OptunaTrials:
         self._snapshots: list[TrialSnapshot] = []
         self._distributions: dict[str, BaseDistribution] = {}
         self._attrs: dict[str, Any] | None = None
+        if self._once is not None:
+            self._once.clear()
 
     @contextmanager
     def reading_once(self) -> Generator[None]:
         """Read everything in the context at most once: it is inside one transaction, and nothing is written."""
-        outer, self._once = self._once, self._once or set[str]()
+        outer = self._once
+        if outer is None:
+            self._once = set[str]()
         try:
             yield
         finally:
