@@ -152,8 +152,8 @@ def test_a_database_server_that_is_started_again_is_waited_for(root: Path) -> No
         wait_until(lambda: holder(root, "a") is None and problem(service))
         assert starts(root) == ["a"]
         server.start()
-        found = end_all(root, service, "b", "c")
-        assert found == {"a": (QueueState.FINISHED, 1)} | dict.fromkeys("bc", (QueueState.FINISHED, 0))
+        ended = end_all(root, service, "b", "c")
+        assert ended == {"a": (QueueState.FINISHED, 1)} | dict.fromkeys("bc", (QueueState.FINISHED, 0))
         assert starts(root) == ["a", "a", "b", "c"]
         assert "Traceback" not in service.log()
 

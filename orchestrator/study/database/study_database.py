@@ -292,7 +292,7 @@ class _SqliteReader(RDBStorage):
     longer than reading a study. All readers of a process share the dialect and the compiled statements.
     """
 
-    def __init__(self, url: str, creator: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(self, url: str, creator: Callable[[], Any]) -> None:
         dialect, compiled = _dialect_of_readers()
         self.engine = Engine(
             NullPool(creator, dialect=dialect), dialect, make_url(url), execution_options={"compiled_cache": compiled}
