@@ -42,6 +42,8 @@ from trainer.storage.atomic_files import digest_of
 SLOTS, LAG = 4, 8
 SAMPLED = 30
 """Trials of a sweep of the table of samplers."""
+SIZES = (8, 12, 16, 20, 30, 40)
+"""Trials of the sweeps of the table of sizes, with settings drawn at random."""
 BEGIN, END = "<!-- tables: make replay -->", "<!-- end of the replay's tables -->"
 NONE = "none"
 REPLAYED: dict[str, Pruner] = {name: pruner for name, pruner in PRUNERS.items() if not name.startswith("threshold")}
@@ -91,8 +93,10 @@ def replay_pruner(spec: SweepSpec, task: RecordedTask, pruner: Pruner, seed: int
     return _outcome(sweep, order)
 
 
-def replay_sampler(spec: SweepSpec, task: RecordedTask, sampler: Sampler, pruner: Pruner) -> Outcome:
-    """Run a sweep of SAMPLED trials, each as the recorded one nearest to what the sampler proposes."""
+def replay_sampler(
+    spec: SweepSpec, task: RecordedTask, sampler: Sampler, pruner: Pruner, trials: int = SAMPLED
+) -> Outcome:
+    """Run a sweep of so many trials, each as the recorded one nearest to what the sampler proposes."""
     points = [unit_point(spec, trial.params) for trial in task.trials]
     used: list[int] = []
 
@@ -104,7 +108,7 @@ def replay_sampler(spec: SweepSpec, task: RecordedTask, sampler: Sampler, pruner
         return task.trials[used[-1]].curve
 
     run = spec.model_copy(update={"pruner": pruner, "sampler": sampler})
-    return _outcome(simulate(run, nearest, slots=SLOTS, lag=LAG, trials=SAMPLED), used)
+    return _outcome(simulate(run, nearest, slots=SLOTS, lag=LAG, trials=trials), used)
 
 
 def unit_point(spec: SweepSpec, params: Mapping[str, Any]) -> list[float]:
@@ -145,14 +149,15 @@ class ReplayCache:
         current = sum(any(f" {digest}, " in key for digest in self._digests.values()) for key in self._found)
         self._progress = Progress(count - current)
 
-    def run(self, name: str, sampler: str, pruner: str, seed: int) -> Outcome:
-        """Return one outcome; sampler "": the recorded trials in another order."""
+    def run(self, name: str, sampler: str, pruner: str, seed: int, trials: int = SAMPLED) -> Outcome:
+        """Return one outcome; sampler "": the recorded trials in another order, all of them."""
         task = self._tasks[name]
-        key = f"{name} {self._digests[name]}, {sampler or 'recorded order'}, {pruner}, {seed}"
+        size = "" if not sampler or trials == SAMPLED else f" {trials} trials"
+        key = f"{name} {self._digests[name]}, {sampler or 'recorded order'}{size}, {pruner}, {seed}"
         if key not in self._found:
             spec, rule = self._specs[name], REPLAYED[pruner]
             found = (
-                replay_sampler(spec, task, SAMPLERS[sampler](seed), rule)
+                replay_sampler(spec, task, SAMPLERS[sampler](seed), rule, trials)
                 if sampler
                 else replay_pruner(spec, task, rule, seed)
             )
@@ -243,6 +248,27 @@ def sampler_rows(cache: ReplayCache, names: Sequence[str], seeds: Sequence[int],
     return rows
 
 
+def size_rows(cache: ReplayCache, names: Sequence[str], seeds: Sequence[int], pruner: str) -> list[list[str]]:
+    """Return rows of task and number of trials: updates saved, and by how much the regrets grow by pruning."""
+    rows = []
+    for name in names:
+        for trials in SIZES:
+            free = cache.regrets(name, [cache.run(name, "random", NONE, seed, trials) for seed in seeds])
+            found = [cache.run(name, "random", pruner, seed, trials) for seed in seeds]
+            pruned = cache.regrets(name, found)
+            saved = [outcome.saved for outcome in found]
+            rows.append(
+                [
+                    name,
+                    str(trials),
+                    f"{mean(saved):.0%} ({min(saved):.0%} to {max(saved):.0%})",
+                    f"{pruned[0] - free[0]:.4f}",
+                    f"{100 * (pruned[1] - free[1]):.1f}",
+                ]
+            )
+    return rows
+
+
 def _share(flags: Iterable[bool]) -> str:
     return f"{mean(flags):.0%}"
 
@@ -261,18 +287,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not tasks:
         parser.error(f"{options.file} has no curves: record them with `make curves`")
     names = list(tasks)
-    each = len(REPLAYED) * options.seeds + 2 * len(SAMPLERS) * options.sampler_seeds
+    each = len(REPLAYED) * options.seeds + 2 * (len(SAMPLERS) + len(SIZES)) * options.sampler_seeds
     cache = ReplayCache(tasks, options.keep, len(names) * each)
     pruners = pruner_rows(cache, names, range(options.seeds))
     samplers = sampler_rows(cache, names, range(options.sampler_seeds), options.with_pruner)
+    sizes = size_rows(cache, names, range(options.sampler_seeds), options.with_pruner)
     head = ["task", "pruner", "updates saved", "same winner", "regret, accuracy", "regret, answers (points)"]
     second = ["task", "sampler", "regret, accuracy", "regret, answers (points)"]
     second += [f"{options.with_pruner}: updates saved", "regret, accuracy", "regret, answers (points)"]
+    third = ["task", "trials", "updates saved", "regret by pruning, accuracy", "regret by pruning, answers (points)"]
     text = (
         f"`make replay`: {SLOTS} slots, lag {LAG}. " + ". ".join(cache.about(name) for name in names) + ".\n\n"
         f"All recorded trials in {options.seeds} random orders:\n\n{markdown_table(head, pruners)}\n\n"
         f"Sweeps of {SAMPLED} trials, {options.sampler_seeds} seeds, against the best recorded trial:\n\n"
-        f"{markdown_table(second, samplers)}"
+        f"{markdown_table(second, samplers)}\n\n"
+        f"Sweeps of random settings with {options.with_pruner}, {options.sampler_seeds} seeds, against the same sweeps "
+        f"without a pruner:\n\n{markdown_table(third, sizes)}"
     )
     if options.write:
         put_between(PAGE, BEGIN, END, text)

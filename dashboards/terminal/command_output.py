@@ -42,6 +42,7 @@ def print_plan(plan: SweepPlan) -> None:
     table = _key_figures(f"plan of {plan.name}")
     table.add_row("objective", plan.goal.replace(", ", "\n"))
     table.add_row("required of the best", escape("\n".join(plan.require)) or "nothing")
+    table.add_row("pruner", plan.pruner)
     for path, values in plan.searched.items():
         table.add_row(path, escape(values))
     unknown = "unknown until downloaded"

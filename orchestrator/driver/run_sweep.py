@@ -40,6 +40,7 @@ from orchestrator.spec.estimates.gpu_layouts import Arrangement
 from orchestrator.spec.estimates.sweep_plan import planned_trials
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
+from orchestrator.spec.pruners import NoPruner
 from orchestrator.spec.requirements import default_requirements
 from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -138,11 +139,13 @@ def start_or_resume(
 
 def _as_begun_earlier(spec: SweepSpec) -> list[SweepSpec]:
     """Return the sweep, and as earlier versions began it from the same file: without `sampler.order`, without default
-    requirements.
+    requirements, without a default pruner.
     """
     defaults = default_requirements(spec.base)
     stated = {"require": tuple(requirement for requirement in spec.require if requirement not in defaults)}
     begun = [spec, spec.model_copy(update=stated)]
+    if spec.pruner == spec.default_pruner:
+        begun += [each.model_copy(update={"pruner": NoPruner()}) for each in begun]
     if isinstance(spec.sampler, GridSampler):
         begun += [each.model_copy(update={"sampler": GridSampler()}) for each in begun]
     return begun

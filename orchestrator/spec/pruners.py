@@ -164,6 +164,9 @@ class PatientPruner(_StopsBrokenTrials):
 
 Pruner = Annotated[NoPruner | RankingPruner | PatientPruner, Field(discriminator="kind")]
 
+PRUNED_FROM = 20
+"""Trials of the smallest sweep that has a pruner by default."""
+
 
 def pruning_metric(pruner: Pruner, objectives: tuple[Objective, ...]) -> Objective | None:
     """Return metric and direction that the pruner compares by; None if its metric has no better direction."""

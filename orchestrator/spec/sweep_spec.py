@@ -15,10 +15,10 @@ from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
-from orchestrator.spec.objectives import Objective
-from orchestrator.spec.pruners import NoPruner, Pruner
+from orchestrator.spec.objectives import Objective, unmeasured_reason
+from orchestrator.spec.pruners import PRUNED_FROM, MedianPruner, NoPruner, Pruner
 from orchestrator.spec.requirements import Requirement
-from orchestrator.spec.samplers import GridSampler, Order, Reproducible, Sampler
+from orchestrator.spec.samplers import GridSampler, Order, Reproducible, Sampler, StagedSampler, max_trials
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import SEED
@@ -322,6 +322,27 @@ class SweepSpec(LaterFields):
         if listed is None or not isinstance(self.sampler, GridSampler):
             return self.repeats
         return len(set(listed))
+
+    @property
+    def trials_at_most(self) -> int | None:
+        """How many trials the search may have, by its space and `budget.trials`; None if only time limits it."""
+        points = self.search.size()
+        if isinstance(self.sampler, StagedSampler):
+            points = max_trials(self.sampler, self.search)
+        in_space = None if points is None else points * self.repeats + len(self.enqueue)
+        return min((limit for limit in (in_space, self.budget.trials) if limit is not None), default=None)
+
+    @property
+    def default_pruner(self) -> Pruner:
+        """The pruner of a new sweep whose file names none: the median of the other trials, or none.
+
+        None where there are too few trials to compare, several objectives, or an objective that is measured at the end
+        only. What it saves and costs on recorded learning curves: `make replay`, docs/search.md.
+        """
+        most = self.trials_at_most
+        few = most is not None and most < PRUNED_FROM
+        late = unmeasured_reason(self.goal.metric, self.base.evaluation) is not None
+        return NoPruner() if few or self.also or late else MedianPruner()
 
     @property
     def first_objective(self) -> Objective:

@@ -7,7 +7,6 @@ rounding. The rules are in `gpu_layouts`.
 from __future__ import annotations
 
 import itertools
-import math
 import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from orchestrator.spec.estimates.gpu_layouts import (
 from orchestrator.spec.estimates.gpu_memory import GB, usable_bytes
 from orchestrator.spec.estimates.input_sizes import ModelShape, model_shape
 from orchestrator.spec.pruners import depends_on_other_trials
-from orchestrator.spec.samplers import AdaptiveSampler, GridSampler
+from orchestrator.spec.samplers import AdaptiveSampler
 from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import (
@@ -126,7 +125,7 @@ def arrange_sweep(spec: SweepSpec, machines: Sequence[MachineGpus]) -> Arrangeme
     for config in configs:
         if (key := config.model.model_dump_json()) not in shapes:
             shapes[key] = model_shape(config.model)
-    trials = _trials_at_most(spec)
+    trials = spec.trials_at_most
     learns = isinstance(spec.sampler, AdaptiveSampler) or depends_on_other_trials(spec.pruner)
     return arrange(
         _distinct((config, shapes[config.model.model_dump_json()]) for config in configs),
@@ -139,13 +138,6 @@ def arrange_sweep(spec: SweepSpec, machines: Sequence[MachineGpus]) -> Arrangeme
         shared_at_most=trials // _TRIALS_PER_SHARED if learns and trials is not None else None,
         can_share_base=next(cannot_share_base(spec.base, spec.search, spec.enqueue), None) is None,
     )
-
-
-def _trials_at_most(spec: SweepSpec) -> int | None:
-    size = spec.search.size() if isinstance(spec.sampler, GridSampler) else None
-    most = math.inf if size is None else size * spec.repeats + len(spec.enqueue)
-    found = min(spec.budget.trials or math.inf, most)
-    return None if math.isinf(found) else int(found)
 
 
 def _sft_config(spec: SweepSpec) -> TrialConfig:

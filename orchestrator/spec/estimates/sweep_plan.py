@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.estimates.cost_estimate import CostEstimate, GpuAssumptions, estimate_cost
-from orchestrator.spec.estimates.disk_space import DiskNeed, disk_need, format_bytes
+from orchestrator.spec.estimates.disk_space import DiskNeed, disk_need
 from orchestrator.spec.estimates.gpu_layouts import Arrangement
-from orchestrator.spec.estimates.input_sizes import ModelShape, RowCounts, model_shape
+from orchestrator.spec.estimates.input_sizes import RowCounts, model_shape
 from orchestrator.spec.estimates.measured_update import ProbeResult, WallClock
+from orchestrator.spec.estimates.plan_notices import (
+    kept_models_notices,
+    late_pruning_notices,
+    moving_reference_notices,
+)
 from orchestrator.spec.loading.serialization import sweep_identity
 from orchestrator.spec.samplers import GridSampler, StagedSampler, max_trials, stage_paths
 from orchestrator.spec.search.corners import valid_corners
@@ -22,7 +27,6 @@ from orchestrator.spec.search.manual_trials import short_value
 from orchestrator.spec.search.space import Grid
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
-from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import TrialConfig
 
 if TYPE_CHECKING:
@@ -95,6 +99,7 @@ class SweepPlan:
     sweep_identity: str
     goal: str
     sampler: str
+    pruner: str
     searched: dict[str, str]
     trials: int | None
     grid: int | None
@@ -180,7 +185,7 @@ def make_plan(
     Raises:
         DataError: The data has fewer pairs than one update.
     """
-    notices_out = [*notices, *_kept_models_notice(spec)]
+    notices_out = [*notices, *kept_models_notices(spec)]
     grid = _grid(spec)
     trials, distinct = _trials(spec, grid, notices_out)
     finalists = None if spec.finalists is None else spec.finalists.trials
@@ -197,7 +202,8 @@ def make_plan(
     valid = valid_corners(spec.search, (chosen or spec).base)
     corners, configs = [params for params, _ in valid], [config for _, config in valid]
     updates = list(_updates(configs, rows.train))
-    notices_out += _moving_reference_notices(configs, updates, model_shape(spec.base.model))
+    notices_out += moving_reference_notices(configs, updates, model_shape(spec.base.model))
+    notices_out += late_pruning_notices(spec, updates)
     pairs = [u * c.training.pairs_per_update for u, c in zip(updates, configs, strict=False)]
     # Both responses at full length with their own prompt; packing computes a shared prompt once, so it needs less.
     tokens = [p * 2 * c.data.max_length for p, c in zip(pairs, configs, strict=False)]
@@ -215,6 +221,7 @@ def make_plan(
         sweep_identity=sweep_identity(spec),
         goal=", ".join(f"{objective.direction} {objective.metric}" for objective in spec.objectives),
         sampler=spec.sampler.kind,
+        pruner=spec.pruner.kind,
         searched=_searched(spec),
         trials=trials,
         grid=distinct,
@@ -242,48 +249,6 @@ def make_plan(
         finalists=finalists,
         trainings=trainings,
     )
-
-
-def _kept_models_notice(spec: SweepSpec) -> list[str]:
-    if spec.judge is None or "keep_models" not in spec.model_fields_set or spec.judge.top <= spec.keep_models:
-        return []
-    return [
-        f"judge.top {spec.judge.top} is above keep_models {spec.keep_models}: the weights of the best "
-        f"{spec.judge.top} trials stay on disk, as judging needs them"
-    ]
-
-
-def _moving_reference_notices(
-    configs: Sequence[TrialConfig], updates: Sequence[int], shape: ModelShape | None
-) -> list[str]:
-    """Return what a reference that moves costs, and whether it never does."""
-    moving = [(i, c) for i, c in enumerate(configs) if c.loss.moves_reference]
-    if not moving:
-        return []
-    config = moving[0][1]
-    forwards = (3 if config.lora is None else 2) + config.training.gradient_checkpointing
-    what = "a second set of weights" if config.lora is None else "a second set of adapters"
-    size = ""
-    if shape is not None:
-        each = 2 if config.model.dtype == "bfloat16" and config.lora is None else 4
-        trained = shape.parameters if config.lora is None else shape.adapters(config.lora.r)
-        size = f" ({format_bytes(each * trained)})"
-    notices = [
-        f"loss.sync_ref_model: the reference moves, so that its log-probs are not cached but computed in every update, "
-        f"about {1 / forwards:.0%} more FLOPs, with {what} in memory{size} and in each checkpoint"
-    ]
-    still = [
-        (loss.ref_model_sync_steps, updates[i])
-        for i, c in moving
-        if isinstance(loss := c.loss, DpoLoss) and i < len(updates) and loss.ref_model_sync_steps >= updates[i]
-    ]
-    if still:
-        every, most = still[0]
-        notices.append(
-            f"loss.ref_model_sync_steps {every:,}: the reference does not move in {most:,} updates, so that such a "
-            "trial is DPO; set it lower"
-        )
-    return notices
 
 
 def total_trials(spec: SweepSpec) -> int | None:
@@ -318,7 +283,7 @@ def _grid_part(spec: SweepSpec, grid: Grid, trials: int, distinct: int) -> GridP
     """Return the points that the budget lets the sweep try; None if it is walked to its end."""
     assert isinstance(spec.sampler, GridSampler)
     outside = _count_outside_grid(grid, spec) if distinct <= MAX_GRID_POINTS else 0
-    points, distinct = trials // _repeats(spec) - outside, distinct - outside
+    points, distinct = trials // spec.repeats - outside, distinct - outside
     if points >= distinct or points < 1:
         return None
     tried = [point for index in range(points) if (point := grid.params_at(index)) is not None]
@@ -328,10 +293,6 @@ def _grid_part(spec: SweepSpec, grid: Grid, trials: int, distinct: int) -> GridP
         listed = list(dict.fromkeys(spec.search.choices(path) or found))
         values[path] = [(value, sum(path in p and values_equal(p[path], value) for p in tried)) for value in listed]
     return GridPart(spec.sampler.shuffle_seed, points, distinct, tried[:_LISTED_POINTS], values)
-
-
-def _repeats(spec: SweepSpec) -> int:
-    return int(getattr(spec, "repeats", 1))
 
 
 def _trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) -> tuple[int | None, int | None]:

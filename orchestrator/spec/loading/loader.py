@@ -48,6 +48,7 @@ from orchestrator.spec.loading.validation_errors import (
     read_document,
 )
 from orchestrator.spec.loading.variables import expand_variables, keep_variables
+from orchestrator.spec.pruners import PRUNED_FROM, NoPruner
 from orchestrator.spec.search import corners
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
@@ -334,6 +335,13 @@ def _load_document(
         _check_none(problems)
     if spec is None or problems.items:
         raise SpecError(sorted(problems.items, key=_line_of))
+    if is_new and tree.get("pruner") is None:
+        spec = spec.model_copy(update={"pruner": spec.default_pruner})
+        if spec.pruner != NoPruner():
+            notices.append(
+                f"pruner: {spec.pruner.kind}, the default from {PRUNED_FROM} trials on, stops a trial that is worse "
+                "than the median of the others; with `pruner: none` all train to their end"
+            )
     return LoadedSpec(spec, _merged(notices), document)
 
 

@@ -67,7 +67,7 @@ def load_order(problems: ErrorCollector, given: Any) -> Order | None:
 
 
 def load_pruner(problems: ErrorCollector, given: Any) -> Pruner | None:
-    """Load `pruner`, by default none; None if it is invalid."""
+    """Load `pruner`; without it, none for now (`SweepSpec.default_pruner` is for new sweeps); None if it is invalid."""
     if isinstance(given, dict) and isinstance(wrapped := cast(dict[str, Any], given).get("wrapped"), str):
         given = cast(dict[str, Any], given) | {"wrapped": {"kind": wrapped}}
     return _load_kind(problems, ("pruner",), given, PRUNERS, NoPruner())

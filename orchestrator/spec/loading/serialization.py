@@ -18,7 +18,7 @@ from orchestrator.spec.loading.method_sections import ORDERS, PRUNERS, SAMPLERS
 from orchestrator.spec.loading.validation_errors import models_in
 from orchestrator.spec.loading.variables import escape_names
 from orchestrator.spec.objectives import objective_metrics
-from orchestrator.spec.pruners import BROKEN_EVALUATIONS
+from orchestrator.spec.pruners import BROKEN_EVALUATIONS, PRUNED_FROM
 from orchestrator.spec.requirements import BOUND_PATTERN, DEFAULT_BOUNDS, OFF, default_requirements, written_bounds
 from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Choice, Scalar
@@ -55,6 +55,10 @@ def dump_spec(spec: SweepSpec, *, brief: bool = False) -> str:
         metrics = [objective.metric for objective in spec.objectives if objective.direction == direction]
         if metrics:
             tree[direction] = metrics if len(metrics) > 1 else metrics[0]
+    if brief and spec.pruner == spec.default_pruner:
+        tree.pop("pruner", None)
+    elif brief:
+        tree["pruner"] = _without_defaults(spec.pruner, spec.pruner.model_dump(mode="json"))
     tree.pop("require", None)
     if not brief or spec.require != default_requirements(spec.base):
         tree["require"] = written_bounds(spec.require)
@@ -246,7 +250,10 @@ def schema() -> Json:
                 {"type": "object", "propertyNames": objective, "additionalProperties": bounds},
             ],
         },
-        "pruner": _by_kind(PRUNERS, definitions) | {"description": "Which trials are stopped early; none by default."},
+        "pruner": _by_kind(PRUNERS, definitions)
+        | {
+            "description": f"Which trials are stopped early; by default median from {PRUNED_FROM} trials on, else none."
+        },
         "guard": {
             "description": "Stops trials that have diverged; on by default.",
             "anyOf": [{"enum": ["off", False, None]}, _model(GuardConfig, definitions)],

@@ -96,8 +96,8 @@ base:
     distributed: auto
     seed: 42
     logging_steps: 5
-    eval_steps: 400
-    save_steps: null
+    eval_steps: 50
+    save_steps: 400
   lora: null
   evaluation:
     prompts: 4
@@ -129,7 +129,12 @@ require:
   eval_answer_length: <= 2 * initial
   eval_exact_answers: 'off'
 pruner:
-  kind: none
+  broken_evaluations: 3
+  kind: median
+  metric: null
+  n_startup_trials: 5
+  n_warmup_steps: 0
+  n_min_trials: 1
 guard:
   loss:
     ratio: 1.5

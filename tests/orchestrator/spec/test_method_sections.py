@@ -1,13 +1,16 @@
 """Samplers, order, pruners, objectives and manual trials as the file says them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.spec.loading.file_rights import FileRights
+from orchestrator.spec.loading.loader import load_spec_text, load_text_with_notices
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.objectives import Objective
-from orchestrator.spec.pruners import HyperbandPruner, MedianPruner, PatientPruner, SuccessiveHalvingPruner
+from orchestrator.spec.pruners import HyperbandPruner, MedianPruner, NoPruner, PatientPruner, SuccessiveHalvingPruner
 from orchestrator.spec.samplers import Asap, Reproducible, StagedSampler, TpeSampler, stage_paths
 from orchestrator.spec.sweep_spec import SweepSpec
 
@@ -28,6 +31,46 @@ def test_names_alone_and_with_their_settings(load_text: Load) -> None:
     assert spec.sampler == TpeSampler(seed=1, n_startup_trials=8)
     assert spec.order == Reproducible(lag=8)
     assert spec.pruner == PatientPruner(patience=2, wrapped=MedianPruner())
+
+
+GRID = f"search: {{training.seed: {list(range(20))}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "pruner"),
+    [
+        (GRID, MedianPruner()),
+        (GRID + "pruner: none", NoPruner()),
+        (GRID + "budget: {trials: 19}", NoPruner()),
+        (GRID.replace(", 19", "") + "enqueue: [{loss.beta: 3.0}]", MedianPruner()),
+        ("search: {loss.beta: [2.0, 2.5]}\nrepeats: 10", MedianPruner()),
+        ("search: {loss.beta: [2.0, 2.5]}\nrepeats: 9", NoPruner()),
+        (RANGES.replace("trials: 9", "hours: 2") + "sampler: tpe", MedianPruner()),
+        (RANGES.replace("trials: 9", "trials: 40") + "sampler: tpe", MedianPruner()),
+        (GRID + "maximize: [eval_accuracies/logp, eval_margins/logp]", NoPruner()),
+        (
+            "base: {model: org/model, data: {train: rows.jsonl}, evaluation: {answer_steps: 0}}\n"
+            f"{GRID}minimize: eval_repetition",
+            NoPruner(),
+        ),
+    ],
+)
+def test_a_large_sweep_has_the_median_pruner_unless_its_file_names_one(
+    load_text: Load, text: str, pruner: object
+) -> None:
+    spec = load_text(text)
+    assert spec.pruner == pruner
+    for brief in (False, True):
+        dumped = dump_spec(spec, brief=brief)
+        assert ("pruner:" in dumped) == (not brief or pruner != spec.default_pruner), dumped
+        assert load_text(dumped).pruner == pruner
+
+
+def test_a_default_pruner_is_told_and_a_stored_sweep_without_one_has_none(tmp_path: Path) -> None:
+    text = GRID + "name: a\nbase: {model: org/model, data: {train: {generated: instructions}}}"
+    loaded = load_text_with_notices(text, FileRights.of_command(tmp_path))
+    assert any("`pruner: none` all train to their end" in notice for notice in loaded.notices)
+    assert load_spec_text(text, tmp_path, is_new=False).pruner == NoPruner()
 
 
 def test_rungs_in_updates_or_shares(load_text: Load, findings: Findings) -> None:

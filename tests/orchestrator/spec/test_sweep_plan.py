@@ -176,6 +176,23 @@ def test_a_reference_that_moves_is_told_with_its_cost_and_where_it_never_does(lo
     assert 3 * moving.checkpoint == 4 * still.checkpoint
 
 
+@pytest.mark.parametrize(
+    ("every", "said"),
+    [("50", ""), ("400", "pruning saves at most 16% of a training; set 47"), ("477", "no trial is pruned; set 47")],
+)
+def test_evaluations_that_come_too_late_for_the_pruner_are_told(load_text: Load, every: str, said: str) -> None:
+    text = (
+        "base: {model: org/model, data: {train: rows.jsonl}, training: {max_steps: 477, eval_steps: EVERY}}\n"
+        "search: {loss.beta: [2.0, 2.5]}\npruner: PRUNER"
+    )
+    for pruner in ("median", "none"):
+        spec = load_text(text.replace("EVERY", every).replace("PRUNER", pruner))
+        told = [
+            notice for notice in planned(spec, RowCounts(61_000, 100, exact=True)).notices if "eval_steps" in notice
+        ]
+        assert told == [] if pruner == "none" or not said else said in told[0]
+
+
 def test_fewer_kept_than_judged_models_are_told(load_text: Load) -> None:
     grid = "search: {loss.beta: [2, 2.5]}\njudge: {top: 2, reward_model: Org/Reward}\n"
     assert [n for n in planned(load_text(f"{grid}keep_models: 1")).notices if "judge.top 2 is above keep_models 1" in n]
