@@ -132,9 +132,9 @@ class SweepSummaries:
         looked, rest = time.time(), files.at_rest()
         if rest is None:
             return None
-        if files.settled is not None and files.settled[0] == rest:
-            return files.settled[1]
-        files.settled, spec = None, _state(files.spec)
+        if files.resting is not None and files.resting[0] == rest:
+            return files.resting[1]
+        files.resting, spec = None, _state(files.spec)
         if spec is None:
             return None
         if before is not None and before.summary["state"] == UNREADABLE:
@@ -150,8 +150,8 @@ class SweepSummaries:
             stamp = [spec, url, changes.get(files.name)]
         is_certain = max(state[0] for state in (spec, *own)) < (looked - _TIME_RESOLUTION) * 1e9
         if before is not None and before.holder == holder and before.is_certain and before.stamp == stamp:
-            if holder is None and len(own) == 1 and files.is_settled(rest, looked):
-                files.settled = (rest, before)
+            if holder is None and len(own) == 1 and files.tells_changes(rest, looked):
+                files.resting = (rest, before)
             return before
         change = _change_of(files.folder) if own else stamp[-1] if url else None
         if before is not None and before.holder == holder and change is not None and before.change == change:
@@ -177,12 +177,12 @@ class _SweepFiles:
         self._path, self._lock = os.fspath(self.folder.path), os.fspath(self.folder.lock)
         self._pointer = os.fspath(self.folder.database.with_suffix(".url"))
         self._free: list[int] | None = None
-        """State of the lock's file when nobody had the lock. A driver that takes it writes its name into the file."""
+        """State of the lock's file when no driver had the lock. One that takes it writes its name into the file."""
         self._url: tuple[list[int], str] | None = None
-        self.settled: tuple[Any, SweepRow] | None = None
+        self.resting: tuple[Any, SweepRow] | None = None
         """`at_rest` and the row of a sweep that no driver runs and whose database has no write-ahead log.
 
-        Whoever writes to the database creates its log, and a driver takes the lock: both change what `at_rest` returns.
+        Any process that writes to the database creates its log, and a driver takes the lock: both change `at_rest`.
         """
 
     def at_rest(self) -> list[Any] | None:
@@ -193,7 +193,7 @@ class _SweepFiles:
             return None
         return [(folder.st_mtime_ns, folder.st_ino), _state(self.database), _state(self._lock)]
 
-    def is_settled(self, rest: list[Any], looked: float) -> bool:
+    def tells_changes(self, rest: list[Any], looked: float) -> bool:
         """Return whether a change after the look at this time will be seen in `at_rest`."""
         return rest[0][0] < (looked - _TIME_RESOLUTION) * 1e9 and rest[2] in (None, self._free)
 

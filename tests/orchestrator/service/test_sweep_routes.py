@@ -170,7 +170,7 @@ def test_whatever_another_process_changes_shows_in_the_next_list(caller: Caller)
         before = entry()
         assert entry() == before
         files = caller.service.context.entries._summaries._files  # pyright: ignore[reportPrivateUsage]
-        assert [name for name, each in files.items() if each.settled] == ["other", "s"]
+        assert [name for name, each in files.items() if each.resting] == ["other", "s"]
 
         def make() -> None:
             with Study.open(folder) as study:
