@@ -251,6 +251,10 @@ def test_sweeps_in_one_database_are_listed_with_one_query_until_one_changes(
     with counted_queries() as queries:
         assert [sweep["planned"] for sweep in list_sweeps(root())["sweeps"]] == [3, 4, 3]
     assert sum("prefsweep_" in query for query in queries) == 1, "another process keeps them too"
+    store_study_url(SweepFolder(root(), "b"), "postgresql+psycopg://ann@127.0.0.1:1/gone")
+    found = caller.get("/sweeps")["sweeps"]
+    assert [sweep["state"] for sweep in found] == ["interrupted", "unreadable", "interrupted"]
+    assert "/gone refused: connection failed" in found[1]["why"]
 
 
 def test_a_plan_has_the_findings_of_the_command_with_their_lines(caller: Caller) -> None:
