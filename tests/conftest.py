@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+import orchestrator.execution  # noqa: F401  sets what Ray reads when a test's module imports it
 from tests.support import IN_MEMORY
 
 hypothesis.settings.register_profile("tests", deadline=None)  # the machine may be busy

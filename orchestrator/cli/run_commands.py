@@ -27,6 +27,7 @@ from orchestrator.cli.submit_command import job_options, render
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.folders import SweepFolder, existing_sweep, runs_folder
 from orchestrator.terminal_streams import drop_failed_output, wrapped
+from trainer.environment import collect_garbage_rarely
 from trainer.results import TrialError
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ def sweep(
     trust_remote_code: bool,
 ) -> ExitCode:
     """Run a sweep. Ctrl-C once: write checkpoints and stop; twice: stop at once."""
+    collect_garbage_rarely()
     if (service := server()) is not None:
         from orchestrator.cli.remote_commands import submit_sweep
 
@@ -259,6 +261,7 @@ def resume(
 
     If it stopped because trials failed alike, these are tried again.
     """
+    collect_garbage_rarely()
     if (service := server()) is not None:
         from orchestrator.cli.remote_commands import resume_sweep as resume_remote
 

@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import DataError, SpecError, SpecProblem
 from orchestrator.folders import SweepFolder
@@ -227,8 +227,14 @@ def _plain_rows(source: object, data: DataConfig) -> list[Preference]:
 
 
 def _undecided(rows: Sequence[Preference], data: DataConfig, model: ModelConfig) -> Iterator[FindingKind]:
-    """Yield the findings about these rows that `data.apply_template` answers."""
-    if data.apply_template is None and _has_template(model, data):
+    """Yield the findings about these rows that `data.apply_template` answers.
+
+    Rows that have a marker of the template by the tokenizer's files are rendered already, and need no tokenizer, which
+    takes seconds to load.
+    """
+    undecided = data.apply_template is None and _has_template(model, data)
+    markers = _turn_markers(model) if undecided and data.chat_template is None else ()
+    if undecided and not all(any(marker in str(row.prompt) for marker in markers) for row in rows):
         from trainer.data import load_tokenizer
         from trainer.data.tokenization import PairTokenizer
 
@@ -247,14 +253,48 @@ def _undecided(rows: Sequence[Preference], data: DataConfig, model: ModelConfig)
 
 def _has_template(model: ModelConfig, data: DataConfig) -> bool:
     """Return whether the tokenizer has a chat template, by its files on this machine."""
-    if data.chat_template is not None or model.generated is not None:
-        return True
-    name, revision = (model.tokenizer, None) if model.tokenizer else (str(model.name_or_path), model.revision)
-    if model_file(name, "chat_template.jinja", revision) is not None:
-        return True
-    file = model_file(name, "tokenizer_config.json", revision)
+    return data.chat_template is not None or model.generated is not None or _template(model) is not None
+
+
+def _template(model: ModelConfig) -> str | None:
+    """Return the text of the chat template in the tokenizer's files, None without one; of several as JSON."""
+    if (file := _tokenizer_file(model, "chat_template.jinja")) is not None:
+        return file.decode(errors="replace")
+    found = _tokenizer_json(model, "tokenizer_config.json").get("chat_template")
+    return found if isinstance(found, str) and found else json.dumps(found) if found else None
+
+
+def _turn_markers(model: ModelConfig) -> tuple[str, ...]:
+    """Return special tokens in the text of the tokenizer's template that it uses for nothing else, by its files.
+
+    `PairTokenizer` looks for these and more.
+    """
+    if model.generated is not None:
+        return ()
+    template, named = _template(model) or "", set[str]()
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        found = _tokenizer_json(model, file)
+        for token in (found.get(f"{name}_token") for name in ("bos", "eos", "pad", "unk", "mask")):
+            named.add(str(token.get("content") if isinstance(token, dict) else token))
+    added = _tokenizer_json(model, "tokenizer.json").get("added_tokens")
+    tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    special = [str(token["content"]) for token in tokens if token.get("special") and token.get("content")]
+    return tuple(text for text in special if text in template and text not in named)
+
+
+def _tokenizer_json(model: ModelConfig, file: str) -> dict[str, Any]:
     try:
-        found = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # loading the tokenizer says why
-        return False
-    return isinstance(found, dict) and bool(found.get("chat_template"))
+        found = json.loads(_tokenizer_file(model, file) or "{}")
+    except (ValueError, RecursionError):  # loading the tokenizer says why
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _tokenizer_file(model: ModelConfig, file: str) -> bytes | None:
+    """Return the content of a file of the tokenizer on this machine, None without it; "" where it cannot be read."""
+    name, revision = (model.tokenizer, None) if model.tokenizer else (str(model.name_or_path), model.revision)
+    path = model_file(name, file, revision)
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError:  # loading the tokenizer says why
+        return b""

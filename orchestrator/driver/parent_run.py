@@ -44,11 +44,23 @@ _LOCK_SECONDS = 30.0
 """Seconds to wait for a command that delivers the messages of a driver that was killed."""
 
 
-def open_sink(study: Study, root: Path, reporter: SweepReporter, *, fence: Callable[[], None] | None = None) -> Outbox:
+def open_sink(
+    study: Study,
+    root: Path,
+    reporter: SweepReporter,
+    *,
+    fence: Callable[[], None] | None = None,
+    patience: float = 0.0,
+) -> Outbox:
     """Return an outbox in the sweep's folder that delivers to its MLflow server.
 
-    `fence`: raises SweepHeld once another driver writes; by default the study's. A command that is no driver gives its
-    own, and does not wait for another process that delivers.
+    Args:
+        study: the study.
+        root: the runs folder.
+        reporter: has the sweep's charts in MLflow.
+        fence: raises SweepHeld once another driver writes; by default the study's. A command that is no driver gives
+            its own, and does not wait for another process that delivers.
+        patience: seconds for which delivery waits for the first metrics.
     """
     tracking = study.spec.tracking
     uri = sweep_tracking_uri(study.folder, tracking.uri)
@@ -64,7 +76,7 @@ def open_sink(study: Study, root: Path, reporter: SweepReporter, *, fence: Calla
     )
     if fence is not None:
         return Outbox(study.folder.outbox, receiver, fence=fence)
-    return Outbox(study.folder.outbox, receiver, fence=study.check_fence, lock_timeout=_LOCK_SECONDS)
+    return Outbox(study.folder.outbox, receiver, fence=study.check_fence, lock_timeout=_LOCK_SECONDS, patience=patience)
 
 
 def start_parent_run(

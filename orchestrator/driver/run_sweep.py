@@ -348,13 +348,13 @@ def _run_driver(
                 trust_remote_code=trust_remote_code,
             ) as data,
         ):
-            from orchestrator.driver.sweep_driver import drive  # Ray Tune takes seconds to load, as do the data
-
             stop_reason: StopReason | None = None
             ray_deaths = 0
             while stop_reason is None:
                 try:
                     with _cluster(folder, spec, cluster_at, signals, view) as (slots, arrangement):
+                        from orchestrator.driver.sweep_driver import drive  # Ray Tune: loads while workers load Ray
+
                         stop_reason = drive(
                             folder, spec, slots, view, signals, session_opener, data, presentation.reporter, arrangement
                         )

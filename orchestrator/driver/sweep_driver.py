@@ -70,6 +70,8 @@ class AfterTrial:
 
 
 _DELIVERY_SECONDS = 30.0
+_LOADING_SECONDS = 20.0
+"""Seconds for which MLflow is not loaded before the first metrics, since workers need the CPUs to load."""
 _STATUS = {
     StopKind.FINISHED: "FINISHED",
     StopKind.OUT_OF_BUDGET: "FINISHED",
@@ -108,7 +110,7 @@ def drive(
             notices = [*paused_notices(study), *note_arrangement(study, arrangement)]
             slots = slots_within_terms(study, slots)
             study.start_driving(slots.gpus)  # before tracking starts: raises SweepHeld where another driver is alive
-            sink = open_sink(study, folder.root, reporter)
+            sink = open_sink(study, folder.root, reporter, patience=_LOADING_SECONDS)
             stop_reason: StopReason | None = None  # None after an error
             draft = DraftReport(folder, study.spec, reporter)
             stop_conditions = StopConditions(study, view)

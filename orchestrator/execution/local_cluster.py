@@ -11,8 +11,9 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import psutil
 
 import trainer
 from orchestrator.errors import ExitCode, OrchestrateError
-from orchestrator.execution.slots import PROCESS_RESOURCE, SLOT_RESOURCE, Slots
+from orchestrator.execution import agent_stand_in
+from orchestrator.execution.slots import PROCESS_RESOURCE, SLOT_RESOURCE, Slots, workers_before_trials
 from orchestrator.execution.stop_reasons import SignalHandler, termination_blocked
 from orchestrator.gpus import only_visible_in, visible_devices
 
@@ -49,10 +51,10 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
     if devices and devices[0].vendor == "amd":
         only_visible_in(_variable_of_ray())
     try:
-        with starting_ray(signals), _only_needed_processes():
+        with starting_ray(signals), _only_needed_processes(worker_environment(slots.threads)):
             ray.init(
                 address="local",
-                num_cpus=0,  # slots are counted instead; Ray would start idle workers for CPUs
+                num_cpus=workers_before_trials(slots),  # processes that Ray starts now; slots are counted for trials
                 num_gpus=len(devices),
                 resources={
                     SLOT_RESOURCE: float(slots.max_count),
@@ -61,11 +63,10 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
-                runtime_env={"env_vars": worker_environment(slots.threads)},
                 _temp_dir=str(session_folder),
             )
         log_ray_to_file(folder / "driver.log")  # again, as Ray resets its loggers at start
-        with signals.exit_when_lost(server_is_gone()):
+        with _no_runtime_environments(), signals.exit_when_lost(server_is_gone()):
             yield
     finally:
         _shut_down_ray()
@@ -74,24 +75,65 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
 
 _NOT_NEEDED = ("start_api_server", "start_monitor", "start_log_monitor")
 """Methods of Ray's node that start usage statistics (also without dashboard), the autoscaler's and the log monitor."""
+_COMMAND = "_build_python_executable_command_memory_profileable"
+"""Function of Ray's services that returns the interpreter with which one of Ray's Python processes starts."""
+_PORTS_WITHOUT_DASHBOARD = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port")
+"""Ports that the raylet reads from files, -1 where Ray is installed without its dashboard."""
+_LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
-def _only_needed_processes() -> Generator[None]:
-    """Have `ray.init` start the GCS server and the raylet alone; it waits for the first of the others."""
+def _only_needed_processes(environment: Mapping[str, str]) -> Generator[None]:
+    """Have `ray.init` start the GCS server and the raylet alone; it would wait for some of the others.
+
+    `environment`: variables of the raylet, which its workers inherit. As a runtime environment each worker would load
+    Ray twice, and wait for an agent that loads it too.
+    """
+    from ray._private import ray_constants, services
     from ray._private.node import Node
+    from ray._raylet import persist_port  # pyright: ignore[reportAttributeAccessIssue]
 
     def start_nothing(*_: Any, **__: Any) -> None:
         """Replace a method that starts a process."""
 
-    originals = {name: getattr(Node, name) for name in _NOT_NEEDED}
-    for name in _NOT_NEEDED:
-        setattr(Node, name, start_nothing)
+    def start_raylet(node: Any, *arguments: Any, **options: Any) -> None:
+        """Start the raylet with stand-ins for its agents, whose ports it is given before."""
+        for name in _PORTS_WITHOUT_DASHBOARD:
+            persist_port(node._session_dir, node._node_id, name, -1)
+        with socket.create_server((_LOOPBACK, 0)) as server:
+            node._ray_params.runtime_env_agent_port = server.getsockname()[1]
+        node._ray_params.env_vars = dict(environment)
+        originals["start_raylet"](node, *arguments, **options)
+
+    def command_of(component: str, *arguments: Any, **options: Any) -> list[str]:
+        """Return the beginning of the command of one of Ray's Python processes."""
+        if component in (ray_constants.PROCESS_TYPE_DASHBOARD_AGENT, ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT):
+            return [sys.executable, "-I", "-S", agent_stand_in.__file__]
+        return originals[_COMMAND](component, *arguments, **options)
+
+    replaced: list[tuple[Any, str, Any]] = [(Node, name, start_nothing) for name in _NOT_NEEDED]
+    replaced += [(Node, "start_raylet", start_raylet), (services, _COMMAND, command_of)]
+    originals = {name: getattr(owner, name) for owner, name, _ in replaced}
+    for owner, name, new in replaced:
+        setattr(owner, name, new)
     try:
         yield
     finally:
-        for name, original in originals.items():
-            setattr(Node, name, original)
+        for owner, name, _ in replaced:
+            setattr(owner, name, originals[name])
+
+
+@contextmanager
+def _no_runtime_environments() -> Generator[None]:
+    """Have Tune start its workers without a runtime environment: they inherit the raylet's variables."""
+    from ray.tune.execution import class_cache
+
+    stored = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
+    try:
+        yield
+    finally:
+        class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = stored
 
 
 def _shut_down_ray() -> None:
@@ -167,15 +209,20 @@ def server_is_gone() -> Callable[[], bool]:
 
 
 def prepare_ray_environment(folder: Path) -> None:
-    """Prepare the start of Ray: re-read the token, log to `folder`/driver.log, propagate no secrets."""
+    """Prepare the start of Ray: re-read the token, log to `folder`/driver.log."""
     from ray._private import worker as printing
     from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue]
-    from ray.tune.execution import class_cache
 
     AuthenticationTokenLoader.instance().reset_cache()  # each cluster has its own token
     log_ray_to_file(folder / "driver.log")
     printing._worker_logs_enabled = False  # pyright: ignore[reportPrivateUsage]  would print to stdout
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)  # inherited by workers, must not be stored
+
+
+def propagate_no_secrets() -> None:
+    """Have Tune store no secrets in the runtime environment of its workers, which inherit them."""
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)
 
 
 def worker_environment(threads: int) -> dict[str, str]:

@@ -23,6 +23,7 @@ from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.execution.local_cluster import (
     log_ray_to_file,
     prepare_ray_environment,
+    propagate_no_secrets,
     server_is_gone,
     starting_ray,
     worker_environment,
@@ -180,6 +181,7 @@ def connect_cluster(
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise ClusterError(f"--address {address}: {redact(first_line(error))}") from error
         log_ray_to_file(folder / "driver.log")
+        propagate_no_secrets()
         with signals.exit_when_lost(server_is_gone()):
             machines = _wait_for_nodes(cluster_address.machines, signals, view)
             checks = _check_nodes(folder.parent, machines, signals)

@@ -24,6 +24,9 @@ _PROXY_CPU = 0.0001
 PROCESS_RESOURCE = "process"
 """Ray resource of one process of a multi-process trial, or of one process shared by several trials."""
 
+WORKER_BYTES = 600 * 2**20
+"""Bytes. Memory of a worker process that has imported what a trial uses, with something to spare."""
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -219,6 +222,16 @@ def available_memory() -> float:
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
         available = min(available, int(text) - float(used.read_text()))
     return available
+
+
+def workers_before_trials(slots: Slots) -> int:
+    """Return how many worker processes start before there are trials, as many as half of the free memory holds.
+
+    Only on our own cluster and without GPUs: Ray gives a process its GPUs, and its share of others' CPUs, at its start.
+    """
+    if slots.cpus is not None or slots.gpus or slots.processes > 1 or slots.trials_per_process > 1:
+        return 0
+    return min(slots.count, int(available_memory() // (2 * WORKER_BYTES)))
 
 
 def _amounts(cpus: float, gpus: float) -> str:

@@ -110,6 +110,7 @@ class Outbox:
         *,
         fence: Callable[[], None] = lambda: None,
         lock_timeout: float = 0.0,
+        patience: float = 0.0,
     ) -> None:
         """Open the outbox in `folder`, inside the sweep's folder.
 
@@ -118,6 +119,7 @@ class Outbox:
             receiver: Where messages are delivered.
             fence: Raises SweepHeld after another driver took over: then no message is enqueued or delivered.
             lock_timeout: Seconds to wait for another process that delivers from this outbox.
+            patience: Seconds for which delivery waits for the first metrics: MLflow takes two seconds of a CPU to load.
 
         Raises:
             OutboxLocked: Another process delivers from it.
@@ -138,6 +140,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._closing = self._is_abandoned = self._closed = self._had_last_try = False
         self._failure = ""
+        self._begins = time.monotonic() + patience
         sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._deliver_all, name="outbox", daemon=True)
         self._thread.start()
@@ -220,6 +223,7 @@ class Outbox:
             self._journal.append(redact_message(message))
             failpoint("outbox.appended")
             self._track_state(message)
+            self._begins = 0.0 if isinstance(message, LogMetrics) else self._begins
             self._changed.notify_all()
 
     def _monotonic(self, message: TrackingMessage) -> TrackingMessage:
@@ -264,6 +268,8 @@ class Outbox:
         The range is empty where files that were passed over are due: now and then, and once more while closing.
         """
         with self._changed:
+            while not self._closing and (left := self._begins - time.monotonic()) > 0:
+                self._changed.wait(left)
             while self._offset >= self._journal.end and not self._closing and not self._retry_is_due():
                 self._changed.wait(self._next_retry - time.monotonic() if self._deferred.waiting else None)
             is_last_try = self._closing and self._deferred.waiting and not self._had_last_try

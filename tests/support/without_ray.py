@@ -11,7 +11,7 @@ import pytest
 from orchestrator.driver import run_sweep, sweep_driver
 from orchestrator.execution.messages import AttemptReport, AttemptResult, AttemptTask
 from orchestrator.execution.stop_reasons import StopReason
-from orchestrator.execution.workers import data_process
+from orchestrator.execution.workers import data_preparation, data_process
 from orchestrator.execution.workers.attempt_runner import SessionFactory
 from orchestrator.execution.workers.stage_worker import StageActor
 from orchestrator.study.study import Study
@@ -31,7 +31,7 @@ class DataHere(data_process.DataProcess):
     def shut_down(self) -> None: ...
 
     def _send(self, request: str) -> None:
-        self._answers[request] = json.dumps(data_process._prepare(self._cache, request, self._trusts))  # pyright: ignore[reportPrivateUsage]
+        self._answers[request] = json.dumps(data_preparation.prepare_data(self._cache, request, self._trusts))
 
 
 class _StageHere:

@@ -155,6 +155,20 @@ class MismatchedPairs:
         return Pair(own.prompt, response, none) if len(own.chosen) else Pair(own.prompt, none, response)
 
 
+def select_prompts(pairs: PairDataset, count: int) -> list[int]:
+    """Return the first pair of each of the first `count` distinct prompts: the same for every trial on these data."""
+    seen: set[bytes] = set()
+    selected: list[int] = []
+    for index in range(len(pairs)):
+        if len(selected) == count:
+            break
+        prompt = pairs.pair(index).prompt.tobytes()
+        if prompt not in seen:
+            seen.add(prompt)
+            selected.append(index)
+    return selected
+
+
 def mismatched_pairs(pairs: PairDataset) -> MismatchedPairs:
     """Return a split's prompts with responses of other prompts. Raises TrialError if all prompts are the same."""
     try:

@@ -314,9 +314,7 @@ class PairTokenizer:
         with_chosen: list[int],
         with_rejected: list[int],
     ) -> None:
-        from trl.data_utils import common_prefix_length
-
-        shared = min(common_prefix_length(prompt, with_chosen), common_prefix_length(prompt, with_rejected))
+        shared = min(_common_prefix_length(prompt, with_chosen), _common_prefix_length(prompt, with_rejected))
         if shared < len(prompt):
             if texts.chosen.startswith(texts.prompt) and texts.rejected.startswith(texts.prompt):
                 out.notices.append(("boundary_merged", ""))
@@ -417,6 +415,12 @@ class PairTokenizer:
         return _any_text_pattern(
             {self._decode(i) for i in self._special_ids if i not in usual and (is_marker or i != self._eos)}
         )
+
+
+def _common_prefix_length(ids: Sequence[int], others: Sequence[int]) -> int:
+    """Return how many leading tokens are equal, as TRL's function of this name; TRL itself takes a second to load."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((n for n, (one, other) in pairs if one != other), min(len(ids), len(others)))
 
 
 def _any_text_pattern(texts: set[str]) -> re.Pattern[str] | None:

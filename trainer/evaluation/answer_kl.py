@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.evaluation.completions import Completion, select_prompts
+from trainer.data.pair_dataset import select_prompts
+from trainer.evaluation.completions import Completion
 from trainer.evaluation.evaluator import Evaluator, pair_batches
 
 TOP_TOKENS = 128

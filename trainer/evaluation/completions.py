@@ -52,20 +52,6 @@ class Completion:
     """The tokens themselves, while the completion is in memory; not stored."""
 
 
-def select_prompts(pairs: PairDataset, count: int) -> list[int]:
-    """Return the first pair of each of the first `count` distinct prompts: the same for every trial on these data."""
-    seen: set[bytes] = set()
-    selected: list[int] = []
-    for index in range(len(pairs)):
-        if len(selected) == count:
-            break
-        prompt = pairs.pair(index).prompt.tobytes()
-        if prompt not in seen:
-            seen.add(prompt)
-            selected.append(index)
-    return selected
-
-
 def complete_greedily(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config.loss_config import LossConfig
 from trainer.config.trial import TrialConfig
-from trainer.data.pair_dataset import MismatchedPairs, PairDataset, mismatched_pairs
+from trainer.data.pair_dataset import MismatchedPairs, PairDataset, mismatched_pairs, select_prompts
 from trainer.distributed.fsdp import reshard
 from trainer.distributed.processes import CancelToken, ProcessGroup
-from trainer.evaluation.completions import Completion, complete_greedily, completion_metrics, select_prompts
+from trainer.evaluation.completions import Completion, complete_greedily, completion_metrics
 from trainer.forward.packing import TokenPair, micro_batches, packed_lengths
 from trainer.forward.pair_model import PairModel
 from trainer.metrics import EVAL_PREFIX

@@ -13,10 +13,10 @@ from trainer.data import load_tokenizer, prepare
 from trainer.data.chat_messages import ChatMessage, Dialogue, Tools, content_text
 from trainer.data.data_findings import UnreadableData
 from trainer.data.formats import Preference
+from trainer.data.pair_dataset import select_prompts
 from trainer.data.row_selection import select_rows
 from trainer.data.sources import source_name
 from trainer.data.tokenization import PairTokenizer
-from trainer.evaluation.completions import select_prompts
 from trainer.evaluation.prompt_files import load_judge_prompts
 from trainer.storage.atomic_files import digest_of
 

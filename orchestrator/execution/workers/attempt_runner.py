@@ -23,6 +23,7 @@ from orchestrator.execution.trainer_warnings import captured_warnings
 from orchestrator.execution.workers.mirror_upload import MirrorUploader
 from orchestrator.study.database import process_identity
 from trainer.config.trial import TrialConfig
+from trainer.environment import collecting_rarely
 from trainer.metrics import EVAL_PREFIX
 from trainer.results import RunResult, RunStatus, StepMetrics
 from trainer.storage.file_lock import FileLock
@@ -79,7 +80,8 @@ SessionFactory = Callable[[Path], Session]
 
 def open_session(cache: Path, *, trust_remote_code: bool = False) -> Session:
     """Open the trainer's session; imported here, so that only workers import torch."""
-    from trainer.training_session import TrainingSession
+    with collecting_rarely():
+        from trainer.training_session import TrainingSession
 
     return TrainingSession(cache, trust_remote_code=trust_remote_code)
 

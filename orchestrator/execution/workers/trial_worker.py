@@ -12,26 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.actor import ActorClass
-from ray.exceptions import RayError
-from ray.tune import Trainable
-
 from orchestrator.execution.local_cluster import RayDied, check_ray_health
 from orchestrator.execution.messages import REPORT_KEY, AttemptReport, AttemptStatus, AttemptTask, DeviceFailed
-from orchestrator.execution.slots import Slots, available_memory
+from orchestrator.execution.slots import Slots, workers_before_trials
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session, SessionFactory
 from orchestrator.study.trial_records import FailureKind
+from trainer.environment import collecting_rarely
 
-WORKER_BYTES = 600 * 2**20
-"""Bytes. Memory of a worker process that has imported what a trial uses, with something to spare."""
+with collecting_rarely():
+    import ray
+    from ray.actor import ActorClass
+    from ray.exceptions import RayError
+    from ray.tune import Trainable
 
 
 class PrestartedWorkers:
-    """Worker processes of trials to come, which open their sessions while the sweep prepares its data.
-
-    Only on our own cluster and without GPUs: Ray gives a process its GPUs, and its share of others' CPUs, at its start.
-    """
+    """Worker processes of trials to come, which open their sessions while the sweep prepares its data."""
 
     def __init__(self, slots: Slots, cache: Path, open_session: SessionFactory) -> None:
         self._slots, self._config = slots, {"cache": cache, "open_session": open_session}
@@ -45,15 +41,14 @@ class PrestartedWorkers:
         self.shut_down()
 
     def start(self, count: int) -> int:
-        """Start up to `count` processes, as many as half of the free memory holds; return their number.
+        """Start up to `count` processes, as `workers_before_trials` allows; return their number.
 
         Returns at once, while they load.
         """
-        slots, is_ours = self._slots, self._slots.cpus is None and ray.is_initialized()
-        if not is_ours or slots.gpus or slots.processes > 1 or slots.trials_per_process > 1:
+        if not ray.is_initialized():
             return 0
         start: Any = ray.remote(DedicatedWorker)
-        for _ in range(min(count, slots.count, int(available_memory() // (2 * WORKER_BYTES)))):
+        for _ in range(min(count, workers_before_trials(self._slots))):
             worker = start.options(num_cpus=0).remote(dict(self._config))
             self._workers.append((worker, worker.__ray_ready__.remote()))
         return len(self._workers)

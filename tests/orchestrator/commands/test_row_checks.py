@@ -1,6 +1,8 @@
 """Rows with one response and a label, before anything is trained: `plan`, `init` and `advise` by the command."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from tests.support.preparation import PreparedHere
 from tests.support.recorders import SilentView
+from trainer.config.trial import GeneratedModel
+from trainer.synthetic import generate_model
 
 pytestmark = pytest.mark.usefixtures("home")
 SWEEP = """
@@ -123,3 +127,29 @@ def test_init_writes_a_file_for_labelled_rows(
     weight = spec.base.loss.model_dump()["desirable_weight"]
     assert 2 < weight < 5
     assert "weigh alike in sum" in Path("new.yaml").read_text(encoding="utf-8")
+
+
+LOADING = """
+import sys
+from orchestrator.api import load
+from orchestrator.errors import SpecError
+try:
+    load(sys.argv[1])
+except SpecError as error:
+    print("apply_template: the rows are plain text" in str(error))
+print("transformers" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("plain", [0, 1])
+def test_rows_that_the_template_has_rendered_are_known_by_its_markers_without_a_tokenizer(
+    plain: int, tmp_path: Path
+) -> None:
+    model = generate_model(GeneratedModel(), tmp_path / "cache")
+    rendered = "<|user|>\nquestion {}\n<|assistant|>\n"
+    prompts = [rendered.format(n) if n >= plain else f"question {n}" for n in range(8)]
+    pairs = [{"prompt": prompt, "chosen": "yes", "rejected": "no"} for prompt in prompts]
+    file = SWEEP.replace("{generated: {}}", str(model)).replace(", apply_template: true", "")
+    file = written(tmp_path, pairs, file.replace("kto", "dpo").replace("eval_margins/logp", "eval_accuracies/logp"))
+    found = subprocess.run([sys.executable, "-c", LOADING, str(file)], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == (["True", "True"] if plain else ["False"])

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from orchestrator.errors import DataError
 from orchestrator.execution.stop_reasons import SignalHandler, StageInterrupted
+from orchestrator.execution.workers import data_preparation, data_process
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageFailed
 from orchestrator.spec.judge_config import JudgeConfig
@@ -51,6 +52,35 @@ def test_answers_in_any_order_each_prepared_once(tmp_path: Path) -> None:
         assert [report.train_rows for report in found] == [22, 22]  # two of them are held out
         data.shut_down()
         assert DataReport.model_validate_json(data.prepare(first)) == found[1]  # heard before, asked of nobody
+
+
+def has_torch(data: DataProcess) -> bool:
+    return "libtorch" in Path(f"/proc/{data._process.pid}/maps").read_text()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_data_are_prepared_without_torch_as_with_it(tmp_path: Path) -> None:
+    model = generate_model(GeneratedModel(**MODEL["generated"]), tmp_path / "made")
+    plain = TrialConfig.model_validate({"model": str(model), "data": {"train": GOOD, "max_length": 96}})
+    adapted = TrialConfig.model_validate(plain.model_dump() | {"lora": {"target_modules": ["q_proj"]}})
+    request = data_process._request(plain)  # pyright: ignore[reportPrivateUsage]
+    expected = data_preparation.prepare_data(tmp_path / "here", request, False)
+    with SignalHandler(lambda: "") as signals, begun(tmp_path / "there", plain, signals) as data:
+        assert data.prepare(plain) == expected["report"]
+        assert not has_torch(data)
+        assert data.prepare(adapted) == expected["report"]
+        assert has_torch(data)
+        assert data.notices(adapted) == ["lora adapts 2 layers (2 q_proj)"]
+
+
+def test_a_tokenizer_that_cannot_be_loaded_without_torch_is_tried_with_it(tmp_path: Path) -> None:
+    broken = generate_model(GeneratedModel(**MODEL["generated"]), tmp_path / "made")
+    (broken / "tokenizer.json").write_text("{")
+    first = TrialConfig.model_validate({"model": str(broken), "data": {"train": GOOD, "max_length": 96}})
+    with SignalHandler(lambda: "") as signals, begun(tmp_path, first, signals) as data:
+        assert not has_torch(data)
+        with pytest.raises(DataError, match=r"the tokenizer of '.*' cannot be loaded"):
+            data.prepare(first)
+        assert has_torch(data)
 
 
 def test_data_that_cannot_be_used_are_refused_in_words_and_the_next_are_read(data: DataProcess, tmp_path: Path) -> None:

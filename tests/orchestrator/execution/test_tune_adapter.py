@@ -13,11 +13,11 @@ from ray.exceptions import RayError
 
 from orchestrator.driver.sweep_driver import drive
 from orchestrator.errors import DataError
+from orchestrator.execution import slots as slots_module
 from orchestrator.execution import tune_adapter
 from orchestrator.execution.messages import RELEASE_REQUEST_FILE
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
-from orchestrator.execution.workers import trial_worker
 from orchestrator.execution.workers.trial_worker import PrestartedWorkers
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
@@ -231,7 +231,7 @@ def test_processes_whose_resources_ray_gives_at_their_start_start_with_their_tri
 def test_no_process_is_started_early_without_memory_for_it(
     tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial_worker, "available_memory", lambda: 2.5 * trial_worker.WORKER_BYTES)
+    monkeypatch.setattr(slots_module, "available_memory", lambda: 2.5 * slots_module.WORKER_BYTES)
     with PrestartedWorkers(SLOTS, tmp_path, Opening) as prestarted:
         assert prestarted.start(2) == 1
 
@@ -247,6 +247,7 @@ def test_no_process_is_started_early_without_memory_for_it(
             "orchestrator.cli.composition, orchestrator.execution.workers.data_process",
             "ray torch sklearn plotly mlflow",
         ),
+        ("orchestrator.execution.workers.data_preparation", "orchestrator.study ray torch transformers datasets trl"),
         ("orchestrator.driver.sweep_driver", "torch sklearn plotly mlflow"),
     ],
 )

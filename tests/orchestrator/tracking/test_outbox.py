@@ -142,6 +142,20 @@ def test_a_receiver_that_hangs_never_holds_the_caller(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "o" / "delivered.json").read_text())["seq"] == 100
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_delivery_that_is_patient_waits_for_the_first_metrics_or_the_end(tmp_path: Path, ends: bool) -> None:
+    seen = Recorder()
+    box = Outbox(tmp_path / "o", seen, patience=1e6)
+    box.start_run("0", name="first", params={}, tags={}, at=1.0)
+    wait_until(lambda: box._changed._waiters)  # pyright: ignore
+    assert seen.calls == []
+    if not ends:
+        box.log_metrics("0", [step_metrics_at(1)], at=2.0)
+        wait_until(lambda: not box.pending)
+    assert box.close(LIMIT_SECONDS) == 0
+    assert [what for what, _, _ in seen.calls] == (["start"] if ends else ["start", "points"])
+
+
 def test_an_unreachable_receiver_is_named_and_all_is_kept(tmp_path: Path) -> None:
     def down() -> None:
         raise TrackingUnavailable("connection refused")

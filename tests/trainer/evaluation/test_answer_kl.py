@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from tests.support.small_trials import MODEL, finish, model_bytes, trial
 from trainer.config.trial import GeneratedModel, TrialConfig
 from trainer.data import prepare
+from trainer.data.pair_dataset import select_prompts
 from trainer.evaluation import answer_kl
 from trainer.evaluation.answer_kl import TOP_TOKENS
-from trainer.evaluation.completions import select_prompts
 from trainer.forward.pair_model import PairModel
 from trainer.metrics import KL, LOG_RATIO_CHOSEN, LOG_RATIO_REJECTED
 from trainer.results import RunStatus

@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from tests.support.small_trials import DATA, MODEL, trial
 from trainer.config.trial import DataConfig, GeneratedModel, ModelConfig
 from trainer.data import PairDataset, prepare
+from trainer.data.pair_dataset import select_prompts
 from trainer.distributed.processes import CancelToken, ProcessGroup
-from trainer.evaluation.completions import Completion, complete_greedily, completion_metrics, repetition, select_prompts
+from trainer.evaluation.completions import Completion, complete_greedily, completion_metrics, repetition
 from trainer.evaluation.evaluator import Evaluator, pair_costs, score_pairs
 from trainer.forward.pair_model import PairModel
 from trainer.objectives.pair_logps import RequiredStats

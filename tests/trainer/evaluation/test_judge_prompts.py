@@ -15,7 +15,8 @@ from tests.support.small_trials import finish, trial
 from trainer.config.trial import DataConfig, FileSource
 from trainer.data import prepare
 from trainer.data.data_findings import UnreadableData
-from trainer.evaluation.completions import complete_greedily, select_prompts
+from trainer.data.pair_dataset import select_prompts
+from trainer.evaluation.completions import complete_greedily
 from trainer.evaluation.judge_prompts import JudgePrompt, fixed_prompts, prompt_text
 from trainer.evaluation.prompt_files import load_judge_prompts
 from trainer.evaluation.reward_model import RewardInput, RewardScorer, reward_model_fingerprint

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from tests.support.small_trials import finish, trial
 from trainer.config.trial import TrialConfig
 from trainer.data import prepare
-from trainer.evaluation.completions import complete_greedily, select_prompts
+from trainer.data.pair_dataset import select_prompts
+from trainer.evaluation.completions import complete_greedily
 from trainer.evaluation.judge_prompts import fixed_prompts
 from trainer.evaluation.text_generation import DecodingConfig, TextGenerator
 from trainer.models.model_files import end_token_ids, export_model, resolve_model_path
