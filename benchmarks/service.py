@@ -53,6 +53,7 @@ PAGES = {
     "finished sweep": "/sweeps/finished-{number:04d}",
     "two sweeps compared": f"/compare?name={FIRST}&name=finished-{{number:04d}}",
     "GET /sweeps, 200 of them": "/api/v1/sweeps?limit=200&sort=-age",
+    "GET /sweeps, all at once": "/api/v1/sweeps?limit=5000",
     "GET /sweeps/NAME": f"/api/v1/sweeps/{RUNNING}",
 }
 ALL_SWEEPS = "GET /sweeps, all pages"

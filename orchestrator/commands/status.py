@@ -123,9 +123,8 @@ def sweep_state(study: Study) -> str:
         return "paused" if study.pause_reason() else "running"
     if study.stop_reason().startswith(ABANDONED):
         return ABANDONED
-    return (
-        "finished" if study.no_more_trials_reason() and all(t.state.is_final for t in study.trials()) else "interrupted"
-    )
+    has_ended = all(trial.state.is_final for trial in study.trials()) and bool(study.no_more_trials_reason())
+    return "finished" if has_ended else "interrupted"
 
 
 def _status_object(

@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.errors import ExitCode, OrchestrateError, closest_match
 from orchestrator.folders import SWEEP_NAME_PATTERN
 from trainer.storage.atomic_files import write_text
 from trainer.storage.file_lock import FileLock
 
+T = TypeVar("T")
 MACHINE = "local"
 """Name of the machine's own token, which commands of this machine use."""
 TOKEN_PREFIX = "ps_"
@@ -33,6 +34,8 @@ _FAILURES = 10
 _FAILURE_SECONDS = 60.0
 _MOST_ADDRESSES = 10_000
 """Addresses whose failures are remembered; the oldest are forgotten first."""
+_TIME_RESOLUTION = 0.1
+"""Seconds. A file's times say nothing about writes within the resolution of the kernel's clock."""
 
 
 class Role(IntEnum):
@@ -85,6 +88,8 @@ class AccessTokens:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file, self._own = folder / "tokens.json", folder / "token"
         self._lock = FileLock(folder / "tokens.lock")
+        self._known: dict[Path, tuple[Any, Any]] = {}
+        """By file: its state, and what was read from it."""
 
     def machine_token(self) -> str:
         """Return the machine's own token, made where it is missing. Raises ExposedFile."""
@@ -131,7 +136,7 @@ class AccessTokens:
         return sorted(self._read().values(), key=lambda record: record.name)
 
     def person(self, token: str) -> Person | None:
-        """Return whose token this is; None if it is none. The files are read each time: a revoked one ends at once."""
+        """Return whose token this is; None if it is none. The files are looked at each time: a revoked one ends now."""
         return self.person_of(_digest(token))
 
     def person_of(self, digest: str) -> Person | None:
@@ -140,16 +145,33 @@ class AccessTokens:
         for record in self._read().values():  # all of them, so that the time does not depend on the token
             if secrets.compare_digest(digest, record.digest):
                 found = Person(record.name, Role[record.role.upper()])
-        if secrets.compare_digest(digest, _digest(self.machine_token())):
+        if secrets.compare_digest(digest, self._unless_changed(self._own, lambda: _digest(self.machine_token()))):
             found = Person(MACHINE, Role.ADMIN)
         return found
 
     def _read(self) -> dict[str, TokenRecord]:
+        return dict(self._unless_changed(self._file, self._records))
+
+    def _records(self) -> dict[str, TokenRecord]:
         if not self._file.exists():
             return {}
         _check_private(self._file)
         found: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
         return {name: TokenRecord(**values) for name, values in found.items()}
+
+    def _unless_changed(self, file: Path, read: Callable[[], T]) -> T:
+        """Return what `read` returns, read again only after the file was replaced or got other rights."""
+        looked, state = time.time(), file.stat() if file.exists() else None
+        if state is None:
+            return read()
+        now = (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        known = self._known.get(file)
+        if known is not None and known[0] == now:
+            return known[1]
+        found = read()
+        if state.st_ctime < looked - _TIME_RESOLUTION:
+            self._known[file] = (now, found)
+        return found
 
     def _write(self, records: dict[str, TokenRecord]) -> None:
         content = {name: asdict(record) for name, record in records.items()}

@@ -136,7 +136,7 @@ class ListSource:
         """Return the entries that changed; the list is read every two seconds."""
         if time.monotonic() - self._read_at < _LIST_SECONDS:
             return ()
-        entries = {entry["name"]: entry for entry in self._context.listed()}
+        entries = {entry.values["name"]: entry.values for entry in self._context.listed()}
         self._read_at = time.monotonic()
         changed = [entry for name, entry in entries.items() if self._entries.get(name) != entry]
         gone = sorted(self._entries.keys() - entries.keys())
@@ -144,7 +144,7 @@ class ListSource:
         if self._is_first or not (changed or gone):
             self._is_first = False
             return ()
-        return [("sweeps", {"changed": as_json(changed), "gone": gone})]
+        return [("sweeps", {"changed": changed, "gone": gone})]
 
 
 class LogSource:

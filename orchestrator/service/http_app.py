@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import AsyncGenerator, Collection, Sequence
@@ -15,7 +16,6 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 
-from orchestrator.commands.runs_folder.sweep_list import SweepSummaries
 from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.redaction import redact
 from orchestrator.service import LARGEST_MODEL_GB
@@ -35,7 +35,7 @@ from orchestrator.service.routes.report_routes import report_routes
 from orchestrator.service.routes.service_routes import service_routes
 from orchestrator.service.routes.trial_routes import trial_routes
 from orchestrator.service.routes.verb_routes import verb_routes
-from orchestrator.service.service_context import ServiceContext
+from orchestrator.service.service_context import ListEntries, ServiceContext
 from orchestrator.service.submissions import Submissions
 from orchestrator.service.sweep_routes import sweep_routes
 
@@ -43,6 +43,11 @@ _logger = logging.getLogger(__name__)
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 STEP_SECONDS = 1.0
 """Between two looks at the drivers and the queue."""
+
+
+_COLLECTIONS = (5000, 10, 10)
+"""Of Python's garbage collector: its default looks so often at what a study is read into that reading takes twice as
+long."""
 
 
 class Login(BaseModel):
@@ -101,7 +106,7 @@ class Service:
         add_error_answers(app)
         self.submissions = Submissions(root, data_folders, largest_model=largest_model)
         self.mlflow = MlflowServer(root, mlflow)
-        self.context = ServiceContext(root, self.queue, SweepSummaries(root), self.submissions, self.mlflow)
+        self.context = ServiceContext(root, self.queue, ListEntries(root), self.submissions, self.mlflow)
         app.state.explained = self.context.explained
         bearer = [Depends(HTTPBearer(auto_error=False))]  # for the OpenAPI document; RequestGuard checks
         routers = [
@@ -131,6 +136,7 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncGenerator[None]:
+        gc.set_threshold(*_COLLECTIONS)
         self._thread.start()
         try:
             yield

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.commands.request_commands import acting_for
 from orchestrator.commands.runs_folder.archive_records import find_record
-from orchestrator.commands.runs_folder.sweep_list import ARCHIVED, SweepSummaries, archived_entries, archived_text
+from orchestrator.commands.runs_folder.sweep_list import (
+    ARCHIVED,
+    SweepRow,
+    SweepSummaries,
+    archived_entries,
+    archived_text,
+)
 from orchestrator.commands.runs_folder.sweep_logs import SweepLog
 from orchestrator.commands.status import status
 from orchestrator.errors import NoSuchSweep, OrchestrateError
@@ -32,7 +39,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.results import TrialError
 from trainer.storage.atomic_files import digest_of
 
-MOST_ON_A_PAGE = 200
+MOST_ON_A_PAGE, MOST_SWEEPS_ON_A_PAGE = 200, 5000
 HIGHEST_PRIORITY = 1000
 
 Limit = Annotated[int, Query(ge=1, le=MOST_ON_A_PAGE)]
@@ -78,7 +85,7 @@ class ServiceContext:
 
     root: Path
     queue: SweepQueue
-    summaries: SweepSummaries
+    entries: ListEntries
     submissions: Submissions
     mlflow: MlflowServer
     watchers: Watchers = field(default_factory=Watchers)
@@ -131,17 +138,9 @@ class ServiceContext:
             found = status(name, self.root)
         return as_json(found) | {"queue": queue_json(sweep)}
 
-    def listed(self) -> list[dict[str, Any]]:
+    def listed(self) -> list[ListEntry]:
         """Return an entry for each sweep that has begun, waits or was archived, by name."""
-        queued = {sweep.name: sweep for sweep in self.queue.sweeps()}
-        begun = self.summaries.read()
-        taken = {sweep["name"] for sweep in begun}
-        taken |= {name for name, sweep in queued.items() if not sweep.state.has_ended}
-        archived = archived_entries(self.root, taken)
-        here = {sweep["name"] for sweep in (*begun, *archived)}
-        waiting = [_without_folder(sweep) for name, sweep in queued.items() if name not in here]
-        entries = [sweep | {"queue": queue_json(queued.get(sweep["name"]))} for sweep in (*begun, *archived, *waiting)]
-        return sorted(entries, key=lambda entry: entry["name"])
+        return self.entries.read(self.queue.overview())
 
     def once(
         self, person: Person, key: str, name: str, request: Any, answer: Callable[[], dict[str, Any]]
@@ -181,6 +180,60 @@ class ServiceContext:
             return {"name": name, "notices": as_json(list(change()))}
 
         return self.once(person, key, name, request, answer)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ListEntry:
+    """A sweep in the list, as JSON without secrets: its summary and, as `queue`, its place in the queue."""
+
+    values: dict[str, Any]
+    text: bytes
+    """`values` as JSON."""
+    row: SweepRow | None
+    """Of a sweep that has begun here."""
+
+
+class ListEntries:
+    """The entries of a runs folder's list; each is made again only after its sweep has changed. Thread-safe."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._summaries = root, SweepSummaries(root)
+        self._guard = threading.Lock()
+        self._secrets: list[str] = []
+        self._made: dict[str, tuple[Any, QueuedSweep | None, ListEntry]] = {}
+        """By sweep: what its entry was made from, and the entry."""
+
+    def read(self, queued: Mapping[str, QueuedSweep]) -> list[ListEntry]:
+        """Return the entries by name; the same objects where nothing has changed.
+
+        `queued`: the sweeps of the queue.
+        """
+        rows = {row.name: row for row in self._summaries.rows()}
+        taken = {*rows, *(name for name, sweep in queued.items() if not sweep.state.has_ended)}
+        archived = {entry["name"]: entry for entry in archived_entries(self._root, taken)}
+        secrets = secret_values()
+        with self._guard:
+            before = self._made if secrets == self._secrets else {}
+            self._secrets, self._made = secrets, {}
+            for name in sorted({*rows, *archived, *queued}):
+                row, place = rows.get(name), queued.get(name)
+                source = row.summary if row is not None else archived.get(name)
+                old = before.get(name)
+                if old is None or old[:2] != (source, place):
+                    entry = _entry(source, place, row)
+                else:
+                    entry = old[2] if old[2].row is row else replace(old[2], row=row)
+                self._made[name] = (source, place, entry)
+            return [entry for _, _, entry in self._made.values()]
+
+
+def _entry(summary: Mapping[str, Any] | None, place: QueuedSweep | None, row: SweepRow | None) -> ListEntry:
+    if summary is None:
+        assert place is not None
+        summary = _without_folder(place)
+    values = as_json({**summary, "queue": queue_json(place)})
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return ListEntry(values, text.encode(errors="replace"), row)
 
 
 def _without_folder(sweep: QueuedSweep) -> dict[str, Any]:

@@ -7,7 +7,7 @@ runs, and how far it is, is read from its study and its lock.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -41,6 +41,12 @@ _KEY_SECONDS = 30 * 24 * 3600.0
 
 _ORDER = (_SWEEPS.c.again.desc(), _SWEEPS.c.priority.desc(), _SWEEPS.c.seq)
 """In which sweeps start."""
+_LAST_CHANGE = select(
+    select(func.count()).select_from(_SWEEPS).scalar_subquery(),
+    select(ACTIONS.c.seq).order_by(ACTIONS.c.seq.desc()).limit(1).scalar_subquery(),
+    select(ACTIONS.c.at).order_by(ACTIONS.c.seq.desc()).limit(1).scalar_subquery(),
+)
+"""Changes with every change of a sweep: each adds an action, and `forget`, which removes some, removes a sweep too."""
 
 
 class QueueState(StrEnum):
@@ -152,6 +158,7 @@ class SweepQueue:
     def __init__(self, database: QueueDatabase | str) -> None:
         """`database`: open, or the SQLAlchemy URL of one, which is opened. Raises as `QueueDatabase`."""
         self._database = QueueDatabase(database) if isinstance(database, str) else database
+        self._overview: tuple[Any, dict[str, QueuedSweep]] | None = None
 
     def close(self) -> None:
         """Close the connections."""
@@ -266,6 +273,16 @@ class SweepQueue:
         with self._database.snapshot() as connection:
             rows = connection.execute(select(_SWEEPS).where(_SWEEPS.c.state.in_(wanted)).order_by(*_ORDER))
             return [_parsed(row) for row in rows.mappings()]
+
+    def overview(self) -> Mapping[str, QueuedSweep]:
+        """Return all sweeps by name without their files: `spec` is "". They are read again only after a change."""
+        with self._database.snapshot() as connection:
+            change = tuple(connection.execute(_LAST_CHANGE).one())
+            if self._overview is None or self._overview[0] != change:
+                rows = connection.execute(select(*(column for column in _SWEEPS.c if column.name != "spec")))
+                found = {row["name"]: _parsed(row, spec="") for row in rows.mappings()}
+                self._overview = (change, found)
+            return self._overview[1]
 
     def find(self, name: str) -> QueuedSweep:
         """Return the sweep of this name. Raises NotQueued."""
@@ -388,8 +405,8 @@ def _add(connection: Connection, row: dict[str, Any], now: float) -> None:
     connection.execute(insert(_SWEEPS).values(**values))
 
 
-def _parsed(row: RowMapping) -> QueuedSweep:
-    values: dict[str, Any] = {str(column): value for column, value in row.items()}
+def _parsed(row: RowMapping, **more: Any) -> QueuedSweep:
+    values: dict[str, Any] = {str(column): value for column, value in row.items()} | more
     values["state"] = QueueState(values["state"])
     return QueuedSweep(**values)
 

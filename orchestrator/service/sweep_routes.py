@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +13,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.commands.runs_folder.sweep_list import file_stamp
+from orchestrator.commands.runs_folder.sweep_list import SweepRow
 from orchestrator.folders import SweepFolder, disk_usage
 from orchestrator.service.service_context import (
     HIGHEST_PRIORITY,
+    MOST_SWEEPS_ON_A_PAGE,
     Key,
-    Limit,
+    ListEntry,
     Operator,
     ServiceContext,
     Viewer,
@@ -64,17 +66,17 @@ def sweep_routes(context: ServiceContext) -> APIRouter:
     routes = APIRouter(prefix="/api/v1", tags=["sweeps"])
     disk = _DiskUsage(root)
 
-    @routes.get("/sweeps")
+    @routes.get("/sweeps", response_model=dict[str, Any])
     def list_sweeps(
         _: Viewer,
         after: Annotated[str, Query(max_length=64, description="The last sweep of the page before.")] = "",
-        limit: Limit = 50,
+        limit: Annotated[int, Query(ge=1, le=MOST_SWEEPS_ON_A_PAGE)] = 50,
         state: Annotated[list[str], Query(max_length=20, description="Of the sweep, or of the queue.")] = [],  # noqa: B006
         owner: Text = "",
         text: Annotated[str, Query(max_length=64, description="Part of the name.")] = "",
         sort: Annotated[str, Query(pattern=f"^-?({'|'.join(_SORTS)})$", description="With - the last first.")] = "name",
         with_disk: Annotated[bool, Query(description="Measure the folders of this page.")] = False,
-    ) -> dict[str, Any]:
+    ) -> Response:
         """List the sweeps: those that have begun, those of the queue, those archived from here.
 
         `next`: `after` of the next page. `disk`: bytes of the folder; null where it was not measured since its change.
@@ -82,19 +84,18 @@ def sweep_routes(context: ServiceContext) -> APIRouter:
         entries = [
             entry
             for entry in context.listed()
-            if (not state or entry["state"] in state or (entry["queue"] or {}).get("state") in state)
-            and owner in ("", (entry["queue"] or {}).get("owner"))
-            and text.lower() in entry["name"].lower()
+            if (not state or entry.values["state"] in state or (entry.values["queue"] or {}).get("state") in state)
+            and owner in ("", (entry.values["queue"] or {}).get("owner"))
+            and text.lower() in entry.values["name"].lower()
         ]
-        entries.sort(key=_SORTS[sort.removeprefix("-")], reverse=sort.startswith("-"))
-        first = _first_after(entries, after, sort)
-        shown = entries[first : first + limit]
-        found = [entry | {"disk": disk.of(entry, measure=with_disk)} for entry in shown]
-        return {
-            "sweeps": as_json(found),
-            "total": len(entries),
-            "next": shown[-1]["name"] if first + limit < len(entries) else None,
-        }
+        key = _SORTS[sort.removeprefix("-")]
+        entries.sort(key=lambda entry: key(entry.values), reverse=sort.startswith("-"))
+        names = [entry.values["name"] for entry in entries]
+        first = _first_after(names, after, sort)
+        sweeps = b",".join(disk.added_to(entry, measure=with_disk) for entry in entries[first : first + limit])
+        last = names[first + limit - 1] if first + limit < len(entries) else None
+        end = json.dumps({"total": len(entries), "next": last}).encode()
+        return Response(b'{"sweeps":[%b],%b' % (sweeps, end[1:]), media_type="application/json")
 
     @routes.get("/queue")
     def list_queue(_: Viewer) -> dict[str, Any]:
@@ -139,32 +140,33 @@ class _DiskUsage:
         self._root = root
         self._known: dict[str, tuple[Any, int]] = {}
 
-    def of(self, entry: Mapping[str, Any], *, measure: bool) -> int | None:
-        """Return the bytes of an entry's folder; None where they are unknown and not to be measured."""
-        folder = SweepFolder(self._root, entry["name"])
-        if not folder.spec.is_file():
-            return 0
-        stamp = file_stamp(folder)
-        known = self._known.get(folder.name)
-        if known is not None and known[0] == stamp:
+    def added_to(self, entry: ListEntry, *, measure: bool) -> bytes:
+        """Return an entry's JSON with `disk`: null where it is unknown and not to be measured."""
+        if "disk" in entry.values:
+            return entry.text
+        size = 0 if entry.row is None else self._of(entry.row, measure=measure)
+        return b'%b,"disk":%b}' % (entry.text[:-1], b"null" if size is None else b"%d" % size)
+
+    def _of(self, row: SweepRow, *, measure: bool) -> int | None:
+        known = self._known.get(row.name)
+        if known is not None and row.stamp is not None and known[0] == row.stamp:
             return known[1]
         if not measure:
             return None
-        size = disk_usage(folder.path)
-        self._known[folder.name] = (stamp, size)
+        size = disk_usage(SweepFolder(self._root, row.name).path)
+        self._known[row.name] = (row.stamp, size)
         return size
 
 
-def _first_after(entries: Sequence[Mapping[str, Any]], after: str, sort: str) -> int:
-    """Return the position of the first entry of the page after this sweep. Raises QueueRefused if it is gone."""
+def _first_after(names: Sequence[str], after: str, sort: str) -> int:
+    """Return the position of the first sweep of the page after this one. Raises QueueRefused if it is gone."""
     if not after:
         return 0
     if sort == "name":
-        return bisect_right([entry["name"] for entry in entries], after)
-    found = next((k for k, entry in enumerate(entries) if entry["name"] == after), None)
-    if found is None:
+        return bisect_right(names, after)
+    if after not in names:
         raise QueueRefused(f"{after} is no longer in this list: begin again with its first page")
-    return found + 1
+    return names.index(after) + 1
 
 
 def _value(entry: Mapping[str, Any]) -> float:

@@ -8,7 +8,9 @@ settings that only some trials have (arXiv 2601.20800).
 from __future__ import annotations
 
 import math
+import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +34,11 @@ _TOP_TRIALS = 5
 """Trials. Optuna advises at least so many among the best."""
 
 
+_MOST_KEPT = 32
+_guard, _kept = threading.Lock(), OrderedDict[str, dict[str, float]]()
+"""fANOVA's importances by what they were computed from: a page of a running sweep asks again after every report."""
+
+
 @dataclass(frozen=True, slots=True)
 class PedAnova:
     """PED-ANOVA's importances. `shares`: setting -> share of their sum, largest first; empty with too few trials."""
@@ -53,11 +60,22 @@ def importance(space: SearchSpace, records: Sequence[TrialRecord], objective: Ob
     paths = [path for path in _varied(space, done) if all(path in record.params for record in done)]
     if len(done) < MIN_TRIALS or len({record.value for record in done}) < 2 or not paths:
         return {}
+    distributions, given = space_distributions(space), [([r.params[path] for path in paths], r.value) for r in done]
+    key = repr((objective.direction, [(path, distributions[path]) for path in paths], given))
+    with _guard:
+        if key in _kept:
+            _kept.move_to_end(key)
+            return dict(_kept[key])
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # scikit-learn takes seconds to load
 
     study = _optuna_study(space, done, paths, objective)
-    found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), params=paths)
-    return {path: float(share) for path, share in found.items()}
+    shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), params=paths)
+    found = {path: float(share) for path, share in shares.items()}
+    with _guard:
+        _kept[key] = found
+        while len(_kept) > _MOST_KEPT:
+            _kept.popitem(last=False)
+    return dict(found)
 
 
 def ped_anova(space: SearchSpace, records: Sequence[TrialRecord], objective: Objective) -> PedAnova:

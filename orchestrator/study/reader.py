@@ -110,7 +110,7 @@ class StudyReader:
     @contextmanager
     def at_one_moment(self) -> Generator[None]:
         """Read everything in the context from one state of the database, over one connection. Nothing is written."""
-        with self._database.snapshot():
+        with self._database.snapshot(), self._optuna_trials.reading_once():
             yield
 
     # --- reading -------------------------------------------------------------------------------------------------

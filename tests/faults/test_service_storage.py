@@ -8,7 +8,11 @@ import sqlite3
 import struct
 import subprocess
 import sys
-from contextlib import closing
+import threading
+from collections import Counter
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -16,11 +20,16 @@ import pytest
 from orchestrator import api
 from orchestrator.api.service_client import ServiceUnreachable
 from orchestrator.api.uploads import upload_file
-from orchestrator.service.hosting.queue_location import open_queue
+from orchestrator.folders import SweepFolder
+from orchestrator.service.hosting.queue_location import move_queue, open_queue
 from orchestrator.service.sweep_queue import QueueState
+from orchestrator.spec.loading.serialization import dump_spec
+from orchestrator.study.reader import StudyReader
 from tests.support.local_driver import KILLED
+from tests.support.postgresql import own_postgresql_server
 from tests.support.processes import wait_until
 from tests.support.service_process import RunningService, finish, holder, pid_of, starts
+from tests.support.specs import make_spec
 from tests.support.storage_faults import fill, on_small_disk, write_locked
 
 
@@ -70,6 +79,83 @@ def test_while_another_process_locks_the_queue_it_is_read_and_nothing_is_half_ch
     assert end_all(root, service, "b", "c") == dict.fromkeys("abc", (QueueState.FINISHED, 0))
     assert starts(root) == ["a", "b", "c"]
     assert "Traceback" not in service.log()
+
+
+@contextmanager
+def asked_meanwhile(service: RunningService, *paths: str) -> Generator[Counter[tuple[str, int]]]:
+    """The statuses of requests that are sent one after the other until this is left."""
+    found, ends = Counter[tuple[str, int]](), threading.Event()
+
+    def ask() -> None:
+        for path in cycle(paths):
+            if ends.is_set():
+                return
+            with service.ask("GET", path) as answer:
+                answer.read()
+                found[path, answer.status] += 1
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield found
+    finally:
+        ends.set()
+        asking.join()
+
+
+@pytest.mark.faults
+def test_a_database_server_that_is_started_again_is_waited_for(root: Path) -> None:
+    with own_postgresql_server() as server:
+        move_queue(root, server.url)
+        service = RunningService(root)
+        for name in "abc":
+            file = dump_spec(make_spec(2, name=name, storage=server.url))
+            assert service.call("POST", "/sweeps", {"yaml": file}, name)[0] == 201
+        wait_until(lambda: starts(root) == ["a"] and StudyReader.exists(SweepFolder(root, "a")))
+        with service.events("/sweeps/a/events") as events, service.events("/events") as of_list:
+            events.until("reload")
+            of_list.until("reload")
+            assert [sweep["state"] for sweep in service.get("/sweeps")["sweeps"]] == ["running", "waiting", "waiting"]
+            server.stop()
+            events.until("problem", lambda data: "refused" in data["detail"])
+            wait_until(lambda: "refused" in problem(service))
+            refused = [service.call("GET", path) for path in ("/sweeps", "/queue", "/sweeps/a", "/sweeps/a/trials")]
+            refused += [service.submit("d"), service.call("POST", "/sweeps/b/priority", {"priority": 7})]
+            for status, content in refused:
+                assert (status, content["error"]) == (503, "StorageRefused"), content
+                assert content["detail"].count("\n") == 0, "a sentence"
+            for path in ("/", "/sweeps/a", "/metrics", "/healthz"):
+                with service.ask("GET", path) as answer:
+                    assert answer.status == 503, path
+            server.start()
+            wait_until(lambda: not problem(service))
+            asked = ("/", "/api/v1/sweeps", "/api/v1/sweeps/a", "/sweeps/a", "/sweeps/a/panels", "/api/v1/queue")
+            with asked_meanwhile(service, *asked) as found:
+                for _ in range(3):  # connections end in the middle of transactions
+                    seen = found.total()
+                    wait_until(lambda seen=seen: found.total() > seen + len(asked))
+                    server.stop()
+                    wait_until(lambda: problem(service))
+                    server.start()
+                    wait_until(lambda: not problem(service))
+            assert {status for _, status in found} == {200, 503}, found
+            assert service.queued("driven") == ["a"]
+            assert service.call("POST", "/sweeps/b/priority", {"priority": 7})[0] == 200
+            events.until("reload")
+            with StudyReader.open(SweepFolder(root, "a")) as study:
+                study.add_event("judged", "by hand")
+            events.until("history", lambda data: data["events"][-1]["kind"] == "judged")
+            of_list.until("sweeps", lambda data: any(sweep["name"] == "b" for sweep in data["changed"]))
+        assert starts(root) == ["a"]
+        server.stop()
+        finish(root, "a")  # its driver begins a trial, which the study refuses
+        wait_until(lambda: holder(root, "a") is None and problem(service))
+        assert starts(root) == ["a"]
+        server.start()
+        ended = end_all(root, service, "b", "c")
+        assert ended == {"a": (QueueState.FINISHED, 1)} | dict.fromkeys("bc", (QueueState.FINISHED, 0))
+        assert starts(root) == ["a", "a", "b", "c"]
+        assert "Traceback" not in service.log()
 
 
 def on_full_disk(root: Path) -> None:

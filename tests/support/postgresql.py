@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -39,13 +40,33 @@ def missing() -> str | None:
 @contextmanager
 def postgresql_server() -> Generator[str]:
     """Run a server on a socket in a temporary folder and yield its SQLAlchemy URL; skips the test where it cannot."""
-    if reason := missing():
-        pytest.skip(reason)
     if given := os.environ.get(VARIABLE):
+        if reason := missing():
+            pytest.skip(reason)
         yield given
         return
+    with own_postgresql_server() as server:
+        yield server.url
+
+
+@dataclass(frozen=True)
+class OwnServer:
+    """A server that the test stops and starts."""
+
+    url: str
+    start: Callable[[], None]
+    stop: Callable[[], None]
+    """Its connections end, as when its machine is started again."""
+
+
+@contextmanager
+def own_postgresql_server() -> Generator[OwnServer]:
+    """Run a server as `postgresql_server`, whatever other server is there."""
+    if reason := missing():
+        pytest.skip(reason)
     programs = server_programs()
-    assert programs is not None
+    if programs is None:
+        pytest.skip("no PostgreSQL of this machine to stop and start")
     with tempfile.TemporaryDirectory(prefix="pg-") as folder:
         # PostgreSQL refuses to run as root; Debian's package makes this user.
         run_as: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
@@ -62,12 +83,18 @@ def postgresql_server() -> Generator[str]:
                 )
             assert done.returncode == 0, log.read_text()
 
+        def start() -> None:
+            run("pg_ctl", "-w", "-o", f"-F -k {folder} -c listen_addresses=''", "start")
+
+        def stop() -> None:
+            run("pg_ctl", "-w", "-m", "immediate", "stop")
+
         run("initdb", "--username=sweeps", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync")
-        run("pg_ctl", "-w", "-o", f"-F -k {folder} -c listen_addresses=''", "start")
+        start()
         try:
-            yield f"postgresql+psycopg://sweeps@/postgres?host={folder}"
+            yield OwnServer(f"postgresql+psycopg://sweeps@/postgres?host={folder}", start, stop)
         finally:
-            run("pg_ctl", "-m", "immediate", "stop")
+            stop()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Storage that refuses: a database whose lock another process holds, a small file system of its own."""
+"""Storage that refuses: a database whose lock another process holds, a small file system of its own; queries."""
 
 import os
 import shutil
@@ -12,6 +12,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine, event
+
+
+@contextmanager
+def counted_queries() -> Generator[list[str]]:
+    """The statements that any database gets meanwhile."""
+    seen: list[str] = []
+
+    def note(*arguments: object) -> None:
+        seen.append(str(arguments[2]))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
 
 
 @contextmanager

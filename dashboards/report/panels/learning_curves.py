@@ -113,7 +113,8 @@ def _background_trace(trials: Sequence[TrialFrame], metric: str, dash: str) -> l
         return []
     line = {"color": FAINT_COLOR, "width": 1, "dash": dash}
     template = "trial %{text}<br>update %{x}: %{y:.4g}<extra></extra>"
-    return [go.Scatter(x=x, y=y, text=texts, mode="lines", line=line, hovertemplate=template)]
+    trace = go.Scatter(mode="lines", line=line, hovertemplate=template)
+    return [trace.to_plotly_json() | {"x": x, "y": y, "text": texts}]
 
 
 def _line(curve: Sequence[tuple[int, float]], color: str, dash: str, name: str, width: float) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -18,12 +18,11 @@ from fastapi.responses import RedirectResponse
 from dashboards.diagnosis.diagnose import diagnose
 from dashboards.diagnosis.findings import SHORT_TITLES, DiagnosisFinding
 from dashboards.formatting import format_about, format_value
-from orchestrator.commands.runs_folder.sweep_list import ARCHIVED, INTERRUPTED, UNREADABLE, file_stamp
+from orchestrator.commands.runs_folder.sweep_list import INTERRUPTED, UNREADABLE, SweepRow
 from orchestrator.errors import OrchestrateError
 from orchestrator.folders import SweepFolder
 from orchestrator.gpu_locks import gpu_holders
 from orchestrator.gpus import visible_devices
-from orchestrator.redaction import redact, secret_values
 from orchestrator.report_data import load_sweep_frame
 from orchestrator.service.access_tokens import SESSION_SECONDS, FailedLogins, LoginSessions, Role
 from orchestrator.service.page.page_rendering import PageRoute, form_of, own_path, render
@@ -35,8 +34,8 @@ from trainer.storage.atomic_files import write_json
 
 _ON_A_PAGE = 100
 _KEPT = "diagnoses.json"
-_REST_FACTOR = 4.0
-"""After diagnosing a sweep the thread rests for so many times the seconds that it took."""
+_PROMPT, _REST_FACTOR, _LATER_FACTOR = 20, 4.0, 19.0
+"""The thread rests after a sweep for 4 times the seconds that it took, after the first 20 of a pass for 19 times."""
 _PASS_SECONDS, _KEPT_SECONDS = 2.0, 30.0
 """The sweeps' files are looked at no more often than this; what was found is stored after so long at the latest."""
 _RUNNING_SECONDS = 60.0
@@ -96,7 +95,7 @@ class Diagnoses:
         self._path = SweepFolder(root, "").cache / _KEPT
         self._root = root
         self._guard, self._asked, self._ends = threading.Lock(), threading.Event(), threading.Event()
-        self._wanted: list[str] = []
+        self._wanted: Sequence[SweepRow] = ()
         self._thread: threading.Thread | None = None
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
@@ -111,14 +110,14 @@ class Diagnoses:
         if self._thread is not None:
             self._thread.join()
 
-    def found(self, names: list[str]) -> dict[str, tuple[str, str]]:
+    def found(self, rows: Sequence[SweepRow]) -> dict[str, tuple[str, str]]:
         """Return sweep -> rule and level of its most serious finding, as far as known; the others are looked at now."""
         with self._guard:
-            self._wanted = names
+            self._wanted = rows
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="diagnoses", daemon=True)
                 self._thread.start()
-            known = {name: self._found[name] for name in names if name in self._found}
+            known = {row.name: self._found[row.name] for row in rows if row.name in self._found}
         self._asked.set()
         return {name: (entry["rule"], entry["level"]) for name, entry in known.items()}
 
@@ -127,12 +126,13 @@ class Diagnoses:
             self._asked.wait()
             self._asked.clear()
             with self._guard:
-                wanted = list(self._wanted)
-            began, changed = time.monotonic(), False
-            for name in wanted:
+                wanted = self._wanted
+            began, changed, looked = time.monotonic(), False, 0
+            for row in wanted:
                 if self._ends.is_set():
                     break
-                changed |= self._look(name)
+                if self._look(row, _REST_FACTOR if looked < _PROMPT else _LATER_FACTOR):
+                    changed, looked = True, looked + 1
                 if changed and time.monotonic() - began > _KEPT_SECONDS:
                     self._keep()
                     began, changed = time.monotonic(), False
@@ -144,23 +144,23 @@ class Diagnoses:
         with self._guard:
             write_json(self._path, self._found)
 
-    def _look(self, name: str) -> bool:
-        folder, began = SweepFolder(self._root, name), time.monotonic()
+    def _look(self, row: SweepRow, rest: float) -> bool:
+        """Diagnose a sweep unless that is known; then rest for so many times the seconds that it took."""
+        began = time.monotonic()
         with self._guard:
-            old = self._found.get(name)
-        stamp = file_stamp(folder) if folder.spec.is_file() else None
-        if stamp is None or (old is not None and old["stamp"] == stamp):
+            old = self._found.get(row.name)
+        if row.change is None or (old is not None and old["stamp"] == row.stamp):
             return False
         if old is not None and time.time() - old["at"] < _RUNNING_SECONDS:
             return False
         try:
-            first = next(iter(diagnose(load_sweep_frame(folder))), None)
+            first = next(iter(diagnose(load_sweep_frame(SweepFolder(self._root, row.name)))), None)
         except OrchestrateError:  # the list shows why it cannot be read
             return False
-        entry = {"stamp": stamp, "at": time.time(), **_entry(first)}
+        entry = {"stamp": row.stamp, "at": time.time(), **_entry(first)}
         with self._guard:
-            self._found[name] = entry
-        self._ends.wait(_REST_FACTOR * (time.monotonic() - began))
+            self._found[row.name] = entry
+        self._ends.wait(rest * (time.monotonic() - began))
         return True
 
 
@@ -275,11 +275,10 @@ def _changed_query(request: Request, changed: Mapping[str, Any]) -> str:
 
 def _rows(context: ServiceContext, diagnoses: Diagnoses) -> list[ListedSweep]:
     entries = context.listed()
-    begun = [entry for entry in entries if entry["state"] != ARCHIVED]
-    found = diagnoses.found([entry["name"] for entry in sorted(begun, key=lambda entry: -entry["began"])])
-    secrets = secret_values()
+    begun = [entry.row for entry in entries if entry.row is not None]
+    found = diagnoses.found(sorted(begun, key=lambda row: -row.summary["began"]))
     rows: list[ListedSweep] = []
-    for entry in entries:
+    for entry in (each.values for each in entries):
         place, best = entry.get("queue") or {}, entry.get("best") or {}
         waits = place.get("state") == QueueState.WAITING.value
         words, level = _wrong(entry, *found.get(entry["name"], ("", "")))
@@ -299,7 +298,7 @@ def _rows(context: ServiceContext, diagnoses: Diagnoses) -> list[ListedSweep]:
                 began=entry["began"],
                 wrong=words,
                 level=level,
-                why=redact(entry.get("why", "") or place.get("why", ""), secrets),
+                why=entry.get("why", "") or place.get("why", ""),
                 is_diagnosed=entry["name"] in found,
             )
         )

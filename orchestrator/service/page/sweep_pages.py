@@ -257,9 +257,10 @@ def live_routes(root: Path, views: SweepViews) -> APIRouter:
 def _changed(query: Mapping[str, list[str]], drawn: Sequence[DrawnPanel], head: Mapping[str, Any]) -> Response:
     """Return the panels that a page lacks, and the keys of all."""
     has = set(query.get("have", []))
-    changed = ",".join(panel.as_json for panel in drawn if panel.digest not in has)
+    changed = b",".join(panel.as_json for panel in drawn if panel.digest not in has)
     keys = json.dumps([panel.key for panel in drawn])
-    return Response(f'{json.dumps(head)[:-1]}, "keys": {keys}, "panels": [{changed}]}}', media_type="application/json")
+    begin = f'{json.dumps(head)[:-1]}, "keys": {keys}, "panels": ['.encode()
+    return Response(b"%b%b]}" % (begin, changed), media_type="application/json")
 
 
 def _query(request: Request) -> dict[str, list[str]]:

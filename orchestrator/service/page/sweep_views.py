@@ -33,8 +33,10 @@ from orchestrator.study.trial_records import TrialState
 from trainer.metrics import CHOSEN, MARGIN
 
 _MOST_VIEWS, _MOST_DRAWN = 8, 48
-_LEAST_SECONDS, _COST_FACTOR = 0.5, 4.0
+_LEAST_SECONDS, _COST_FACTOR = 0.5, 14.0
 """A view is read again after this time and after so many times the seconds that reading and drawing it took."""
+_MOST_SECONDS, _LARGE_FACTOR = 5.0, 4.0
+"""The latter is at most five seconds, of a large sweep four times what it took."""
 _TIME_RESOLUTION = 0.1
 _LOG_LINES = 200
 _MOST_SELECTED = 12
@@ -142,10 +144,10 @@ class DrawnPanel:
         return as_script(self.figures)
 
     @cached_property
-    def as_json(self) -> str:
+    def as_json(self) -> bytes:
         """The panel as a page's script receives it."""
         content = {name: getattr(self, name) for name in ("key", "title", "digest", "shape", "html")}
-        return json.dumps(content)[:-1] + f', "figures": {self.figures_json}}}'
+        return f'{json.dumps(content)[:-1]}, "figures": {self.figures_json}}}'.encode(errors="replace")
 
 
 def _digest(text: str) -> str:
@@ -229,7 +231,8 @@ class SweepViews:
     def add_cost(self, name: str, seconds: float) -> None:
         """Count work on the sweep's page, after which it rests for a multiple."""
         now = time.monotonic()
-        self._next[name] = max(self._next.get(name, now), now + _LEAST_SECONDS) + _COST_FACTOR * seconds
+        rest = min(_COST_FACTOR * seconds, max(_MOST_SECONDS, _LARGE_FACTOR * seconds))
+        self._next[name] = max(self._next.get(name, now), now + _LEAST_SECONDS) + rest
 
     def _read(self, folder: SweepFolder, stamp: str) -> SweepView:
         with SweepLog.open(folder.name, self._root) as log:

@@ -68,7 +68,13 @@ def service_routes(context: ServiceContext, app: FastAPI, problem: Callable[[], 
     @routes.get("/metrics", response_class=PlainTextResponse)
     def metrics(_: Viewer) -> Response:
         """Return the service's metrics in Prometheus' text format."""
-        text = exposition(context.measures, context.listed(), context.watchers.readers, problem(), time.time())
+        text = exposition(
+            context.measures,
+            [entry.values for entry in context.listed()],
+            context.watchers.readers,
+            problem(),
+            time.time(),
+        )
         return Response(text, media_type=MEDIA_TYPE)
 
     @routes.get("/api/v1/gpus")

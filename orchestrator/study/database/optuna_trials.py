@@ -6,7 +6,8 @@ A finished trial is read once; the driver's own writes update the cache.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -208,6 +209,8 @@ class OptunaTrials:
     def __init__(self, storage: RDBStorage, study_id: int) -> None:
         self._storage, self._study_id = storage, study_id
         self._exclusive = False
+        self._once: set[str] | None = None
+        """What was read in the present `reading_once`."""
         self.invalidate()
 
     def invalidate(self) -> None:
@@ -221,6 +224,27 @@ class OptunaTrials:
         self._snapshots: list[TrialSnapshot] = []
         self._distributions: dict[str, BaseDistribution] = {}
         self._attrs: dict[str, Any] | None = None
+        if self._once is not None:
+            self._once.clear()
+
+    @contextmanager
+    def reading_once(self) -> Generator[None]:
+        """Read everything in the context at most once: it is inside one transaction, and nothing is written."""
+        outer = self._once
+        if outer is None:
+            self._once = set[str]()
+        try:
+            yield
+        finally:
+            self._once = outer
+
+    def _must_read(self, what: str) -> bool:
+        """Return whether this is not known from the transaction that `reading_once` is in."""
+        if self._once is None:
+            return True
+        is_new = what not in self._once
+        self._once.add(what)
+        return is_new
 
     def set_exclusive(self) -> None:
         """Trust the cache from now on: this process is the only writer, as it holds the driver's lease."""
@@ -231,7 +255,7 @@ class OptunaTrials:
 
     def trials(self) -> list[FrozenTrial]:
         """Return every trial by number, as the open transaction sees them. Callers must not change them."""
-        if self._more or self._stale or not self._exclusive:
+        if self._must_read("trials") and (self._more or self._stale or not self._exclusive):
             read = self._storage._get_trials(  # pyright: ignore[reportPrivateUsage]  what Optuna's own cache reads with
                 self._study_id, None, included_trial_ids=set(self._stale), trial_id_greater_than=self._last
             )
@@ -262,8 +286,9 @@ class OptunaTrials:
 
     def study_attrs(self) -> Mapping[str, Any]:
         """Return the user attributes of the study."""
-        if self._attrs is None or not self._exclusive:
+        if self._must_read("attrs") and (self._attrs is None or not self._exclusive):
             self._attrs = self._storage.get_study_user_attrs(self._study_id)
+        assert self._attrs is not None
         return self._attrs
 
     def optuna_id(self, number: int) -> int:

@@ -1,12 +1,10 @@
 """`list`, `logs`, `delete`, `archive` and `clean` over real runs folders."""
 
 import json
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, event
 
 from orchestrator.cli import main
 from orchestrator.commands.runs_folder.sweep_list import list_sweeps
@@ -15,23 +13,9 @@ from orchestrator.folders import disk_usage, sweep_lock
 from orchestrator.study.study import Study
 from tests.support.metrics import COMPLETE
 from tests.support.scripted_sweep import FAILED, Script, make_spec, run_sweep
+from tests.support.storage_faults import counted_queries
 
 RATES = {"training.learning_rate": {"choice": [3e-7, 1e-6]}}
-
-
-@contextmanager
-def counted_queries() -> Generator[list[str]]:
-    """The statements that any database gets meanwhile."""
-    seen: list[str] = []
-
-    def note(*arguments: object) -> None:
-        seen.append(str(arguments[2]))
-
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
 
 
 def shown(capsys: pytest.CaptureFixture[str]) -> str:

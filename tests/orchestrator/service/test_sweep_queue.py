@@ -1,6 +1,8 @@
 """The queue: its order, repeated requests, and kills inside a transaction."""
 
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,37 @@ def url(request: pytest.FixtureRequest, fast_tmp_path: Path) -> str:
 
 def names(queue: SweepQueue, *states: QueueState) -> list[str]:
     return [sweep.name for sweep in queue.sweeps(states or (QueueState.WAITING,))]
+
+
+def test_the_overview_is_that_of_the_sweeps_whoever_changes_them(url: str, tmp_path: Path) -> None:
+    queue, other = SweepQueue(url), SweepQueue(url)
+
+    def submit(name: str) -> object:
+        return other.submit(name, "spec", tmp_path / name, owner="ann")
+
+    changes: list[Callable[[], object]] = [
+        lambda: submit("a"),
+        lambda: submit("b"),
+        lambda: other.set_priority("b", 3),
+        lambda: other.begin_launch("b", "boot"),
+        lambda: other.record_death("b", 1, "killed", most=3),
+        lambda: other.begin_launch("b", "boot"),
+        lambda: other.end("b", QueueState.FINISHED, ""),
+        lambda: other.withdraw("a", "by ann"),
+        lambda: other.resume("a"),
+        lambda: (other.forget("b"), submit("c")),  # as many sweeps as before, and the action's number is used again
+        lambda: other.adopt("d", owner="ann", gpus=1),
+        lambda: submit("a") if other.withdraw("a", "by ann") else None,
+    ]
+    for change in changes:
+        before = queue.overview()
+        change()
+        found = queue.overview()
+        assert found != before
+        assert found == {sweep.name: replace(sweep, spec="") for sweep in other.sweeps()}
+        assert queue.overview() is found, "nothing has changed"
+    queue.close()
+    other.close()
 
 
 def test_sweeps_start_by_priority_and_submission_through_every_state(url: str, tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 """A sweep's way through the API: planned, submitted, listed, watched, stopped, resumed; and what is refused."""
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
 from starlette.testclient import TestClient
 
+from orchestrator.commands.runs_folder.archive_records import ArchivedSweep, remove_record, write_record
+from orchestrator.commands.runs_folder.sweep_list import list_sweeps
 from orchestrator.commands.status import status
 from orchestrator.folders import SweepFolder, create_sweep_folder, disk_usage, sweep_lock
 from orchestrator.service.access_tokens import Role
@@ -14,11 +19,15 @@ from orchestrator.service.http_app import Service
 from orchestrator.service.request_guard import COOKIE
 from orchestrator.service.sweep_queue import QueueState
 from orchestrator.spec.loading.serialization import dump_spec
+from orchestrator.study.database.study_database import store_study_url
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import Outcome, Trial, TrialState
+from tests.support.local_driver import forked
 from tests.support.metrics import COMPLETE, evaluated
 from tests.support.processes import called, json_of
 from tests.support.service_caller import Caller, begin, root
 from tests.support.specs import make_spec
+from tests.support.storage_faults import counted_queries
 
 
 def test_a_submitted_sweep_waits_in_its_place_once_for_each_key(caller: Caller) -> None:
@@ -73,7 +82,7 @@ def test_lists_come_in_pages(caller: Caller) -> None:
         seen += [sweep["name"] for sweep in page["sweeps"]]
         after = page["next"]
     assert seen == ["a", "b", "c", "d", "e"]
-    assert caller.call("GET", "/sweeps?limit=1000", Role.VIEWER, code=422)["problems"][0]["path"] == "limit"
+    assert caller.call("GET", "/sweeps?limit=5001", Role.VIEWER, code=422)["problems"][0]["path"] == "limit"
     begin("studied")
     page = caller.call("GET", "/sweeps/studied/trials?limit=2", Role.VIEWER)
     assert ([trial["number"] for trial in page["trials"]], page["next"]) == ([0, 1], 1)
@@ -117,30 +126,135 @@ def test_the_list_is_filtered_and_sorted_and_says_how_far_each_sweep_is(caller: 
 
 def test_the_list_reads_no_study_whose_files_have_not_changed(caller: Caller) -> None:
     folders = [begin(f"s{number}", trials=1) for number in range(6)]
-    queries: list[str] = []
 
-    def note(*arguments: object) -> None:
-        if "service_" not in str(arguments[2]) and not str(arguments[2]).startswith("BEGIN"):  # not of the queue
-            queries.append(str(arguments[2]))
+    def states() -> tuple[list[str], int]:
+        """And how much was asked for them."""
+        with counted_queries() as queries:
+            found = [sweep["state"] for sweep in caller.get("/sweeps")["sweeps"]]
+        return found, sum("service_" not in query and query != "BEGIN" for query in queries)  # of the queue
 
-    def states() -> list[str]:
-        queries.clear()
-        return [sweep["state"] for sweep in caller.get("/sweeps")["sweeps"]]
+    assert states()[0] == ["interrupted"] * 6
+    assert states() == (["interrupted"] * 6, 0)
+    with sweep_lock(folders[2]):
+        found, changed = states()
+        assert (found[2], changed > 0) == ("running", True)
+        with Study.open(folders[2]) as study:
+            study.add_event("paused", "by hand")
+        assert states()[0][2] == "paused", "while its driver runs it is read again too"
+    assert states()[0] == ["interrupted"] * 6
 
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
-        assert states() == ["interrupted"] * 6
-        assert (states(), queries) == (["interrupted"] * 6, [])
-        with sweep_lock(folders[2]):
-            assert states()[2] == "running"
-            changed = len(queries)
-            with Study.open(folders[2]) as study:
-                study.add_event("paused", "by hand")
-            assert states()[2] == "paused", "while its driver runs it is read again too"
-        assert changed > 0
-        assert states() == ["interrupted"] * 6
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
+
+def at_rest(root: Path) -> None:
+    """Let every file be as old as those of a sweep that ended yesterday, to which times of files are certain."""
+    for path in sorted(root.rglob("*"), reverse=True):
+        os.utime(path, (1e9, 1e9))
+
+
+def archived(folder: SweepFolder) -> None:
+    write_record(folder.root, ArchivedSweep(folder.name, "s3://b", "id", 1.0, 2.0, 3, ""))
+    shutil.rmtree(folder.path)
+
+
+def test_whatever_another_process_changes_shows_in_the_next_list(caller: Caller) -> None:
+    folder = begin("s", trials=1)
+    begin("other", trials=0)
+
+    def entry() -> dict[str, Any]:
+        return next((each for each in caller.get("/sweeps")["sweeps"] if each["name"] == "s"), {})
+
+    def after(change: Callable[[Study], object]) -> dict[str, Any]:
+        """The entry after a change of the sweep, which was listed until nothing of it was looked at any more."""
+        for _ in range(3):  # reading a database changes the times of its folder
+            entry()
+            at_rest(root())
+        before = entry()
+        assert entry() == before
+        files = caller.service.context.entries._summaries._files  # pyright: ignore[reportPrivateUsage]
+        assert [name for name, each in files.items() if each.resting] == ["other", "s"]
+
+        def make() -> None:
+            with Study.open(folder) as study:
+                change(study)
+
+        assert forked(make) == 0
+        found = entry()
+        assert found != before
+        return found
+
+    assert after(lambda study: study.enqueue({"loss.beta": 3.0}, "by hand", kind="enqueued"))["planned"] == 4
+    more = make_spec(3, name="s", budget={"trials": 2})
+    assert after(lambda study: study.amend(more))["planned"] == 3
+    pruned = Outcome(TrialState.PRUNED, "by hand")
+    assert after(lambda study: study.end_without_worker(0, pruned))["states"] == {"PRUNED": 1}
+
+    def complete(study: Study) -> None:
+        trial = study.ask()
+        assert isinstance(trial, Trial)
+        study.report(trial, [evaluated(1, 0.7)])
+        study.tell(trial, COMPLETE)
+
+    assert after(complete)["best"] == {"trial": 1, "value": 0.7}
+    at_rest(root())
+    entry()
+    with sweep_lock(folder), Study.open(folder) as study:  # resumed
+        assert entry()["state"] == "running"
+        study.pause_sweep("lunch")
+        assert entry()["state"] == "paused"
+    assert entry()["state"] == "interrupted"
+    assert after(lambda _: archived(folder))["state"] == "archived"
+    remove_record(root(), "s")
+    assert entry() == {}
+
+
+def test_of_a_sweep_that_runs_the_list_reads_no_study_for_its_metrics(caller: Caller) -> None:
+    folder = begin("s", trials=0)
+    with sweep_lock(folder), Study.open(folder) as study:
+        trial = study.ask()
+        assert isinstance(trial, Trial)
+        before = caller.get("/sweeps")
+        study.report(trial, [evaluated(1, 0.7)])
+        with counted_queries() as queries:
+            assert caller.get("/sweeps") == before
+        assert not any("trial" in query for query in queries), queries
+        study.tell(trial, COMPLETE)
+        assert caller.get("/sweeps")["sweeps"][0]["best"] == {"trial": 0, "value": 0.7}
+
+
+def test_sweeps_in_one_database_are_listed_with_one_query_until_one_changes(
+    caller: Caller, new_postgresql: Callable[[], str]
+) -> None:
+    url, names = new_postgresql(), ["a", "b", "c"]
+    for name in names:
+        spec = make_spec(3, name=name, storage=url)
+        create_sweep_folder(SweepFolder(root(), name), dump_spec(spec))
+        store_study_url(SweepFolder(root(), name), url)
+        Study.create(SweepFolder(root(), name), spec, url).dispose()
+    at_rest(root())
+
+    def listed() -> tuple[list[tuple[str, int]], int]:
+        """State and planned trials of each, and the number of queries to the studies."""
+        with counted_queries() as queries:
+            found = [(sweep["state"], sweep["planned"]) for sweep in caller.get("/sweeps")["sweeps"]]
+        return found, sum("prefsweep_" in query or "trials" in query for query in queries)
+
+    first, of_all = listed()
+    assert first == [("interrupted", 3)] * 3
+    assert of_all > 3
+    assert listed() == (first, 1)
+    with Study.open(SweepFolder(root(), "b")) as study:
+        study.enqueue({"loss.beta": 3.0}, "by hand", kind="enqueued")
+    changed, of_one = listed()
+    assert changed == [("interrupted", 3), ("interrupted", 4), ("interrupted", 3)]
+    assert 1 < of_one < of_all
+    assert listed() == (changed, 1)
+    list_sweeps(root())
+    with counted_queries() as queries:
+        assert [sweep["planned"] for sweep in list_sweeps(root())["sweeps"]] == [3, 4, 3]
+    assert sum("prefsweep_" in query for query in queries) == 1, "another process keeps them too"
+    store_study_url(SweepFolder(root(), "b"), "postgresql+psycopg://ann@127.0.0.1:1/gone")
+    found = caller.get("/sweeps")["sweeps"]
+    assert [sweep["state"] for sweep in found] == ["interrupted", "unreadable", "interrupted"]
+    assert "/gone refused: connection failed" in found[1]["why"]
 
 
 def test_a_plan_has_the_findings_of_the_command_with_their_lines(caller: Caller) -> None:

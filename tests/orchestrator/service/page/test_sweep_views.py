@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.importance import FanovaImportanceEvaluator
 
+from dashboards.diagnosis.diagnose import analyze
+from orchestrator.commands.status import status
+from orchestrator.report_data import load_sweep_frame
 from orchestrator.service.page import sweep_views
 from orchestrator.service.page.sweep_views import Shown, SweepViews
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
-from tests.support.metrics import evaluated
+from tests.support.metrics import COMPLETE, evaluated
 from tests.support.scripted_sweep import Script, make_spec, run_sweep
+from tests.support.storage_faults import counted_queries
 
 
 @pytest.fixture
@@ -43,6 +48,34 @@ def change(root: Path) -> None:
         trial = study.ask()
         assert isinstance(trial, Trial)
         study.report(trial, [evaluated(1, 0.5)])
+
+
+def test_a_sweep_is_read_once_at_a_moment_and_its_importance_computed_once_for_the_same_trials(
+    fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"training.learning_rate": {"choice": [1e-7, 3e-7, 1e-6, 3e-6, 1e-5]}}
+    folder = run_sweep(fast_tmp_path, make_spec("b", rates), lambda t: Script(quality=0.5 + t.number / 20), trials=5)
+    with Study.open(folder) as study:
+        study.enqueue({"training.learning_rate": 1e-6}, "by hand", kind="enqueued")
+        trial = study.ask()
+        assert isinstance(trial, Trial)
+        with counted_queries() as queries:
+            shown = status("b", fast_tmp_path)
+        assert [each["state"] for each in shown["trials"]] == ["COMPLETE"] * 5 + ["RUNNING"]
+        assert sum("FROM trial_user_attributes" in query for query in queries) == 1
+        forests: list[Any] = []
+        made = FanovaImportanceEvaluator.evaluate
+        monkeypatch.setattr(FanovaImportanceEvaluator, "evaluate", lambda *a, **k: forests.append(1) or made(*a, **k))
+        analyses = [analyze(load_sweep_frame(folder))]
+        study.report(trial, [evaluated(1, 0.1)])
+        analyses.append(analyze(load_sweep_frame(folder)))
+        assert len(forests) == 1
+        study.tell(trial, COMPLETE)
+        analyses.append(analyze(load_sweep_frame(folder)))
+        assert len(forests) == 2
+    first, second, third = (analysis.importances for analysis in analyses)
+    assert first == second == {"training.learning_rate": 1.0}
+    assert third == {"training.learning_rate": 1.0}
 
 
 def test_while_one_request_reads_others_get_what_was_read_before(
