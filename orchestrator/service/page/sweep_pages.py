@@ -240,7 +240,10 @@ def live_routes(root: Path, views: SweepViews) -> APIRouter:
 
     @routes.get("/sweeps/{name}/trials/{number}/panels")
     def trial_panels(request: Request, name: str, number: int) -> Response:
-        """Return the panels that the trial's page does not have; they rest in proportion to what drawing them took."""
+        """Return the panels that the trial's page does not have; they rest in proportion to what drawing them took.
+
+        `again`: the sweep has changed since they were read, maybe in this trial.
+        """
         require(request, Role.VIEWER)
         began, view = time.monotonic(), views.view(name)
         trial = None if view.frame is None else _trial(view.frame, number)
@@ -248,7 +251,8 @@ def live_routes(root: Path, views: SweepViews) -> APIRouter:
             raise HTTPException(HTTPStatus.NOT_FOUND, f"{name} has no trial {number}")
         drawn = [draw_panel(panel) for panel in _trial_panels(root, view.analysis, trial)]
         rest = max(_LEAST_REST, views.rest_seconds(name), _TRIAL_REST * (time.monotonic() - began))
-        head = {"state": shown_state(view.analysis.frame, trial), "again": False, "rest": round(rest, 3)}
+        again = view.stamp != views.stamp(name)
+        head = {"state": shown_state(view.analysis.frame, trial), "again": again, "rest": round(rest, 3)}
         return _changed(_query(request), drawn, head)
 
     return routes

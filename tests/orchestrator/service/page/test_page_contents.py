@@ -1,5 +1,6 @@
 """What pages say and offer of sweeps in every state, read without a browser."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from orchestrator.commands.budget_control import set_budget
 from orchestrator.errors import JUDGING
 from orchestrator.folders import SweepFolder, sweep_lock
 from orchestrator.service.http_app import Service
+from orchestrator.service.page import sweep_views
 from orchestrator.service.request_guard import COOKIE
 from orchestrator.service.sweep_queue import QueueState
 from orchestrator.spec.loading.serialization import dump_spec
@@ -125,6 +127,20 @@ def test_a_finished_sweep_is_resumed_after_its_budget_grew(reader: Reader) -> No
     assert "Resume" not in reader.buttons("a")
     set_budget("a", reader.root, ["budget.trials=20"])
     assert reader.buttons("a")[0] == "Resume"
+
+
+def test_a_page_that_got_panels_from_before_a_change_is_told_to_ask_again(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran(reader, "a")
+    monkeypatch.setattr(sweep_views, "_LEAST_SECONDS", 3600.0)  # a view stays as it is, whatever its sweep does
+    for path in ("/sweeps/a/panels", "/sweeps/a/trials/0/panels"):
+        reader.page(path)
+    set_budget("a", reader.root, ["budget.trials=20"])
+    for path in ("/sweeps/a/panels", "/sweeps/a/trials/0/panels"):
+        found = json.loads(reader.page(path))
+        assert found["again"], path
+        assert found["rest"] > 0
 
 
 def test_a_sweep_that_is_judged_offers_to_end_that(reader: Reader) -> None:
