@@ -184,6 +184,8 @@ def list_pages(
     pages = APIRouter(route_class=PageRoute, include_in_schema=False)
 
     def listed(request: Request, q: str, state: str, owner: str, sort: str, page: int) -> dict[str, Any]:
+        """Return what the template of the list shows for these filters."""
+
         def query(**changed: Any) -> str:
             return _changed_query(request, changed)
 

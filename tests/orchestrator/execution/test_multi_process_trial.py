@@ -1,5 +1,6 @@
 """Trials of two processes on a real Ray, with the real trainer: as in one process, whatever happens to them."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def run(
     return run_study(study, sink, view, signals, slots, MortalSession), study, sink
 
 
-class Watching(SilentView):
+class Watching(SilentView, ABC):
     """Does something at the first point of trial 0 after its start."""
 
     interrupt: SignalHandler
@@ -45,8 +46,8 @@ class Watching(SilentView):
             self.done = True
             self.act()
 
-    def act(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def act(self) -> None: ...
 
 
 class Interrupting(Watching):

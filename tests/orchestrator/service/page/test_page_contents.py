@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ from orchestrator.service.page import sweep_views
 from orchestrator.service.request_guard import COOKIE
 from orchestrator.service.sweep_queue import QueueState
 from orchestrator.spec.loading.serialization import dump_spec
-from tests.support.processes import environment
 from tests.support.scripted_sweep import PRUNED, Script, make_spec, run_sweep
+from tests.support.service_caller import Caller
 
 
 class Reader:
     """The machine's owner in a browser without scripts."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.service = root, Service(root)
+    def __init__(self, root: Path, service: Service) -> None:
+        self.root, self.service = root, service
         self._client = TestClient(self.service.app, base_url="http://localhost:8787")
         begun = self.service.sessions.log_in(self.service.tokens.machine_token())
         assert begun is not None
@@ -58,12 +57,8 @@ class Reader:
 
 
 @pytest.fixture
-def reader(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
-    for name, value in environment(fast_tmp_path).items():
-        monkeypatch.setenv(name, value)
-    found = Reader(fast_tmp_path)
-    yield found
-    found.service.close()
+def reader(caller: Caller, fast_tmp_path: Path) -> Reader:
+    return Reader(fast_tmp_path, caller.service)
 
 
 def ran(reader: Reader, name: str, trials: int = 12, script: Script | None = None) -> SweepFolder:
