@@ -11,6 +11,7 @@ from dashboards.analysis.held_out_pairs import spearman
 from dashboards.analysis.small_samples import is_clear_correlation
 from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
+from orchestrator.spec.requirements import DEFAULT_BOUNDS
 from trainer.metrics import EXACT_ANSWERS
 
 
@@ -18,10 +19,11 @@ def answers_fall_with_distance(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report that trials further from the initial model have a better objective and answer fewer prompts right.
 
     Both rank correlations over the complete trials differ from 0 at the 5 % level. Not where the right answers decide
-    already, as objective or as requirement.
+    already, as objective or by a bound that is not the default one, which leaves them room to fall.
     """
-    decisive = {objective.metric for objective in frame.objectives} | {r.metric for r in frame.spec.require}
-    found = None if EXACT_ANSWERS in decisive else find_distances(frame)
+    bounds = {r.bound_text for r in frame.spec.require if r.metric == EXACT_ANSWERS} - {DEFAULT_BOUNDS[EXACT_ANSWERS]}
+    decided = bool(bounds) or any(objective.metric == EXACT_ANSWERS for objective in frame.objectives)
+    found = None if decided else find_distances(frame)
     if found is None:
         return
     rows = [

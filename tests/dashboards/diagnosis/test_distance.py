@@ -16,13 +16,14 @@ from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
 from dashboards.report.blocks import Charts, Table
 from dashboards.report.html_page import report_page
 from dashboards.report.panels.distance_panel import distance_panel
-from orchestrator.spec.requirements import Requirement
+from orchestrator.spec.requirements import DEFAULT_BOUNDS, Requirement, default_requirements
 from orchestrator.study.trial_records import Trial
 from tests.support.random_sweeps import frame_of_scripts, sweeps
 from tests.support.scripted_sweep import COMPLETE, DIVERGED, Script, frame_of, make_spec, run_sweep
 
 RATE = "training.learning_rate"
 KL, ANSWERS = "eval_kl_per_token", "eval_exact_answers"
+EXACT_BOUND = f"{ANSWERS} {DEFAULT_BOUNDS[ANSWERS]}"
 
 
 def frame_at(*trials: tuple[float, float | None, Script], **more: Any) -> SweepFrame:
@@ -93,6 +94,9 @@ def test_answers_that_fall_with_the_distance() -> None:
     assert "answers_fall_with_distance" not in rules(frame_at(*trials(0.05)[:4])), "four trials show nothing"
     required = frame_at(*trials(0.01), require=(Requirement.parse(ANSWERS, ">= initial - 0.5"),))
     assert "answers_fall_with_distance" not in rules(required), "the requirement decides"
+    guarded = frame_at(*trials(0.01), require=default_requirements(required.spec.base))
+    assert EXACT_BOUND in {requirement.name for requirement in guarded.spec.require}
+    assert "answers_fall_with_distance" in rules(guarded), "the bound of every sweep leaves them room to fall"
 
 
 def test_the_panel_shows_objective_against_distance(tmp_path: Path) -> None:
