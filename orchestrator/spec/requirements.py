@@ -46,6 +46,8 @@ _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _FORM = re.compile(rf"(>=|<=)\s*(?:(?:({_NUMBER})\s*\*\s*)?(initial)(?:\s*([+-])\s*({_NUMBER}))?|(-?{_NUMBER}))")
 BOUND_PATTERN = rf"^\s*{_FORM.pattern}\s*$"
 """Of JSON Schema."""
+_ROUNDING = 1e-9
+"""Relative difference of a value from its bound that is rounding."""
 RIGHT_FORM = '">= initial", ">= initial - 0.2", "<= 2 * initial" or "<= 0.1"'
 
 
@@ -107,6 +109,8 @@ class Requirement(FrozenModel):
         start = self.factor * initial.get(self.metric, math.nan) if self.relative_to_initial else 0.0
         bound = self.bound + start
         missed = bound - value if self.comparison == ">=" else value - bound
+        if abs(missed) <= _ROUNDING * max(abs(bound), abs(value), 1.0):
+            return 0.0  # 0.4 - 0.05 is above 0.35 in floating point
         return missed if math.isfinite(missed) else math.inf
 
 
@@ -144,7 +148,9 @@ def describe_break(name: str, violation: float, metrics: Mapping[str, float]) ->
     if value is None or not math.isfinite(violation):
         return f"{metric} was not measured"
     above = comparison == ">="
-    return f"{metric} {value:.4g} {'<' if above else '>'} {value + violation if above else value - violation:.4g}"
+    bound = value + violation if above else value - violation
+    digits = next((n for n in range(4, 17) if f"{value:.{n}g}" != f"{bound:.{n}g}"), 17)
+    return f"{metric} {value:.{digits}g} {'<' if above else '>'} {bound:.{digits}g}"
 
 
 def check_required_metric(metric: str, searched: Sequence[str]) -> MessageAndHint | None:

@@ -140,6 +140,18 @@ def test_a_violation_is_the_amount_that_is_missing_in_the_metrics_units() -> Non
     assert longer.violation({LENGTH: 12.0}, {LENGTH: 5.0}) == 1.0
     too_high = required[2].violation({REPETITION: 0.3}, {})
     assert describe_break(required[2].name, too_high, {REPETITION: 0.3}) == "eval_repetition 0.3 > 0.1"
+    close = required[0].violation({ANSWERS: 0.35361}, {ANSWERS: 0.35363})
+    assert describe_break(required[0].name, close, {ANSWERS: 0.35361}) == "eval_exact_answers 0.35361 < 0.35363"
+
+
+@pytest.mark.parametrize("right", range(20))
+def test_a_value_at_its_bound_keeps_it_whatever_the_rounding(right: int) -> None:
+    """One prompt of 20 less, a difference that binary fractions do not give: 0.4 - 0.05 > 0.35."""
+    required = Requirement.parse(ANSWERS, ">= initial - 0.05")
+    assert required.violation({ANSWERS: right / 20}, {ANSWERS: (right + 1) / 20}) <= 0
+    above = Requirement.parse(REPETITION, "<= initial + 0.05")
+    assert above.violation({REPETITION: (right + 1) / 20}, {REPETITION: right / 20}) <= 0
+    assert required.violation({ANSWERS: right / 20}, {ANSWERS: (right + 2) / 20}) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(
