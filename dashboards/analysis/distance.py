@@ -14,6 +14,7 @@ from orchestrator.study.trial_records import TrialState
 from trainer.metrics import CHOSEN, KL, LOG_RATIO_CHOSEN, LOG_RATIO_REJECTED, REJECTED
 
 KL_NAME = "KL per token of greedy answers"
+KL_COLUMN = "KL/token"
 LOG_RATIO_NAME = "log-ratio per token of held-out pairs"
 
 
@@ -50,7 +51,7 @@ def distance_column(rows: Sequence[TrialCurves]) -> tuple[str, list[float | None
     complete = [row for row in rows if row.record.state is TrialState.COMPLETE]
     by_kl = bool(complete) and all(row.last(KL) is not None for row in complete)
     found = [row.last(KL) if by_kl else _log_ratio_of(row) for row in rows]
-    return ("KL/token" if by_kl else "log-ratio") if any(value is not None for value in found) else "", found
+    return (KL_COLUMN if by_kl else "log-ratio") if any(value is not None for value in found) else "", found
 
 
 def _log_ratio_of(row: TrialCurves) -> float | None:

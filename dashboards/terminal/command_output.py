@@ -359,7 +359,9 @@ def print_best(found: Mapping[str, Any], *, metrics: bool = False) -> None:
     shown = front if metrics else front[:_MAX_FRONT]
     if found.get("interval") is not None:
         low, high = map(_short, found["interval"])
-        table.add_row("95% interval of the mean", f"{low} to {high}, of this configuration by itself")
+        is_confirmed = found.get("finalist_of") in [value["of"] for value in (finalists or {}).get("values", ())]
+        what = _counted(finalists["pairs"]) if finalists and is_confirmed else "of this configuration by itself"
+        table.add_row("95% interval of the mean", f"{low} to {high}, {what}")
     if seeds := found.get("seeds"):
         each = (f"{s['seed']} (trial {s['trial']} {s['state']} {_short(s['value'])})" for s in seeds)
         table.add_row("seeds", escape(", ".join(each)))
@@ -369,7 +371,8 @@ def print_best(found: Mapping[str, Any], *, metrics: bool = False) -> None:
         table.add_row(escape(f"front trial {member['number']}"), escape(texts))
     if len(front) > len(shown):
         table.add_row("", f"and {len(front) - len(shown)} more trials of the front (--metrics)")
-    for name, key in (("enqueued", "origin"), ("clone of trial", "parent"), ("from update", "from_update")):
+    origin = "" if "finalist_of" in found else "origin"  # the line of the finalists says it
+    for name, key in (("enqueued", origin), ("clone of trial", "parent"), ("from update", "from_update")):
         if found.get(key) not in (None, ""):
             table.add_row(name, escape(str(found[key])))
     table.add_row("model", escape(found["model"] or "the weights were removed"))
@@ -379,6 +382,10 @@ def print_best(found: Mapping[str, Any], *, metrics: bool = False) -> None:
     for name, value in sorted(found["metrics"].items()) if metrics else ():
         table.add_row(escape(name), escape(f"{_short(value)}{_initial_text(initial, name)}"))
     wide_console(_PIPED_WIDTH, highlight=False).print(table)
+
+
+def _counted(pairs: int) -> str:
+    return f"which counts seeds and {pairs:,} held-out pairs" if pairs else "which counts seeds alone"
 
 
 def _initial_text(initial: Mapping[str, Any], metric: str) -> str:

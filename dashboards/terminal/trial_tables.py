@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.analysis.distance import distance_column
+from dashboards.analysis.distance import KL_COLUMN, distance_column
 from dashboards.analysis.seed_means import compared_paths, merge_curves
 from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.findings import DiagnosisFinding, FindingLevel
@@ -37,7 +37,7 @@ from orchestrator.study.repeats import (
     rank_configurations,
 )
 from orchestrator.study.trial_records import TrialRecord, TrialState, pareto_front, rank_trials, requirements_text
-from trainer.metrics import COMPARISON_METRIC, MARGIN
+from trainer.metrics import COMPARISON_METRIC, KL, MARGIN
 
 _STYLE = {
     TrialState.RUNNING: "cyan",
@@ -89,6 +89,8 @@ def trial_table(
     objectives = (objective, *further)
     marked = _marked(all_curves, objectives, seeds)
     distances = distance_column(all_curves)
+    if distances[0] == KL_COLUMN and KL in {each.metric for each in objectives}:
+        distances = ("", [])  # it has a column already
     for shown in (distances, None) if distances[0] else (None,):
         wide = _table(all_curves, paths, objectives, updates_of, marked, shown, is_wide=True, sparkline_width=12)
         if table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
@@ -223,6 +225,10 @@ def _marked(all_curves: Sequence[TrialCurves], objectives: Sequence[Objective], 
     """Return the number of the best trial; with several objectives those of the Pareto front."""
     records = [curves.record for curves in all_curves]
     if len(objectives) > 1:
+        finalists = [r for r in confirmed_first(records) if r.finalist_of is not None and r.keeps_requirements]
+        if front := pareto_front(finalists, objectives):
+            return {record.number for record in front}
+        records = [record for record in records if record.finalist_of is None]
         missing = {record.number: max(0, seeds - record.complete_seeds) for record in records}
         for least in sorted(set(missing.values())):  # those with the most of their seeds, as in the sweep's own front
             if front := pareto_front([r for r in records if missing[r.number] == least], objectives):
@@ -328,8 +334,9 @@ def print_final_summary(
         _print_initial(spec, ordered, console)
         return
     if len(spec.objectives) > 1:
-        _print_front(spec, front_of_configurations([curves.record for curves in ordered], spec), console)
-        _print_initial(spec, ordered, console)
+        front = front_of_configurations([curves.record for curves in ordered], spec)
+        _print_front(spec, front, console)
+        _print_initial(spec, _on_rows_of(front[0], ordered) if front else ordered, console)
         return
     best, metric = ranked[0], spec.first_objective.metric
     console.print(
@@ -347,8 +354,12 @@ def print_final_summary(
             console.print(Text(f"Confirmed on held-out rows that the search has not seen; {before}."))
     elif tied := [str(record.number) for record in ranked[1:] if record.value == best.value and not record.breaks]:
         console.print(Text(tie_text(str(best.number), tied)))
-    same_rows = [c for c in ordered if (c.record.finalist_of is None) == (best.finalist_of is None)]
-    _print_initial(spec, same_rows, console)
+    _print_initial(spec, _on_rows_of(best, ordered), console)
+
+
+def _on_rows_of(best: TrialRecord, all_curves: Sequence[TrialCurves]) -> list[TrialCurves]:
+    """Return the trials that were evaluated on the same held-out rows: those of the finalists, or of the search."""
+    return [c for c in all_curves if (c.record.finalist_of is None) == (best.finalist_of is None)]
 
 
 def _merged_search(all_curves: Sequence[TrialCurves], spec: SweepSpec) -> list[TrialRecord]:

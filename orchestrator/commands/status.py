@@ -242,6 +242,7 @@ def best(name: str, root: Path) -> dict[str, Any]:
         ],
         "origin": record.origin,
         "parent": record.parent,
+        **({} if record.finalist_of is None else {"finalist_of": record.finalist_of}),
         "from_update": None if record.fork is None else record.fork.step,
         "params": dict(record.params),
         "metrics": {metric: json_number(value) for metric, value in record.metrics.items()},

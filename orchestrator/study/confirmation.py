@@ -93,7 +93,8 @@ class Confirmation(FrozenModel):
     def text(self) -> str:
         """The result in one or two sentences."""
         counted = f"seeds and {self.pairs:,} held-out pairs" if self.pairs else "seeds alone"
-        return f"{self.reason} (intervals count {counted}, corrected for {len(self.values)} finalists)."
+        corrected = f", corrected for {len(self.values)} finalists" if len(self.values) > 1 else ""
+        return f"{self.reason} (intervals count {counted}{corrected})."
 
 
 def compare_finalists(samples: Sequence[FinalistSample], trials: Sequence[int], sign: float) -> Confirmation:

@@ -127,11 +127,7 @@ class StudyReader:
             for trial in frozen
         ]
         found = parse_confirmation(attrs.get(CONFIRMATION))
-        recommended = None if found is None else found.recommended
-        return [
-            replace(record, is_recommended=record.finalist_of is not None and record.finalist_of == recommended)
-            for record in records
-        ]
+        return records if found is None else [_with_confirmation(record, found) for record in records]
 
     def confirmation(self) -> Confirmation | None:
         """Return the comparison of the finalists; None before it was made."""
@@ -399,3 +395,12 @@ class StudyReader:
         return Usage(
             self._repository.total_driver_seconds(connection) / 3600, self._repository.gpu_seconds(connection) / 3600
         )
+
+
+def _with_confirmation(record: TrialRecord, found: Confirmation) -> TrialRecord:
+    """Return the record with what the comparison of the finalists says of its configuration."""
+    if record.finalist_of is None:
+        return record
+    mean = next((value.mean for value in found.values if value.of == record.finalist_of), None)
+    interval = (mean.low, mean.high) if mean is not None and record.number in found.trials else None
+    return replace(record, is_recommended=record.finalist_of == found.recommended, confirmed_interval=interval)

@@ -193,6 +193,7 @@ def merge_record(group: Sequence[TrialRecord], spec: SweepSpec) -> TrialRecord:
         best,
         state=_state_of(group, complete),
         params={path: value for path, value in best.params.items() if path != SEED},
+        origin=best.origin if best.finalist_of is None else f"finalist: trial {best.finalist_of}'s configuration",
         seeds=seeds,
         seconds=sum(record.seconds for record in group),
         started_at=min((r.started_at for r in group if r.started_at is not None), default=None),
@@ -207,10 +208,16 @@ def merge_record(group: Sequence[TrialRecord], spec: SweepSpec) -> TrialRecord:
         merged,
         value=values[0],
         values=values,
-        interval=mean_interval([row[0] for row in rows]),
+        interval=_interval_of(complete, [row[0] for row in rows]),
         metrics={name: fmean(record.metrics[name] for record in complete) for name in names},
         violations=mean_violations(complete),
     )
+
+
+def _interval_of(complete: Sequence[TrialRecord], values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the interval of the mean: of finalists that were compared that of the comparison, which counts pairs."""
+    known = {record.confirmed_interval for record in complete}
+    return known.pop() if len(known) == 1 and None not in known else mean_interval(values)
 
 
 def _for_weights(record: TrialRecord, sign: float) -> tuple[bool, float, int]:

@@ -153,11 +153,14 @@ class TrialRecord:
     seeds: tuple[SeedResult, ...] = ()
     """Of a configuration: each of its trials, by number; empty for a trial."""
     interval: tuple[float, float] | None = None
-    """Of a configuration: 95% t interval of `value` over its seeds; None with fewer than two complete ones."""
+    """Of a configuration: 95% t interval of `value` over its seeds; None with fewer than two complete ones. Of a
+    finalist that was compared: `confirmed_interval`."""
     violations: Mapping[str, float] = field(default_factory=dict[str, float])
     """By how much it misses each requirement of the sweep, by name, in the metric's units; at most 0: kept."""
     finalist_of: int | None = None
     """Of a finalist: the first trial of the configuration that it trains again; None for a trial of the search."""
+    confirmed_interval: tuple[float, float] | None = None
+    """Of a finalist that was compared: the interval of its configuration's mean, which counts seeds and pairs."""
     is_recommended: bool = False
     """Whether the comparison of the finalists recommends its configuration (`orchestrator.study.confirmation`)."""
 

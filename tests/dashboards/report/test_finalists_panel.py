@@ -1,5 +1,7 @@
 """What the report, the tables, `status` and `compare` say of finalists, from sweeps of scripted curves."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,21 @@ from dashboards.terminal.command_output import print_best, print_status
 from dashboards.terminal.trial_tables import print_final_summary
 from orchestrator.commands.status import best, status
 from orchestrator.driver.finalists_stage import confirm_finalists
+from orchestrator.driver.parent_run import end_parent_run
 from orchestrator.folders import SweepFolder
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.report_data import as_json
-from orchestrator.spec.sweep_spec import Finalists
+from orchestrator.spec.sweep_spec import Finalists, Objective
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
 from tests.dashboards.report.test_judged import judgement
 from tests.support import scripted_sweep
 from tests.support.recorders import ListSink
 from tests.support.scripted_sweep import Script, make_spec, run_sweep
+from tests.support.specs import METRIC
+from trainer.metrics import CHOSEN
+from trainer.metrics import KL as KL_METRIC
+from trainer.results import StepMetrics
 
 SEARCH = {"loss.beta": {"choice": [2.0, 4.0, 8.0]}, "loss.gamma": {"choice": [1.0]}}
 DATA = {"train": [{"generated": "instructions"}], "confirm_share": 0.5}
@@ -105,6 +113,70 @@ def test_tables_and_commands_show_the_confirmed_winner(
     assert "finalists: trial 1's configuration is clearly better" in out
     assert "finalist, as trial 1; best, mean of 3 seeds" in " ".join(out.split())
     assert "Confirmed on held-out rows that the search has not seen; in the search it had" in out
+
+
+def test_a_confirmed_mean_has_the_interval_of_seeds_and_pairs_everywhere(
+    made: tuple[SweepFolder, SweepFrame], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of the seeds alone has no width where a share is the same for all of them."""
+    folder, frame = made
+    assert frame.confirmation is not None
+    mean = frame.confirmation.values[0].mean
+    found = best("s", folder.root)
+    assert found["interval"] == [mean.low, mean.high]
+    assert found["finalist_of"] == 1
+    print_best(found)
+    shown = status("s", folder.root)
+    print_status(shown)
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"which counts seeds and {scripted_sweep.PAIRS} held-out pairs" in out
+    assert "enqueued" not in out
+    assert "finalist: trial 1's configuration" in out
+    assert "seed 1 of 3" not in out
+    sink = ListSink()
+    with Study.open(folder) as study:
+        record = study.best()
+        assert record is not None
+        assert record.seeds_text == f"mean of 3 seeds, 95% interval {mean.low:.4g} to {mean.high:.4g}"
+        end_parent_run(study, sink, "FINISHED", "FINISHED", "")
+    assert sink.tags(SWEEP_RUN)["best.interval"] == f"{mean.low} to {mean.high}"
+
+
+def test_of_several_objectives_the_confirmed_front_is_marked_beside_the_initial_model_on_its_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trades(trial: Trial) -> Script:
+        """What is better is further from the initial model, so that both finalists are on the front."""
+        script = lucky(trial)
+        return replace(script, last={KL_METRIC: script.quality, CHOSEN: -1.0})
+
+    also = (Objective(metric=KL_METRIC, direction="minimize"),)
+    spec = make_spec("front", SEARCH, base={"data": DATA}, also=also, finalists=Finalists(top=2, seeds=2))
+    folder = run_sweep(tmp_path, spec, trades)
+    with Study.open(folder) as study:
+        confirm_finalists(study, ListSink(), DashboardReporter(), lambda _: None)
+        curves = [TrialCurves(record) for record in study.trials()]
+        for each in curves:
+            history = study.metric_history(each.record.number)
+            on = 0.25 if each.record.finalist_of is None else 0.75
+            each.add([StepMetrics(0, {**history[0].metrics, METRIC: on}), *history[1:]])
+        print_final_summary(study.spec, curves, wide_console(200), updates_of=None)
+        front = [record.label for record in study.pareto_front()]
+    out = capsys.readouterr().out
+    marked = re.findall(r"★ (\S+)", out)
+    assert sorted(marked) == sorted(front)
+    assert set(front) <= {"3,5", "4,6"}
+    assert f"The initial model has {METRIC}=0.75" in out
+    assert "KL/token" not in out, "the objective has a column already"
+
+
+def test_one_finalist_is_corrected_for_no_other(tmp_path: Path) -> None:
+    spec = make_spec("one", {}, base={"data": DATA}, finalists=Finalists(top=3, seeds=2))
+    with Study.open(run_sweep(tmp_path, spec, lambda trial: Script(quality=0.4))) as study:
+        found = confirm_finalists(study, ListSink(), DashboardReporter(), lambda _: None)
+    assert found is not None
+    counted = f"(intervals count seeds and {scripted_sweep.PAIRS} held-out pairs)"
+    assert found.text == f"trial 0's configuration is the only finalist {counted}."
 
 
 def test_compare_uses_confirmed_values_where_every_sweep_has_them(
