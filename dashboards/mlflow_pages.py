@@ -27,7 +27,7 @@ from dashboards.formatting import (
 )
 from orchestrator.commands.rehearsal import is_rehearsal
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.repeats import front_of_configurations, rank_configurations
+from orchestrator.study.repeats import first_number, front_of_configurations, merge_records, rank_configurations
 from orchestrator.study.trial_records import TrialRecord, TrialState, best_of, requirements_text
 from orchestrator.tracking.run_metadata import trials_filter, view_key
 from trainer.metrics import CHOSEN, LOG_RATIO_CHOSEN, LOG_RATIO_REJECTED, MARGIN, REJECTED
@@ -123,7 +123,11 @@ def _links(spec: SweepSpec, records: Sequence[TrialRecord], findings: Sequence[D
     links.append(f"`orchestrate report {spec.name}`")
     ranked = rank_configurations(records, spec)
     best = best_of(ranked)
-    if not is_rehearsal(spec) and (not ranked if best is None else not reasons_not_to_use(findings, best.label)):
+    found = best
+    if best is not None and best.finalist_of is not None:  # findings name configurations of the search
+        search = merge_records([record for record in records if record.finalist_of is None], spec)
+        found = next((record for record in search if first_number(record) == best.finalist_of), best)
+    if not is_rehearsal(spec) and (not ranked if found is None else not reasons_not_to_use(findings, found.label)):
         links.append(f"`orchestrate best {spec.name} --export DIR`")
     return " · ".join(links)
 

@@ -44,11 +44,13 @@ class DashboardReporter:
         figures = write_figures(analysis, study.folder.path / "figures", panels)
         return ReportFiles(page, figures, _description(study, state, analysis.findings, report=True))
 
-    def pair_values(self, study: Study, records: Sequence[TrialRecord]) -> Mapping[int, Sequence[float]]:
+    def pair_values(
+        self, study: Study, records: Sequence[TrialRecord], *, initial: bool = False
+    ) -> Mapping[int, Sequence[float]]:
         """Return trial number -> the first objective on each held-out pair, as the protocol says."""
         from dashboards.analysis.load_frame import pair_values
 
-        return pair_values(study, records)
+        return pair_values(study, records, initial=initial)
 
 
 def _findings(study: Study, state: str, updates_of: UpdatesOf | None) -> Sequence[DiagnosisFinding]:

@@ -88,10 +88,12 @@ class SweepReporter(Protocol):
         """Write report.html and its figures to the sweep's folder."""
         ...
 
-    def pair_values(self, study: Study, records: Sequence[TrialRecord]) -> Mapping[int, Sequence[float]]:
+    def pair_values(
+        self, study: Study, records: Sequence[TrialRecord], *, initial: bool = False
+    ) -> Mapping[int, Sequence[float]]:
         """Return trial number -> the first objective on each held-out pair; without trials for which it is unknown.
 
-        Empty if the trials' pairs are not the same.
+        Empty if the trials' pairs are not the same. `initial`: under the initial model, as the trial has it.
         """
         ...
 

@@ -63,12 +63,16 @@ def report(name: str, root: Path, to: Path | None) -> dict[str, Any]:
 
 
 def reasons_not_to_export(name: str, root: Path, trial: int) -> list[str]:
-    """Return why the diagnosis advises not to use this trial's model, in lower case; empty without such findings."""
+    """Return why the diagnosis advises not to use this trial's model, in lower case; empty without such findings.
+
+    Findings about a configuration of the search hold for it as a finalist.
+    """
     frame = load_sweep_frame(existing_sweep(root, name))
     if is_rehearsal(frame.spec):
         return ["it belongs to a rehearsal"]
-    label = next((t.label for t in frame.trials if t.number == trial), str(trial))
-    return reasons_not_to_use(diagnose(frame), label)
+    of = next((t.record.finalist_of for t in frame.finalist_trials if t.number == trial), None)
+    found = next((t for t in frame.trials if t.number == trial), None) if of is None else frame.in_search(of)
+    return reasons_not_to_use(diagnose(frame), str(trial) if found is None else found.label)
 
 
 def suggest(name: str, root: Path, to: Path | None) -> str:

@@ -84,8 +84,11 @@ def load_frame(study: Study, *, state: str, updates_of: UpdatesOf | None = None)
     )
 
 
-def pair_values(study: Study, records: Sequence[TrialRecord]) -> dict[int, list[float]]:
-    """Return trial number -> the first objective on each held-out pair; empty if the trials' pairs are not the same."""
+def pair_values(study: Study, records: Sequence[TrialRecord], *, initial: bool = False) -> dict[int, list[float]]:
+    """Return trial number -> the first objective on each held-out pair; empty if the trials' pairs are not the same.
+
+    `initial`: under the initial model, where a trial's file has that.
+    """
     found: dict[int, list[float]] = {}
     first: HeldOutPairs | None = None
     for record in records:
@@ -96,7 +99,9 @@ def pair_values(study: Study, records: Sequence[TrialRecord]) -> dict[int, list[
         first = first or pairs
         if not pairs.same_pairs(first):
             return {}
-        values = metric_by_pair(study.spec.first_objective.metric, pairs, trial_config(study.spec, record).loss)
+        known = pairs.initial() if initial else pairs
+        config, metric = trial_config(study.spec, record), study.spec.first_objective.metric
+        values = None if known is None else metric_by_pair(metric, known, config.loss)
         if values is not None:
             found[record.number] = values.tolist()
     return found

@@ -20,6 +20,7 @@ _BY_STRENGTH = (
     "at_the_edge",
     "not_told_apart",
     "gain_not_clear",
+    "gain_not_confirmed",
     "margin_below_gamma",
 )
 """Rules of one level, strongest evidence first: harm to the model, then results, then single curves."""

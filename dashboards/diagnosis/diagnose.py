@@ -29,6 +29,7 @@ from dashboards.diagnosis.search_rules import (
 )
 from dashboards.diagnosis.training_rules import (
     accuracy_at_chance,
+    confirmed_without_gain,
     gain_not_clear,
     loss_plateau,
     objective_lost,
@@ -55,6 +56,7 @@ def diagnose(frame: SweepFrame, significance: Significance | None = None) -> lis
             *worse_than_initial(frame, significance),
             *objective_lost(frame, winner),
             *gain_not_clear(frame, significance),
+            *confirmed_without_gain(frame, winner),
             *chosen_logps_falling(frame, winner),
             *exact_answers_lost(frame, winner),
             *answers_fall_with_distance(frame),

@@ -15,6 +15,7 @@ SHORT_TITLES = {
     "worse_than_start": "no trial better",
     "objective_lost": "worse than before",
     "gain_not_clear": "gain not clear",
+    "gain_not_confirmed": "gain not confirmed",
     "chosen_falling": "chosen responses fall",
     "margin_below_gamma": "margin below gamma",
     "answers_lost": "right answers lost",

@@ -31,8 +31,9 @@ from dashboards.diagnosis.setting_steps import (
     present,
     train_longer,
 )
-from dashboards.formatting import format_value
+from dashboards.formatting import format_signed, format_value
 from orchestrator.spec.objectives import Objective
+from orchestrator.study.confirmation import Interval
 from trainer.metrics import EVAL_PREFIX
 
 ACCURACY = f"{EVAL_PREFIX}accuracies/logp"
@@ -41,9 +42,11 @@ NEAR_HALF = 0.6
 
 
 def worse_than_initial(frame: SweepFrame, significance: Significance) -> Iterator[DiagnosisFinding]:
-    """Report that no complete trial improved the objective over the initial model."""
+    """Report that no complete trial improved the objective over the initial model; not where finalists decide it."""
     start, best = frame.initial_value(frame.objective.metric), significance.winner.record.value
     if start is None or best is None or _improved(frame, significance.winner):
+        return
+    if (gain := _confirmed_gain(frame)) is not None and gain.value > 0:
         return
     against = significance.against_initial
     interval = ""
@@ -128,10 +131,43 @@ def _improved(frame: SweepFrame, winner: TrialFrame) -> bool:
     return start is None or best is None or frame.sign * (best - start) > 0
 
 
+def _confirmed_gain(frame: SweepFrame) -> Interval | None:
+    """Return the gain of the finalists' recommended configuration over the initial model; None without."""
+    return None if frame.confirmation is None else frame.confirmation.gain
+
+
+def confirmed_without_gain(frame: SweepFrame, winner: TrialFrame) -> Iterator[DiagnosisFinding]:
+    """Report a gain of the search that the finalists, on rows that it has not seen, do not confirm.
+
+    `winner`: the recommended configuration in the search.
+    """
+    gain, confirmation = _confirmed_gain(frame), frame.confirmation
+    if gain is None or confirmation is None or (gain.value <= 0 and not _improved(frame, winner)):
+        return  # without any gain in the search `worse_than_initial` reports
+    if gain.value > 0 and (gain.is_clear or not confirmation.pairs):
+        return
+    word = "not clearly better" if gain.value > 0 else "no better"
+    counted = f"{confirmation.pairs:,} held-out pairs" if confirmation.pairs else "held-out rows"
+    yield DiagnosisFinding(
+        "gain_not_confirmed",
+        FindingLevel.WARNING if gain.value > 0 else FindingLevel.SERIOUS,
+        f"The confirmed configuration is {word} than the initial model",
+        f"Trial {winner.label}'s configuration, trained again: its {frame.objective.metric} on {counted} that the "
+        f"search has not seen is {format_signed(gain.value)} better than the initial model's (95 % interval "
+        f"{format_signed(gain.low)} to {format_signed(gain.high)}).",
+        trials=(winner.label,),
+        steps=present(Advice("hold out more pairs"), train_longer(frame)),
+        lead="" if gain.value > 0 else "What the search gained was luck on its rows.",
+    )
+
+
 def gain_not_clear(frame: SweepFrame, significance: Significance) -> Iterator[DiagnosisFinding]:
-    """Report a gain over the initial model that is not significant on these held-out pairs."""
+    """Report a gain over the initial model that is not significant on these held-out pairs.
+
+    Where finalists measured it on rows that the search has not seen, `confirmed_without_gain` decides.
+    """
     against = significance.against_initial
-    if against is None or against.is_clear or frame.sign * against.mean <= 0:
+    if against is None or against.is_clear or frame.sign * against.mean <= 0 or _confirmed_gain(frame) is not None:
         return
     if not _improved(frame, significance.winner):
         return  # reported by `worse_than_initial`

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.interfaces import SWEEP_RUN, SweepReporter, TrackingSink
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -73,7 +74,16 @@ def _compare(study: Study, reporter: SweepReporter, records: Sequence[TrialRecor
         for of, group in compared.items()
     ]
     sign = 1.0 if spec.first_objective.direction == "maximize" else -1.0
-    return compare_finalists(samples, [record.number for record in trials], sign)
+    return compare_finalists(samples, [r.number for r in trials], sign, _initial(study, reporter, trials[0], paired))
+
+
+def _initial(study: Study, reporter: SweepReporter, record: TrialRecord, paired: bool) -> NDArray[np.float64] | None:
+    """Return the initial model's objective on each pair, [N], or its value alone, [1]; None if unknown."""
+    if paired:
+        by_pair = reporter.pair_values(study, [record], initial=True).get(record.number)
+        return None if by_pair is None else np.array(by_pair, dtype=np.float64)
+    value = study.initial_metrics(record).get(study.spec.first_objective.metric)
+    return None if value is None or not math.isfinite(value) else np.array([value], dtype=np.float64)
 
 
 def _distance(mean: TrialRecord, start: float | None) -> float | None:
@@ -87,7 +97,8 @@ def _tags(spec: SweepSpec, found: Confirmation, records: Sequence[TrialRecord]) 
     search = merge_records([record for record in records if record.finalist_of is None], spec)
     before = next((record.value for record in search if first_number(record) == found.recommended), None)
     mean = next(value.mean for value in found.values if value.of == found.recommended)
-    return {
+    gain = found.gain
+    return ({} if gain is None else {"confirmed.gain": f"{gain.value} ({gain.low} to {gain.high})"}) | {
         "finalists": found.text,
         "finalists.trials": ",".join(map(str, found.trials)),
         "finalists.tied": ",".join(map(str, found.tied)),

@@ -4,9 +4,11 @@ The standard error of a mean is that of a hierarchical bootstrap: seeds are draw
 held-out pairs. These are the same for every seed and configuration, so that they are drawn once for all (Owen, "The
 pigeonhole bootstrap", Annals of Applied Statistics 2007): drawing them for each seed would count their noise as if the
 seeds averaged it out. As few seeds are too small a population to draw from, their deviations are widened by
-sqrt(S / (S - 1)), and intervals use Student's t with Satterthwaite's degrees of freedom (Biometrics Bulletin 1946).
-Bonferroni's correction makes them hold together: of the means for all finalists, of differences for all pairs of
-finalists, as the best of them is chosen by these values.
+sqrt(S / (S - 1)), and the variance between seeds is pooled over the finalists. Intervals use Student's t for each part,
+that of the seeds and that of the pairs, each with its own degrees of freedom (Cochran and Cox, "Experimental Designs",
+1957): Satterthwaite's, which few seeds estimate badly, gave too narrow ones with two or three seeds.
+Bonferroni's correction makes them hold together: of the means, and of the gains over the initial model, for all
+finalists, of differences for all pairs of finalists, as the best of them is chosen by these values.
 """
 
 from __future__ import annotations
@@ -62,12 +64,16 @@ class Interval(FrozenModel):
 
 
 class ConfirmedValue(FrozenModel):
-    """A finalist's mean, and how far it is behind the one with the best mean; None for that one."""
+    """A finalist's mean, and how far it is behind the one with the best mean; None for that one.
+
+    `gain`: over the initial model on the same rows, positive where it is better; None where that was not measured.
+    """
 
     of: int
     seeds: int
     mean: Interval
     behind: Interval | None
+    gain: Interval | None = None
 
 
 class Confirmation(FrozenModel):
@@ -90,23 +96,45 @@ class Confirmation(FrozenModel):
         return tuple(value.of for value in self.values)
 
     @property
+    def gain(self) -> Interval | None:
+        """How much better the recommended configuration is than the initial model; None where unknown."""
+        return next(value.gain for value in self.values if value.of == self.recommended)
+
+    @property
     def text(self) -> str:
-        """The result in one or two sentences."""
+        """The result in one to three sentences."""
         counted = f"seeds and {self.pairs:,} held-out pairs" if self.pairs else "seeds alone"
         corrected = f", corrected for {len(self.values)} finalists" if len(self.values) > 1 else ""
-        return f"{self.reason} (intervals count {counted}{corrected})."
+        return f"{self.reason} (intervals count {counted}{corrected}).{self._gain_text}"
+
+    @property
+    def _gain_text(self) -> str:
+        gain = self.gain
+        if gain is None:
+            return ""
+        found = f"gain {gain.value:+.3g}, 95 % interval {gain.low:+.3g} to {gain.high:+.3g}"
+        if not self.pairs:
+            word = "better" if gain.value > 0 else "no better"  # other rows could say otherwise
+        elif gain.value > 0:
+            word = "clearly better" if gain.is_clear else "not clearly better"
+        else:
+            word = "clearly worse" if gain.is_clear else "no better"
+        return f" It is {word} than the initial model on the same rows ({found})."
 
 
-def compare_finalists(samples: Sequence[FinalistSample], trials: Sequence[int], sign: float) -> Confirmation:
+def compare_finalists(
+    samples: Sequence[FinalistSample], trials: Sequence[int], sign: float, initial: Matrix | None = None
+) -> Confirmation:
     """Return the comparison of one finalist or more, each with two seeds or more.
 
     Args:
         samples: The finalists, in the order of the search's ranking.
         trials: The trials that they consist of.
         sign: 1 to maximize the objective, -1 to minimize it.
+        initial: The initial model's objective on each held-out pair, [N], or alone, [1]; None if unknown.
     """
-    draws = _bootstrap_means(samples)
-    count = len(samples)
+    draws, start = _bootstrap_means(samples, initial)
+    count, seeds = len(samples), _seed_variance(samples)
     best = max(range(count), key=lambda k: sign * samples[k].values.mean())
     pairs = max(1, len(list(combinations(range(count), 2))))
     values: list[ConfirmedValue] = []
@@ -114,9 +142,13 @@ def compare_finalists(samples: Sequence[FinalistSample], trials: Sequence[int], 
         behind = None
         if k != best:
             apart = sign * float(samples[best].values.mean() - sample.values.mean())
-            behind = _interval(apart, draws[best] - draws[k], (samples[best], sample), pairs)
-        mean = _interval(float(sample.values.mean()), draws[k], (sample,), count)
-        values.append(ConfirmedValue(of=sample.of, seeds=len(sample.values), mean=mean, behind=behind))
+            behind = _interval(apart, draws[best] - draws[k], (samples[best], sample), seeds, pairs)
+        mean = _interval(float(sample.values.mean()), draws[k], (sample,), seeds, count)
+        gain = None
+        if initial is not None and start is not None:
+            more = sign * float(sample.values.mean() - initial.mean())
+            gain = _interval(more, draws[k] - start, (sample,), seeds, count)
+        values.append(ConfirmedValue(of=sample.of, seeds=len(sample.values), mean=mean, behind=behind, gain=gain))
     near = [s for s, v in zip(samples, values, strict=True) if v.behind is None or not v.behind.is_clear]
     tied = sorted(near, key=lambda s: (s is not samples[best], -sign * float(s.values.mean())))
     recommended, reason = _recommend(tied, count)
@@ -131,15 +163,21 @@ def compare_finalists(samples: Sequence[FinalistSample], trials: Sequence[int], 
     )
 
 
-def _bootstrap_means(samples: Sequence[FinalistSample]) -> list[Matrix]:
-    """Return the means of each finalist over RESAMPLES resamples, [RESAMPLES] each; pairs are drawn once for all."""
+def _bootstrap_means(samples: Sequence[FinalistSample], initial: Matrix | None) -> tuple[list[Matrix], Matrix | None]:
+    """Return the means of each finalist and of the initial model over RESAMPLES resamples, [RESAMPLES] each.
+
+    Pairs are drawn once for all.
+    """
     rng = np.random.default_rng(_RANDOM_STATE)
     width = samples[0].values.shape[1]
     out: list[list[Matrix]] = [[] for _ in samples]
+    start: list[Matrix] = []
     block = max(1, _BLOCK // width)
     for begin in range(0, RESAMPLES, block):
         size = min(block, RESAMPLES - begin)
         weights = rng.multinomial(width, np.full(width, 1 / width), size=size) / width
+        if initial is not None:
+            start.append(weights @ initial)
         for found, sample in zip(out, samples, strict=True):
             seeds = len(sample.values)
             by_seed = weights @ sample.values.T
@@ -147,20 +185,36 @@ def _bootstrap_means(samples: Sequence[FinalistSample]) -> list[Matrix]:
             widened = middle + (by_seed - middle) * math.sqrt(seeds / (seeds - 1))
             chosen = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
             found.append((widened * chosen).sum(axis=1))
-    return [np.concatenate(found) for found in out]
+    return [np.concatenate(found) for found in out], np.concatenate(start) if start else None
 
 
-def _interval(value: float, draws: Matrix, samples: Sequence[FinalistSample], count: int) -> Interval:
+@dataclass(frozen=True, slots=True)
+class _SeedVariance:
+    """Variance between the means of two seeds' trainings, pooled over the finalists, and its degrees of freedom."""
+
+    value: float
+    freedom: int
+
+
+def _seed_variance(samples: Sequence[FinalistSample]) -> _SeedVariance:
+    freedom = sum(len(s.values) - 1 for s in samples)
+    squares = sum(float(s.values.mean(axis=1).var(ddof=1)) * (len(s.values) - 1) for s in samples)
+    return _SeedVariance(squares / freedom, freedom)
+
+
+def _interval(
+    value: float, draws: Matrix, samples: Sequence[FinalistSample], seeds: _SeedVariance, count: int
+) -> Interval:
     """Return the interval of a mean, or of a difference of two; `count`: intervals that have to hold together."""
     from scipy.stats import t
 
-    variance = float(draws.var(ddof=1))
-    of_seeds = [float(s.values.mean(axis=1).var(ddof=1)) / len(s.values) for s in samples]
-    of_pairs, width = max(0.0, variance - sum(of_seeds)), samples[0].values.shape[1]
-    squares = sum(part**2 / (len(s.values) - 1) for part, s in zip(of_seeds, samples, strict=True))
-    squares += of_pairs**2 / (width - 1) if width > 1 else 0.0
-    freedom = max(variance, sum(of_seeds)) ** 2 / squares if squares > 0 else math.inf
-    half = float(t.ppf(1 - ERROR_RATE / (2 * count), freedom)) * math.sqrt(max(variance, sum(of_seeds)))
+    own = sum(float(s.values.mean(axis=1).var(ddof=1)) / len(s.values) for s in samples)
+    of_pairs, width = max(0.0, float(draws.var(ddof=1)) - own), samples[0].values.shape[1]
+    of_seeds, level = sum(seeds.value / len(s.values) for s in samples), 1 - ERROR_RATE / (2 * count)
+    half = math.sqrt(
+        float(t.ppf(level, seeds.freedom)) ** 2 * of_seeds
+        + (float(t.ppf(level, width - 1)) ** 2 * of_pairs if width > 1 else 0.0)
+    )
     return Interval(value=value, low=value - half, high=value + half)
 
 

@@ -75,7 +75,8 @@ def _table(frame: SweepFrame) -> Table:
             before[k],
             after[k],
             _interval_text(value.mean) if value else "–",
-            "–" if value is None or value.behind is None else _behind_text(value.behind),
+            "–" if value is None or value.gain is None else _signed_text(value.gain),
+            "–" if value is None or value.behind is None else _signed_text(value.behind),
             f"{trial.record.complete_seeds} of {len(trial.record.seeds)}",
             _remark(frame, trial),
         )
@@ -85,8 +86,8 @@ def _table(frame: SweepFrame) -> Table:
     marked = frozenset(k for k, trial in enumerate(trials) if trial.record.is_recommended)
     metric = frame.objective.metric
     head = ("trial of the search", "trials", "configuration", f"{metric} in the search", f"{metric} confirmed")
-    head = (*head, "95 % interval", "behind the best mean", "seeds", "")
-    return Table(head, rows, frozenset({3, 4, 5, 6, 7}), marked)
+    head = (*head, "95 % interval", "better than the initial model by", "behind the best mean", "seeds", "")
+    return Table(head, rows, frozenset({3, 4, 5, 6, 7, 8}), marked)
 
 
 def _means(trials: list[TrialFrame]) -> list[float | None]:
@@ -98,8 +99,8 @@ def _interval_text(interval: Interval) -> str:
     return f"{low} … {high}"
 
 
-def _behind_text(behind: Interval) -> str:
-    return f"{format_signed(behind.value)} ({format_signed(behind.low)} … {format_signed(behind.high)})"
+def _signed_text(found: Interval) -> str:
+    return f"{format_signed(found.value)} ({format_signed(found.low)} … {format_signed(found.high)})"
 
 
 def _remark(frame: SweepFrame, trial: TrialFrame) -> str:

@@ -60,7 +60,7 @@ def significance_text(frame: SweepFrame, significance: Significance, avoid: Cont
     """
     against = _against_initial_text(frame, significance)
     if frame.confirmation is not None:
-        return f"Finalists: {frame.confirmation.text}{against}"
+        return f"Finalists: {frame.confirmation.text}{against if frame.confirmation.gain is None else ''}"
     found, compared = recommend(frame, significance, avoid), _against_trials_text(frame, significance)
     if frame.further_objectives:
         labels = [trial.label for trial in frame.pareto_front]
@@ -238,7 +238,11 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
         mean = next(v.mean for v in frame.confirmation.values if v.of == frame.confirmation.recommended)
         interval = f"95 % interval {format_brief(mean.low)} … {format_brief(mean.high)}"
         found.append(KeyFigure("confirmed by finalists", format_brief(mean.value), interval))
-    if significance.against_initial is not None:
+    confirmed = None if frame.confirmation is None else frame.confirmation.gain
+    if confirmed is not None:
+        interval = f"95 % interval {format_signed(confirmed.low)} … {format_signed(confirmed.high)}"
+        found.append(KeyFigure("better than the initial model by", format_signed(confirmed.value), interval))
+    elif significance.against_initial is not None:
         count = significance.against_initial.comparisons
         found.append(
             KeyFigure(

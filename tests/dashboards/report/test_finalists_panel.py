@@ -12,8 +12,8 @@ from dashboards.analysis.load_frame import load_frame
 from dashboards.analysis.seed_means import merge_curves
 from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves
 from dashboards.diagnosis.diagnose import analyze
-from dashboards.formatting import wide_console
-from dashboards.report.blocks import Paragraph, Table
+from dashboards.formatting import format_signed, wide_console
+from dashboards.report.blocks import KeyFigures, Paragraph, Table
 from dashboards.report.panels import PANELS
 from dashboards.report.panels.finalists_panel import finalists_panel
 from dashboards.report.panels.judgements_panel import judgements_panel
@@ -26,7 +26,7 @@ from orchestrator.driver.finalists_stage import confirm_finalists
 from orchestrator.driver.parent_run import end_parent_run
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SWEEP_RUN
-from orchestrator.report_data import as_json
+from orchestrator.report_data import as_json, reasons_not_to_export
 from orchestrator.spec.sweep_spec import Finalists, Objective
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
@@ -176,7 +176,55 @@ def test_one_finalist_is_corrected_for_no_other(tmp_path: Path) -> None:
         found = confirm_finalists(study, ListSink(), DashboardReporter(), lambda _: None)
     assert found is not None
     counted = f"(intervals count seeds and {scripted_sweep.PAIRS} held-out pairs)"
-    assert found.text == f"trial 0's configuration is the only finalist {counted}."
+    assert found.text.startswith(f"trial 0's configuration is the only finalist {counted}. It is clearly better")
+
+
+def gain_of(root: Path, quality: float) -> tuple[SweepFolder, SweepFrame]:
+    """A sweep whose search gains, and whose finalists have this mean gap; the initial model's is 0.1."""
+
+    def script(trial: Trial) -> Script:
+        is_finalist = trial.config.data.eval_on == "confirm"
+        return Script(quality=quality if is_finalist else lucky(trial).quality)
+
+    return confirmed(root, script=script)
+
+
+@pytest.mark.parametrize(
+    ("quality", "level", "said"),
+    [
+        (0.0, "serious", "It is clearly worse than the initial model on the same rows (gain -"),
+        (0.11, "warning", "It is not clearly better than the initial model on the same rows (gain +"),
+        (0.6, None, "It is clearly better than the initial model on the same rows (gain +"),
+    ],
+)
+def test_a_gain_of_the_search_is_measured_again_on_rows_that_it_has_not_seen(
+    quality: float, level: str | None, said: str, tmp_path: Path
+) -> None:
+    folder, frame = gain_of(tmp_path, quality)
+    assert frame.confirmation is not None
+    assert said in frame.confirmation.text
+    findings = {finding.rule: finding for finding in analyze(frame).findings}
+    assert "gain_not_clear" not in findings
+    found = findings.get("gain_not_confirmed")
+    assert (found and found.level) == level
+    answer, panel = winner_panel(analyze(frame)), finalists_panel(analyze(frame))
+    assert answer is not None
+    assert panel is not None
+    (block,) = [block for block in answer.blocks if isinstance(block, KeyFigures)]
+    figures = {figure.name: figure for figure in block.figures}
+    gain = frame.confirmation.gain
+    assert gain is not None
+    assert figures["better than the initial model by"].value == format_signed(gain.value)
+    (table,) = [block for block in panel.blocks if isinstance(block, Table)]
+    column = table.head.index("better than the initial model by")
+    assert table.rows[0][column].startswith(format_signed(gain.value))
+    best_trial = best("s", folder.root)["number"]
+    assert reasons_not_to_export("s", folder.root, best_trial) == (
+        ["the confirmed configuration is no better than the initial model"] if level == "serious" else []
+    )
+    with Study.open(folder) as study:
+        described = DashboardReporter().describe(study, "finished", updates_of=None)
+    assert ("--export" in described) == (level != "serious")
 
 
 def test_compare_uses_confirmed_values_where_every_sweep_has_them(

@@ -45,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "both": {"of_seed": 0.2, "of_pair": 1.0, "of_rest": 1.0},
     "seeds alone": {"of_seed": 1.0, "pairs": 1},
     "two seeds": {"of_seed": 0.3, "of_pair": 1.0, "of_rest": 1.0, "seeds": 2},
+    "two seeds far apart": {"of_seed": 1.0, "of_pair": 1.0, "of_rest": 1.0, "seeds": 2},
 }
 
 
@@ -55,6 +56,36 @@ def test_equal_finalists_are_told_apart_no_more_often_than_stated(case: str) -> 
     found = np.array([misses(compare_finalists(drawn(rng, **CASES[case]), (), 1.0)) for _ in range(SIMULATED)])
     limit = ERROR_RATE + 4 * math.sqrt(ERROR_RATE * (1 - ERROR_RATE) / SIMULATED)
     assert (found.mean(axis=0) <= limit).all(), found.mean(axis=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_finalists_equal_to_the_initial_model_gain_no_more_often_than_stated(case: str) -> None:
+    """The initial model has the pairs' values alone; the limit is as above."""
+    rng = np.random.default_rng(sum(map(ord, case)))
+    options = {"seeds": 4, "pairs": 60, "of_pair": 0.0} | CASES[case]
+    found: list[bool] = []
+    for _ in range(SIMULATED):
+        shared = rng.normal(0, options["of_pair"], options["pairs"])
+        samples = [
+            FinalistSample(k, sample.values + shared, cost=1.0)
+            for k, sample in enumerate(drawn(rng, **options | {"of_pair": 0.0}))
+        ]
+        gains = [value.gain for value in compare_finalists(samples, (), 1.0, shared).values]
+        found.append(any(gain is not None and gain.is_clear for gain in gains))
+    limit = ERROR_RATE + 4 * math.sqrt(ERROR_RATE * (1 - ERROR_RATE) / SIMULATED)
+    assert np.mean(found) <= limit
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_gain_is_positive_where_the_finalist_is_better(sign: float) -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 1.0, 60)
+    better = FinalistSample(7, shared + sign * 0.5 + rng.normal(0, 0.1, (3, 60)), cost=1.0)
+    gain = compare_finalists([better], (), sign, shared).gain
+    assert gain is not None
+    assert gain.is_clear
+    assert gain.value == pytest.approx(0.5, abs=0.05)
+    assert compare_finalists([better], (), sign).gain is None
 
 
 def test_intervals_are_not_wider_than_seeds_and_pairs_ask_for() -> None:
