@@ -6,8 +6,8 @@ from statistics import fmean
 
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.formatting import format_measured, format_signed
-from dashboards.report.blocks import Block, Panel, Paragraph, Table
+from dashboards.formatting import format_brief, format_measured, format_signed
+from dashboards.report.blocks import Block, KeyFigure, Panel, Paragraph, Table
 from orchestrator.study.confirmation import ConfirmedValue, Interval
 
 
@@ -32,6 +32,20 @@ def finalists_panel(analysis: SweepAnalysis) -> Panel | None:
         "held-out prompts, which the search has not seen. All other panels show the search."
     )
     return Panel("finalists", "Finalists", lead, blocks)
+
+
+def confirmed_figures(frame: SweepFrame) -> list[KeyFigure]:
+    """Return the recommended configuration's mean and its gain over the initial model; empty before they are known."""
+    found = frame.confirmation
+    if found is None:
+        return []
+    mean = next(value.mean for value in found.values if value.of == found.recommended)
+    interval = f"95 % interval {format_brief(mean.low)} … {format_brief(mean.high)}"
+    figures = [KeyFigure("confirmed by finalists", format_brief(mean.value), interval)]
+    if (gain := found.gain) is not None:
+        interval = f"95 % interval {format_signed(gain.low)} … {format_signed(gain.high)}"
+        figures.append(KeyFigure("better than the initial model by", format_signed(gain.value), interval))
+    return figures
 
 
 def _capital(text: str) -> str:

@@ -29,6 +29,7 @@ from dashboards.formatting import (
     objectives_text,
 )
 from dashboards.report.blocks import Block, Code, Findings, KeyFigure, KeyFigures, Panel, Paragraph, Table
+from dashboards.report.panels.finalists_panel import confirmed_figures
 from orchestrator.judge.judgements import most_important
 from orchestrator.judge.win_rates import joint_win_rate
 from orchestrator.spec.loading.serialization import sweep_identity
@@ -234,15 +235,9 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
         ),
         *_further_figures(frame, winner),
     ]
-    if frame.confirmation is not None:
-        mean = next(v.mean for v in frame.confirmation.values if v.of == frame.confirmation.recommended)
-        interval = f"95 % interval {format_brief(mean.low)} … {format_brief(mean.high)}"
-        found.append(KeyFigure("confirmed by finalists", format_brief(mean.value), interval))
-    confirmed = None if frame.confirmation is None else frame.confirmation.gain
-    if confirmed is not None:
-        interval = f"95 % interval {format_signed(confirmed.low)} … {format_signed(confirmed.high)}"
-        found.append(KeyFigure("better than the initial model by", format_signed(confirmed.value), interval))
-    elif significance.against_initial is not None:
+    found += confirmed_figures(frame)
+    confirmed_gain = None if frame.confirmation is None else frame.confirmation.gain
+    if significance.against_initial is not None and confirmed_gain is None:
         count = significance.against_initial.comparisons
         found.append(
             KeyFigure(
