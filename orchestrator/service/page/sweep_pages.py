@@ -293,6 +293,8 @@ def _trial_panels(root: Path, analysis: SweepAnalysis, trial: TrialFrame) -> lis
 def _result_panel(frame: SweepFrame, trial: TrialFrame) -> Panel:
     record = trial.record
     start, best = frame.initial_value(frame.objective.metric), frame.eligible[0] if frame.eligible else None
+    if record.finalist_of is not None:  # measured on other rows than the search
+        start, best = trial.first(frame.objective.metric), None
     notes = [
         "" if start is None else f"{format_brief(start)} before training",
         ""

@@ -16,8 +16,14 @@ from orchestrator.service.page import sweep_views
 from orchestrator.service.request_guard import COOKIE
 from orchestrator.service.sweep_queue import QueueState
 from orchestrator.spec.loading.serialization import dump_spec
+from orchestrator.spec.objectives import Objective
+from orchestrator.spec.requirements import Requirement
+from orchestrator.spec.sweep_spec import Finalists
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import Trial
 from tests.support.scripted_sweep import PRUNED, Script, make_spec, run_sweep
 from tests.support.service_caller import Caller
+from trainer.metrics import CHOSEN
 
 
 class Reader:
@@ -155,3 +161,45 @@ def test_a_trial_that_no_driver_trains_is_interrupted_and_none_is_best_without_a
     folder = ran(reader, "b", 1, Script(outcome=PRUNED))
     with sweep_lock(folder):
         assert "best trial so far" not in reader.text("/sweeps/b/trials/0")
+
+
+RATES = {"training.learning_rate": {"choice": [1e-6, 3e-6, 1e-5]}}
+
+
+def trading(trial: Trial) -> Script:
+    """Each trial has a better objective and less likely chosen responses than the one before."""
+    return Script(quality=0.2 + 0.2 * trial.number, chosen=-2.0 - trial.number / 10)
+
+
+@pytest.mark.parametrize("also", [(), (Objective(metric="eval_exact_answers", direction="maximize"),)])
+def test_where_no_trial_keeps_the_requirements_the_page_says_so_and_marks_none(
+    also: tuple[Objective, ...], reader: Reader
+) -> None:
+    bound = (Requirement.parse(CHOSEN, ">= initial - 0.5"),)
+    run_sweep(reader.root, make_spec("bounded", RATES, require=bound, also=also), trading)
+    text = reader.text("/sweeps/bounded")
+    none = "one of the 3 complete trials keeps every requirement, so none is the best; nearest is trial 0"
+    assert none in text
+    assert "breaks eval_logps_per_token/chosen -2" in text
+    assert "★" not in text
+    assert "There is no best trial yet to compare them with." in reader.text("/sweeps/bounded/trials/2")
+
+
+def test_one_trial_and_several_objectives_have_their_answers_on_the_page(reader: Reader) -> None:
+    run_sweep(reader.root, make_spec("one", {}), lambda _: Script(quality=0.5))
+    assert "Only one trial completed: it can only be compared with the initial model." in reader.text("/sweeps/one")
+    also = (Objective(metric=CHOSEN, direction="maximize"),)
+    run_sweep(reader.root, make_spec("front", RATES, also=also), trading)
+    text = reader.text("/sweeps/front")
+    assert "Pareto front, which no other trial equals or beats in every objective: 2, 1, 0" in text
+
+
+def test_a_finalist_stands_beside_the_initial_model_on_its_own_rows(reader: Reader) -> None:
+    data = {"train": [{"generated": "instructions"}], "confirm_share": 0.5}
+    spec = make_spec("finals", RATES, base={"data": data}, finalists=Finalists(top=1, seeds=2))
+    folder = run_sweep(reader.root, spec, lambda trial: Script(quality=0.2 + 0.1 * trial.number))
+    with Study.open(folder) as study:
+        (first, *_) = [record.number for record in study.trials() if record.finalist_of is not None]
+    text = reader.text(f"/sweeps/finals/trials/{first}")
+    assert "before training" in text
+    assert "; the best, trial" not in text, "that was measured on the rows of the search"
