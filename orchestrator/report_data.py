@@ -22,6 +22,7 @@ from orchestrator.driver.data_stage import load_data_report, updates_by_params
 from orchestrator.errors import OrchestrateError, StorageRefused
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.judge.judgements import as_json as judgements_as_json
+from orchestrator.study.repeats import first_number
 from orchestrator.study.study import Study
 from trainer.storage.atomic_files import write_text
 
@@ -124,6 +125,8 @@ def as_json(analysis: SweepAnalysis) -> dict[str, Any]:
     if frame.spec.require:
         found["requirements"] = frame.requirements_text
         found["breaks"] = {trial.label: list(trial.record.breaks) for trial in frame.ranked if trial.record.breaks}
+    if (confirmation := frame.confirmation) is not None:
+        found["finalists"] = confirmation.as_json({first_number(t.record): t.record.value for t in frame.trials})
     if significance is not None:
         against = significance.against_initial
         found["best"] = {

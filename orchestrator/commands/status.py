@@ -93,15 +93,7 @@ def _finalists(study: StudyReader) -> dict[str, Any]:
     if found is None:
         return {"finalists": None}
     search = merge_records([record for record in study.trials() if record.finalist_of is None], study.spec)
-    return {
-        "finalists": found.model_dump(mode="json")
-        | {
-            "text": found.text,
-            "search_values": {
-                str(first_number(r)): json_number(r.value) for r in search if first_number(r) in found.of
-            },
-        }
-    }
+    return {"finalists": found.as_json({first_number(r): json_number(r.value) for r in search})}
 
 
 def _mirror(study: Study) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ finalists, of differences for all pairs of finalists, as the best of them is cho
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -106,6 +106,14 @@ class Confirmation(FrozenModel):
         counted = f"seeds and {self.pairs:,} held-out pairs" if self.pairs else "seeds alone"
         corrected = f", corrected for {len(self.values)} finalists" if len(self.values) > 1 else ""
         return f"{self.reason} (intervals count {counted}{corrected}).{self._gain_text}"
+
+    def as_json(self, search_values: Mapping[int, Any]) -> dict[str, Any]:
+        """Return it as `status --json`, `best --json` and `report --json` have it.
+
+        `search_values`: the values in the search of the finalists, and of others, by first trial.
+        """
+        before = {str(of): value for of, value in search_values.items() if of in self.of}
+        return self.model_dump(mode="json") | {"text": self.text, "search_values": before}
 
     @property
     def _gain_text(self) -> str:

@@ -125,6 +125,7 @@ def test_a_confirmed_mean_has_the_interval_of_seeds_and_pairs_everywhere(
     found = best("s", folder.root)
     assert found["interval"] == [mean.low, mean.high]
     assert found["finalist_of"] == 1
+    assert as_json(analyze(frame))["finalists"] == found["finalists"] == status("s", folder.root)["finalists"]
     print_best(found)
     shown = status("s", folder.root)
     print_status(shown)
