@@ -19,7 +19,7 @@ def answers_fall_with_distance(frame: SweepFrame) -> Iterator[DiagnosisFinding]:
     """Report that trials further from the initial model have a better objective and answer fewer prompts right.
 
     Both rank correlations over the complete trials differ from 0 at the 5 % level. Not where the right answers decide
-    already, as objective or by a bound that is not the default one, which leaves them room to fall.
+    already, as objective or by a bound that is not the default one, which allows them to fall.
     """
     bounds = {r.bound_text for r in frame.spec.require if r.metric == EXACT_ANSWERS} - {DEFAULT_BOUNDS[EXACT_ANSWERS]}
     decided = bool(bounds) or any(objective.metric == EXACT_ANSWERS for objective in frame.objectives)

@@ -96,7 +96,7 @@ def test_answers_that_fall_with_the_distance() -> None:
     assert "answers_fall_with_distance" not in rules(required), "the requirement decides"
     guarded = frame_at(*trials(0.01), require=default_requirements(required.spec.base))
     assert EXACT_BOUND in {requirement.name for requirement in guarded.spec.require}
-    assert "answers_fall_with_distance" in rules(guarded), "the bound of every sweep leaves them room to fall"
+    assert "answers_fall_with_distance" in rules(guarded), "the bound of every sweep allows them to fall"
 
 
 def test_the_panel_shows_objective_against_distance(tmp_path: Path) -> None:
