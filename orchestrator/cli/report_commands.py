@@ -1,13 +1,33 @@
-"""Commands `report`, `suggest` and `compare`."""
+"""Commands `report`, `suggest`, `compare` and `judge`."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.options import JSON, end_orphaned_runs, find_sweep, print_json, remote_sweep, server
+from orchestrator.api import open_sweep
+from orchestrator.cli.options import (
+    JSON,
+    TRUST,
+    end_orphaned_runs,
+    find_sweep,
+    print_json,
+    remote_sweep,
+    server,
+    set_option,
+)
+from orchestrator.errors import ExitCode
 from orchestrator.folders import existing_sweep, runs_folder
+
+if TYPE_CHECKING:
+    from orchestrator.judge.endpoint_batch import UsageEstimate
+    from orchestrator.spec.judge_config import Endpoint
+
+_WITHOUT_ENDPOINT = "--set judge.endpoint=null"
 
 
 @click.command()
@@ -76,3 +96,79 @@ def compare(names: tuple[str, ...], to: Path | None, as_json: bool) -> None:
         print_comparison(ComparisonTable.of(found), wide_console())
     if to is not None:
         click.echo(f"written to {to}", err=True)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--top", type=click.IntRange(1), metavar="K", help="Number of best trials to judge; sets judge.top.")
+@click.option("--prompts", type=click.IntRange(1), metavar="N", help="Number of prompts; sets judge.prompts.")
+@click.option("--yes", is_flag=True, help="Use a paid endpoint without confirmation.")
+@set_option("judge.samples=4")
+@JSON
+@TRUST
+def judge(
+    name: str,
+    top: int | None,
+    prompts: int | None,
+    yes: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    trust_remote_code: bool,
+) -> ExitCode:
+    """Compute win rates of the best trials against the initial model.
+
+    The judge is independent: the checker of known answers, a reward model or an OpenAI-compatible endpoint, configured
+    by `judge:` in the sweep file or --set. After Ctrl-C the same command continues; no call is repeated.
+    """
+    if (remote := remote_sweep(name)) is not None:
+        from orchestrator.cli.remote_commands import judge_sweep
+
+        refused = {"--set": overrides, "--trust-remote-code": trust_remote_code}
+        return judge_sweep(remote, top=top, prompts=prompts, yes=yes, as_json=as_json, refused=refused)
+    sweep = open_sweep(name)
+    from dashboards.formatting import wide_console
+    from dashboards.terminal.judge_output import JudgeProgress, print_judgements
+    from orchestrator.judge.judgements import as_json as judgements_as_json
+
+    shortcuts = {"judge.top": top, "judge.prompts": prompts}
+    overrides = (*overrides, *(f"{path}={value}" for path, value in shortcuts.items() if value is not None))
+    with JudgeProgress() as progress:
+        found = sweep.judge(
+            overrides,
+            confirm_cost=_confirm_cost(yes, progress.pause),
+            trust_remote_code=trust_remote_code,
+            set_activity=progress.set_activity,
+            log=progress.log,
+        )
+    if as_json:
+        print_json({"name": name, "trials": judgements_as_json(found.judgements), "notices": found.notices})
+    else:
+        print_judgements(found.judgements, wide_console())
+    for notice in found.notices:
+        click.echo(notice, err=True)
+    return found.code
+
+
+def _confirm_cost(yes: bool, pause: Callable[[], None]) -> Callable[[Endpoint, UsageEstimate], bool]:
+    """Return the function that confirms the endpoint's estimated cost: by --yes, else by a prompt.
+
+    It raises CostNotConfirmed where the user declines or stdin is not a terminal.
+    """
+    from orchestrator.driver.judge_stage import CostNotConfirmed
+
+    def confirm(endpoint: Endpoint, expected: UsageEstimate) -> bool:
+        """Return True to call the endpoint. Raises CostNotConfirmed after a no, or without a terminal to ask on."""
+        if yes:
+            return True
+        pause()
+        if not sys.stdin.isatty():
+            raise CostNotConfirmed(
+                f"judge.endpoint: {expected} needs a confirmation; add --yes, or skip the endpoint: {_WITHOUT_ENDPOINT}"
+            )
+        if not click.confirm(f"Call {endpoint.model} now?", err=True):
+            raise CostNotConfirmed(
+                f"judge.endpoint: not confirmed, nothing was generated or called; skip it: {_WITHOUT_ENDPOINT}"
+            )
+        return True
+
+    return confirm

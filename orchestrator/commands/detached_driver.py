@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import ExitCode, StudyMissing
+from orchestrator.execution.stop_reasons import stop_signals_blocked
 from orchestrator.folders import WAITING_FILE, SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import DRIVER_EVENT
@@ -43,14 +44,15 @@ def start_detached(folder: SweepFolder, arguments: Sequence[str], show: Callable
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         began = output.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env=os.environ | {"ORCHESTRATE_HOME": str(folder.root), "ORCHESTRATE_SERVER": ""},
-        )
+        with stop_signals_blocked():
+            process = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.cli", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env=os.environ | {"ORCHESTRATE_HOME": str(folder.root), "ORCHESTRATE_SERVER": ""},
+            )
     with log.open("rb") as reader:
         reader.seek(began)
         waiting = ""

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,6 +35,21 @@ class StopKind(StrEnum):
     SAME_BUG = "same bug"
     WORKERS_LOST = "workers lost"
     NO_DISK = "no disk"
+
+
+_OF_A_PERSON = (StopKind.STOPPED, StopKind.ABANDONED, StopKind.PAUSED, StopKind.ONLY_PAUSED_LEFT)
+_FAULTS = (StopKind.SAME_BUG, StopKind.WORKERS_LOST, StopKind.NO_DISK)
+
+
+def is_requested(reason: str) -> bool:
+    """Return whether a person asked for the stop with this reason, as a study stores it."""
+    return reason.startswith(tuple(kind.value for kind in _OF_A_PERSON))
+
+
+def is_deliberate(reason: str) -> bool:
+    """Return whether a person, a signal or the sweep's own limits ended it; not a fault, and not its death ("")."""
+    known = tuple(kind.value for kind in StopKind if kind not in _FAULTS)
+    return bool(reason) and reason.startswith(known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +101,23 @@ def termination_blocked() -> Generator[None]:
     SIGHUP. Only the driver must handle them, because it still needs Ray and the workers to save checkpoints, and ends
     them afterwards.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATION_SIGNALS)
+    with _blocked(TERMINATION_SIGNALS):
+        yield
+
+
+@contextmanager
+def stop_signals_blocked() -> Generator[None]:
+    """Block all stop signals for drivers and judges that are started in the context, until their `main` handles them.
+
+    One that comes while Python starts would leave a traceback, or end the process as if it had died.
+    """
+    with _blocked(_SIGNALS):
+        yield
+
+
+@contextmanager
+def _blocked(signals: Collection[signal.Signals]) -> Generator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:

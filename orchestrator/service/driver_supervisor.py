@@ -23,20 +23,18 @@ from orchestrator import folders
 from orchestrator.commands.runs_folder.queue_records import SERVICE_FOLDER
 from orchestrator.commands.status import sweep_state
 from orchestrator.errors import JUDGING, ExitCode, OrchestrateError, first_line
-from orchestrator.execution.stop_reasons import StopKind
+from orchestrator.execution.stop_reasons import is_requested
 from orchestrator.folders import SweepFolder
 from orchestrator.gpu_locks import gpu_holders
 from orchestrator.gpus import visible_devices
 from orchestrator.redaction import redact
-from orchestrator.service.sweep_queue import QueuedSweep, QueueRefused, QueueState, SweepQueue
+from orchestrator.service.sweep_queue import MOST_DEATHS, QueuedSweep, QueueRefused, QueueState, SweepQueue
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import ABANDONED, STOPPING
 from trainer.storage.atomic_files import write_text
 from trainer.storage.failpoints import failpoint
 from trainer.storage.file_lock import FileLock
 
-MOST_DEATHS = 3
-"""So many drivers of a sweep that die are followed by another."""
 _SHELL = (
     'echo "$1 $$" > "$0.started" || exit 5; launch=$1; shift; trap : INT TERM HUP; "$@"; '
     'code=$?; echo "$launch $code" > "$0.new" && mv "$0.new" "$0.ended"'
@@ -45,8 +43,7 @@ _SHELL = (
 ask for."""
 _DRIVERS = "drivers"
 _LAST_BYTES = 4096
-_DELIBERATE = (StopKind.STOPPED, StopKind.ABANDONED, StopKind.PAUSED, StopKind.ONLY_PAUSED_LEFT)
-"""Stops that a person asked for."""
+_NOT_BEGUN = "stopped before its first trial"
 
 
 class ServiceRuns(OrchestrateError):
@@ -99,6 +96,7 @@ def interrupt_driver(root: Path, sweep: QueuedSweep) -> bool:
         launch, group = _started(folder / f"{sweep.name}.started")
         if launch != str(sweep.launch) or not group:  # no process yet, or one of an older version
             return False
+        write_text(folder / f"{sweep.name}.interrupted", launch)
         os.killpg(int(group), signal.SIGINT)
     except (FileNotFoundError, ProcessLookupError):
         return False
@@ -243,8 +241,11 @@ class DriverSupervisor:
         state, reason = self._of_study(sweep)
         if state == "finished":
             return _Ended(QueueState.FINISHED, "")
-        if state == ABANDONED or reason.startswith(tuple(kind.value for kind in _DELIBERATE)):
+        if state == ABANDONED or is_requested(reason):
             return _Ended(QueueState.STOPPED, reason)
+        interrupted = self._path(sweep, "interrupted")
+        if not state and interrupted.is_file() and interrupted.read_text(encoding="ascii") == str(sweep.launch):
+            return _Ended(QueueState.STOPPED, _NOT_BEGUN)  # whatever its code: a signal may end Python as it starts
         if sweep.boot != _boot():
             return _Ended(QueueState.WAITING, "the machine was started again", counts=False)
         why = reason or self._last_words(sweep)
@@ -252,8 +253,7 @@ class DriverSupervisor:
             case ExitCode.DONE | ExitCode.TRIALS_FAILED:
                 return _Ended(QueueState.FINISHED, reason)
             case ExitCode.INTERRUPTED:
-                before = "interrupted" if state else "stopped before its first trial"
-                return _Ended(QueueState.STOPPED, reason or before)
+                return _Ended(QueueState.STOPPED, reason or ("interrupted" if state else _NOT_BEGUN))
             case ExitCode.USER | ExitCode.NO_TRIAL_COMPLETED:
                 return _Ended(QueueState.FAILED, why)
             case ExitCode.LOCKED:

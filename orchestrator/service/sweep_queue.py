@@ -35,6 +35,8 @@ from orchestrator.service.queue_tables import REQUESTS as _REQUESTS
 from orchestrator.service.queue_tables import SWEEPS as _SWEEPS
 from trainer.storage.failpoints import failpoint
 
+MOST_DEATHS = 3
+"""So many drivers of a sweep that die are followed by another."""
 _KEY_SECONDS = 30 * 24 * 3600.0
 """How long an idempotency key is remembered."""
 
@@ -97,6 +99,13 @@ class QueuedSweep:
     submitted_at: float
     started_at: float | None
     ended_at: float | None
+
+    @property
+    def has_fault(self) -> bool:
+        """Whether `why` says what went wrong; a person's stop, a withdrawal and the end of a budget are no faults."""
+        if self.state is QueueState.STOPPED:
+            return self.deaths > MOST_DEATHS
+        return self.state is QueueState.FAILED or (not self.state.has_ended and self.deaths > 0)
 
 
 class QueueRefused(OrchestrateError):

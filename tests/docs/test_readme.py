@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 import yaml
 
-from orchestrator.cli import cli
+from orchestrator.cli.command_line import cli
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from orchestrator.spec.search.trial_params import config_paths
 from orchestrator.spec.sweep_spec import SECTION_ORDER

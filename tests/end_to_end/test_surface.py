@@ -10,7 +10,7 @@ import click
 import pytest
 
 import sweeps
-from orchestrator.cli import cli
+from orchestrator.cli.command_line import cli
 from orchestrator.errors import ExitCode
 from tests.support.surface import GOLDEN, WIDTH, compare, keys, lines, output
 from trainer.metrics import METRICS

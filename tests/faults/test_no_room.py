@@ -29,7 +29,8 @@ import sys
 from pathlib import Path
 from tests.support import local_driver
 from orchestrator import cli
-cli.cli.main = lambda *_, **__: local_driver.drive(Path(sys.argv[1]))  # what the command does with every error
+from orchestrator.cli import command_line
+command_line.cli.main = lambda *_, **__: local_driver.drive(Path(sys.argv[1]))  # what the command does with every error
 sys.stderr = sys.stdout
 sys.exit(cli.main([]))
 """

@@ -14,7 +14,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from orchestrator.cli import cli
+from orchestrator.cli.command_line import cli
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "surface"
 WIDTH = 100

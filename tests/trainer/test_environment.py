@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from click.testing import CliRunner
 
 import sweeps
-from orchestrator.cli import cli
+from orchestrator.cli.command_line import cli
 from tests.support.small_trials import finish, model_bytes, trial, without_speed
 from trainer.config.loss_config import OrpoLoss
 from trainer.config.trial import TrialConfig

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from click.testing import CliRunner
 
 import sweeps
 from orchestrator import cli
-from orchestrator.cli import status_commands
+from orchestrator.cli import command_line, status_commands
 from orchestrator.errors import NoTrialCompleted, StorageRefused, SweepHeld
+from orchestrator.execution.stop_reasons import stop_signals_blocked
 from orchestrator.folders import SweepFolder
 
 SWEEPS = Path(sweeps.__file__).parent
@@ -129,6 +131,32 @@ def test_every_ending_is_a_code_and_a_sentence(
     assert all("ZeroDivisionError" in file.read_text() for file in files)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_commands_are_imported_ends_like_a_later_one(signum: signal.Signals) -> None:
+    code = (
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'orchestrator.cli.options':\n"
+        f"            os.kill(os.getpid(), {int(signum)})\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from orchestrator.cli import main\n"
+        "sys.exit(main(['schema']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_python_starts_waits_where_the_starter_blocked_it(signum: signal.Signals) -> None:
+    pipe = subprocess.PIPE
+    with stop_signals_blocked():
+        command = [sys.executable, "-m", "orchestrator.cli", "schema"]
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    process.send_signal(signum)
+    assert (*process.communicate(), process.returncode) == ("", "interrupted\n", 130)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -156,8 +184,8 @@ def test_a_users_mistake_is_a_sentence(
 
 
 def test_no_summary_of_a_command_is_cut_on_80_columns() -> None:
-    listed = CliRunner().invoke(cli.cli, ["--help"], terminal_width=80).output.partition("Commands:")[2]
-    assert len(listed.split("\n")) > len(cli.cli.commands)
+    listed = CliRunner().invoke(command_line.cli, ["--help"], terminal_width=80).output.partition("Commands:")[2]
+    assert len(listed.split("\n")) > len(command_line.cli.commands)
     assert "..." not in listed
     assert max(map(len, listed.split("\n"))) <= 80
 

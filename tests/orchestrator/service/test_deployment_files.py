@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.cli import cli
+from orchestrator.cli.command_line import cli
 from orchestrator.service.hosting.deployment_files import arguments, render_compose, render_unit
 from orchestrator.service.hosting.web_server import ServeOptions
 from tests.support.processes import call

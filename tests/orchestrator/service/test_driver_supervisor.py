@@ -14,9 +14,9 @@ from orchestrator import folders
 from orchestrator.commands.status import history, status
 from orchestrator.folders import SweepFolder
 from orchestrator.gpus import forget_gpus
-from orchestrator.service.driver_supervisor import MOST_DEATHS, DriverSupervisor, ServiceRuns
+from orchestrator.service.driver_supervisor import DriverSupervisor, ServiceRuns, interrupt_driver
 from orchestrator.service.hosting.queue_location import move_queue, open_queue
-from orchestrator.service.sweep_queue import QueuedSweep, QueueState, SweepQueue
+from orchestrator.service.sweep_queue import MOST_DEATHS, QueuedSweep, QueueState, SweepQueue
 from orchestrator.spec.loading.serialization import dump_spec
 from tests.support.gpu_driver import GpuDriver, machine
 from tests.support.local_driver import KILLED
@@ -170,6 +170,20 @@ def test_after_a_start_of_the_machine_what_ran_is_resumed(
     until(supervisor, lambda: len(starts(root)) == 2)
     assert starts(root) == ["a", "a"]
     assert (queue.find("a").deaths, queue.find("a").why) == (0, "the machine was started again")
+
+
+def test_a_driver_that_is_stopped_while_python_starts_is_not_resumed(root: Path, queue: SweepQueue) -> None:
+    """Then Python ends with the code of an error, as a driver that died does."""
+    program = "import signal, sys; signal.signal(2, lambda *_: sys.exit(1)); print('here', flush=True); signal.pause()"
+    supervisor = DriverSupervisor(root, queue, command=lambda _: [sys.executable, "-c", program])
+    submit(queue, root, "a")
+    log = SweepFolder(root, "a").log
+    until(supervisor, lambda: log.is_file() and "here" in log.read_text())
+    assert interrupt_driver(root, queue.find("a"))
+    until(supervisor, lambda: queue.find("a").state.has_ended)
+    found = queue.find("a")
+    assert (found.state, found.why, found.deaths) == (QueueState.STOPPED, "stopped before its first trial", 0)
+    supervisor.close()
 
 
 def test_a_sweep_waits_for_gpus_of_others_and_is_not_overtaken(
