@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 
@@ -134,7 +135,7 @@ def upload_model(client: ServiceClient, folder: Path, on_progress: Progress | No
 def upload_file(client: ServiceClient, path: Path, on_progress: Progress | None = None) -> str:
     """Send a file unless the service has it; return its digest and name, as a submission names it.
 
-    An interrupted upload is continued by the same call.
+    An interrupted upload is continued by the same call; a file that arrived damaged is sent once more.
 
     Args:
         client: of the service.
@@ -146,7 +147,7 @@ def upload_file(client: ServiceClient, path: Path, on_progress: Progress | None 
         StorageRefused: the file cannot be read, or was changed meanwhile.
         ServiceRefused: the service does not take it.
     """
-    name, failures = _plain_name(path), 0
+    name, failures, was_damaged = _plain_name(path), 0, False
     try:
         size, digest = path.stat().st_size, _sha256(path)
         with path.open("rb", buffering=0) as content:
@@ -163,8 +164,13 @@ def upload_file(client: ServiceClient, path: Path, on_progress: Progress | None 
                     found, failures = client.post_bytes(f"files/{digest}", part, **where), 0
                 except (ServiceUnreachable, ServiceRefused) as error:
                     failures += 1
-                    if failures == _MOST_FAILURES or (isinstance(error, ServiceRefused) and error.status != 409):
+                    status = error.status if isinstance(error, ServiceRefused) else None
+                    is_damaged = status == HTTPStatus.UNPROCESSABLE_ENTITY and _sha256(path) == digest
+                    if failures == _MOST_FAILURES or (is_damaged and was_damaged):
                         raise
+                    if not (is_damaged or status in (None, HTTPStatus.CONFLICT)):
+                        raise
+                    was_damaged = was_damaged or is_damaged
                     found = _ask(client, digest, size, name)
     except OSError as error:
         raise StorageRefused(f"{path} cannot be read: {error}") from error

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.api.uploads import is_model_file, model_problems
-from orchestrator.errors import ExitCode, OrchestrateError, SpecError, SpecProblem, StorageRefused
+from orchestrator.errors import OrchestrateError, SpecError, SpecProblem, StorageRefused
 from orchestrator.service import LARGEST_MODEL_GB
 from orchestrator.spec.estimates.disk_space import format_bytes
 from trainer.storage.atomic_files import digest_of, fsync
@@ -45,9 +45,7 @@ class OtherOffset(UploadRefused):
 
 
 class DigestDiffers(UploadRefused):
-    """The complete file has another digest than was announced; it was removed."""
-
-    code = ExitCode.REFUSED
+    """The complete file has another digest than was announced; it was removed, so that it can be sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +126,8 @@ class UploadedFiles:
     def offset(self, person: str, file: Announced) -> int:
         """Return how many bytes there are; the file is complete where that is its size and it has its name.
 
+        What is stored of a file that was announced with a larger size counts as nothing.
+
         Raises:
             UploadRefused: the file cannot be stored, or is larger than what the person has left.
         """
@@ -137,7 +137,7 @@ class UploadedFiles:
         part = self._part(person, file)
         found = part.stat().st_size if part.is_file() else 0
         self._check_space(person, file.name, file.size, found)
-        return found
+        return found if found <= file.size else 0
 
     def append(self, person: str, file: Announced, offset: int, data: bytes) -> int:
         """Add a part; return how many bytes there are. The last one is checked against the digest and completes it.
@@ -161,7 +161,7 @@ class UploadedFiles:
                     f"{file.name} has {before} of {file.size} bytes here, and the part begins at {offset}"
                 )
             try:
-                with part.open("ab") as out:
+                with part.open("ab" if before else "wb") as out:
                     out.write(data)
             except OSError as error:
                 if part.exists():
@@ -231,7 +231,8 @@ class UploadedFiles:
         if digest.hexdigest() != file.digest:
             part.unlink()
             raise DigestDiffers(
-                f"{file.name} arrived with another content than was announced and was removed: send it again"
+                f"{file.name} arrived with another content than its SHA-256 announces, and what arrived was removed: "
+                "send the file again from its beginning"
             )
         try:
             fsync(part)

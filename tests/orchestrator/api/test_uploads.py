@@ -151,6 +151,63 @@ def test_a_file_that_changes_while_it_is_sent_is_not_kept(
         assert stored(server, tmp_path) == {}
 
 
+def test_a_file_that_arrives_damaged_is_dropped_and_sent_again(
+    server: api.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.api.uploads._PART_BYTES", 10)
+    file, content = tmp_path / "rows.jsonl", b"a" * 25
+    file.write_bytes(content)
+    digest, post = hashlib.sha256(content).hexdigest(), ServiceClient.post_bytes
+    sent: list[tuple[int, bytes]] = []
+
+    def damaging(damages: int) -> None:
+        """Change the last byte of the first so many files on their way."""
+
+        def change(client: ServiceClient, path: str, part: bytes, **query: Any) -> Any:
+            last = query["offset"] + len(part) == query["size"]
+            is_damaged = last and sum(offset == query["offset"] for offset, _ in sent) < damages
+            sent.append((query["offset"], part))
+            return post(client, path, part[:-1] + b"x" if is_damaged else part, **query)
+
+        monkeypatch.setattr(ServiceClient, "post_bytes", change)
+
+    damaging(2)
+    with pytest.raises(ServiceRefused, match="another content") as refused:
+        upload_file(server.client, file)
+    assert (refused.value.status, refused.value.code) == (422, api.ExitCode.USER)
+    assert [offset for offset, _ in sent] == [0, 10, 20, 0, 10, 20], "it was sent once more by itself"
+    sent.clear()
+    damaging(1)
+    assert upload_file(server.client, file) == f"{digest}/rows.jsonl"
+    assert stored(server, tmp_path)["rows.jsonl"].read_bytes() == content
+
+
+def test_the_answer_to_a_damaged_file_is_a_problem_that_says_what_to_do(server: api.Server, tmp_path: Path) -> None:
+    content = b"rows\n" * 6
+    url = f"{server.url}/api/v1/files/{hashlib.sha256(content).hexdigest()}"
+    where = {"size": len(content), "name": "rows.jsonl"}
+    headers = {"authorization": f"Bearer {server.client._token}"}  # pyright: ignore[reportPrivateUsage]
+
+    def send(part: bytes, offset: int, **more: int) -> httpx2.Response:
+        return httpx2.post(url, content=part, params={**where, **more, "offset": offset}, headers=headers)
+
+    assert send(content[:-1] + b"x", 0).status_code == 422
+    assert send(content[:10], 0).json() == {"offset": 10, "complete": False}
+    cut = send(content[10:-1], 10)  # a part that lost its end is no mistake yet
+    assert cut.json() == {"offset": len(content) - 1, "complete": False}
+    refused = send(b"x", len(content) - 1)
+    assert refused.headers["content-type"] == "application/problem+json"
+    found = refused.json()
+    assert (refused.status_code, found["error"], found["exit_code"]) == (422, "DigestDiffers", 2)
+    assert "send the file again from its beginning" in found["detail"]
+    assert httpx2.get(url, params=where, headers=headers).json() == {"offset": 0, "complete": False}
+    # More bytes than the file has, as of an announcement with another size, are dropped too.
+    assert send(content + b"x", 0, size=50).json()["offset"] == len(content) + 1
+    assert httpx2.get(url, params=where, headers=headers).json()["offset"] == 0
+    assert send(content, 0).json() == {"offset": len(content), "complete": True}
+    assert stored(server, tmp_path)["rows.jsonl"].read_bytes() == content
+
+
 def test_what_may_be_stored_is_bounded_and_stays_in_the_persons_folder(tmp_path: Path) -> None:
     files = UploadedFiles(tmp_path, most_bytes=100)
     content = b"x" * 60
