@@ -34,7 +34,7 @@ from orchestrator.study.trial_records import TrialRecord
 from trainer.storage.atomic_files import write_json
 
 _KEPT = "list.json"
-_VERSION = f"{version('prefsweep')}, 3"
+_VERSION = f"{version('prefsweep')}, 4"
 """Summaries of another version are read anew; the number counts their formats within a version."""
 _TIME_RESOLUTION = 0.1
 """Seconds. File systems date a write by the last tick of the kernel's clock."""
@@ -44,9 +44,9 @@ UNREADABLE, ARCHIVED, PREPARING, INTERRUPTED = "unreadable", "archived", "prepar
 def list_sweeps(root: Path, *, with_disk: bool = False) -> dict[str, Any]:
     """Return the sweeps of the runs folder as printed by `list --json`, the newest first.
 
-    Of each: `name`, `state` (unreadable, with the reason in `why`, where its study cannot be opened), `finished` and
-    `planned` trials (None if only time limits it), `states` (trials by state), the best trial, when it began in seconds
-    since 1970.
+    Of each: `name`, `state`, `why` (of an unreadable one why its study cannot be opened; of an interrupted one why its
+    driver ended, "" where it died), `finished` and `planned` trials (None if only time limits it), `states` (trials by
+    state), the best trial, when it began in seconds since 1970.
 
     `with_disk`: also `disk`, the bytes of its folder, and the archived sweeps, whose `why` says where they are; beside
     the sweeps `cache`, the bytes of what they share.
@@ -292,7 +292,7 @@ def _unreadable(folder: SweepFolder, error: OrchestrateError) -> dict[str, Any]:
 
 
 def _summary(folder: SweepFolder) -> dict[str, Any]:
-    trials, enqueued = list[TrialRecord](), 0
+    trials, enqueued, why = list[TrialRecord](), 0, ""
     if not Study.exists(folder):
         spec = load_spec(folder.spec, is_new=False)
         state = PREPARING if lock_holder(folder) else INTERRUPTED
@@ -300,12 +300,13 @@ def _summary(folder: SweepFolder) -> dict[str, Any]:
     else:
         with Study.open(folder, read_only=True) as study, study.at_one_moment():
             spec, state, trials = study.spec, sweep_state(study), study.trials()
+            why = first_line(reason) if state == INTERRUPTED and (reason := study.stop_reason()) else ""
             enqueued, began = sum(each.by_command for each in study.enqueued_trials()), study.spec_history()[0].at
     front, planned = front_of_configurations(trials, spec), planned_trials(spec)
     return {
         "name": spec.name,
         "state": state,
-        "why": "",
+        "why": why,
         "finished": sum(trial.state.is_final for trial in trials),
         "states": dict(sorted(Counter(trial.state.value for trial in trials).items())),
         "planned": None if planned is None else max(planned + enqueued, len(trials)),

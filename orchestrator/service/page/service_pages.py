@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -12,11 +12,12 @@ from markupsafe import Markup
 from dashboards.analysis.comparison import compare_sweeps
 from dashboards.report.comparison_page import comparison_panels
 from dashboards.report.figures import as_script
-from orchestrator.folders import existing_sweep, known_sweeps
+from orchestrator.folders import existing_sweep
 from orchestrator.report_data import load_sweep_frame
 from orchestrator.service.access_tokens import FailedLogins, LoginSessions, Role
 from orchestrator.service.page.api_calls import ApiCalls
-from orchestrator.service.page.list_page import Diagnoses, list_pages
+from orchestrator.service.page.list_page import list_pages
+from orchestrator.service.page.listed_sweeps import Diagnoses, ListFilter, listed_sweeps
 from orchestrator.service.page.new_page import editor_routes, new_pages
 from orchestrator.service.page.page_rendering import PageRoute, render, static_routes
 from orchestrator.service.page.sweep_pages import live_routes, sweep_pages
@@ -60,7 +61,7 @@ class ServicePages:
             sweep_pages(context, views, api),
             editor_routes(context, api),
             new_pages(context, api),
-            _compare_pages(context.root),
+            _compare_pages(context, self._diagnoses),
         )
 
     def add_to(self, app: FastAPI) -> None:
@@ -74,46 +75,45 @@ class ServicePages:
         self._diagnoses.close()
 
 
-def _compare_pages(root: Path) -> APIRouter:
+def _compare_pages(context: ServiceContext, diagnoses: Diagnoses) -> APIRouter:
+    root = context.root
     pages = APIRouter(route_class=PageRoute, include_in_schema=False)
 
     @pages.get("/compare")
-    def compare(request: Request) -> Response:
-        """Answer with the comparison of the sweeps in the query, or with their choice."""
+    def compare(request: Request, q: str = "", state: str = "", owner: str = "", page: int = 0) -> Response:
+        """Answer with the comparison of the sweeps in the query, or with their choice.
+
+        `page`: of the filtered sweeps to choose from; with it those chosen so far are not compared yet.
+        """
         require(request, Role.VIEWER)
         asked = list(dict.fromkeys(parse_qs(request.url.query, max_num_fields=200).get("name", [])))
         folders = [existing_sweep(root, name) for name in asked[:_MOST_COMPARED]]
-        names = list(dict.fromkeys([*asked, *known_sweeps(root)]))
+        wanted = ListFilter(q, state, owner, page=page)
+        others = [row for row in listed_sweeps(context, diagnoses) if row.has_begun and row.name not in asked]
+        shown: dict[str, Any] = {
+            "title": "Compare",
+            "description": "",
+            "wanted": wanted,
+            "listed": wanted.apply(others),
+            "chosen": asked,
+            "problem": "",
+            "panels": [],
+            "figures": Markup("{}"),
+        }
         if len(folders) < 2 or len(asked) > _MOST_COMPARED:
-            problem = f"Choose two to {_MOST_COMPARED} sweeps."
+            shown["problem"] = f"Choose two to {_MOST_COMPARED} sweeps."
         elif unbegun := [folder.name for folder in folders if not Study.exists(folder)]:
-            problem = f"No trial has started yet: {', '.join(unbegun)}."
-        else:
+            shown["problem"] = f"No trial has started yet: {', '.join(unbegun)}."
+        elif not page:
             found = compare_sweeps([load_sweep_frame(folder) for folder in folders])
-            shown, description = comparison_panels(found)
-            drawn = [draw_panel(panel) for panel in shown]
+            compared, shown["description"] = comparison_panels(found)
+            drawn = [draw_panel(panel) for panel in compared]
             figures = {key: figure for panel in drawn for key, figure in panel.figures.items()}
-            return render(
-                request,
-                "compare.html.j2",
-                title=" · ".join(asked),
-                description=description,
-                names=names,
-                chosen=asked,
-                problem="",
-                panels=[(panel, Markup(panel.html)) for panel in drawn],
-                figures=Markup(as_script(figures)),
-            )
-        return render(
-            request,
-            "compare.html.j2",
-            title="Compare",
-            description="",
-            names=names,
-            chosen=asked,
-            problem=problem,
-            panels=[],
-            figures=Markup("{}"),
-        )
+            shown |= {
+                "title": " · ".join(asked),
+                "panels": [(panel, Markup(panel.html)) for panel in drawn],
+                "figures": Markup(as_script(figures)),
+            }
+        return render(request, "compare.html.j2", **shown)
 
     return pages

@@ -21,6 +21,7 @@ from orchestrator.folders import SweepFolder
 from orchestrator.service.access_tokens import Person
 from orchestrator.service.page.action_subjects import Subject
 from orchestrator.service.page.api_calls import ApiCalls
+from orchestrator.service.page.sweep_views import shown_state
 from orchestrator.study.budget_changes import SETTABLE
 from orchestrator.study.trial_records import TrialState
 
@@ -355,6 +356,6 @@ def find_action(subject: Subject, key: str) -> Action:
     if found is None:
         trial = subject.trial
         what = subject.name if trial is None else f"trial {trial.label} of {subject.name}"
-        state = subject.state if trial is None else trial.state_label.lower()
+        state = subject.state if trial is None or subject.frame is None else shown_state(subject.frame, trial)
         raise HTTPException(HTTPStatus.CONFLICT, f"{what} is {state}: there is nothing to {key}")
     return found

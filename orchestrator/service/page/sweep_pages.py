@@ -36,7 +36,6 @@ from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.page_rendering import PageRoute, add_notices, form_of, render
 from orchestrator.service.page.sweep_actions import Action, actions_for, find_action
 from orchestrator.service.page.sweep_views import (
-    HIDEABLE,
     SORTS,
     DrawnPanel,
     Shown,
@@ -44,6 +43,7 @@ from orchestrator.service.page.sweep_views import (
     draw_panel,
     filter_values,
     shown_state,
+    state_counts,
 )
 from orchestrator.service.request_guard import require
 from orchestrator.service.service_context import ServiceContext
@@ -108,7 +108,7 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
             figures=Markup(as_script(figures)),
             actions=actions_for(api, of, person),
             filters=[] if of.frame is None else filter_values(of.frame),
-            hideable=HIDEABLE,
+            states={} if of.frame is None else state_counts(of.frame),
             sorts=list(SORTS),
             tracking=tracking(of),
             output=output,
@@ -236,7 +236,9 @@ def live_routes(root: Path, views: SweepViews) -> APIRouter:
         drawn = views.panels(view, Shown.of_query(query))
         again = view.stamp != views.stamp(name)
         rest = max(views.rest_seconds(name), _LEAST_REST if again else 0.0)
-        return _changed(query, drawn, {"state": view.state, "again": again, "rest": round(rest, 3)})
+        states = {} if view.frame is None else state_counts(view.frame)
+        head = {"state": view.state, "states": states, "again": again, "rest": round(rest, 3)}
+        return _changed(query, drawn, head)
 
     @routes.get("/sweeps/{name}/trials/{number}/panels")
     def trial_panels(request: Request, name: str, number: int) -> Response:

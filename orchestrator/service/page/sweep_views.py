@@ -9,7 +9,7 @@ import hashlib
 import json
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -48,7 +48,8 @@ _FILTERED = (
     response_quality.collapse_panel,
 )
 """Panels that draw the trials that the reader's filters leave; the others are about the whole sweep."""
-HIDEABLE = ("pruned", "diverged", "failed", "running")
+TRIAL_STATES = ("complete", "running", "interrupted", "paused", "pruned", "diverged", "failed")
+"""States of trials as pages show them (`shown_state`); each trial has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Shown:
     """What a reader of a sweep wants to see: the trials in the charts, those selected, and the order of the table."""
 
     hide: frozenset[str] = frozenset()
-    """Of HIDEABLE."""
+    """Of TRIAL_STATES."""
     best: int | None = None
     """So many of the best complete trials."""
     only: str = ""
@@ -70,7 +71,7 @@ class Shown:
         """Return what the query of a URL asks for; what it has of other values is left out."""
         best = next(iter(query.get("best", [])), "")
         return cls(
-            frozenset(HIDEABLE) & frozenset(query.get("hide", [])),
+            frozenset(TRIAL_STATES) & frozenset(query.get("hide", [])),
             int(best) if best.isdecimal() and 0 < int(best) < 10_000 else None,
             next(iter(query.get("only", [])), "")[:300],
             frozenset([label for label in query.get("select", []) if label][:_MOST_SELECTED]),
@@ -79,7 +80,7 @@ class Shown:
 
     def narrowed(self, frame: SweepFrame) -> SweepFrame:
         """Return the frame with the trials that its charts show."""
-        kept = [trial for trial in frame.trials if trial.state_label.lower() not in self.hide]
+        kept = [trial for trial in frame.trials if shown_state(frame, trial) not in self.hide]
         if self.only:
             kept = [trial for trial in kept if self.only in settings_of(frame, trial)]
         if self.best is not None:
@@ -101,6 +102,12 @@ def shown_state(frame: SweepFrame, trial: TrialFrame) -> str:
     return "interrupted" if is_idle else trial.state_label.lower()
 
 
+def state_counts(frame: SweepFrame) -> dict[str, int]:
+    """Return how many trials of the sweep's table are in each of TRIAL_STATES."""
+    counts = Counter(shown_state(frame, trial) for trial in frame.trials)
+    return {word: counts[word] for word in TRIAL_STATES}
+
+
 def _by_rank(frame: SweepFrame) -> Callable[[TrialFrame], Any]:
     ranks = {trial.number: rank for rank, trial in enumerate(frame.ranked)}
 
@@ -114,7 +121,7 @@ def _by_rank(frame: SweepFrame) -> Callable[[TrialFrame], Any]:
 SORTS: Mapping[str, Callable[[SweepFrame], Callable[[TrialFrame], Any]]] = {
     "best": _by_rank,
     "number": lambda _: lambda trial: trial.number,
-    "state": lambda _: lambda trial: (trial.state_label, trial.number),
+    "state": lambda frame: lambda trial: (shown_state(frame, trial), trial.number),
     "newest": lambda _: lambda trial: -trial.number,
 }
 

@@ -18,9 +18,19 @@
     if (focus) [...next.querySelectorAll("a, button, input")].find((each) => keyOf(each) === focus)?.focus({ preventScroll: true });
   };
 
+  // The filters' counts; what the reader chose stays, and a list that is open too.
+  const count = (next) => {
+    const select = document.querySelector(`#filters select[name="${next.name}"]`);
+    if (!select || select === document.activeElement) return;
+    const chosen = select.value;
+    select.replaceChildren(...next.children);
+    select.value = chosen;
+  };
+
   const show = (html) => {
     const found = new DOMParser().parseFromString(html, "text/html");
     for (const id of PARTS) replace(document.getElementById(id), found.getElementById(id));
+    for (const next of found.querySelectorAll("#filters select")) count(next);
   };
 
   const refresh = async () => {

@@ -129,6 +129,11 @@
       link.textContent = section.querySelector("h2").textContent;
       return link;
     });
+    for (const [word, count] of Object.entries(found.states ?? {})) {
+      const shown = document.querySelector(`[data-state="${word}"]`);
+      shown.textContent = count;
+      shown.parentElement.hidden = !count && !shown.parentElement.querySelector("input").checked;
+    }
     const nav = document.getElementById("sections");
     if (nav.textContent !== links.map((link) => link.textContent).join("")) nav.replaceChildren(...links);
     const state = document.getElementById("state");

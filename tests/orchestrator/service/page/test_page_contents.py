@@ -12,16 +12,17 @@ from orchestrator.commands.budget_control import set_budget
 from orchestrator.errors import JUDGING
 from orchestrator.folders import SweepFolder, sweep_lock
 from orchestrator.service.http_app import Service
-from orchestrator.service.page import sweep_views
+from orchestrator.service.page import listed_sweeps, sweep_views
 from orchestrator.service.request_guard import COOKIE
-from orchestrator.service.sweep_queue import QueueState
+from orchestrator.service.sweep_queue import MOST_DEATHS, QueueState
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.requirements import Requirement
 from orchestrator.spec.sweep_spec import Finalists
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import Trial
-from tests.support.scripted_sweep import PRUNED, Script, make_spec, run_sweep
+from orchestrator.study.trial_records import STOPPING, Trial
+from tests.support.metrics import COMPLETE
+from tests.support.scripted_sweep import DIVERGED, FAILED, PRUNED, Script, make_spec, run_sweep
 from tests.support.service_caller import Caller
 from trainer.metrics import CHOSEN
 
@@ -121,6 +122,107 @@ def test_a_sweep_whose_driver_refused_it_shows_the_output_and_can_be_removed(rea
     assert "It has not begun" in reader.text("/sweeps/a/actions/delete")
     assert "a is out of the queue&#39;s records" in reader.post("/sweeps/a/actions/delete")
     assert "no sweep named" in reader.page("/sweeps/a", 404)
+
+
+def test_only_a_fault_stands_in_the_red_box(reader: Reader) -> None:
+    queue = reader.service.queue
+    for name, state, why in (
+        ("stopped", QueueState.STOPPED, "stopped: too slow (by ann through the service)"),
+        ("spent", QueueState.FINISHED, "out of budget: 2 hours"),
+        ("refused", QueueState.FAILED, "no such data"),
+    ):
+        ran(reader, name, 2, Script(outcome=None))
+        queue.adopt(name, owner="ann", gpus=0)
+        queue.begin_launch(name, "boot")
+        if name == "stopped":  # after a driver that died and was followed by another
+            assert queue.record_death(name, 1, "the driver was killed", MOST_DEATHS).has_fault
+            queue.begin_launch(name, "boot")
+        queue.end(name, state, why)
+    ran(reader, "lost", 2, Script(outcome=None))
+    queue.adopt("lost", owner="ann", gpus=0)
+    for launch in range(1, MOST_DEATHS + 2):
+        queue.begin_launch("lost", "boot")
+        queue.record_death("lost", launch, "the driver was killed", MOST_DEATHS)
+    boxes = {
+        name: 'class="problem"' in reader.page(f"/sweeps/{name}") for name in ("stopped", "spent", "refused", "lost")
+    }
+    assert boxes == {"stopped": False, "spent": False, "refused": True, "lost": True}
+    assert "too slow (by ann through the service)" in reader.text("/sweeps/stopped")
+    wrong = dict(re.findall(r'href="/sweeps/(\w+)">.*?<span class="wrong \w+">([^<]*)<', reader.page("/"), re.DOTALL))
+    assert "stopped" not in wrong
+    assert (wrong["refused"], wrong["lost"]) == ("was refused", "drivers died")
+
+
+def test_a_sweep_that_a_command_stopped_is_no_fault_and_one_whose_driver_died_is(reader: Reader) -> None:
+    for name in ("stopped", "died"):
+        folder = ran(reader, name, 1, Script(outcome=None, samples=None))
+        with Study.open(folder) as study:
+            study.start_driving()
+            if name == "stopped":
+                study.add_event(STOPPING, "stopped: enough (by ann on gpu1)")
+    rows = dict(
+        re.findall(r'class="name" href="/sweeps/(\w+)">(.*?)</tr>', reader.page("/?state=interrupted"), re.DOTALL)
+    )
+    assert "was interrupted" in rows["died"]
+    assert "was interrupted" not in rows["stopped"]
+    assert "enough (by ann on gpu1)" in rows["stopped"]
+
+
+def test_each_sweep_and_each_trial_is_in_one_state_of_the_filters(reader: Reader) -> None:
+    outcomes = {0: COMPLETE, 1: PRUNED, 2: DIVERGED, 3: FAILED}
+    run_sweep(reader.root, make_spec("a"), lambda t: Script(outcome=outcomes.get(t.number)), trials=6)
+    ran(reader, "b")
+    submitted(reader, "c", "d")
+    reader.service.queue.begin_launch("c", "boot")
+
+    def hideable() -> dict[str, str]:
+        return dict(re.findall(r'data-state="(\w+)">(\d+)<', reader.page("/sweeps/a")))
+
+    assert {word: count for word, count in hideable().items() if count != "0"} == {
+        "complete": "1", "pruned": "1", "diverged": "1", "failed": "1", "interrupted": "2",
+    }  # fmt: skip
+    shown = json.loads(reader.page("/sweeps/a/panels?hide=running"))
+    assert shown["states"] == {word: int(count) for word, count in hideable().items()}
+    table = next(panel["html"] for panel in shown["panels"] if panel["key"] == "live")
+    assert table.count('class="state interrupted"') == 2, "an interrupted trial does not run"
+    hidden = json.loads(reader.page("/sweeps/a/panels?hide=interrupted"))
+    assert "2 trials hidden by the filters" in next(p["html"] for p in hidden["panels"] if p["key"] == "live")
+    with sweep_lock(SweepFolder(reader.root, "a")):
+        assert "there is nothing to retry" in reader.text("/sweeps/a/trials/4/actions/retry", 409)
+
+    def states(query: str = "") -> list[str]:
+        select = reader.page(f"/{query}").partition('name="state"')[2].partition("</select>")[0]
+        return re.findall(r"<option[^>]*>(\w+ \(\d+\))", select)
+
+    assert states() == ["finished (1)", "interrupted (1)", "starting (1)", "waiting (1)"]
+    assert states("?q=a&state=waiting") == ["finished (0)", "interrupted (1)", "starting (0)", "waiting (0)"]
+    assert states("list?owner=ann") == ["finished (0)", "interrupted (0)", "starting (1)", "waiting (1)"]
+    assert "2 sweeps" not in reader.text("/?state=starting")
+    assert re.findall(r'class="name" href="/sweeps/(\w)"', reader.page("/?state=starting")) == ["c"]
+
+
+def test_sweeps_to_compare_are_found_among_many_and_stay_chosen(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listed_sweeps, "_ON_A_PAGE", 3)
+    for number in range(4):
+        ran(reader, f"a{number}", 12 if number < 2 else 1)
+    ran(reader, "b")
+    submitted(reader, "waits")
+
+    def choices(query: str, which: str) -> list[str]:
+        part = reader.page(f"/compare{query}").partition(f'id="{which}"')[2].partition("</div>")[0]
+        return re.findall(r'name="name" value="(\w+)"', part)
+
+    assert choices("", "others") == ["b", "a3", "a2"], "the newest first, without one that has not begun"
+    assert choices("?page=2", "others") == ["a1", "a0"]
+    assert "page 1 of 2, 5 sweeps" in reader.text("/compare")
+    assert choices("?q=B", "others") == ["b"]
+    assert choices("?state=interrupted", "others") == ["a3", "a2"]
+    query = "?name=a0&name=a1&q=b&page=1"
+    assert (choices(query, "chosen"), choices(query, "others")) == (["a0", "a1"], ["b"])
+    assert 'id="ranking"' not in reader.page(f"/compare{query}"), "they are still being chosen"
+    assert 'id="ranking"' in reader.page("/compare?name=a0&name=a1&q=b")
 
 
 def test_a_finished_sweep_is_resumed_after_its_budget_grew(reader: Reader) -> None:
