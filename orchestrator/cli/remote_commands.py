@@ -204,7 +204,7 @@ def judge_sweep(
 
 
 def print_status(found: Mapping[str, Any]) -> None:
-    """Print the status of a service's sweep, with its place in the queue."""
+    """Print the status of a service's sweep, with its place in the queue and its judge."""
     from dashboards.terminal.command_output import print_status as print_study
 
     if "goal" in found:
@@ -228,3 +228,5 @@ def program() -> str:
     root = click.get_current_context().find_root()
     is_option = root.get_parameter_source("server") is click.core.ParameterSource.COMMANDLINE
     return f"orchestrate --server {root.obj}" if is_option else "orchestrate"
+    if (judging := found.get("judging")) is not None:
+        click.echo(f"judge: {judging['state']}{': ' if judging['why'] else ''}{judging['why']}")

@@ -25,7 +25,7 @@ _READ_BYTES = 1 << 20
 
 
 class SweepSource:
-    """One sweep: `state`, `queue`, `history`, `trials` that changed, `metrics` that were added."""
+    """One sweep: `state`, `queue`, `judging`, `history`, `trials` that changed, `metrics` that were added."""
 
     def __init__(self, context: ServiceContext, name: str) -> None:
         """Raises NoSuchSweep."""
@@ -41,6 +41,7 @@ class SweepSource:
         self._steps: dict[int, int] = {}
         self._state: dict[str, Any] = {}
         self._queue: dict[str, Any] | None = None
+        self._judging: dict[str, Any] | None = None
 
     def close(self) -> None:
         """Close the study."""
@@ -48,9 +49,16 @@ class SweepSource:
             self._reader.dispose()
 
     def snapshot(self) -> Any:
-        """Return the state, the row of the queue, the number of the last event and the last step of each trial."""
+        """Return state, row of the queue and judge, the number of the last event and the last step of each trial."""
         steps = {str(number): step for number, step in self._steps.items()}
-        return {"name": self._name, **self._state, "queue": self._queue, "seq": self._seq, "steps": steps}
+        return {
+            "name": self._name,
+            **self._state,
+            "queue": self._queue,
+            "judging": self._judging,
+            "seq": self._seq,
+            "steps": steps,
+        }
 
     def read(self) -> Sequence[Message]:
         """Return what is new; nothing is read from a study whose files have not changed."""
@@ -61,6 +69,10 @@ class SweepSource:
         if queue != self._queue:
             self._queue = queue
             messages.append(("queue", queue))
+        judging = self._context.judging(self._name)
+        if judging != self._judging:
+            self._judging = judging
+            messages.append(("judging", judging))
         looked, holder = time.time(), lock_holder(self._folder)
         files = file_stamp(self._folder)
         stamp = None if files is None else (files, holder)

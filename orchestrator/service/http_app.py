@@ -33,11 +33,11 @@ from orchestrator.service.routes.event_routes import event_routes
 from orchestrator.service.routes.file_routes import file_routes
 from orchestrator.service.routes.report_routes import report_routes
 from orchestrator.service.routes.service_routes import service_routes
+from orchestrator.service.routes.sweep_routes import sweep_routes
 from orchestrator.service.routes.trial_routes import trial_routes
 from orchestrator.service.routes.verb_routes import verb_routes
 from orchestrator.service.service_context import ListEntries, ServiceContext
 from orchestrator.service.submissions import Submissions
-from orchestrator.service.sweep_routes import sweep_routes
 
 _logger = logging.getLogger(__name__)
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")

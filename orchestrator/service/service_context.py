@@ -29,6 +29,7 @@ from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.service.access_tokens import Person, Role
 from orchestrator.service.hosting.mlflow_server import MlflowServer
+from orchestrator.service.judge_processes import judging
 from orchestrator.service.request_guard import require
 from orchestrator.service.service_measures import Measures
 from orchestrator.service.submissions import Submissions
@@ -126,8 +127,13 @@ class ServiceContext:
         folder = existing_sweep(self.root, name)
         return load_spec_text(folder.spec.read_text(encoding="utf-8"), folder.path, is_new=False)
 
+    def judging(self, name: str) -> dict[str, Any] | None:
+        """Return the judge that this service started where it runs or has failed: `state`, `since`, and `why`."""
+        found = judging(SweepFolder(self.root, name))
+        return None if found is None else as_json(found.as_json())
+
     def status(self, name: str) -> dict[str, Any]:
-        """Return a sweep as `status --json`, with its row of the queue as `queue`. Raises NoSuchSweep."""
+        """Return a sweep as `status --json`, with its row of the queue and `judging` beside it. Raises NoSuchSweep."""
         sweep, found = self.queued(name), dict[str, Any]()
         is_here, archived = name in known_sweeps(self.root), find_record(self.root, name)
         if not is_here and archived is not None and (sweep is None or sweep.state.has_ended):
@@ -136,7 +142,7 @@ class ServiceContext:
             found = {"name": name, "state": sweep.state.value, "why": sweep.why, "trials": []}
         else:
             found = status(name, self.root)
-        return as_json(found) | {"queue": queue_json(sweep)}
+        return as_json(found) | {"queue": queue_json(sweep), "judging": self.judging(name)}
 
     def listed(self) -> list[ListEntry]:
         """Return an entry for each sweep that has begun, waits or was archived, by name."""

@@ -10,6 +10,7 @@ from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.formatting import format_duration, format_hours
 from orchestrator.errors import JUDGING
 from orchestrator.folders import SweepFolder, disk_usage, lock_holder
+from orchestrator.service.judge_processes import FAILED, RUNNING, Judging, judging
 from orchestrator.service.service_context import ServiceContext
 from orchestrator.service.sweep_queue import QueuedSweep, QueueState
 from orchestrator.spec.estimates.disk_space import format_bytes
@@ -40,8 +41,21 @@ class Subject:
 
     @property
     def is_judged(self) -> bool:
-        """Whether its answers are being judged."""
+        """Whether its answers are being judged, by a judge of the service or of a command."""
+        if (found := self.judging) is not None and found.state == RUNNING:
+            return True
         return (lock_holder(SweepFolder(self.context.root, self.name)) or "").endswith(JUDGING)
+
+    @property
+    def judging(self) -> Judging | None:
+        """The judge that the service started, where it runs or has failed."""
+        return judging(SweepFolder(self.context.root, self.name))
+
+    @property
+    def judge_failure(self) -> str:
+        """The last words of a judge that failed, until another one begins or succeeds; "" for none."""
+        found = self.judging
+        return "" if found is None or found.state != FAILED else found.why or "it wrote nothing"
 
     @property
     def url(self) -> str:

@@ -113,6 +113,7 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
             tracking=tracking(of),
             output=output,
             is_judged=of.is_judged,
+            judge_failed=of.judge_failure,
             place=_place(context, name) if of.is_waiting else "",
             has_file=bool(drawn) or (of.queued is not None and bool(of.queued.spec)),
         )

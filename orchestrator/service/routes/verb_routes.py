@@ -5,9 +5,7 @@ Each calls the function of the command of that name, for the person who asks.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -34,6 +32,7 @@ from orchestrator.execution.slots import machine_gpus, plan_slots
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, lock_holder
 from orchestrator.service.access_tokens import Person
 from orchestrator.service.driver_supervisor import interrupt_driver, interrupt_judge
+from orchestrator.service.judge_processes import begin_judging, interrupt_starting_judge
 from orchestrator.service.routes.trial_routes import Trial
 from orchestrator.service.service_context import (
     HIGHEST_PRIORITY,
@@ -149,7 +148,8 @@ def verb_routes(context: ServiceContext) -> APIRouter:
         if driven is not None and not has_begun and interrupt_driver(root, driven):
             queue.record_stop(name, f"stopped while it was starting: {reason(person, body.why, 'stopped')}")
             return {"name": name, "notices": [f"{name} is stopped while it was starting; resume begins it again"]}
-        if not body.abandon and name in known_sweeps(root) and interrupt_judge(root, name):
+        is_judge = not body.abandon and name in known_sweeps(root)
+        if is_judge and (interrupt_judge(root, name) or interrupt_starting_judge(folder)):
             queue.record_stop(name, f"judging ended: {reason(person, body.why, 'stopped')}")
             return {"name": name, "notices": [f"judging {name} ends; what is judged stays, and judge continues it"]}
         if not body.abandon:
@@ -348,17 +348,8 @@ def _begin_judging(context: ServiceContext, name: str, body: Judging) -> subproc
             raise CostNotConfirmed(
                 f"judge.endpoint: {config.endpoint.model} may cost money; confirm it with `confirm_cost`"
             )
-    folder.log.parent.mkdir(parents=True, exist_ok=True)
     options = [part for one in overrides for part in ("--set", one)] + (["--yes"] if body.confirm_cost else [])
-    with folder.log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", "judge", *options, "--", name],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env=os.environ | {"ORCHESTRATE_HOME": str(context.root)},
-        )
+    return begin_judging(folder, options)
 
 
 def _check_has_ended(context: ServiceContext, name: str) -> None:

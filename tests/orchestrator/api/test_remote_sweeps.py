@@ -75,7 +75,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 def test_a_services_sweep_answers_as_the_sweep_here(finished: Served, tmp_path: Path) -> None:
     here, there = api.open_sweep("s", finished.root), finished.server.open_sweep("s")
-    assert there.status() == {**here.status(), "queue": None}
+    assert there.status() == {**here.status(), "queue": None, "judging": None}
     assert there.history() == here.history()
     assert there.best() == here.best()
     assert there.suggest() == here.suggest()
@@ -101,7 +101,7 @@ def test_commands_with_a_server_print_what_they_print_there(finished: Served, tm
         ("compare", "s", "other", "--json"), ("compare", "s", "other"),
     ):  # fmt: skip
         there, here = finished.command(*arguments)[0], called(finished.root, *arguments)[0]
-        assert there.replace(',\n  "queue": null', "") == here, arguments
+        assert there.replace(',\n  "queue": null,\n  "judging": null', "") == here, arguments
     assert finished.command("attach", "s")[0] == called(finished.root, "attach", "s")[0]
     assert finished.command("status", "s")[0] == called(finished.root, "status", "s")[0]
     assert finished.url in finished.command("list")[0]

@@ -92,7 +92,7 @@ def test_lists_come_in_pages(caller: Caller) -> None:
 
 def test_a_sweep_of_a_command_is_shown_as_the_command_does(caller: Caller) -> None:
     begin("s")
-    assert caller.call("GET", "/sweeps/s", Role.VIEWER) == {**status("s", root()), "queue": None}
+    assert caller.call("GET", "/sweeps/s", Role.VIEWER) == {**status("s", root()), "queue": None, "judging": None}
     assert caller.call("GET", "/sweeps/s/history", Role.VIEWER)["events"][0]["kind"] == "created"
     refused = caller.call("POST", "/sweeps/s/pause", Role.OPERATOR, code=409, json={})
     assert refused["detail"].startswith("s is not running")

@@ -1,10 +1,14 @@
 """What the API changes: each as the command does it, once for each key, with its person in the history."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -280,3 +284,61 @@ def test_judging_is_checked_first_and_then_runs_as_the_command(caller: Caller) -
     log = SweepFolder(root(), "b").log
     wait_until(lambda: log.is_file() and log.read_text())
     assert log.read_text() == "no trial of b has completed yet: there is nothing to judge\n"
+    wait_until(lambda: caller.get("/sweeps/b")["judging"]["state"] != "running")
+    assert caller.get("/sweeps/b")["judging"]["why"] == "no trial of b has completed yet: there is nothing to judge"
+
+
+def test_a_judge_that_fails_is_shown_until_another_begins_or_succeeds(
+    caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, fifo, program = ended(), tmp_path / "fifo", tmp_path / "judge"
+    os.mkfifo(fifo)
+    program.write_text(f"#!/bin/sh\necho trial 0\nread code < {fifo}\necho no credit, $code >&2\nexit $code\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(judge_processes.sys, "executable", str(program))
+
+    def judging() -> dict[str, Any]:
+        return caller.get("/sweeps/a")["judging"] or {"state": ""}
+
+    def begin_judge() -> None:
+        caller.post("/sweeps/a/judge", code=202, top=1)
+        assert judging()["state"] == "running"
+
+    def judge(code: int) -> dict[str, Any]:
+        begin_judge()
+        assert caller.post("/sweeps/a/judge", code=409)["detail"] == "a is being judged already"
+        fifo.write_text(f"{code}\n")  # which waits for the judge
+        wait_until(lambda: judging()["state"] != "running")
+        return judging()
+
+    assert judging() == {"state": ""}
+    failed = judge(5)
+    assert (failed["state"], failed["why"]) == ("failed", "trial 0\nno credit, 5")
+    folder.log.write_text(folder.log.read_text() + "of a driver\n")
+    assert judging() == failed, "its own words"
+    assert judge(0) == {"state": ""}, "it succeeded"
+    judge(137)
+    assert judging()["why"] == "trial 0\nno credit, 137\nthe judge was ended by signal 9"
+    assert judge(130) == {"state": ""}, "it was stopped"
+
+    begin_judge()
+    group = folder.path / "judge" / "process.began"
+    wait_until(lambda: group.is_file() and group.read_text())
+    os.killpg(int(group.read_text()), signal.SIGKILL)
+    wait_until(lambda: judging()["state"] == "failed")
+    assert judging()["why"] == "the judge was killed"
+    results = folder.path / "judge" / "judge.json"
+    results.write_text("{}")  # of a judge that a command began
+    os.utime(results, (time.time() + 9, time.time() + 9))
+    assert judging() == {"state": ""}
+
+
+def test_a_judge_is_stopped_while_it_starts(caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, program = ended(), tmp_path / "judge"
+    program.write_text("#!/bin/sh\ntrap 'exit 130' INT\necho starts\nwhile :; do sleep 0.1; done\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(judge_processes.sys, "executable", str(program))
+    caller.post("/sweeps/a/judge", code=202)
+    wait_until(lambda: folder.log.is_file() and "starts" in folder.log.read_text())
+    assert caller.post("/sweeps/a/stop")["notices"][0].startswith("judging a ends")
+    wait_until(lambda: caller.get("/sweeps/a")["judging"] is None)

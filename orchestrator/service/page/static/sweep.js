@@ -168,6 +168,7 @@
     const isBegun = panels.tagName !== "SECTION";
     const news = (event) => { if (concerns(event.data)) soon(); };
     for (const kind of ["state", "queue", "history"]) events.addEventListener(kind, isBegun ? news : () => location.reload());
+    if (!panels.dataset.trial) events.addEventListener("judging", () => location.reload()); // other buttons apply now
     for (const kind of ["reload", "trials", "metrics"]) if (isBegun) events.addEventListener(kind, news);
     events.addEventListener("gone", () => { events.close(); location.assign("/"); });
     events.addEventListener("error", () => { // refused, after which a browser does not try again by itself

@@ -11,7 +11,10 @@ from starlette.testclient import TestClient
 from orchestrator.commands.budget_control import set_budget
 from orchestrator.errors import JUDGING
 from orchestrator.folders import SweepFolder, sweep_lock
+from orchestrator.service import judge_processes
+from orchestrator.service.event_sources import SweepSource
 from orchestrator.service.http_app import Service
+from orchestrator.service.judge_processes import begin_judging
 from orchestrator.service.page import listed_sweeps, sweep_views
 from orchestrator.service.request_guard import COOKIE
 from orchestrator.service.sweep_queue import MOST_DEATHS, QueueState
@@ -252,6 +255,24 @@ def test_a_sweep_that_is_judged_offers_to_end_that(reader: Reader) -> None:
         assert "its answers are being judged" in reader.text("/sweeps/a")
         assert reader.buttons("a") == ["Stop", "Budget", "Add a trial", "Copy", "Follow-up"]
         assert "Its judge ends" in reader.text("/sweeps/a/actions/stop")
+
+
+def test_a_judge_that_failed_is_on_the_page_and_in_its_events(
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, program = ran(reader, "a"), tmp_path / "judge"
+    source = SweepSource(reader.service.context, "a")
+    source.read()
+    program.write_text("#!/bin/sh\necho '<no> credit'\nexit 5\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(judge_processes.sys, "executable", str(program))
+    begin_judging(folder, []).wait()
+    assert "Judging failed: &lt;no&gt; credit" in reader.text("/sweeps/a")
+    assert "Judge" in reader.buttons("a")
+    events = dict(source.read())
+    assert (events["judging"]["state"], events["judging"]["why"]) == ("failed", "<no> credit")
+    assert not source.read()
+    source.close()
 
 
 def test_a_trial_that_no_driver_trains_is_interrupted_and_none_is_best_without_a_result(reader: Reader) -> None:
