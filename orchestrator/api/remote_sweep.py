@@ -315,12 +315,19 @@ class RemoteSweep(SweepHandle):
         """Change the place of a waiting sweep; larger ones start first."""
         self._client.post(sweep_path(self.name, "priority"), {"priority": priority})
 
-    def resume(self, *, retry_failed: bool = False, why: str = "") -> list[str]:
+    def resume(self, overrides: Settings = (), *, retry_failed: bool = False, why: str = "") -> list[str]:
         """Let the sweep wait for its GPUs again; one that a command began comes into the queue.
 
-        `retry_failed`: try all failed trials again, each with its number.
+        Args:
+            overrides: changes of settings, as of `orchestrator.api.resume`; the service checks them first.
+            retry_failed: try all failed trials again, each with its number.
+            why: reason, for the history.
+
+        Raises:
+            SpecError, SpecChanged, SearchNarrowed: a change is refused, as here; nothing was changed.
         """
-        found = self._client.post(sweep_path(self.name, "resume"), {"retry_failed": retry_failed, "why": why})
+        body = {"retry_failed": retry_failed, "why": why, "overrides": list(as_overrides(overrides))}
+        found = self._client.post(sweep_path(self.name, "resume"), body)
         return [*found.get("notices", ()), f"{self.name} waits in the queue of {self._client.url}"]
 
     def judge(

@@ -84,11 +84,17 @@ def _show_upload(sent: int, size: int) -> None:
 
 
 def resume_sweep(
-    service: Server, sweep: RemoteSweep, *, retry_failed: bool, detach: bool, refused: Mapping[str, object]
+    service: Server,
+    sweep: RemoteSweep,
+    overrides: Sequence[str],
+    *,
+    retry_failed: bool,
+    detach: bool,
+    refused: Mapping[str, object],
 ) -> ExitCode:
     """Let a sweep wait in the service's queue again, and follow it, unless `detach`."""
     refuse_options(refused)
-    for notice in sweep.resume(retry_failed=retry_failed)[:-1]:
+    for notice in sweep.resume(overrides, retry_failed=retry_failed)[:-1]:
         click.echo(wrapped(notice), err=True)
     return _follow_new(sweep, service, detach=detach)
 

@@ -265,10 +265,10 @@ def resume(
     if (service := server()) is not None:
         from orchestrator.cli.remote_commands import resume_sweep as resume_remote
 
-        refused = {"--set": tuple(overrides), "--mirror": mirror, "--no-wait": no_wait, "--address": address}
+        refused = {"--mirror": mirror, "--no-wait": no_wait, "--address": address}
         refused |= {"--machines": machines != 1, "--trust-remote-code": trust_remote_code}
         remote = RemoteSweep(service.client, name)
-        return resume_remote(service, remote, retry_failed=retry_failed, detach=detach, refused=refused)
+        return resume_remote(service, remote, overrides, retry_failed=retry_failed, detach=detach, refused=refused)
     if mirror is None:
         existing_sweep(runs_folder(), name)
     cluster_at = cluster_address(address, machines)

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING
 from orchestrator import folders
 from orchestrator.driver.checkpoint_retention import CheckpointRetention
 from orchestrator.driver.crash_report import free_folder, make_folder, record_crash
-from orchestrator.driver.moved_inputs import check_inputs_exist, check_moved_inputs, follow_folder
 from orchestrator.driver.parent_run import attach_report, end_parent_run, open_sink
 from orchestrator.driver.preflight import (
     check_access,
     check_disk_space,
     check_layers,
     check_mirror_free,
-    check_no_removed_values,
     restore_from_mirror,
 )
+from orchestrator.driver.spec_changes import apply_changes, changed_spec, retry_trials, with_overrides
 from orchestrator.errors import DataError, NameTaken, NoSuchSweep, SpecError, StorageRefused
 from orchestrator.execution.local_cluster import RayDied, local_cluster, worker_environment
 from orchestrator.execution.remote_cluster import ClusterAddress, ClusterError, connect_cluster
@@ -38,16 +37,16 @@ from orchestrator.spec.estimates.arrangement import arranged
 from orchestrator.spec.estimates.cost_estimate import check_share
 from orchestrator.spec.estimates.gpu_layouts import Arrangement
 from orchestrator.spec.estimates.sweep_plan import planned_trials
-from orchestrator.spec.loading.loader import load_spec, load_spec_text
+from orchestrator.spec.loading.file_rights import FileRights
+from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.loading.serialization import dump_spec, sweep_identity
 from orchestrator.spec.pruners import NoPruner
 from orchestrator.spec.requirements import default_requirements
 from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study import budget_changes, sweep_terms
-from orchestrator.study.retried_trials import can_begin_again, never_trained, numbers_text
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
+from orchestrator.study.sweep_terms import spec_differences
 from orchestrator.study.trial_records import STOPPING, RequestKind
 from orchestrator.tracking.tracking_store import settle_tracking_uri
 from trainer.results import clause
@@ -191,7 +190,7 @@ def resume(
     with folders.sweep_lock(folder):
         has_study = Study.exists(folder)
         spec = (
-            _changed_spec(folder, overrides, root, trust_remote_code=trust_remote_code)
+            changed_spec(folder, overrides, root, trust_remote_code=trust_remote_code)
             if has_study
             else load_spec(folder.spec, overrides)
         )
@@ -203,57 +202,43 @@ def resume(
         return _drive(folder, spec, presentation, cluster_at, trust_remote_code, waits)
 
 
-def _changed_spec(folder: SweepFolder, overrides: Sequence[str], root: Path, *, trust_remote_code: bool) -> SweepSpec:
-    """Return the sweep with moved files, requested changes of its budget and these changes; nothing is written."""
-    with Study.open(folder) as study:
-        check_no_removed_values(folder, study.spec)
-        spec = follow_folder(budget_changes.with_requests(study.spec, study.requests()), root)
-        if overrides:
-            spec = load_spec_text(dump_spec(spec), folder.path, overrides, source=str(folder.spec))
-        check_inputs_exist(spec)
-        sweep_terms.allowed_changes(study.spec, spec)  # before contents are compared, which takes a while
-        if overrides:
-            budget_changes.check_not_used_up(study.spec, spec, study.snapshots(), study.usage())
-        check_moved_inputs(folder, study.spec, spec, trust_remote_code=trust_remote_code)
-        return spec
+def change_settings(name: str, root: Path, overrides: Sequence[str], rights: FileRights) -> list[str]:
+    """Change a sweep that no driver runs as `resume` with these overrides does, for its next driver.
+
+    Args:
+        name: the sweep.
+        root: the runs folder.
+        overrides: changes as PATH=VALUE, as of `resume`.
+        rights: what they may name.
+
+    Returns:
+        A sentence for each setting that changed.
+
+    Raises:
+        As `resume`; nothing was changed.
+    """
+    folder = existing_sweep(root, name)
+    with folders.sweep_lock(folder):
+        has_study = Study.exists(folder)
+        if has_study:
+            spec = changed_spec(folder, overrides, root, rights=rights)
+        else:
+            spec = with_overrides(load_spec(folder.spec, is_new=False), overrides, rights)
+        check_access(folder, spec, is_new=not has_study)
+        _check_machine(folder, spec, is_new=not has_study)
+        if has_study:
+            with Study.open(folder) as study:
+                return apply_changes(study, spec)
+        before = load_spec(folder.spec, is_new=False)
+        write_text(folder.spec, dump_spec(spec))
+        return [f"changed {change}" for change in spec_differences(before, spec)]
 
 
 def _apply_changes(folder: SweepFolder, spec: SweepSpec, *, retry_failed: bool) -> None:
     """Retry failed trials where the user asked for it, or where the sweep stopped for their bug; amend the spec."""
     with Study.open(folder) as study:
-        for notice in _retry_failed(study, retry_failed=retry_failed):
+        for notice in (*retry_trials(study, retry_failed=retry_failed), *apply_changes(study, spec)):
             sys.stderr.write(f"{notice}\n")
-        for change in study.amend(spec):
-            sys.stderr.write(f"changed {change}\n")
-        for request in study.requests():
-            if request.kind == RequestKind.SET:
-                study.complete_request(request.seq)
-        if folder.spec.read_text(encoding="utf-8") != dump_spec(spec):
-            write_text(folder.spec, dump_spec(spec))
-
-
-def _retry_failed(study: Study, *, retry_failed: bool) -> list[str]:
-    records = study.trials()
-    numbers = never_trained(records) if retry_failed else study.failed_alike(StopKind.SAME_BUG.value)
-    wanted = [records[number] for number in numbers]
-    if not wanted:
-        return [f"{study.folder.name} has no failed trial to retry"] if retry_failed else []
-    lost = [record for record in wanted if not can_begin_again(record, study.folder)]
-    notices = [
-        f"trial {record.number} is not retried: the checkpoint that it began from was removed after its failure"
-        for record in lost
-    ]
-    again = [record.number for record in wanted if record not in lost]
-    if again:
-        reason = "resume --retry-failed" if retry_failed else "resumed after a stop for the same bug"
-        study.retry_failed(again, reason)
-        why = "" if retry_failed else f" ({study.folder.name} had stopped as they failed alike)"
-        many = "trial" if len(again) == 1 else "trials"
-        notices.append(
-            f"retrying {len(again)} failed {many}: {numbers_text(again)}{clause(why)}; the failures stay in "
-            f"`orchestrate history {study.folder.name}`"
-        )
-    return notices
 
 
 def abandon(name: str, root: Path, reporter: SweepReporter, reason: str, log: Callable[[str], None]) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
+from orchestrator import errors
 from orchestrator.commands.runs_folder.queue_records import SERVICE_FOLDER, UPLOADS_FOLDER
 from orchestrator.errors import ExitCode, OrchestrateError, SpecError, SpecProblem
 from orchestrator.service import LARGEST_MODEL_GB
@@ -60,6 +61,15 @@ class LoadedSweep:
     """The resolved sweep file."""
     gpus: int
     """The fewest GPUs that one trial needs."""
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedSweep:
+    """A sweep whose settings were changed. `spec`: its resolved file, of one that has no folder yet; else ""."""
+
+    spec: str
+    gpus: int
     notices: tuple[str, ...]
 
 
@@ -150,6 +160,21 @@ class Submissions:
         """Return the plan of a sweep file as `orchestrate plan --json` does. Raises as `load`."""
         return self._call(person, ("plan", self._root, self.rights(person, files), text, tuple(overrides), name))
 
+    def change(self, person: Person, name: str, overrides: Sequence[str], waiting: str = "") -> ChangedSweep:
+        """Change a sweep that no driver runs, for its next driver, as `orchestrate resume --set`; else nothing.
+
+        Args:
+            person: who changes it; the changes may name what a submitted file of this person may.
+            name: the sweep.
+            overrides: changes as PATH=VALUE.
+            waiting: the resolved file of a sweep that has no folder yet; it is returned changed.
+
+        Raises:
+            OrchestrateError: as `load`, and as `change_settings`, with its class where that tells what to do.
+        """
+        found = self._call(person, ("change", self._root, self.rights(person), waiting, tuple(overrides), name))
+        return ChangedSweep(**found)
+
     def check_overrides(self, person: Person, overrides: Sequence[str]) -> None:
         """Check what the settings of one trial name, as `enqueue` and `clone` take them. Raises SpecError."""
         rights = self.rights(person)
@@ -227,7 +252,7 @@ class _Loader:
             case "problems":
                 raise SpecError(value)
             case _:
-                raise SubmissionRefused(value, code)
+                raise _error_of(*value, code)
 
     def close(self) -> None:
         """End the process."""
@@ -249,6 +274,16 @@ class _Loader:
         theirs.close()
 
 
+def _error_of(message: str, name: str, code: int) -> OrchestrateError:
+    """Return the error of a loading process: of its own class where `orchestrator.errors` has that."""
+    kind = getattr(errors, name, None)
+    is_known = isinstance(kind, type) and issubclass(kind, OrchestrateError)
+    found: OrchestrateError = kind.__new__(kind) if is_known else SubmissionRefused(message, code)
+    Exception.__init__(found, message)  # its sentence, instead of what the class makes of its arguments
+    found.code = ExitCode(code)
+    return found
+
+
 def _serve(pipe: Connection, most_bytes: int) -> None:
     """Answer tasks until the service ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the service's terminal: the service ends this process
@@ -263,15 +298,15 @@ def _answer(
 ) -> tuple[str, Any, int]:
     """Return "done" and a value, "problems" and all mistakes of the file, or "refused" and a message; an exit code."""
     try:
-        return "done", (_plan if kind == "plan" else _load)(root, rights, text, overrides, name), ExitCode.DONE
+        return "done", _TASKS[kind](root, rights, text, overrides, name), ExitCode.DONE
     except SpecError as error:
         return "problems", error.problems, ExitCode.USER
     except OrchestrateError as error:
-        return "refused", str(error), error.code
+        return "refused", (str(error), type(error).__name__), error.code
     except TrialError as error:
-        return "refused", str(error), ExitCode.USER
+        return "refused", (str(error), ""), ExitCode.USER
     except MemoryError:
-        return "refused", "reading this file and its data takes too much memory", ExitCode.USER
+        return "refused", ("reading this file and its data takes too much memory", ""), ExitCode.USER
 
 
 def _load(
@@ -292,6 +327,37 @@ def _plan(root: Path, rights: FileRights, text: str, overrides: Sequence[str], n
 
     spec, notices = _checked(rights, text, overrides, name)
     return plan_locally(spec, root, notices).as_json()
+
+
+def _change(root: Path, rights: FileRights, text: str, overrides: Sequence[str], name: str | None) -> dict[str, Any]:
+    from orchestrator.driver.run_sweep import change_settings
+    from orchestrator.driver.spec_changes import with_overrides
+    from orchestrator.execution.slots import machine_gpus, plan_slots
+    from orchestrator.folders import SweepFolder
+    from orchestrator.spec.estimates.arrangement import arranged
+    from orchestrator.spec.loading.loader import load_spec, load_spec_text
+    from orchestrator.spec.loading.serialization import dump_spec
+    from orchestrator.study.sweep_terms import spec_differences
+
+    assert name is not None
+    folder = SweepFolder(root, name)
+    if text:
+        before = load_spec_text(text, folder.path, is_new=False)
+        spec = with_overrides(before, overrides, rights)
+        notices = [f"changed {change}" for change in spec_differences(before, spec)]
+    else:
+        notices = change_settings(name, root, overrides, rights)
+        spec = load_spec(folder.spec, is_new=False)
+    chosen, _ = arranged(spec, [machine_gpus()], is_new=False)
+    return {
+        "spec": dump_spec(spec) if text else "",
+        "gpus": plan_slots(chosen).gpus_needed[0],
+        "notices": tuple(notices),
+    }
+
+
+_TASKS = {"load": _load, "plan": _plan, "change": _change}
+"""What a process does, by the first word of its task."""
 
 
 def _checked(rights: FileRights, text: str, overrides: Sequence[str], name: str | None) -> tuple[Any, tuple[str, ...]]:

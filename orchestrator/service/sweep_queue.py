@@ -257,14 +257,17 @@ class SweepQueue:
                 else update(_REQUESTS).where(mine).values(answer=answer)
             )
 
-    def adopt(self, name: str, *, owner: str, gpus: int) -> QueuedSweep:
-        """Let a sweep that a command began wait, to be resumed: its spec is the study's. Raises QueueRefused."""
+    def adopt(self, name: str, *, owner: str, gpus: int, how: str = "") -> QueuedSweep:
+        """Let a sweep that a command began wait, to be resumed: its spec is the study's. Raises QueueRefused.
+
+        `how`: as of `resume`.
+        """
         row = {"name": name, "owner": owner, "priority": 0, "spec": "", "gpus": gpus}
         with self._database.change() as connection:
             if connection.execute(select(_SWEEPS).where(_SWEEPS.c.name == name)).first() is not None:
                 raise QueueRefused(f"{name} is in the queue already")
             _add(connection, row, time.time())
-            record_action(connection, name, "resumed, as a command had begun it", owner)
+            record_action(connection, name, f"resumed{how}, as a command had begun it", owner)
             return _find(connection, name)
 
     def forget(self, name: str) -> None:
@@ -313,16 +316,23 @@ class SweepQueue:
             name, "only waiting sweeps are withdrawn", [QueueState.WAITING], **_ended(QueueState.WITHDRAWN, why)
         )
 
-    def resume(self, name: str) -> QueuedSweep:
-        """Let a sweep that has ended wait again, at the end of its priority. Raises NotQueued, QueueRefused."""
+    def resume(self, name: str, *, how: str = "", spec: str = "", gpus: int | None = None) -> QueuedSweep:
+        """Let a sweep that has ended wait again, at the end of its priority.
+
+        `how`: with which changes, for the history; `spec` and `gpus` replace those of a sweep that was changed.
+
+        Raises:
+            NotQueued, QueueRefused: nothing was changed.
+        """
         with self._database.change() as connection:
             found = _find(connection, name)
             if not found.state.has_ended:
                 raise AlreadyQueued(found)
-            values = {"state": QueueState.WAITING.value, "again": False, "deaths": 0, "why": "", "ended_at": None}
-            values["seq"] = _next_seq(connection)
+            values: dict[str, Any] = {"state": QueueState.WAITING.value, "again": False, "deaths": 0, "why": ""}
+            values |= {"ended_at": None, "seq": _next_seq(connection)}
+            values |= ({"spec": spec} if spec else {}) | ({} if gpus is None else {"gpus": gpus})
             connection.execute(update(_SWEEPS).where(_SWEEPS.c.name == name).values(**values))
-            record_action(connection, name, "resumed")
+            record_action(connection, name, f"resumed{how}")
             return _find(connection, name)
 
     def begin_launch(self, name: str, boot: str) -> QueuedSweep:

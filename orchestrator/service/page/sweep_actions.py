@@ -178,8 +178,16 @@ ACTIONS: tuple[Action, ...] = (
             s.cost_of_one(),
         ],
         "/sweeps/{name}/resume",
-        lambda given: {"body": {"retry_failed": bool(given.get("retry_failed"))}},
-        (Field("retry_failed", "Try all failed trials again, each with its number", "check"),),
+        lambda given: {
+            "body": {
+                "retry_failed": bool(given.get("retry_failed")),
+                "overrides": _settings(given.get("settings", "")),
+            }
+        },
+        (
+            Field("retry_failed", "Try all failed trials again, each with its number", "check"),
+            Field("settings", "Changed settings, one a line", "lines", "optional, for example budget.trials=40"),
+        ),
         _to("withdraw it", "withdraw"),
     ),
     Action(

@@ -65,6 +65,7 @@ class Resumption(Reason):
     """How a sweep is resumed."""
 
     retry_failed: bool = Field(default=False, description="Try all failed trials again, each with its number.")
+    overrides: list[str] = Field(default=[], max_length=200, description="Changes as PATH=VALUE, as of --set.")
 
 
 class Priority(BaseModel):
@@ -187,13 +188,20 @@ def verb_routes(context: ServiceContext) -> APIRouter:
             folder = existing_sweep(root, name)
             if (holder := lock_holder(folder)) is not None:
                 raise SweepHeld(name, holder)
-        notices: list[str] = []
+        notices, changed = list[str](), None
+        if body.overrides:
+            waiting = "" if sweep is None or name in known_sweeps(root) else sweep.spec
+            changed = context.submissions.change(person, name, body.overrides, waiting)
+            notices += as_json(changed.notices) or [f"{name} has these values already: nothing is changed"]
         if body.retry_failed:
             notices += context.control(person, name, lambda: _retry_failed(context, name, body.why))["notices"]
+        how = f" with {', '.join(body.overrides)}" if body.overrides else ""
+        gpus = None if changed is None else changed.gpus
         if sweep is None:
-            sweep = queue.adopt(name, owner=person.name, gpus=_gpus(existing_sweep(root, name)))
+            gpus = _gpus(existing_sweep(root, name)) if gpus is None else gpus
+            sweep = queue.adopt(name, owner=person.name, gpus=gpus, how=how)
         else:
-            sweep = queue.resume(name)
+            sweep = queue.resume(name, how=how, spec="" if changed is None else changed.spec, gpus=gpus)
         return {"name": name, "queue": queue_json(sweep), "notices": notices}
 
     @routes.post("/budget")
@@ -329,7 +337,7 @@ def _begin_judging(context: ServiceContext, name: str, body: Judging) -> subproc
     """Start `orchestrate judge` as a process that outlives the service, after the checks that cost nothing.
 
     Raises:
-        SweepHeld, NoTrialCompleted, SpecError, CostNotConfirmed: it would be refused.
+        SweepHeld, NoTrialCompleted, SpecError, CostNotConfirmed, QueueRefused: it would be refused.
     """
     folder = existing_sweep(context.root, name)
     if (holder := lock_holder(folder)) is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,6 +79,18 @@ class FileRights:
         """Return problem and hint for a name that no folder contains."""
         return f"{given} is outside of the folders that this file may read", self.advice
 
+    def with_names_of(self, spec: SweepSpec) -> FileRights:
+        """Return the rights to change a stored sweep: the files that it names already, and no setting is forbidden.
+
+        `check_forbidden` checks what was changed.
+        """
+        if not self.is_closed:
+            return replace(self, forbidden=None)
+        named, sources = _names_in(spec)
+        names = [value for _, _, value in named] + [each.path for _, each in sources if isinstance(each, FileSource)]
+        own = dict.fromkeys(Path(name) for name in names if isinstance(name, str) and name.startswith("/"))
+        return replace(self, folders=(*self.folders, *own), forbidden=None)
+
     def remove_forbidden(self, problems: ErrorCollector, tree: dict[str, Any]) -> None:
         """Report the settings that the file must not have; remove their sections, so that the others are checked."""
         found: set[str] = set()
@@ -126,7 +138,39 @@ def check_settings(rights: FileRights, settings: Mapping[str, Any]) -> None:
         raise SpecError(found)
 
 
+def check_forbidden(rights: FileRights, old: SweepSpec, new: SweepSpec, overrides: Sequence[str]) -> None:
+    """Check that changes of a stored sweep leave the forbidden settings as they are. Raises SpecError."""
+    before, after = (spec.model_dump(mode="json") for spec in (old, new))
+    problems: list[SpecProblem] = []
+    for path, reason in (rights.forbidden or {}).items():
+        section = path.partition(".")[0]
+        if _value_at(before, path) != _value_at(after, path):
+            where = next((f"--set {one}" for one in overrides if one.strip().startswith(section)), "")
+            problems.append(SpecProblem(where, path, "may not be changed here", reason))
+    if problems:
+        raise SpecError(problems)
+
+
+def _value_at(tree: Any, path: str) -> Any:
+    for part in path.split("."):
+        tree = cast(dict[str, Any], tree).get(part) if isinstance(tree, dict) else None
+    return tree
+
+
 def _name_problems(spec: SweepSpec, rights: FileRights) -> Iterator[tuple[Location, tuple[str, str]]]:
+    named, sources = _names_in(spec)
+    for loc, path, value in named:
+        if (problem := _problem_of(path, value, rights)) is not None:
+            yield loc, problem
+    for loc, source in sources:
+        if (problem := _source_problem(source, rights)) is not None:
+            yield loc, problem
+    if (problem := _size_problem(spec.base.model)) is not None:
+        yield ("base", "model", "generated"), problem
+
+
+def _names_in(spec: SweepSpec) -> tuple[list[tuple[Location, str, Any]], list[tuple[Location, Source]]]:
+    """Return the settings that name a model or a chat template, and the sources of data, with their places."""
     named: list[tuple[Location, str, Any]] = [
         (("base", "model", "name_or_path"), _MODEL, spec.base.model.name_or_path),
         (("base", "model", "tokenizer"), _TOKENIZER, spec.base.model.tokenizer),
@@ -146,14 +190,7 @@ def _name_problems(spec: SweepSpec, rights: FileRights) -> Iterator[tuple[Locati
         named += [(location_of(spec.search.zipped, path), path, value) for value in values]
     for number, trial in enumerate(spec.enqueue):
         named += [(("enqueue", number, path), path, value) for path, value in trial.items()]
-    for loc, path, value in named:
-        if (problem := _problem_of(path, value, rights)) is not None:
-            yield loc, problem
-    for loc, source in sources:
-        if (problem := _source_problem(source, rights)) is not None:
-            yield loc, problem
-    if (problem := _size_problem(spec.base.model)) is not None:
-        yield ("base", "model", "generated"), problem
+    return named, sources
 
 
 def _sources(data: DataConfig, section: str) -> Iterator[tuple[Location, Source]]:

@@ -15,7 +15,7 @@ import yaml
 from orchestrator import api
 from orchestrator.api.service_client import InvalidServer, ServiceClient, ServiceRefused, ServiceUnreachable
 from orchestrator.commands.request_commands import RequestRefused
-from orchestrator.errors import NameTaken, NoSuchSweep, NoTrialCompleted, SpecError
+from orchestrator.errors import NameTaken, NoSuchSweep, NoTrialCompleted, SpecChanged, SpecError
 from orchestrator.folders import sweep_lock
 from orchestrator.service.access_tokens import Role
 from orchestrator.service.http_app import Service
@@ -139,6 +139,19 @@ def test_verbs_reach_the_study_with_the_persons_name(served: Served) -> None:
     assert "priority -5, submitted by ada" in served.command("status", "s")[0]
 
 
+def test_a_sweep_is_resumed_with_other_settings(served: Served) -> None:
+    sweep = served.server.open_sweep("s")
+    with pytest.raises(SpecChanged, match="what its trials have in common"):
+        sweep.resume({"training.max_steps": 9})
+    with pytest.raises(SpecError, match=r"--set budget\.trils=9"):
+        sweep.resume(["budget.trils=9"])
+    err = served.command("resume", "s", "--set", "budget.trials=9", "--detach")[1]
+    assert "changed budget.trials: null -> 9" in err
+    assert "s waits in the queue" in err
+    with Study.open(api.open_sweep("s", served.root).folder, read_only=True) as study:
+        assert study.spec.budget.trials == 9
+
+
 def test_a_services_errors_are_the_exceptions_of_the_sweep_here(served: Served) -> None:
     with pytest.raises(NoSuchSweep, match="no sweep named 'ss'"):
         served.server.open_sweep("ss")
@@ -249,7 +262,7 @@ def test_what_a_service_does_not_take_is_refused_before_anything_is_sent(served:
     file.write_text(dump_spec(make_spec("mine")))
     for arguments, reason in (
         (("sweep", str(file), "--address", "auto", "--rehearse"), "--rehearse, --address: on this machine only"),
-        (("resume", "s", "--set", "budget.trials=20"), "--set: on this machine only"),
+        (("resume", "s", "--mirror", "file:///tmp"), "--mirror: on this machine only"),
         (("plan", str(file), "--rehearse"), "--rehearse: on this machine only"),
         (("best", "s", "--export", str(tmp_path / "model")), "--export: on this machine only"),
         (("report", "s"), "add --output"),

@@ -10,8 +10,8 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.driver.data_stage import check_data
 from orchestrator.driver.judge_candidates import reward_scores_file
-from orchestrator.driver.moved_inputs import check_inputs_exist, check_moved_inputs, follow_folder
 from orchestrator.driver.sft_stage import sft_config
+from orchestrator.driver.spec_changes import check_inputs_exist, check_moved_inputs, follow_folder
 from orchestrator.errors import DataError, SpecChanged, SpecError
 from orchestrator.execution.sft_cache_key import stage_key
 from orchestrator.folders import SweepFolder

@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 
 from orchestrator.commands.status import history, status
-from orchestrator.folders import SweepFolder, known_sweeps, lock_holder, sweep_lock
+from orchestrator.folders import SweepFolder, create_sweep_folder, known_sweeps, lock_holder, sweep_lock
+from orchestrator.service import judge_processes
 from orchestrator.service.access_tokens import Role
 from orchestrator.service.driver_supervisor import DriverSupervisor, orchestrate_command
 from orchestrator.service.sweep_queue import QueueState, SweepQueue
+from orchestrator.spec.loading.loader import load_spec, load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import REQUESTED_EVENT
 from tests.support.metrics import COMPLETE
-from tests.support.processes import wait_until
+from tests.support.processes import call, wait_until
 from tests.support.scripted_sweep import FAILED, Script, make_spec, run_sweep
 from tests.support.service_caller import Caller, begin, root
 from tests.support.service_process import driver_command, holder
@@ -120,6 +123,70 @@ def test_failed_trials_are_retried_with_and_without_the_queue(caller: Caller) ->
     found = caller.post("/sweeps/b/resume", retry_failed=True)
     assert found["notices"][0].startswith("requested a retry of 1 of b")
     assert (found["queue"]["state"], found["queue"]["owner"]) == ("waiting", "operator")
+
+
+def test_settings_are_changed_with_a_resumption_as_by_the_command(caller: Caller) -> None:
+    folder = ended()
+    for override in (
+        "training.max_steps=9",
+        "search.training.learning_rate=[3e-7]",
+        "budget.trials=1",
+        "budget.trils=9",
+    ):
+        here = call(root(), "resume", "a", "--set", override)
+        assert here[0] == 2
+        there = caller.post("/sweeps/a/resume", code=409 if "max_steps" in override else 422, overrides=[override])
+        assert there["detail"].replace("sweep.yaml", str(folder.spec)) == here[2].strip(), override
+    assert there["problems"][0]["where"] == "--set budget.trils=9"
+    assert caller.service.queue.sweeps() == []
+    found = caller.post("/sweeps/a/resume", overrides=["budget.trials=9", "description=wider"])
+    assert found["notices"] == ["changed budget.trials: null -> 9", 'changed description: "" -> "wider"']
+    assert found["queue"]["state"] == "waiting"
+    with Study.open(folder, read_only=True) as study:
+        assert (study.spec.budget.trials, study.spec.description) == (9, "wider")
+    assert load_spec(folder.spec, is_new=False).budget.trials == 9
+    done = caller.service.queue.actions("a")[-1]
+    assert (done.person, done.action.startswith("resumed with budget.trials=9, description=wider")) == (
+        "operator",
+        True,
+    )
+    caller.post("/sweeps/a/withdraw")
+    again = caller.post("/sweeps/a/resume", overrides=["budget.trials=9"])
+    assert again["notices"] == ["a has these values already: nothing is changed"]
+
+
+def test_changes_of_a_resumption_name_no_more_than_a_submitted_file_may(caller: Caller) -> None:
+    folder = run_sweep(root(), make_spec("a", RATES, notify={"command": ("true",)}), lambda _: Script())
+    before = folder.spec.read_text()
+    for override in (
+        "tracking.uri=http://elsewhere.example", "mirror=s3://bucket/x", "notify.command=[reboot]", "notify=null",
+        "judge={endpoint: {url: http://elsewhere.example, model: m}}", "base.data.train=/etc/passwd",
+        "judge.prompts_from=/etc/passwd", "model.name_or_path=/etc", "data.chat_template=/etc/passwd",
+        "description=${HOME}",
+    ):  # fmt: skip
+        refused = caller.post("/sweeps/a/resume", code=422, overrides=[override])
+        assert [problem["where"] for problem in refused["problems"]] == [f"--set {override}"], refused
+    assert folder.spec.read_text() == before
+    assert caller.service.queue.sweeps() == []
+    caller.post("/sweeps/a/resume", overrides=["budget.trials=9"])  # what an administrator had set stays
+    caller.post("/sweeps/a/withdraw")
+    caller.post("/sweeps/a/resume", role=Role.ADMIN, overrides=["notify.command=[date]"])
+    with Study.open(folder, read_only=True) as study:
+        assert study.spec.notify is not None
+        assert (study.spec.notify.command, study.spec.budget.trials) == (("date",), 9)
+
+
+def test_settings_of_a_sweep_without_a_trial_are_changed_too(caller: Caller) -> None:
+    caller.submit("a")
+    caller.post("/sweeps/a/withdraw")
+    found = caller.post("/sweeps/a/resume", overrides=["budget.trials=1", "loss.beta=3.0"])
+    assert "changed base.loss.beta: 2.0 -> 3.0" in found["notices"]
+    spec = load_spec_text(caller.service.queue.find("a").spec, root())
+    assert (spec.budget.trials, spec.base.loss.model_dump()["beta"]) == (1, 3.0)
+    folder = SweepFolder(root(), "b")
+    create_sweep_folder(folder, dump_spec(make_spec("b")))
+    caller.post("/sweeps/b/resume", overrides=["budget.trials=1"])
+    assert load_spec(folder.spec).budget.trials == 1
 
 
 def test_a_sweep_of_a_command_comes_into_the_queue_and_is_finished(caller: Caller) -> None:

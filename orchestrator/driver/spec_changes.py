@@ -1,21 +1,34 @@
-"""Data and models that were moved since the sweep began: found in a moved runs folder, and compared."""
+"""Changes of a sweep that has begun: those that a user asks for, and places of data and models that were moved.
+
+Moved files are found in a moved runs folder, and compared with those with which the sweep began.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.driver.data_stage import load_data_report
+from orchestrator.driver.preflight import check_no_removed_values
 from orchestrator.driver.sft_stage import sft_config
 from orchestrator.errors import DataError, SpecError, SpecProblem
+from orchestrator.execution.stop_reasons import StopKind
 from orchestrator.folders import SweepFolder
+from orchestrator.spec.loading.file_rights import FileRights, check_forbidden
+from orchestrator.spec.loading.loader import load_text_with_notices
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study import budget_changes, sweep_terms
+from orchestrator.study.retried_trials import can_begin_again, never_trained, numbers_text
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import is_location, spec_differences
+from orchestrator.study.trial_records import RequestKind
 from trainer.config.locations import found_below, stored_config, with_source_paths
 from trainer.config.model_folder import check_model_files
 from trainer.config.trial import DataConfig, FileSource, ModelConfig, TrialConfig
+from trainer.results import clause
+from trainer.storage.atomic_files import write_text
 from trainer.storage.checkpoint_manifest import list_checkpoints, read_json_object
 
 if TYPE_CHECKING:
@@ -23,6 +36,85 @@ if TYPE_CHECKING:
 
 _RESULT, _STATE = "ending.json", "state.json"
 _REWARD_MODEL = "judge.reward_model.name_or_path"
+
+
+def changed_spec(
+    folder: SweepFolder,
+    overrides: Sequence[str],
+    root: Path,
+    *,
+    trust_remote_code: bool = False,
+    rights: FileRights | None = None,
+) -> SweepSpec:
+    """Return the sweep with moved files, requested changes of its budget and these changes; nothing is written.
+
+    Args:
+        folder: of the sweep.
+        overrides: changes as PATH=VALUE.
+        root: the runs folder.
+        trust_remote_code: whether Python code of the model's repository may run.
+        rights: what the changes may name; None: what a user of this machine may.
+    """
+    with Study.open(folder) as study:
+        check_no_removed_values(folder, study.spec)
+        spec = follow_folder(budget_changes.with_requests(study.spec, study.requests()), root)
+        if overrides:
+            own = FileRights.of_command(folder.path)
+            spec = with_overrides(spec, overrides, rights or own, source=str(folder.spec) if rights is None else "")
+        check_inputs_exist(spec)
+        sweep_terms.allowed_changes(study.spec, spec)  # before contents are compared, which takes a while
+        if overrides:
+            budget_changes.check_not_used_up(study.spec, spec, study.snapshots(), study.usage())
+        check_moved_inputs(folder, study.spec, spec, trust_remote_code=trust_remote_code)
+        return spec
+
+
+def with_overrides(spec: SweepSpec, overrides: Sequence[str], rights: FileRights, *, source: str = "") -> SweepSpec:
+    """Return a stored sweep with changes that `rights` allow; what it names already stays allowed. Raises SpecError.
+
+    `source`: the name of its file in messages.
+    """
+    allowed = rights.with_names_of(spec)
+    changed = load_text_with_notices(dump_spec(spec), allowed, overrides, source=source or "sweep.yaml").spec
+    check_forbidden(rights, spec, changed, overrides)
+    return changed
+
+
+def apply_changes(study: Study, spec: SweepSpec) -> list[str]:
+    """Continue a sweep with a changed spec; return a sentence for each setting that changed."""
+    folder = study.folder
+    changes = [f"changed {change}" for change in study.amend(spec)]
+    for request in study.requests():
+        if request.kind == RequestKind.SET:
+            study.complete_request(request.seq)
+    if folder.spec.read_text(encoding="utf-8") != dump_spec(spec):
+        write_text(folder.spec, dump_spec(spec))
+    return changes
+
+
+def retry_trials(study: Study, *, retry_failed: bool) -> list[str]:
+    """Retry all failed trials, or those for whose common bug the sweep stopped; return what was done as sentences."""
+    records = study.trials()
+    numbers = never_trained(records) if retry_failed else study.failed_alike(StopKind.SAME_BUG.value)
+    wanted = [records[number] for number in numbers]
+    if not wanted:
+        return [f"{study.folder.name} has no failed trial to retry"] if retry_failed else []
+    lost = [record for record in wanted if not can_begin_again(record, study.folder)]
+    notices = [
+        f"trial {record.number} is not retried: the checkpoint that it began from was removed after its failure"
+        for record in lost
+    ]
+    again = [record.number for record in wanted if record not in lost]
+    if again:
+        reason = "resume --retry-failed" if retry_failed else "resumed after a stop for the same bug"
+        study.retry_failed(again, reason)
+        why = "" if retry_failed else f" ({study.folder.name} had stopped as they failed alike)"
+        many = "trial" if len(again) == 1 else "trials"
+        notices.append(
+            f"retrying {len(again)} failed {many}: {numbers_text(again)}{clause(why)}; the failures stay in "
+            f"`orchestrate history {study.folder.name}`"
+        )
+    return notices
 
 
 def follow_folder(spec: SweepSpec, root: Path) -> SweepSpec:
