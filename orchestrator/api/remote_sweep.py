@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from trainer.results import StepMetrics
 
 T = TypeVar("T")
+Upload = Callable[[Mapping[str, Path]], bool] | bool
+"""Whether the files of a sweep that are here are sent; a function gets them by their names and decides."""
 _PAGE = 200
 _PATIENCE_SECONDS, _AGAIN_SECONDS = 300.0, 2.0
 """How long a service that does not answer is asked again by a live table, and how often."""
@@ -94,13 +96,25 @@ class Server:
         """Return the sweeps that run or wait, in the order in which they start."""
         return self.client.get("queue")["queue"]
 
-    def plan(self, source: Source, overrides: Settings = (), *, name: str | None = None) -> dict[str, Any]:
+    def plan(
+        self,
+        source: Source,
+        overrides: Settings = (),
+        *,
+        name: str | None = None,
+        upload: Upload = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Any]:
         """Return what a sweep would do on the service's machine, as `plan --json`.
+
+        Arguments as of `submit`, which sends none of the files again.
 
         Raises:
             SpecError: with all errors of the file, each with its line.
+            ModelNotSent: as of `submit`.
         """
-        return self._with_text("plan", source, overrides, {"name": name})
+        files = self._uploaded(source, overrides, upload, on_progress)
+        return self._with_text("plan", source, overrides, {"name": name} | files)
 
     def submit(
         self,
@@ -109,7 +123,7 @@ class Server:
         *,
         name: str | None = None,
         priority: int = 0,
-        upload: Callable[[Mapping[str, Path]], bool] | bool = False,
+        upload: Upload = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> RemoteSweep:
         """Add a sweep to the service's queue; `wait` waits for its end.
@@ -129,10 +143,7 @@ class Server:
             NameTaken: the service has a sweep of this name.
             ModelNotSent: a model folder has code, pickles, or no weights as safetensors; nothing was sent.
         """
-        more: dict[str, Any] = {"name": name, "priority": priority}
-        found = self._local_files(source, overrides) if upload is not False else {}
-        if found and (upload is True or (upload is not False and upload(found))):
-            more["files"] = self._sent(found, on_progress)
+        more = {"name": name, "priority": priority} | self._uploaded(source, overrides, upload, on_progress)
         added = self._with_text("sweeps", source, overrides, more, creates=True)
         return RemoteSweep(self.client, added["name"], tuple(added["notices"]))
 
@@ -154,6 +165,14 @@ class Server:
             if log is not None:
                 log(notice)
         return RemoteSweep(self.client, name)
+
+    def _uploaded(
+        self, source: Source, overrides: Settings, upload: Upload, on_progress: Callable[[int, int], None] | None
+    ) -> dict[str, Any]:
+        """Send the files of a sweep that are here, if wanted; return how a request names them as `files`."""
+        found = self._local_files(source, overrides) if upload is not False else {}
+        is_wanted = upload is True or (bool(found) and upload is not False and upload(found))
+        return {"files": self._sent(found, on_progress)} if found and is_wanted else {}
 
     def _sent(self, found: Mapping[str, Path], on_progress: Callable[[int, int], None] | None) -> dict[str, str]:
         """Send files and model folders, after all of them were checked; return what a submission names each by."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import click
 
 from orchestrator.api.service_client import SERVER_VARIABLE
 from orchestrator.cli.options import print_json
-from orchestrator.errors import ExitCode
+from orchestrator.errors import ExitCode, SpecError, SpecProblem
 from orchestrator.terminal_streams import wrapped
 
 if TYPE_CHECKING:
@@ -38,17 +40,40 @@ def submit_sweep(
         click.UsageError: an option of `refused` was given, which a service does not take.
     """
     refuse_options(refused)
-    sweep = service.submit(
-        file,
-        overrides,
-        name=name,
-        priority=priority,
-        upload=upload is not False and (lambda found: _is_sent(found, upload)),
-        on_progress=_show_upload,
-    )
+    with _naming_unsent(upload) as is_sent:
+        sweep = service.submit(file, overrides, name=name, priority=priority, upload=is_sent, on_progress=_show_upload)
     for notice in sweep.notices:
         click.echo(wrapped(notice), err=True)
     return _follow_new(sweep, service, detach=detach)
+
+
+@contextmanager
+def _naming_unsent(upload: bool | None) -> Generator[Callable[[Mapping[str, Path]], bool]]:
+    """Yield what decides whether files that are here are sent, as `_is_sent`.
+
+    Where they are not, and the service finds mistakes, say which of these need them.
+    """
+    unsent: list[str] = []
+
+    def is_sent(found: Mapping[str, Path]) -> bool:
+        sent = upload is not False and _is_sent(found, upload)
+        unsent.extend(() if sent else found)
+        return sent
+
+    try:
+        yield is_sent
+    except SpecError as error:
+        needed = [[name for name in unsent if _names(problem, name)] for problem in error.problems]
+        if count := sum(map(bool, needed)):
+            what = f"{count} of the {len(needed)} findings below need{'s' if count == 1 else ''} files of this machine"
+            names = ", ".join(dict.fromkeys(name for each in needed for name in each))
+            text = f"{what} that the service does not have: {names}; --upload sends them"
+            click.echo(wrapped(text), err=True)
+        raise
+
+
+def _names(problem: SpecProblem, name: str) -> bool:
+    return re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", problem.problem) is not None
 
 
 def _is_sent(found: Mapping[str, Path], upload: bool | None) -> bool:
@@ -92,7 +117,7 @@ def resume_sweep(
     detach: bool,
     refused: Mapping[str, object],
 ) -> ExitCode:
-    """Let a sweep wait in the service's queue again, and follow it, unless `detach`."""
+    """Let a sweep wait in the service's queue again with these changes, and follow it, unless `detach`."""
     refuse_options(refused)
     for notice in sweep.resume(overrides, retry_failed=retry_failed)[:-1]:
         click.echo(wrapped(notice), err=True)
@@ -165,12 +190,14 @@ def print_plan(
     overrides: Sequence[str],
     name: str | None,
     *,
+    upload: bool | None,
     as_json: bool,
     refused: Mapping[str, object],
 ) -> None:
-    """Print what a sweep would do on the service's machine."""
+    """Print what a sweep would do on the service's machine. `upload`: as of `submit_sweep`."""
     refuse_options(refused)
-    found = service.plan(file, overrides, name=name)
+    with _naming_unsent(upload) as is_sent:
+        found = service.plan(file, overrides, name=name, upload=is_sent, on_progress=_show_upload)
     if as_json:
         print_json(found)
         return
@@ -220,6 +247,8 @@ def print_status(found: Mapping[str, Any]) -> None:
     if (queue := found.get("queue")) is not None:
         state = "started" if queue["state"] == "driven" else queue["state"]
         click.echo(f"queue: {state}, priority {queue['priority']}, submitted by {queue['owner']}")
+    if (judging := found.get("judging")) is not None:
+        click.echo(f"judge: {judging['state']}{': ' if judging['why'] else ''}{judging['why']}")
 
 
 def refuse_options(given: Mapping[str, object]) -> None:
@@ -234,5 +263,3 @@ def program() -> str:
     root = click.get_current_context().find_root()
     is_option = root.get_parameter_source("server") is click.core.ParameterSource.COMMANDLINE
     return f"orchestrate --server {root.obj}" if is_option else "orchestrate"
-    if (judging := found.get("judging")) is not None:
-        click.echo(f"judge: {judging['state']}{': ' if judging['why'] else ''}{judging['why']}")

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from orchestrator.spec.estimates.gpu_table import PlannedMachine
 
 POSITIVE = click.FloatRange(0, min_open=True)
+UPLOAD = click.option(
+    "--upload/--no-upload",
+    default=None,
+    help="With --server: send files of data that are here, each once by its SHA-256; by default it asks.",
+)
 
 
 @click.command()
@@ -67,6 +72,7 @@ POSITIVE = click.FloatRange(0, min_open=True)
     "--probe", is_flag=True, help="Measure an update on this machine: loads model and data, trains a few updates."
 )
 @job_options
+@UPLOAD
 @TRUST
 def plan(
     file: Path,
@@ -82,6 +88,7 @@ def plan(
     train_pairs: int | None,
     on: Sequence[str],
     probe: bool,
+    upload: bool | None,
     trust_remote_code: bool,
     **job_settings: Any,
 ) -> None:
@@ -97,8 +104,10 @@ def plan(
         sizes = {"--gpu-memory": gpu_memory, "--price": price, "--efficiency": efficiency, "--tflops": tflops}
         sizes |= {"--tokens-per-pair": tokens_per_pair, "--train-pairs": train_pairs, "--on": tuple(on)}
         refused = {"--rehearse": rehearse, "--probe": probe, "--trust-remote-code": trust_remote_code} | sizes | jobs
-        print_remote(service, file, overrides, name, as_json=as_json, refused=refused)
+        print_remote(service, file, overrides, name, upload=upload, as_json=as_json, refused=refused)
         return
+    if upload is not None:
+        raise click.UsageError("--upload sends files to a service: it needs --server")
     machines = _read_machines(on)
     from dashboards.terminal.command_output import print_plan
     from dashboards.terminal.machines_output import print_machines
@@ -173,11 +182,7 @@ def _read_machines(texts: Sequence[str]) -> list[PlannedMachine]:
 @spec_options
 @cluster_options
 @click.option("--continue", "go_on", is_flag=True, help="Resume the sweep if it exists with this spec.")
-@click.option(
-    "--upload/--no-upload",
-    default=None,
-    help="With --server: send files of data that are here, each once by its SHA-256; by default it asks.",
-)
+@UPLOAD
 @click.option("--priority", type=int, default=0, help="With --server: larger ones start first; default 0.")
 @DETACH
 @NO_WAIT

@@ -262,6 +262,26 @@ def test_the_command_offers_and_sends(server: api.Server, sweep_file: Path, tmp_
     assert set(stored(server, tmp_path)) == {"pairs.jsonl", "held-out.jsonl"}
 
 
+def test_a_plan_is_of_the_files_that_would_be_sent(server: api.Server, sweep_file: Path, tmp_path: Path) -> None:
+    variables = {"ORCHESTRATE_SERVER": server.url, "ORCHESTRATE_TOKEN": server.client._token}  # pyright: ignore[reportPrivateUsage]
+    with sweep_file.open("a") as file:
+        file.write("budgt: {}\n")
+    for option in ((), ("--no-upload",)):
+        err = called(tmp_path / "nothing", "plan", str(sweep_file), *option, code=2, **variables)[1]
+        words = " ".join(err.split())
+        assert "2 of the 3 findings below need files of this machine that the service does not have" in words, words
+        assert ": pairs.jsonl, held-out.jsonl; --upload sends them" in words
+        assert ("is a file here" in words) is (option == ())
+    assert stored(server, tmp_path) == {}
+    sweep_file.write_text(SWEEP.replace("  loss:", "  training: {pairs_per_update: 8}\n  loss:"))
+    out, err = called(tmp_path / "nothing", "plan", str(sweep_file), "--json", "--upload", **variables)
+    assert f"pairs.jsonl is a file here: {sweep_file.parent / 'pairs.jsonl'}" in err
+    assert json.loads(out)["train_pairs"] == 64
+    assert set(stored(server, tmp_path)) == {"pairs.jsonl", "held-out.jsonl"}
+    assert server.plan(sweep_file, upload=True)["train_pairs"] == 64
+    assert "needs --server" in called(tmp_path / "nothing", "plan", str(sweep_file), "--upload", code=2)[1]
+
+
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
