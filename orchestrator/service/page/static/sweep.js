@@ -131,6 +131,7 @@
     });
     for (const [word, count] of Object.entries(found.states ?? {})) {
       const shown = document.querySelector(`[data-state="${word}"]`);
+      if (!shown) break; // no trial has begun
       shown.textContent = count;
       shown.parentElement.hidden = !count && !shown.parentElement.querySelector("input").checked;
     }
