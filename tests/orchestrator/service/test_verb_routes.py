@@ -161,8 +161,8 @@ def test_changes_of_a_resumption_name_no_more_than_a_submitted_file_may(caller: 
     for override in (
         "tracking.uri=http://elsewhere.example", "mirror=s3://bucket/x", "notify.command=[reboot]", "notify=null",
         "judge={endpoint: {url: http://elsewhere.example, model: m}}", "base.data.train=/etc/passwd",
-        "judge.prompts_from=/etc/passwd", "model.name_or_path=/etc", "data.chat_template=/etc/passwd",
-        "description=${HOME}",
+        "judge.prompts_from=/etc/passwd", "model.tokenizer=/etc", "data.chat_template=/etc/passwd",
+        "data.chat_template=${HOME}",
     ):  # fmt: skip
         refused = caller.post("/sweeps/a/resume", code=422, overrides=[override])
         assert [problem["where"] for problem in refused["problems"]] == [f"--set {override}"], refused
