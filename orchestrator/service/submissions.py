@@ -252,7 +252,7 @@ class _Loader:
             case "problems":
                 raise SpecError(value)
             case _:
-                raise _error_of(*value, code)
+                raise _error_of(value, code)
 
     def close(self) -> None:
         """End the process."""
@@ -274,12 +274,17 @@ class _Loader:
         theirs.close()
 
 
-def _error_of(message: str, name: str, code: int) -> OrchestrateError:
-    """Return the error of a loading process: of its own class where `orchestrator.errors` has that."""
-    kind = getattr(errors, name, None)
-    is_known = isinstance(kind, type) and issubclass(kind, OrchestrateError)
-    found: OrchestrateError = kind.__new__(kind) if is_known else SubmissionRefused(message, code)
-    Exception.__init__(found, message)  # its sentence, instead of what the class makes of its arguments
+def _error_of(refusal: tuple[str, str], code: int) -> OrchestrateError:
+    """Return the error of a loading process, its message and its class: that of `orchestrator.errors`, where it is one.
+
+    It has its sentence in place of what the class makes of its arguments.
+    """
+    message, name = refusal
+    kind: object = getattr(errors, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, OrchestrateError)):
+        return SubmissionRefused(message, code)
+    found = kind.__new__(kind)
+    Exception.__init__(found, message)
     found.code = ExitCode(code)
     return found
 
