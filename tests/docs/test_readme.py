@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from click import Context
 
 from orchestrator.cli.command_line import cli
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
@@ -141,7 +142,9 @@ def run_orchestrate(arguments: list[str], where: Path) -> subprocess.CompletedPr
     """The command as it stands, but: whole sweeps are shortened, and what needs a cluster is parsed or faked."""
     match arguments:
         case [name, *rest] if "--address" in rest:  # no cluster here; its own tests start one
-            with cli.commands[name].make_context(name, [word.replace("sweep.yaml", str(ROOT)) for word in rest]):
+            words = [word.replace("sweep.yaml", str(ROOT)) for word in rest]
+            # Click keeps the help option of the first context: it has the settings of the group.
+            with cli.commands[name].make_context(name, words, parent=Context(cli, **cli.context_settings)):
                 return subprocess.CompletedProcess(arguments, 0, "", "")
         case ["submit", *rest]:
             done = run([*ORCHESTRATE, *arguments], where)
