@@ -8,6 +8,7 @@ from typing import Any
 
 from dashboards.analysis.comparison import SweepComparison, compare_sweeps
 from dashboards.analysis.follow_up import follow_up, to_yaml
+from dashboards.analysis.interactions import interacting_paths, interactions
 from dashboards.analysis.load_frame import load_frame
 from dashboards.analysis.significance import recommend
 from dashboards.analysis.sweep_frame import SweepFrame
@@ -108,6 +109,7 @@ def compare(names: Sequence[str], root: Path, to: Path | None) -> SweepCompariso
 def as_json(analysis: SweepAnalysis) -> dict[str, Any]:
     """Return the report's conclusions as printed by `report --json`."""
     frame, significance = analysis.frame, analysis.significance
+    paths = interacting_paths(frame, list(analysis.importances))
     found: dict[str, Any] = {
         "name": frame.name,
         "state": frame.state,
@@ -118,6 +120,7 @@ def as_json(analysis: SweepAnalysis) -> dict[str, Any]:
         "best": None,
         "importance": analysis.importances,
         "importance_ped_anova": analysis.ped_anova.shares,
+        "interactions": [found.as_json() for found in interactions(frame, paths)],
         "findings": [finding.as_json() for finding in analysis.findings],
         "judge": judgements_as_json([judgement for trial in frame.judged for judgement in trial.judgements]),
         "notices": list(frame.notices),

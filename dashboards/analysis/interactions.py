@@ -54,6 +54,16 @@ class Interaction:
         """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
+    def as_json(self) -> dict[str, Any]:
+        """Return it as `report --json` has it; `steps` and `effect` are None where it is unknown, `reason` says why."""
+        known = {"mean": self.mean, "low": self.low, "high": self.high, "comparisons": self.comparisons}
+        return {
+            "settings": [self.first, self.second],
+            "steps": self.steps,
+            "effect": None if self.steps is None else known | {"fitted": self.fitted, "clear": self.is_clear},
+            "reason": self.reason,
+        }
+
 
 def interacting_paths(frame: SweepFrame, importances: Sequence[str]) -> tuple[str, ...]:
     """Return at most three settings to look at: beta, gamma and learning rate, then by importance, largest first."""

@@ -13,6 +13,7 @@ from dashboards.diagnosis.diagnose import analyze
 from dashboards.report.blocks import Paragraph, Table
 from dashboards.report.panels.heatmaps import interactions_panel
 from dashboards.report.panels.hyperparameters import importance_panel
+from orchestrator.report_data import as_json
 from orchestrator.study.importance import MIN_PED_ANOVA_TRIALS
 from orchestrator.study.trial_records import Trial
 from tests.support.scripted_sweep import Script, frame_of, make_spec, run_sweep
@@ -44,6 +45,10 @@ def test_the_effect_of_beta_depends_on_the_rate_and_not_on_gamma(tmp_path: Path)
     assert not found[BETA, GAMMA].is_clear
     assert not found[GAMMA, RATE].is_clear
     assert {each.comparisons for each in found.values()} == {7}, "one family: 1 + 3 + 3 differences of differences"
+    in_json = {tuple(each["settings"]): each for each in as_json(analyze(frame))["interactions"]}
+    assert [pair for pair, each in in_json.items() if each["effect"]["clear"]] == [(BETA, RATE)]
+    assert in_json[BETA, RATE]["steps"] == found[BETA, RATE].steps
+    assert in_json[BETA, RATE]["effect"]["mean"] == pytest.approx(0.5)
     panel = interactions_panel(analyze(frame))
     assert panel is not None
     (table,) = [block for block in panel.blocks if isinstance(block, Table)]
