@@ -79,7 +79,7 @@ def report_routes(context: ServiceContext) -> APIRouter:
 
     @routes.get("/sweeps/{name}/diagnosis")
     async def diagnosis(_: Viewer, name: str) -> dict[str, Any]:
-        """Return the report's conclusions, as `orchestrate report --json`: best trial, findings, importance."""
+        """Return what `orchestrate report --json` prints: best trial, findings, importance, interactions."""
         return await computed(lambda: as_json(report_as_json(reports.of(existing_sweep(root, name))[0])))
 
     @routes.get("/sweeps/{name}/best")
