@@ -91,7 +91,8 @@ def request_control(name: str, root: Path, kind: str, trial: int | None, reason:
         if trial is None:
             notices = _sweep_request(study, kind, has_driver)
         else:
-            notices = _trial_request(record_of(study, trial), kind, has_driver, name)
+            record = record_of(study, trial)
+            notices = _trial_request(record, kind, has_driver, name, will_be_paused=study.will_be_paused(trial))
         text = f"{reason} (by {current_user()})" if reason else f"by {current_user()}"
         study.add_request(kind, text, trial)
         study.add_event(REQUESTED_EVENT, f"{kind}: {text}", trial)
@@ -132,9 +133,12 @@ def _sweep_request(study: StudyReader, kind: str, has_driver: bool) -> list[str]
         raise RequestRefused(f"{name} is not running: there is nothing to {kind}; it is held by {holder}")
     if not has_driver:
         raise RequestRefused(f"{name} is not running: there is nothing to {kind}; `orchestrate resume {name}` runs it")
-    is_paused = bool(study.pause_reason())
-    if is_paused == (kind == RequestKind.PAUSE) and kind in (RequestKind.PAUSE, RequestKind.UNPAUSE):
-        raise RequestRefused(f"{name} is {'paused already' if is_paused else 'not paused'}")
+    if kind in (RequestKind.PAUSE, RequestKind.UNPAUSE):
+        is_paused, will_be = bool(study.pause_reason()), study.will_be_paused()
+        if will_be == (kind == RequestKind.PAUSE):
+            already = "paused already" if is_paused else "being paused already"
+            still = "being continued already" if is_paused else "not paused"
+            raise RequestRefused(f"{name} is {already if will_be else still}")
     match kind:
         case RequestKind.PAUSE:
             running = sum(r.state is TrialState.RUNNING for r in study.trials())
@@ -150,13 +154,13 @@ def _sweep_request(study: StudyReader, kind: str, has_driver: bool) -> list[str]
             return [f"requested a stop of {name}; `orchestrate resume {name}` resumes it"]
 
 
-def _trial_request(record: TrialRecord, kind: str, has_driver: bool, name: str) -> list[str]:
+def _trial_request(record: TrialRecord, kind: str, has_driver: bool, name: str, *, will_be_paused: bool) -> list[str]:
     number, state = record.number, record.state
     if state.is_final:
         raise RequestRefused(f"trial {number} of {name} is {state}, which is final: there is nothing to {kind}")
     if kind == RequestKind.PAUSE and state is TrialState.PAUSED:
         raise RequestRefused(f"trial {number} of {name} is paused already: {record.reason}")
-    if kind == RequestKind.UNPAUSE and state is not TrialState.PAUSED and has_driver:
+    if kind == RequestKind.UNPAUSE and state is not TrialState.PAUSED and has_driver and not will_be_paused:
         raise RequestRefused(f"trial {number} of {name} is not paused")
     effect = {
         RequestKind.STOP: "it ends as PRUNED",

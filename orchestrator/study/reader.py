@@ -30,11 +30,13 @@ from orchestrator.study.trial_records import (
     ISSUED,
     PAUSED,
     RELEASED,
+    REQUESTED_EVENT,
     STOPPING,
     UNPAUSED,
     Event,
     Fork,
     Request,
+    RequestKind,
     SpecVersion,
     TrialRecord,
     TrialState,
@@ -274,6 +276,25 @@ class StudyReader:
         with self._database.snapshot() as connection:
             last = self._repository.last_event(connection, (DRIVER_EVENT, PAUSED, UNPAUSED))
         return last.text if last is not None and last.kind == PAUSED else ""
+
+    def will_be_paused(self, trial: int | None = None) -> bool:
+        """Return whether the whole sweep is paused, or will be once its driver has done what was requested last.
+
+        `trial`: whether this running trial will be.
+        """
+        pauses = (RequestKind.PAUSE, RequestKind.UNPAUSE)
+        with self._database.snapshot() as connection:
+            if trial is not None:
+                pending = [request for request in self._repository.requests(connection) if request.trial == trial]
+                return next((r.kind == RequestKind.PAUSE for r in reversed(pending) if r.kind in pauses), False)
+            events = [event for event in self._repository.events(connection, 0) if event.trial is None]
+        for event in reversed(events):
+            asked = event.text.partition(":")[0] if event.kind == REQUESTED_EVENT else ""
+            if asked in pauses:
+                return asked == RequestKind.PAUSE
+            if event.kind in (DRIVER_EVENT, PAUSED, UNPAUSED):
+                return event.kind == PAUSED
+        return False
 
     def stop_reason(self) -> str:
         """Return why the last driver ended; "" after a new one started or if the sweep is finished."""

@@ -28,6 +28,8 @@ class Subject:
     queued: QueuedSweep | None
     frame: SweepFrame | None
     trial: TrialFrame | None = None
+    will_be_paused: bool = False
+    """Whether it is paused, or will be once the driver has done what was requested last."""
 
     @property
     def is_driven(self) -> bool:

@@ -149,7 +149,9 @@ class PageRoute(APIRoute):
 
 def error_page(request: Request, status: int, detail: str) -> HTMLResponse:
     """Return the page of an error."""
-    return render(request, "error.html.j2", status, title=HTTPStatus(status).phrase, detail=detail)
+    is_there = status in (HTTPStatus.CONFLICT, HTTPStatus.FORBIDDEN)
+    name = request.path_params.get("name", "") if is_there else ""
+    return render(request, "error.html.j2", status, title=HTTPStatus(status).phrase, detail=detail, name=name)
 
 
 def login_url(request: Request) -> str:

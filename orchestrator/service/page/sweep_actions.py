@@ -132,7 +132,7 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "pause",
         "Pause",
-        lambda s: _is_sweep(s) and s.state == "running",
+        lambda s: _is_sweep(s) and s.state in ("running", "paused") and not s.will_be_paused,
         lambda s: [
             s.running_text("write a checkpoint and free their GPUs; nothing that was trained is lost."),
             "No new trial starts until the sweep is continued. It keeps its place.",
@@ -144,7 +144,7 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "unpause",
         "Continue",
-        lambda s: _is_sweep(s) and s.state == "paused",
+        lambda s: _is_sweep(s) and s.will_be_paused,
         lambda s: ["Paused trials continue from their checkpoints.", s.left()],
         "/sweeps/{name}/unpause",
         fields=(_WHY,),
@@ -309,7 +309,7 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "pause",
         "Pause",
-        lambda s: _open_trial(s, TrialState.RUNNING) and s.is_driven,
+        lambda s: _open_trial(s, TrialState.RUNNING) and s.is_driven and not s.will_be_paused,
         lambda s: [s.of_trial(), "It writes a checkpoint and frees its place for another trial; nothing is lost."],
         "/sweeps/{name}/trials/{trial}/pause",
         fields=(_WHY,),
@@ -318,7 +318,7 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "unpause",
         "Continue",
-        lambda s: _open_trial(s, TrialState.PAUSED),
+        lambda s: _open_trial(s, TrialState.PAUSED) or (_open_trial(s, TrialState.RUNNING) and s.will_be_paused),
         lambda s: [s.of_trial(), "It continues from its checkpoint before any new trial."],
         "/sweeps/{name}/trials/{trial}/unpause",
         fields=(_WHY,),
@@ -365,5 +365,8 @@ def find_action(subject: Subject, key: str) -> Action:
         trial = subject.trial
         what = subject.name if trial is None else f"trial {trial.label} of {subject.name}"
         state = subject.state if trial is None or subject.frame is None else shown_state(subject.frame, trial)
-        raise HTTPException(HTTPStatus.CONFLICT, f"{what} is {state}: there is nothing to {key}")
+        why = f"there is nothing to {key}"
+        if key == "resume" and subject.is_driven:
+            why = "where it was asked to stop, it can be resumed once its trials have written their checkpoints"
+        raise HTTPException(HTTPStatus.CONFLICT, f"{what} is {state}: {why}")
     return found

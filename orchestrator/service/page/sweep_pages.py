@@ -24,6 +24,7 @@ from dashboards.report.blocks import Code, KeyFigure, KeyFigures, Panel, Paragra
 from dashboards.report.figures import as_script
 from dashboards.report.panels.learning_curves import learning_curves_panel
 from dashboards.report.panels.response_quality import compared_samples
+from orchestrator.commands.request_commands import open_study
 from orchestrator.commands.runs_folder.archive_records import archived_sweeps
 from orchestrator.commands.runs_folder.sweep_list import ARCHIVED
 from orchestrator.commands.runs_folder.sweep_logs import SweepLog
@@ -80,7 +81,9 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
             trial = None if view.frame is None else _trial(view.frame, number)
             if trial is None:
                 raise HTTPException(HTTPStatus.NOT_FOUND, f"{name} has no trial {number}")
-        return Subject(context, name, view.state, queued, view.frame, trial)
+        begun = view.frame is not None and view.state in ("running", "paused")
+        will_be_paused = begun and _will_be_paused(SweepFolder(root, name), number)
+        return Subject(context, name, view.state, queued, view.frame, trial, will_be_paused)
 
     def tracking(of: Subject) -> str:
         """Return where a sweep's or a trial's runs are in MLflow; "" for another database of this machine."""
@@ -201,6 +204,11 @@ def sweep_pages(context: ServiceContext, views: SweepViews, api: ApiCalls) -> AP
         return await run_in_threadpool(do)
 
     return pages
+
+
+def _will_be_paused(folder: SweepFolder, trial: int | None) -> bool:
+    with open_study(folder, read_only=True) as study:
+        return study.will_be_paused(trial)
 
 
 def _driver_output(context: ServiceContext, name: str) -> str:

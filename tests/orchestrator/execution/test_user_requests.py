@@ -65,6 +65,11 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     wait_for(lambda: of(root, 2).step >= 1, driver)
     assert (of(root, 2).params, of(root, 2).origin[:12]) == ({"training.seed": 77}, "enqueued by ")
 
+    # A change of mind counts at once, whether the driver has taken up what was requested before or not.
+    assert "running trials are checkpointed" in command_output(root, "pause", "s")
+    assert "paused already" in refused(root, "pause", "s")
+    assert command_output(root, "unpause", "s").startswith("requested to continue s")
+    assert "s is not paused" in (not_paused := refused(root, "unpause", "s")) or "continued already" in not_paused
     assert "running trials are checkpointed" in command_output(root, "pause", "s")
     wait_for(lambda: json_of(root, "status", "s")["state"] == "paused", driver)
     done = trained(root)

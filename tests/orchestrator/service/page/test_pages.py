@@ -219,6 +219,16 @@ def test_an_action_tells_its_cost_does_it_for_the_person_and_can_be_undone(page:
     assert "lunch" in request.text
     assert "operator" in request.text
     assert page.run("document.querySelector('.notices a').textContent") == "Undo: continue"
+    # No driver has taken up the pause yet.
+    page.look(page.run("document.querySelector('.notices a').href"), width=1280)
+    page.run("document.querySelector('main form').requestSubmit()")
+    wait_for(page, "location.pathname === '/sweeps/live'")
+    assert [request.kind for request in study.requests()] == ["pause", "unpause"]
+    for request in study.requests():
+        study.complete_request(request.seq)
+    page.look(f"{served.base}/sweeps/live/actions/resume", width=1280)
+    assert "once its trials have written their checkpoints" in page.run("document.body.textContent")
+    assert page.run("document.querySelector('main a').getAttribute('href')") == "/sweeps/live"
     page.look(f"{served.base}/sweeps/done/actions/pause", width=1280)
     assert "done is finished: there is nothing to pause" in page.run("document.body.textContent")
     page.look(f"{served.base}/sweeps/done/actions/delete", width=1280)
