@@ -231,23 +231,41 @@ class LoginSessions:
 
 
 class FailedLogins:
-    """Failed logins of each address: after several within a minute it waits until the oldest is a minute ago."""
+    """Failed logins of each address: after several within a minute it waits until the oldest is a minute ago.
+
+    A token that was valid at the address before need not wait: behind a proxy, a tunnel or on one machine, people
+    share an address, and one of them with a wrong token would keep out all.
+    """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         """`now`: seconds of a clock that never goes back."""
         self._now, self._guard = now, threading.Lock()
         self._failures: dict[str, list[float]] = {}
+        self._valid: dict[tuple[str, str], None] = {}
+        """Addresses and digests of the tokens that were valid there, the last used ones last."""
 
-    def wait_seconds(self, address: str) -> float:
-        """Return how long this address has to wait before its next try; 0 if it need not."""
+    def wait_seconds(self, address: str, token: str = "") -> float:
+        """Return how long this address has to wait before its next try, with this token; 0 if it need not."""
         now = self._now()
         with self._guard:
+            if (address, _digest(token)) in self._valid:
+                return 0.0
             recent = [at for at in self._failures.get(address, ()) if at + _FAILURE_SECONDS > now]
             return 0.0 if len(recent) < _FAILURES else recent[-_FAILURES] + _FAILURE_SECONDS - now
 
-    def add(self, address: str) -> None:
-        """Count a failed login."""
+    def add_valid(self, address: str, token: str) -> None:
+        """Remember that this token is valid at this address."""
+        key = (address, _digest(token))
         with self._guard:
+            self._valid.pop(key, None)
+            self._valid[key] = None
+            while len(self._valid) > _MOST_ADDRESSES:
+                del self._valid[next(iter(self._valid))]
+
+    def add(self, address: str, token: str = "") -> None:
+        """Count a failed login; its token is no valid one any more."""
+        with self._guard:
+            self._valid.pop((address, _digest(token)), None)
             failures = [*self._failures.pop(address, []), self._now()]
             self._failures[address] = failures[-_FAILURES:]
             while len(self._failures) > _MOST_ADDRESSES:

@@ -132,13 +132,15 @@ class RequestGuard:
         """Return who makes the request, the cookie by which that is certain, and its CSRF token; "" for a token."""
         address = _address(scope)
         if given := headers.get("authorization"):
-            if wait := self._failed.wait_seconds(address):
-                raise _Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many failed logins from this address", wait)
             kind, _, token = given.partition(" ")
-            person = self._tokens.person(token.strip()) if kind.lower() == "bearer" else None
+            token = token.strip()
+            if wait := self._failed.wait_seconds(address, token):
+                raise _Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many failed logins from this address", wait)
+            person = self._tokens.person(token) if kind.lower() == "bearer" else None
             if person is None:
-                self._failed.add(address)
+                self._failed.add(address, token)
                 raise _Refused(HTTPStatus.UNAUTHORIZED, "this token is not valid, or was revoked")
+            self._failed.add_valid(address, token)
             return person, "", ""
         cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
         found = self._sessions.person(cookie) if cookie else None

@@ -92,6 +92,22 @@ def test_an_address_that_guesses_tokens_is_refused_unheard(guarded: Guarded) -> 
     assert 0 < int(last.headers["retry-after"]) <= 60
 
 
+def test_one_person_with_a_wrong_token_keeps_out_nobody_who_is_in(guarded: Guarded) -> None:
+    """People behind one proxy, or of one machine, have one address."""
+    ann = guarded.tokens.create("ann", Role.VIEWER)
+    bob = guarded.tokens.create("bob", Role.VIEWER)
+
+    def code(token: str) -> int:
+        return guarded.client.get("/thing", headers=bearer(token)).status_code
+
+    assert code(ann) == 200
+    assert [code("guess") for _ in range(11)] == [401] * 10 + [429]
+    assert code(ann) == 200
+    assert code(bob) == 429, "of a token that was never used here it is not told whether it is valid"
+    guarded.tokens.revoke("ann")
+    assert [code(ann), code(ann)] == [401, 429]
+
+
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8787", "", "[::1", "127.0.0.1"])
 def test_another_name_of_this_machine_is_refused(guarded: Guarded, host: str) -> None:
     """A page of evil.example whose name is made to point here."""
