@@ -27,7 +27,7 @@ from orchestrator.service.hosting.mlflow_server import MLFLOW_PATH, MlflowOption
 from orchestrator.service.hosting.queue_location import open_queue
 from orchestrator.service.page.api_calls import ApiCalls
 from orchestrator.service.page.service_pages import ServicePages
-from orchestrator.service.problem_details import add_error_answers
+from orchestrator.service.problem_details import PROBLEM_ANSWERS, add_error_answers, only_known_parameters
 from orchestrator.service.request_guard import COOKIE, RequestGuard, require
 from orchestrator.service.routes.event_routes import event_routes
 from orchestrator.service.routes.file_routes import file_routes
@@ -102,19 +102,21 @@ class Service:
             redoc_url=None,
             openapi_url="/api/v1/openapi.json",
             lifespan=self._lifespan,
+            responses=dict(PROBLEM_ANSWERS),
         )
         add_error_answers(app)
         self.submissions = Submissions(root, data_folders, largest_model=largest_model)
         self.mlflow = MlflowServer(root, mlflow)
         self.context = ServiceContext(root, self.queue, ListEntries(root), self.submissions, self.mlflow)
         app.state.explained = self.context.explained
-        bearer = [Depends(HTTPBearer(auto_error=False))]  # for the OpenAPI document; RequestGuard checks
+        # The first is for the OpenAPI document: RequestGuard checks.
+        dependencies = [Depends(HTTPBearer(auto_error=False)), Depends(only_known_parameters)]
         routers = [
             routes(self.context)
             for routes in (sweep_routes, trial_routes, event_routes, report_routes, verb_routes, file_routes)
         ]
         for router in routers:
-            app.include_router(router, dependencies=bearer)
+            app.include_router(router, dependencies=dependencies)
         self.api = ApiCalls(*routers)
         self._pages = ServicePages(
             self.context, self.api, self.sessions, self.failed, lambda: self._problem, secure=secure

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -25,6 +25,7 @@ from orchestrator.errors import (
     SpecError,
     StorageRefused,
     SweepHeld,
+    closest_match,
 )
 from orchestrator.redaction import redact, redact_all, secret_values
 from orchestrator.service.sweep_queue import KeyUsed, NotQueued, QueueRefused
@@ -54,12 +55,46 @@ _STATUS_OF_CODES: Mapping[ExitCode, HTTPStatus] = {
 }
 
 
-def problem(status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> JSONResponse:
+PROBLEM_ANSWERS: Mapping[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "An error: the sentence of the command line.",
+        "content": {_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+}
+"""What the OpenAPI document says of every route's errors."""
+_TEXT = {"type": "string"}
+_PROBLEM_SCHEMA = {
+    "title": "Problem",
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": _TEXT,
+        "title": _TEXT,
+        "status": {"type": "integer"},
+        "detail": _TEXT | {"description": "The sentence of the command line."},
+        "exit_code": {"type": "integer", "description": "The exit code of the command line."},
+        "error": _TEXT | {"description": "The name of the error's class in Python."},
+        "problems": {
+            "type": "array",
+            "description": "Each error of a sweep file with its place, or of the request.",
+            "items": {
+                "type": "object",
+                "required": ["path", "problem"],
+                "properties": {"where": _TEXT, "path": _TEXT, "problem": _TEXT, "hint": _TEXT},
+            },
+        },
+    },
+}
+
+
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
     """Return an answer with this error; secrets of the environment are masked in it."""
     secrets = secret_values()
     content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": int(status)}
     content |= {"detail": redact(detail, secrets), **redact_all(more, secrets)}
-    return JSONResponse(content, status, headers, media_type=_MEDIA_TYPE)
+    # A sentence may quote text that is no Unicode: half of a pair of surrogates is written as its escape.
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
+    return Response(text, status, headers, media_type=_MEDIA_TYPE)
 
 
 def error_status(error: OrchestrateError) -> HTTPStatus:
@@ -75,7 +110,15 @@ def explain(request: Request, error: OrchestrateError) -> OrchestrateError:
 
 
 def add_error_answers(app: FastAPI) -> None:
-    """Let the app answer every error as a problem; a bug is logged and not described to the client."""
+    """Let the app answer every error as a problem, and its OpenAPI document say so; a bug is only logged."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = described()
+        schema["components"]["schemas"]["Problem"] = _PROBLEM_SCHEMA
+        return schema
+
+    app.openapi = openapi
     app.add_exception_handler(OrchestrateError, _of_command)
     app.add_exception_handler(OSError, _of_system)
     app.add_exception_handler(ClientDisconnect, _of_client)
@@ -85,7 +128,29 @@ def add_error_answers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _of_bug)
 
 
-async def _of_command(request: Request, error: Exception) -> JSONResponse:
+def only_known_parameters(request: Request) -> None:
+    """Refuse a parameter of the URL that the route does not have: a misspelt one would be left out silently.
+
+    Raises RequestValidationError.
+    """
+    operation = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
+    known = [each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"]
+    mistakes = [
+        {"type": "extra_forbidden", "loc": ("query", name), "msg": _unknown_parameter(name, known)}
+        for name in dict.fromkeys(request.query_params)
+        if name not in known
+    ]
+    if mistakes:
+        raise RequestValidationError(mistakes)
+
+
+def _unknown_parameter(name: str, known: Collection[str]) -> str:
+    if nearest := closest_match(name, known):
+        return f"there is no such parameter; did you mean {nearest}?"
+    return "there is no such parameter" + (f" (there are {', '.join(known)})" if known else ": this route has none")
+
+
+async def _of_command(request: Request, error: Exception) -> Response:
     assert isinstance(error, OrchestrateError)
     error = await run_in_threadpool(explain, request, error)
     more: dict[str, Any] = {"exit_code": int(error.code), "error": type(error).__name__}
@@ -97,11 +162,11 @@ async def _of_command(request: Request, error: Exception) -> JSONResponse:
     return problem(error_status(error), str(error), **more)
 
 
-async def _of_trial(_: Request, error: Exception) -> JSONResponse:
+async def _of_trial(_: Request, error: Exception) -> Response:
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), exit_code=int(ExitCode.USER))
 
 
-async def _of_request(_: Request, error: Exception) -> JSONResponse:
+async def _of_request(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = [_mistake(found) for found in error.errors()]
     detail = "; ".join(
@@ -123,7 +188,7 @@ def _mistake(found: Mapping[str, Any]) -> dict[str, str]:
     return {"path": ".".join(map(str, path)), "problem": text}
 
 
-async def _of_http(_: Request, error: Exception) -> JSONResponse:
+async def _of_http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return problem(error.status_code, error.detail, error.headers)
 
@@ -139,7 +204,7 @@ async def _of_client(_: Request, __: Exception) -> Response:
     return Response(status_code=HTTPStatus.BAD_REQUEST)
 
 
-async def _of_bug(request: Request, error: Exception) -> JSONResponse:
+async def _of_bug(request: Request, error: Exception) -> Response:
     _logger.error("%s %s", request.method, request.url.path, exc_info=error)
     return problem(
         HTTPStatus.INTERNAL_SERVER_ERROR, f"a bug ({type(error).__name__}); the service's log has its traceback"

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.gpus import forget_gpus
 from orchestrator.service.access_tokens import Role
 from tests.support.gpu_driver import GpuDriver, machine
-from tests.support.service_caller import Caller, begin
+from tests.support.service_caller import Caller, begin, root
 
 
 def metrics(caller: Caller) -> dict[str, float]:
@@ -78,6 +78,34 @@ def test_the_page_of_the_api_needs_neither_scripts_nor_a_network(caller: Caller)
     assert not re.search(r"<script|<style|style=|\bon[a-z]+=|https?://", page)
     for part in ("DELETE", "/api/v1/sweeps/{name}/trials/{trial}/clone", "Idempotency-Key", "from_checkpoint"):
         assert part in page
+    assert '<link rel="icon" href="data:,">' in page, "else a browser asks for one, and its console has an error"
     style = re.search(r'<link rel="stylesheet" href="([^"]+)">', page)
     assert style is not None
     assert caller.client.get(style[1]).headers["content-type"].startswith("text/css")
+
+
+def test_the_openapi_document_says_how_errors_look(caller: Caller) -> None:
+    document = caller.client.get("/api/v1/openapi.json").json()
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            others = {code for code in operation["responses"] if not code.startswith("2")}
+            assert others == {"default"}, f"{method} {path}"
+    content = document["paths"]["/api/v1/sweeps"]["post"]["responses"]["default"]["content"]
+    described = document["components"]["schemas"]["Problem"]
+    assert content == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    answer = caller.answer("POST", "/api/v1/sweeps", Role.OPERATOR, 422, json={"yaml": "base: {modle: x}"})
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert set(described["required"]) <= set(answer.json()) <= set(described["properties"])
+    items = described["properties"]["problems"]["items"]
+    for each in answer.json()["problems"]:
+        assert set(items["required"]) <= set(each) <= set(items["properties"])
+
+
+def test_a_parameter_that_a_route_does_not_have_is_refused(caller: Caller) -> None:
+    begin("a")
+    refused = caller.call("DELETE", "/sweeps/a?keep-mlflow=true", Role.ADMIN, code=422)
+    assert refused["detail"] == "keep-mlflow: there is no such parameter; did you mean keep_mlflow?"
+    assert (root() / "a").is_dir(), "nothing is deleted"
+    assert "(there are trial, attempt, tail)" in caller.get("/sweeps/a/log?lines=3", code=422)["detail"]
+    assert "this route has none" in caller.get("/queue?owner=ann", code=422)["detail"]
+    assert caller.get("/sweeps/a/log?tail=3")["lines"] is not None
