@@ -98,12 +98,17 @@ class NameTaken(OrchestrateError):
         )
 
 
+_MOST_NAMES = 20
+"""Of sweeps, in a message."""
+
+
 class NoSuchSweep(OrchestrateError):
     """The runs folder has no sweep of this name."""
 
     def __init__(self, name: str, root: Path, known: Sequence[str], nearest: str | None) -> None:
         self.name, self.root, self.known, self.nearest = name, root, tuple(known), nearest
-        listed = f"its sweeps: {', '.join(known)}" if known else "it has no sweeps yet"
+        more = f" and {len(known) - _MOST_NAMES} more" if len(known) > _MOST_NAMES else ""
+        listed = f"its sweeps: {', '.join(known[:_MOST_NAMES])}{more}" if known else "it has no sweeps yet"
         where = f"{root} ({listed})" if root.is_dir() else f"{root}, which does not exist; $ORCHESTRATE_HOME sets it"
         super().__init__(f"no sweep named {name!r} in {where}{f'; did you mean {nearest!r}?' if nearest else ''}")
 

@@ -321,7 +321,10 @@ class MirrorError(OrchestrateError):
 
 def probe_mirror(url: str) -> None:
     """Check the mirror: raise MirrorError if a small object cannot be written, read back and deleted under this URL."""
-    protocol = url.partition("://")[0]
+    protocol, separator, _ = url.partition("://")
+    if not separator:
+        folder = f"; a folder is written as file://{url}" if url.startswith("/") else ", as s3://BUCKET/FOLDER is one"
+        raise MirrorError(f"mirror: {url} is no URL{folder}")
     if protocol not in known_implementations:
         near = closest_match(protocol, known_implementations)
         raise MirrorError(f"mirror: {protocol}:// is not known{f'; did you mean {near}://?' if near else ''}")

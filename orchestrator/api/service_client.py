@@ -290,10 +290,10 @@ def _exit_code(given: object) -> ExitCode:
 
 
 def _error_class(name: str) -> type[OrchestrateError] | None:
-    """Return the class of `orchestrator.errors`, or RequestRefused, of this name."""
-    if name == "RequestRefused":
-        from orchestrator.commands.request_commands import RequestRefused
+    """Return the class of `orchestrator.errors`, RequestRefused or NoSuchTrial, of this name."""
+    if name in ("RequestRefused", "NoSuchTrial"):
+        from orchestrator.commands.request_commands import NoSuchTrial, RequestRefused
 
-        return RequestRefused
+        return NoSuchTrial if name == "NoSuchTrial" else RequestRefused
     found = getattr(errors, name, None)
     return found if isinstance(found, type) and issubclass(found, OrchestrateError) else None

@@ -24,7 +24,7 @@ from orchestrator.commands.runs_folder.sweep_list import (
 )
 from orchestrator.commands.runs_folder.sweep_logs import SweepLog
 from orchestrator.commands.status import status
-from orchestrator.errors import NoSuchSweep, OrchestrateError
+from orchestrator.errors import NoSuchSweep, OrchestrateError, closest_match
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.service.access_tokens import Person, Role
@@ -100,13 +100,19 @@ class ServiceContext:
             return None
 
     def explained(self, error: OrchestrateError) -> OrchestrateError:
-        """Return what a person is to read of a sweep without a folder: that it is archived, or has not begun."""
+        """Return what a person is to read of a sweep without a folder: that it is archived, or has not begun.
+
+        Of one that there is not, the names from which to choose include those of the queue.
+        """
         if not isinstance(error, NoSuchSweep):
             return error
         if (archived := find_record(self.root, error.name)) is not None:
             return QueueRefused(f"{error.name} is archived {archived_text(archived)}")
         queued = self.queued(error.name)
-        return error if queued is None else NotBegun(queued)
+        if queued is not None:
+            return NotBegun(queued)
+        known = sorted({*error.known, *self.queue.overview()})
+        return NoSuchSweep(error.name, error.root, known, closest_match(error.name, known))
 
     def is_unbegun(self, name: str) -> bool:
         """Return whether the queue has a sweep that has no folder, here or in an archive."""

@@ -148,6 +148,10 @@ def test_a_probe_leaves_nothing(mirror: Mirror) -> None:
 def test_storages_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MirrorError, match=r"gss:// is not known; did you mean gs://\?"):
         probe_mirror("gss://bucket/a")
+    with pytest.raises(MirrorError, match="/backup is no URL; a folder is written as file:///backup"):
+        probe_mirror("/backup")
+    with pytest.raises(MirrorError, match="bucket/a is no URL, as s3://BUCKET/FOLDER is one"):
+        probe_mirror("bucket/a")
     (tmp_path / "file").touch()
     with pytest.raises(MirrorError, match="write, read, list and delete"):
         probe_mirror(f"file://{tmp_path}/file/below")

@@ -144,7 +144,7 @@ def verb_routes(context: ServiceContext) -> APIRouter:
             if not body.abandon or name not in known_sweeps(root):
                 return {"name": name, "notices": [f"{name} waits no longer"]}
         driven = sweep if sweep is not None and sweep.state is QueueState.DRIVEN else None
-        folder = SweepFolder(root, name)
+        folder = existing_sweep(root, name) if sweep is None else SweepFolder(root, name)
         has_begun = Study.exists(folder) and (body.abandon or lock_holder(folder) is not None)
         if driven is not None and not has_begun and interrupt_driver(root, driven):
             queue.record_stop(name, f"stopped while it was starting: {reason(person, body.why, 'stopped')}")

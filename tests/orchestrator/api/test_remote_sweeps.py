@@ -14,7 +14,7 @@ import yaml
 
 from orchestrator import api
 from orchestrator.api.service_client import InvalidServer, ServiceClient, ServiceRefused, ServiceUnreachable
-from orchestrator.commands.request_commands import RequestRefused
+from orchestrator.commands.request_commands import NoSuchTrial, RequestRefused
 from orchestrator.errors import NameTaken, NoSuchSweep, NoTrialCompleted, SpecChanged, SpecError
 from orchestrator.folders import sweep_lock
 from orchestrator.service.access_tokens import Role
@@ -159,6 +159,8 @@ def test_a_services_errors_are_the_exceptions_of_the_sweep_here(served: Served) 
     with pytest.raises(RequestRefused, match="there is nothing to stop") as refused:
         sweep.stop()
     assert refused.value.code == api.ExitCode.USER
+    with pytest.raises(NoSuchTrial, match="s has no trial 99"):
+        sweep.prune(99, why="x")
     with pytest.raises(SpecError) as wrong:
         sweep.enqueue({"loss.bta": 1, "training.learing_rate": 1e-6})
     assert [problem.path for problem in wrong.value.problems] == ["loss.bta", "training.learing_rate"]

@@ -49,6 +49,17 @@ def test_a_submitted_sweep_waits_in_its_place_once_for_each_key(caller: Caller) 
     assert caller.call("POST", "/sweeps/b/resume", Role.OPERATOR, code=409)["detail"] == "b is waiting already"
 
 
+def test_a_name_that_no_sweep_has_is_answered_with_those_of_the_queue_too(caller: Caller) -> None:
+    begin("begun")
+    caller.submit("waits")
+    detail = caller.get("/sweeps/wait", code=404)["detail"]
+    assert detail.endswith("(its sweeps: begun, waits); did you mean 'waits'?")
+    for number in range(30):
+        (root() / f"s{number:02}").mkdir()
+        (root() / f"s{number:02}" / "sweep.yaml").write_text("name: s\n")
+    assert ", s18 and 12 more)" in caller.get("/sweeps/other", code=404)["detail"]
+
+
 def test_a_history_names_the_person_of_every_action(caller: Caller) -> None:
     caller.submit("a", priority=3)
     caller.call("POST", "/sweeps/a/priority", Role.OPERATOR, json={"priority": 9})

@@ -68,6 +68,34 @@ def test_a_running_sweep_and_its_trials_get_requests_with_their_person(caller: C
     assert "what can: budget.trials" in caller.post("/sweeps/a/budget", code=422, settings=["loss.beta=3"])["detail"]
 
 
+def test_a_pause_that_no_driver_has_taken_up_is_taken_back(caller: Caller) -> None:
+    begin("a")
+    with driven():
+        assert caller.post("/sweeps/a/unpause", code=409)["detail"] == "a is not paused"
+        caller.post("/sweeps/a/pause")
+        assert caller.post("/sweeps/a/pause", code=409)["detail"] == "a is being paused already"
+        caller.post("/sweeps/a/unpause")
+        assert caller.post("/sweeps/a/unpause", code=409)["detail"] == "a is not paused"
+        caller.post("/sweeps/a/pause")
+        caller.post("/sweeps/a/trials/1/pause")
+        caller.post("/sweeps/a/trials/1/unpause")
+        assert "is not paused" in caller.post("/sweeps/a/trials/1/unpause", code=409)["detail"]
+    expected = [("pause", None), ("unpause", None), ("pause", None), ("pause", 1), ("unpause", 1)]
+    assert requests() == expected
+
+
+def test_odd_names_and_texts_are_mistakes_and_no_bugs(caller: Caller) -> None:
+    begin("a")
+    for name in ("x" * 300, "..%2f..", "a%00"):
+        for verb in ("stop", "pause", "resume", "withdraw", "judge"):
+            answer = caller.client.post(
+                f"/api/v1/sweeps/{name}/{verb}", headers={"authorization": f"Bearer {caller.as_role[Role.OPERATOR]}"}
+            )
+            assert answer.status_code in (404, 409, 422), f"{verb} {name}"
+    half = caller.post("/sweeps/a/trials", code=422, overrides=["loss.beta=\ud800"])
+    assert "loss.beta=\ud800" in half["detail"]
+
+
 def test_what_creates_a_trial_does_so_once_for_each_key(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ended()
 
