@@ -87,7 +87,7 @@ def _chart(
     layout = figure(
         traces,
         xaxis={"title": {"text": "update"}, "rangemode": "tozero"},
-        yaxis={"zeroline": False},
+        yaxis={"zeroline": False, "automargin": True},  # values that differ little have long labels
         margin={"l": 50, "r": 12, "t": 6, "b": 40},
         hovermode="closest",
     )

@@ -134,8 +134,9 @@ ACTIONS: tuple[Action, ...] = (
         "Pause",
         lambda s: _is_sweep(s) and s.state in ("running", "paused") and not s.will_be_paused,
         lambda s: [
-            s.running_text("write a checkpoint and free their GPUs; nothing that was trained is lost."),
-            "No new trial starts until the sweep is continued. It keeps its place.",
+            s.running_text("write a checkpoint and free their GPUs' memory; nothing that was trained is lost."),
+            "No new trial starts until the sweep is continued. It keeps its GPUs and its place: no sweep that waits "
+            "starts instead. Stop gives them free.",
         ],
         "/sweeps/{name}/pause",
         fields=(_WHY,),

@@ -223,7 +223,9 @@ def _place(context: ServiceContext, name: str) -> str:
     if name not in waiting:  # it was started meanwhile
         return ""
     position = waiting.index(name)
-    running = ", ".join(sweep.name for sweep in found if sweep.state is QueueState.DRIVEN)
+    paused = {entry.values["name"] for entry in context.listed() if entry.values["state"] == "paused"}
+    driven = [sweep.name for sweep in found if sweep.state is QueueState.DRIVEN]
+    running = ", ".join(f"{each} (paused, keeps its GPUs)" if each in paused else each for each in driven)
     before = f", after {', '.join(waiting[:position])}" if position else ""
     started = f" Started: {running}." if running else ""
     return f"Place {position + 1} of {len(waiting)} in the queue{before}.{started}"

@@ -183,6 +183,10 @@ def test_none_begun_and_none_finished(tmp_path: Path) -> None:
     assert "No trial has completed yet; 2 running." in tree.text
     assert "No trial has completed yet; 2 interrupted." in page_of(frame_of(running, "interrupted"))[1].text
     assert "curves" in tree.sections
+    figures = json.loads(next(text for held, text in tree.scripts if held.get("id") == "figures"))
+    curves = [each["layout"] for each in figures if each["layout"]["xaxis"].get("title", {}).get("text") == "update"]
+    assert len(curves) >= 4
+    assert all(layout["yaxis"].get("automargin") for layout in curves), "long labels, as 0.054665, are not cut"
 
 
 def test_in_the_middle(tmp_path: Path) -> None:

@@ -86,14 +86,15 @@ def test_a_pause_that_no_driver_has_taken_up_is_taken_back(caller: Caller) -> No
 
 def test_odd_names_and_texts_are_mistakes_and_no_bugs(caller: Caller) -> None:
     begin("a")
+    headers = {"authorization": f"Bearer {caller.as_role[Role.OPERATOR]}", "content-type": "application/json"}
     for name in ("x" * 300, "..%2f..", "a%00"):
         for verb in ("stop", "pause", "resume", "withdraw", "judge"):
-            answer = caller.client.post(
-                f"/api/v1/sweeps/{name}/{verb}", headers={"authorization": f"Bearer {caller.as_role[Role.OPERATOR]}"}
-            )
+            answer = caller.client.post(f"/api/v1/sweeps/{name}/{verb}", headers=headers)
             assert answer.status_code in (404, 409, 422), f"{verb} {name}"
-    half = caller.post("/sweeps/a/trials", code=422, overrides=["loss.beta=\ud800"])
-    assert "loss.beta=\ud800" in half["detail"]
+    half = b'{"overrides": ["loss.beta=\\ud800"]}'
+    answer = caller.client.post("/api/v1/sweeps/a/trials", headers=headers, content=half)
+    assert answer.status_code == 422
+    assert "loss.beta=\ud800" in answer.json()["detail"]
 
 
 def test_what_creates_a_trial_does_so_once_for_each_key(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from orchestrator.spec.sweep_spec import Finalists
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import STOPPING, Trial
 from tests.support.metrics import COMPLETE
+from tests.support.page_service import driving
 from tests.support.scripted_sweep import DIVERGED, FAILED, PRUNED, Script, make_spec, run_sweep
 from tests.support.service_caller import Caller
 from trainer.metrics import CHOSEN
@@ -111,6 +112,16 @@ def test_a_waiting_sweep_has_its_place_and_what_is_before_it(reader: Reader) -> 
     assert reader.buttons("a")[0] == "Stop"
     assert "Place 2 of 2 in the queue, after b. Started: a." in reader.text("/sweeps/c")
     assert "a is just starting; it has no trials yet" in reader.text("/compare?name=a&name=b", 409)
+
+
+def test_a_waiting_sweep_names_a_paused_one_that_keeps_its_gpus(reader: Reader) -> None:
+    submitted(reader, "a", "b")
+    reader.service.queue.begin_launch("a", "boot")
+    with driving(reader.root, make_spec("a")) as study:
+        study.pause_sweep("by ann")
+        assert "in the queue. Started: a (paused, keeps its GPUs)." in reader.text("/sweeps/b")
+        study.unpause_sweep("by ann")
+        assert "no sweep that waits starts instead. Stop gives them free." in reader.text("/sweeps/a/actions/pause")
 
 
 def test_a_sweep_whose_driver_refused_it_shows_the_output_and_can_be_removed(reader: Reader) -> None:
