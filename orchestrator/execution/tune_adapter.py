@@ -29,7 +29,7 @@ from orchestrator.execution.workers.trial_worker import DedicatedWorkerPool, Pre
 from orchestrator.interfaces import ProgressView, TrackingSink
 from orchestrator.redaction import redact
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import TrialRecord
+from orchestrator.study.trial_records import STOPPING, TrialRecord
 from trainer.config.trial import TrialConfig
 
 _ANSI_COLORS = re.compile(r"\x1b\[[0-9;]*m")
@@ -254,6 +254,8 @@ def run_trials(
             return stop
         stop_while_paused = wait_while_paused(study, view, signals, stop.text)
         if stop_while_paused is not None:
+            if stop_while_paused.kind is not StopKind.INTERRUPTED:  # by a signal: a person's last wish is the pause
+                study.add_event(STOPPING, str(stop_while_paused))
             return stop_while_paused
 
 

@@ -297,9 +297,9 @@ class StudyReader:
         return False
 
     def stop_reason(self) -> str:
-        """Return why the last driver ended; "" after a new one started or if the sweep is finished."""
+        """Return why the last driver ended; "" after a new one started or continued, or if the sweep is finished."""
         with self._database.snapshot() as connection:
-            last = self._repository.last_event(connection, (DRIVER_EVENT, STOPPING))
+            last = self._repository.last_event(connection, (DRIVER_EVENT, STOPPING, UNPAUSED))
         return last.text if last is not None and last.kind == STOPPING else ""
 
     def driver_has_ended(self) -> bool:

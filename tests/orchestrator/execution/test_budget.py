@@ -58,9 +58,9 @@ def test_a_target_ends_a_sweep_once_a_trial_completes_with_it(tmp_path: Path, ra
 class Pausing(SilentView):
     """Pauses the sweep when trial 1 has ended, and takes it up again once it rests; then trial 0 may go on."""
 
-    def __init__(self, study: Study, root: Path) -> None:
+    def __init__(self, study: Study, root: Path, then: RequestKind = RequestKind.UNPAUSE) -> None:
         super().__init__()
-        self.study, self.root, self.asked, self.rested = study, root, False, 0
+        self.study, self.root, self.asked, self.rested, self.then = study, root, False, 0, then
 
     def update_trial(self, record: TrialRecord) -> None:
         super().update_trial(record)
@@ -73,7 +73,7 @@ class Pausing(SilentView):
         if text.startswith("paused: lunch"):
             self.rested += 1
             write_script(self.root)
-            self.study.add_request(RequestKind.UNPAUSE, "back")
+            self.study.add_request(self.then, "back")
 
 
 def test_paused_while_the_sampler_waits_it_ends_as_if_nothing_had_been(tmp_path: Path, ray_cluster: None) -> None:
@@ -95,7 +95,18 @@ def test_paused_while_the_sampler_waits_it_ends_as_if_nothing_had_been(tmp_path:
         order = [(e.kind, e.trial) for e in study.events() if e.kind in ("paused", "unpaused", "issued")]
         assert order.index(("paused", None)) < order.index(("issued", 2)), "the sampler was still waiting"
         assert next(r for r in study.trials() if r.number == 0).attempts == 2
+        stops = [(event.kind, study.stop_reason()) for event in study.events() if event.kind == "stopping"]
+        assert stops[0] == ("stopping", ""), "the pause is not why a driver that dies later has ended"
     assert len(trained(root)) == len(set(trained(root)))
+
+
+@pytest.mark.parametrize("kind", [RequestKind.STOP, RequestKind.ABANDON])
+def test_a_stop_while_paused_is_why_the_sweep_ended(tmp_path: Path, ray_cluster: None, kind: RequestKind) -> None:
+    write_script(tmp_path, hold={"0": 2})
+    with Study.create(sweep_folder(tmp_path), WAITING, slots=2) as study:
+        stop = run_study(study, view=Pausing(study, tmp_path, kind))
+        assert stop.kind is (StopKind.STOPPED if kind is RequestKind.STOP else StopKind.ABANDONED)
+        assert study.stop_reason() == str(stop) == f"{stop.kind.value}: back"
 
 
 def test_a_trial_that_the_sampler_waits_for_is_paused_and_the_next_driver_says_so(
