@@ -21,7 +21,7 @@ from orchestrator.spec.advice.published_values import (
     rate_text,
 )
 from orchestrator.spec.estimates.input_sizes import count_rows, model_shape
-from trainer.config.model_folder import check_model_files, count_elements
+from trainer.config.model_folder import check_tokenizer_files, check_whole_model, count_elements
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.results import TrialError
 
@@ -85,9 +85,10 @@ def find_facts(model: str, data: str, *, is_file: bool) -> Facts:
 
     Raises:
         DataError: a sweep would refuse the rows, or the rows with this tokenizer.
-        ModelError: a file of the model is damaged.
+        ModelError: a file of the model is damaged or absent.
     """
-    check_model_files(model)
+    check_whole_model(model)
+    check_tokenizer_files(model)
     rows = count_rows(DataConfig.model_validate({"train": data})).train if is_file else None
     stored = json.loads((Path(model) / "config.json").read_bytes()) if (Path(model) / "config.json").is_file() else {}
     positions = next((stored[key] for key in ("max_position_embeddings", "n_positions") if key in stored), None)

@@ -87,13 +87,42 @@ def test_a_sentence_names_the_damaged_file_in_every_command(
     model = Path(shutil.copytree(whole, tmp_path / "model"))
     check_model_files(str(model))
     name = DAMAGES[damage](model)
+    check_commands(name, tmp_path, monkeypatch, capsys)
+    for read in (
+        lambda: load_model(ModelConfig(name_or_path=str(model)), str(model), None),
+        lambda: load_tokenizer(ModelConfig(name_or_path=str(model)), None, tmp_path / "cache"),
+    ):
+        with pytest.raises(ModelError, match=name):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [("config.json", "model is no model: it has no config.json"), ("*.safetensors", "model has no .safetensors"),
+     ("token*", "model has no tokenizer")],
+)  # fmt: skip
+def test_a_folder_that_lacks_a_part_of_the_model_is_refused_before_the_name_is_taken(
+    files: str, name: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    model = Path(shutil.copytree(whole, tmp_path / "model"))
+    for file in model.glob(files):
+        file.unlink()
+    check_commands(name, tmp_path, monkeypatch, capsys)
+
+
+def check_commands(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Check that every command that reads `./model` says `name`, refuses, and writes nothing."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
     Path("pairs.jsonl").write_text(
         "".join(json.dumps({"prompt": f"p{i}", "chosen": "yes", "rejected": "no"}) + "\n" for i in range(20))
     )
     Path("sweep.yaml").write_text(
-        "name: s\nbase:\n  model: ./model\n  data: {train: ./pairs.jsonl, max_length: 64}\n  loss: {kind: simpo}\n"
+        "name: s\nbase:\n  model: ./model\n  data: {train: ./pairs.jsonl, max_length: 64, apply_template: false}\n"
+        "  loss: {kind: simpo}\n"
         "  training: {learning_rate: 1e-3}\nsearch: {loss.beta: [2.0, 2.5]}\nmaximize: eval_accuracies/logp\n"
     )
     commands = [["plan", "sweep.yaml"], ["sweep", "sweep.yaml"], ["doctor", "sweep.yaml", "--json"]]
@@ -107,12 +136,6 @@ def test_a_sentence_names_the_damaged_file_in_every_command(
         assert code != 0
     assert not (tmp_path / "runs").exists()
     assert not Path("new.yaml").exists()
-    for read in (
-        lambda: load_model(ModelConfig(name_or_path=str(model)), str(model), None),
-        lambda: load_tokenizer(ModelConfig(name_or_path=str(model)), None, tmp_path / "cache"),
-    ):
-        with pytest.raises(ModelError, match=name):
-            read()
 
 
 def test_a_complete_model_passes_with_what_an_ended_download_leaves(whole: Path, tmp_path: Path) -> None:

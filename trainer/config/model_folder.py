@@ -14,6 +14,8 @@ from trainer.results import ModelError
 _LONGEST_HEADER = 100_000_000
 """Bytes; the limit of safetensors."""
 _REMEDY = "copy or download it again"
+_OF_TOKENIZERS = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json", "*.py")
+"""Files of which a folder with a tokenizer has at least one."""
 
 
 def check_model_files(name_or_path: str, revision: str | None = None) -> None:
@@ -38,6 +40,36 @@ def check_model_files(name_or_path: str, revision: str | None = None) -> None:
         raise ModelError(problem)
     for file in sorted(path.glob("*.safetensors")):
         count_elements(file)
+
+
+def check_whole_model(name_or_path: str, revision: str | None = None) -> None:
+    """Check that a folder has a model that can be trained or scored with: configuration and weights, and none damaged.
+
+    Raises:
+        ModelError: as of `check_model_files`; the folder has only adapters, no config.json, or no safetensors.
+    """
+    check_model_files(name_or_path, revision)
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(f"{folder} has adapters, not a whole model; merge them into their base first")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is no model: it has no config.json; save the model again with save_pretrained")
+    if not any(folder.glob("*.safetensors")):
+        pickled = ", ".join(sorted(file.name for file in folder.glob("*.bin")))
+        refused = f" ({pickled} in pickle form can run code when opened and is refused)" if pickled else ""
+        raise ModelError(f"{folder} has no .safetensors weights{refused}; save the model again with save_pretrained")
+
+
+def check_tokenizer_files(name_or_path: str) -> None:
+    """Check that a folder has a tokenizer. Raises ModelError with what to do if it has none."""
+    folder = Path(name_or_path)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _OF_TOKENIZERS):
+        raise ModelError(
+            f"{folder} has no tokenizer; save it there with its save_pretrained, or name its folder or hub name in "
+            "model.tokenizer"
+        )
 
 
 def count_elements(file: Path) -> int:

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.config.model_folder import check_model_files
+from trainer.config.model_folder import check_model_files, check_tokenizer_files
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.chat_messages import Dialogue, content_text
 from trainer.data.chat_template import ChatTemplate, TemplateRefused, altered_messages, rendered_mark
@@ -70,6 +70,7 @@ def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTraine
     from transformers import AutoTokenizer
 
     check_model_files(name, revision)  # a damaged config.json
+    check_tokenizer_files(name)
     try:
         # False and not None: with None transformers asks for confirmation on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)

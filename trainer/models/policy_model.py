@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from trainer.config.model_folder import check_model_files
+from trainer.config.model_folder import check_whole_model
 from trainer.config.trial import LoraConfig, ModelConfig, TrainingConfig
 from trainer.distributed.fsdp import CannotShard, gather_full, is_sharded, shard
 from trainer.models.adapters import adapt, not_causal_message, without_peft_warnings
@@ -55,8 +55,7 @@ def load_model(
     Raises:
         ModelError: The model cannot be loaded, or only in part. Only safetensors are read.
     """
-    check_model_files(path, config.revision)
-    _check_folder(Path(path))
+    check_whole_model(path, config.revision)
     options: dict[str, Any] = {"dtype": "auto" if as_stored else _DTYPES[config.dtype]}
     if config.load_in_4bit:
         options |= {"quantization_config": quantization_config(), "device_map": {"": device}}
@@ -91,19 +90,6 @@ def _copy_to_memory(model: nn.Module) -> None:
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-
-
-def _check_folder(path: Path) -> None:
-    if not path.is_dir():
-        return
-    if (path / "adapter_config.json").exists():
-        raise ModelError(f"{path} has adapters, not a whole model; merge them into their base first")
-    if not any(path.glob("*.safetensors")):
-        found = ", ".join(sorted(p.name for p in path.glob("*.bin"))) or "none"
-        raise ModelError(
-            f"{path} has no .safetensors weights (others found: {found}); weights in pickle form can run code when "
-            "opened and are refused: save the model again with save_pretrained"
-        )
 
 
 def quantization_config() -> BitsAndBytesConfig:

@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.spec.estimates.published_sizes import KNOWN_SHAPES, PUBLISHED_DATASETS, ModelShape, PublishedDataset
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.hub_cache import model_file
-from trainer.config.model_folder import check_model_files
+from trainer.config.model_folder import check_model_files, check_tokenizer_files, check_whole_model
 from trainer.config.trial import DataConfig, FileSource, GeneratedModel, GeneratedSource, HubSource, ModelConfig, Source
 
 
@@ -51,7 +51,23 @@ def models_read(spec: SweepSpec) -> list[tuple[str, str | None]]:
 def check_models(spec: SweepSpec) -> None:
     """Raise ModelError where a file of a model that the sweep reads is damaged, absent or incomplete."""
     for name, revision in models_read(spec):
+        check_model(spec, name, revision)
+
+
+def check_model(spec: SweepSpec, name: str, revision: str | None) -> None:
+    """Check the files of one of `models_read`: weights of a model, and the tokenizer where it is read from there.
+
+    Raises ModelError with the file or folder and what to do.
+    """
+    tokenizer, judge = spec.base.model.tokenizer, spec.judge
+    scores = judge is not None and judge.reward_model is not None and judge.reward_model.name_or_path == name
+    models = (spec.base.model.name_or_path, *spec.search.listed_values("model.name_or_path"))
+    if scores or name in models:
+        check_whole_model(name, revision)
+    else:
         check_model_files(name, revision)
+    if scores or tokenizer in (None, name):
+        check_tokenizer_files(name)
 
 
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape | None:

@@ -29,6 +29,8 @@ def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def model(path: Path, **config: Any) -> Path:
     path.mkdir()
     (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (path / "tokenizer.json").write_text("{}", encoding="utf-8")
     return path
 
 
