@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +62,21 @@ def config_of(file: Path, overrides: Sequence[str]) -> tuple[TrialConfig, list[s
 
 
 def preview_here(config: TrialConfig, root: Path, *, trust_remote_code: bool = False) -> Preview:
-    """Return the preview of this configuration's rows, using the cache of the runs folder `root`."""
+    """Return the preview of this configuration's rows, using the cache of the runs folder `root`.
+
+    It is refused also where the rows are fewer than one update.
+    """
     from trainer.data.row_preview import preview
+    from trainer.training.schedule import total_updates
 
     cache = SweepFolder(root, "data").cache
-    return preview(config.data, config.model, cache, trust_remote_code=trust_remote_code, loss=config.loss)
+    found = preview(config.data, config.model, cache, trust_remote_code=trust_remote_code, loss=config.loss)
+    if found.refused is None:
+        try:
+            total_updates(config.training, found.report.train_rows)
+        except TrialError as error:
+            return replace(found, refused=error)
+    return found
 
 
 def chosen_rows(
@@ -110,13 +121,32 @@ def chosen_rows(
 
 
 def check_rows(spec: SweepSpec, document: Document) -> None:
-    """Check rows of local files: their templates, and their labels where they have one response each.
+    """Check rows of local files: their columns, their templates, and their labels where they have one response each.
 
     Raises:
+        DataError: a file cannot be opened, or lacks a column.
         SpecError: with the setting and its values.
     """
+    _check_columns(spec)
     _check_templates(spec, document)
     _check_labels(spec, document)
+
+
+def _check_columns(spec: SweepSpec) -> None:
+    from trainer.data import UnreadableData
+    from trainer.data.sources import first_rows, read_source
+
+    stage = () if spec.sft is None or spec.sft.data is None else (spec.sft.data,)
+    for source in (source for data in (spec.base.data, *stage) for source in (*data.train, *(data.eval or ()))):
+        if not isinstance(source, FileSource):
+            continue
+        try:
+            first_rows(source, _FIRST_ROWS)
+        except UnreadableData:
+            try:
+                read_source(source)  # a later row may have the column
+            except UnreadableData as error:
+                raise DataError(str(error)) from error
 
 
 def _check_templates(spec: SweepSpec, document: Document) -> None:

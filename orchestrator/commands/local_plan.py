@@ -27,7 +27,7 @@ from orchestrator.spec.estimates.arrangement import DoesNotFit, arranged
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
 from orchestrator.spec.estimates.gpu_layouts import Arrangement
 from orchestrator.spec.estimates.gpu_table import PlannedMachine
-from orchestrator.spec.estimates.input_checks import check_judge_prompts, check_pair_counts
+from orchestrator.spec.estimates.input_checks import check_judge_prompts, check_pair_counts, read_small_files
 from orchestrator.spec.estimates.input_sizes import (
     RowCounts,
     check_models,
@@ -211,6 +211,8 @@ def _sizes_of_data(
         rows = replace(rows, train=assumptions.train_pairs, exact=False, published=())
     elif (exact := check_pair_counts(spec)) is not None:
         rows = replace(rows, train=exact)
+    elif (read := read_small_files(spec.base.data)) is not None:
+        rows = read
     elif rows.train is None:
         notices.append("the number of training pairs is unknown until the data is downloaded")
     if assumptions.tokens_per_pair is None and tokens is not None:

@@ -175,9 +175,14 @@ def _read_jsonl(path: Path) -> Iterator[RawRow]:
             try:
                 value = json.loads(_decode(line))
             except (json.JSONDecodeError, RecursionError) as error:
-                yield RawRow(number, None, f"line {number}: {error}")
+                yield RawRow(number, None, f"line {number}: {_where(error)}")
                 continue
             yield _to_raw_row(number, value)
+
+
+def _where(error: json.JSONDecodeError | RecursionError) -> str:
+    """Return what is wrong in one line of JSON, and where in it."""
+    return f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _read_json(path: Path) -> Iterator[RawRow]:

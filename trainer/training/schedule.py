@@ -17,6 +17,8 @@ def total_updates(training: TrainingConfig, pairs: int) -> int:
 
     Raises TrialError if that is 0, or if one update would need a pair twice.
     """
+    if not pairs:
+        raise TrialError("there are no training pairs; the file has no rows, or none of them can be used")
     if pairs < training.pairs_per_update:
         raise TrialError(
             f"the {pairs} training pairs are fewer than one update of pairs_per_update {training.pairs_per_update}; "

@@ -20,11 +20,10 @@ import psutil
 from orchestrator.errors import DataError, SpecError
 from orchestrator.execution.slots import plan_slots, usable_cpus
 from orchestrator.folders import NETWORK_FILESYSTEMS, filesystem_type
-from orchestrator.spec.estimates.input_checks import check_judge_prompts, check_pair_counts
-from orchestrator.spec.estimates.input_sizes import models_read
+from orchestrator.spec.estimates.input_checks import check_judge_prompts, check_pair_counts, read_small_files
+from orchestrator.spec.estimates.input_sizes import check_model, models_read
 from orchestrator.spec.estimates.sweep_plan import sweep_disk_need
 from orchestrator.spec.sweep_spec import SweepSpec
-from trainer.config.model_folder import check_model_files
 from trainer.results import ModelError, TrialError
 
 
@@ -161,7 +160,7 @@ def _models(spec: SweepSpec) -> Iterator[Check]:
         if not Path(name).is_dir():
             continue
         try:
-            check_model_files(name, revision)
+            check_model(spec, name, revision)
         except ModelError as error:
             found, _, fix = str(error).rpartition("; ")
             yield Check(f"model {Path(name).name}", CheckLevel.FAIL, found or fix, fix)
@@ -170,14 +169,20 @@ def _models(spec: SweepSpec) -> Iterator[Check]:
 
 
 def _data(spec: SweepSpec) -> Check:
-    """Check the number of training pairs and the judge's prompts, as a sweep does before it starts."""
+    """Check the rows, the number of training pairs and the judge's prompts, as a sweep does before its trials."""
     try:
         check_pair_counts(spec)
         check_judge_prompts(spec)
     except (DataError, TrialError) as error:
         found, _, fix = str(error).rpartition("; ")
         return Check("data", CheckLevel.FAIL, found or fix, fix if found else "correct the file that it names")
-    return Check("data", CheckLevel.OK, "enough pairs for an update, as far as rows can be counted here")
+    try:
+        read = read_small_files(spec.base.data)
+    except DataError as error:  # each kind of bad row in a line, then what they are together
+        return Check("data", CheckLevel.FAIL, str(error).splitlines()[-1], "`orchestrate data FILE` shows the rows")
+    if read is None:
+        return Check("data", CheckLevel.OK, "enough pairs for an update, as far as rows can be counted here")
+    return Check("data", CheckLevel.OK, f"{read.train} training pairs and {read.eval} held-out ones")
 
 
 def nearest_existing(path: Path) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.errors import DataError
-from orchestrator.spec.estimates.input_sizes import check_models, count_rows, models_read
+from orchestrator.spec.estimates.input_sizes import RowCounts, check_models, count_rows, models_read
 from orchestrator.spec.judge_config import no_answer_for_checker
 from orchestrator.spec.search.corners import valid_corners
 from orchestrator.spec.search.trial_params import apply_params
@@ -21,6 +21,8 @@ from trainer.results import ModelError, TrialError
 _SIZES = ("data.", "training.pairs_per_update", "training.num_train_epochs", "training.max_steps")
 """Settings that decide whether there are enough pairs for an update."""
 _SFT = "the sft stage: "
+_SMALL_FILES = 8_000_000
+"""Bytes of files that are read whole in about a second."""
 
 
 def check_inputs(spec: SweepSpec, *, is_new: bool) -> None:
@@ -98,6 +100,29 @@ def _most_training_pairs(data: DataConfig, counted: int) -> int:
         return len(select_rows(data).train)
     whole = count_rows(data.model_copy(update={"eval": data.train})).train  # nothing held out
     return counted if whole is None else whole
+
+
+def read_small_files(data: DataConfig) -> RowCounts | None:
+    """Return the rows of both splits of small local files, read and divided as for training; None for other sources.
+
+    Raises:
+        DataError: as a sweep would with these rows, before they are tokenized.
+    """
+    sources = (*data.train, *(data.eval or ()))
+    files = [Path(source.path) for source in sources if isinstance(source, FileSource)]
+    if len(files) < len(sources) or sum(file.stat().st_size for file in files if file.is_file()) > _SMALL_FILES:
+        return None
+    from trainer.data.data_findings import raise_if_refused
+    from trainer.data.row_selection import select_rows
+
+    try:
+        found = select_rows(data)
+        raise_if_refused(
+            found.findings.as_tuple(), len(found.invalid), found.checked_rows, data.bad_rows, data.max_bad_share
+        )
+    except TrialError as error:
+        raise DataError(str(error)) from error
+    return RowCounts(len(found.train), len(found.eval), exact=True)
 
 
 def check_judge_prompts(spec: SweepSpec) -> None:

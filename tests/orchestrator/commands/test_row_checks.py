@@ -57,6 +57,61 @@ def test_a_plan_of_labelled_rows_is_made(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["trials"] == 2
 
 
+def pairs(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"question {n}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(count)]
+
+
+PAIRS = SWEEP.replace("kto", "dpo")
+
+
+def test_plan_counts_the_pairs_of_a_small_file_as_the_sweep_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*pairs(31), pairs(1)[0]]  # two rows of one prompt stay together
+    file = written(tmp_path, given, PAIRS)
+    assert cli.main(["data", str(file), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert cli.main(["plan", str(file), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["train_pairs"], plan["eval_pairs"]) == (report["train_rows"], report["eval_rows"])
+
+
+@pytest.mark.parametrize("command", ["plan", "data", "advise"])
+def test_rows_that_a_sweep_would_refuse_are_refused(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = {
+        "has no column 'chosen' for chosen": [{"prompt": row["prompt"], "good": "a", "bad": "b"} for row in pairs(20)],
+        "4 of 20 rows are bad": [*pairs(16), *({**row, "chosen": ""} for row in pairs(4))],
+        "fewer than one update of pairs_per_update 4": pairs(4),
+        "no training pairs" if command != "data" else "no row is left": [],
+    }
+    for problem, given in cases.items():
+        assert cli.main([command, str(written(tmp_path, given, PAIRS))]) == 2, problem
+        assert problem in capsys.readouterr().err
+
+
+def test_doctor_counts_the_pairs_or_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def checked(given: list[dict[str, Any]]) -> dict[str, str]:
+        cli.main(["doctor", str(written(tmp_path, given, PAIRS)), "--json"])
+        found = json.loads(capsys.readouterr().out)
+        return next(check for check in found["checks"] if check["what"] == "data")
+
+    good = checked(pairs(20))
+    assert (good["level"], good["found"]) == ("ok", "14 training pairs and 6 held-out ones")
+    bad = checked([*pairs(16), *({**row, "chosen": ""} for row in pairs(4))])
+    assert bad["level"] == "fail"
+    assert bad["found"].startswith("4 of 20 rows are bad (20.00%)")
+
+
+def test_a_line_that_is_no_json_is_located_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, pairs(200), PAIRS)
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, lines[0][:-1], ""]))
+    assert cli.main(["data", str(file)]) == 0
+    assert "line 201: Expecting ',' delimiter at character" in " ".join(capsys.readouterr().out.split())
+
+
 def test_all_settings_that_need_pairs_are_named_with_their_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
