@@ -28,14 +28,23 @@ from orchestrator.execution.slots import Slots, machine_gpus, plan_slots
 from orchestrator.folders import SweepFolder
 from orchestrator.gpu_locks import reserved_gpus
 from orchestrator.redaction import redact
-from orchestrator.spec.advice.advice_lines import AdviceLine, data_advice, losses_of, settings_advice, trial_of
+from orchestrator.spec.advice.advice_lines import (
+    AdviceLine,
+    data_advice,
+    losses_of,
+    settings_advice,
+    trial_of,
+    values_text,
+)
 from orchestrator.spec.advice.loss_advice import loss_advice, margin_table, weight_advice
 from orchestrator.spec.advice.pair_scores import Distribution, MarginEffect, PairScores, length_bias
 from orchestrator.spec.estimates.arrangement import arranged
+from orchestrator.spec.estimates.input_checks import check_pair_counts
 from orchestrator.spec.estimates.input_sizes import check_models, model_shape
+from orchestrator.spec.samplers import StagedSampler, stage_paths
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.loss_config import DpoLoss, KtoLoss
-from trainer.config.trial import DataConfig, FileSource, ModelConfig, TrialConfig
+from trainer.config.trial import DataConfig, FileSource, ModelConfig, TrialConfig, flatten
 from trainer.probe import OUT_OF_MEMORY, UNUSABLE
 from trainer.storage.atomic_files import digest_of, write_json
 
@@ -125,6 +134,7 @@ def advise_sweep(
         SpecError: no trial fits this machine.
     """
     check_models(spec)
+    check_pair_counts(spec)
     scores, counters = kept_scores(spec, root, rows), dict[str, int]()
     if scores is None:
         scores, counters = _score(spec, root, rows, trust_remote_code, on_progress)
@@ -132,6 +142,27 @@ def advise_sweep(
     made = _advice(spec, scores, scores.train_pairs, _notices(spec, scores), counters)
     shared = [f"{setting}: the losses of the search get different advice; not written" for setting in made.disputed]
     return replace(made, notices=(*made.notices, *sorted(shared)))
+
+
+def _first_stages(spec: SweepSpec, lines: Sequence[AdviceLine]) -> Iterator[AdviceLine]:
+    """Yield a line for each setting whose advised values lack the base's, with which earlier stages would train."""
+    if not isinstance(spec.sampler, StagedSampler):
+        return
+    later = {path for stage in stage_paths(spec.sampler, spec.search)[1:] for path in stage}
+    for line in lines:
+        section, _, path = (line.setting or "").partition(".")
+        if line.value is None or section != "search" or path not in later:
+            continue
+        current = flatten(spec.base.model_dump(mode="json")).get(path)
+        advised = [float(value) for value in line.value.strip("[]").split(",")]
+        if not isinstance(current, int | float) or current in advised:
+            continue
+        nearest = min(advised, key=lambda value: abs(value - current))
+        text = f"the stages before that of {path} train with the base's {current:g}, which is not advised"
+        reason = "a stage starts from the base, or the best trial so far"
+        yield AdviceLine(
+            line.topic, "change", text, reason, (), f"base.{path}", f"{current:g}", values_text([nearest], False)
+        )
 
 
 def _advice(
@@ -147,6 +178,7 @@ def _advice(
         weights = weight_advice(spec, *scores.labels)
         lines = [*loss_advice(spec, scores), *weights, *lines, *data_advice(scores, losses_of(spec))]
         margins = margin_table(spec, scores)
+    lines = [*lines, *_first_stages(spec, lines)]
     return SweepAdvice(spec.name, tuple(lines), scores, margins, tuple(notices), counters)
 
 

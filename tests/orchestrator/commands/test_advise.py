@@ -134,6 +134,25 @@ def test_what_is_written_is_advised_no_more_and_nothing_else_changes(
     assert target.read_text().splitlines() == lines
 
 
+def test_the_first_stages_of_a_staged_search_get_an_advised_value_too(
+    scored: tuple[Path, Path, dict[str, Any]],
+) -> None:
+    runs, file, made = scored
+    assert not any(line["setting"] == "base.loss.beta" for line in made["advice"]), "a grid never trains the base's"
+    staged = file.with_name("staged.yaml")
+    loss = "  loss: {kind: simpo}\n"
+    text = SIMPO.replace("name: advised", "name: staged").replace("[2.0, 10.0]", "[2.0e3, 1.0e4]")
+    assert loss in text
+    staged.write_text(text.replace(loss, "  loss:\n    kind: simpo\n    beta: 2000.0\n") + "sampler: staged\n")
+    advised = json_of(runs, "advise", str(staged), "--write")
+    written = dict(line.split(": ", 1) for line in advised["written"]["settings"])
+    after = load_spec(staged)
+    assert "base.loss.beta" in written
+    assert after.base.loss.beta in after.search.listed_values("loss.beta")
+    again = json_of(runs, "advise", str(staged), "--write")
+    assert again["written"]["settings"] == []
+
+
 def test_losses_that_differ_on_a_shared_setting_write_nothing_there() -> None:
     def line(value: str | None) -> AdviceLine:
         return AdviceLine("beta", "change", "", "", (), "search.loss.beta", "[1]", value)
