@@ -113,6 +113,24 @@ class NoSuchSweep(OrchestrateError):
         super().__init__(f"no sweep named {name!r} in {where}{f'; did you mean {nearest!r}?' if nearest else ''}")
 
 
+class SweepIsArchived(NoSuchSweep):
+    """The sweep was archived from this runs folder, and is not here."""
+
+    def __init__(self, name: str, root: Path) -> None:
+        self.name, self.root, self.known, self.nearest = name, root, (), None
+        message = (
+            f"{name} is archived; `orchestrate unarchive {name}` brings it back, `orchestrate list` says from where"
+        )
+        OrchestrateError.__init__(self, message)
+
+
+class Declined(OrchestrateError):
+    """The person answered no."""
+
+    def __init__(self) -> None:
+        super().__init__("nothing was changed")
+
+
 class InvalidRunsFolder(OrchestrateError):
     """The runs folder has a name that cannot be used."""
 

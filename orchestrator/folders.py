@@ -27,6 +27,7 @@ from orchestrator.errors import (
     NoSuchSweep,
     ReservedName,
     SweepHeld,
+    SweepIsArchived,
     closest_match,
 )
 from trainer.storage.atomic_files import fsync, write_text
@@ -49,6 +50,9 @@ CRASHED_SWEEPS = ".set-aside"
 """In the runs folder: folders of sweeps that crashed before their first trial, moved so that their names are free."""
 DETACHED_LOGS = ".detached"
 """In the runs folder: output of detached drivers, one file per sweep."""
+
+ARCHIVED_SWEEPS = ".archived"
+"""In the runs folder: a file about each archived sweep."""
 
 RESERVED_NAMES = frozenset(
     {"artifacts", "cache", "mlflow-ui.log", "mlflow.db", "mlflow.db-journal", "mlflow.db-shm", "mlflow.db-wal"}
@@ -144,10 +148,12 @@ def known_sweeps(root: Path) -> list[str]:
 
 
 def existing_sweep(root: Path, name: str) -> SweepFolder:
-    """Return the folder of an existing sweep. Raises NoSuchSweep with the most similar name."""
+    """Return the folder of an existing sweep. Raises NoSuchSweep with the most similar name, SweepIsArchived."""
     folder = _folder(root, name)
     if not folder.spec.is_file():
         known = known_sweeps(root)
+        if (root / ARCHIVED_SWEEPS / f"{name}.json").is_file():
+            raise SweepIsArchived(name, root)
         raise NoSuchSweep(name, root, known, closest_match(name, known))
     return folder
 

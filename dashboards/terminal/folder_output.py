@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -27,7 +28,9 @@ def print_sweeps(found: Mapping[str, Any]) -> None:
     console = wide_console(_PIPED_WIDTH, highlight=False)
     sweeps: Sequence[Mapping[str, Any]] = found["sweeps"]
     disk = "" if "cache" not in found else _disk_text(found)
-    console.print(f"sweeps in {found['runs_folder']}: {len(sweeps)}{disk}", markup=False, soft_wrap=True)
+    console.print(
+        f"sweeps in {found['runs_folder']}: {len(sweeps)}{disk}", markup=False, soft_wrap=not console.is_terminal
+    )
     if not sweeps:
         return
     table = Table(box=None, header_style="bold")
@@ -81,26 +84,36 @@ def cleaning_as_json(cleaning: Cleaning, *, is_removed: bool) -> dict[str, Any]:
     }
 
 
-def print_cleaning(cleaning: Cleaning, *, is_removed: bool) -> None:
-    """Print one row per entry to remove, and counts of what stays with the reason."""
+def print_cleaning(cleaning: Cleaning, *, is_removed: bool, root: Path, command: str) -> None:
+    """Print one row per entry to remove, and counts of what stays with the reason.
+
+    `root`: the runs folder; `command`: the one that removes what is shown.
+    """
     console = wide_console(_PIPED_WIDTH, highlight=False)
     if cleaning.removed:
         table = Table(box=None, header_style="bold")
-        for column in ("removed" if is_removed else "would be removed", "kind", "size", "last used"):
+        shown = "removed" if is_removed else "would be removed"
+        console.print(f"in {root}", markup=False, soft_wrap=not console.is_terminal)
+        for column in (shown, "kind", "size", "last used"):
             table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
         for entry in cleaning.removed:
             used = _ago(entry.used) if entry.used else "half removed"
-            table.add_row(escape(str(entry.path)), entry.kind, format_bytes(entry.bytes), used)
+            table.add_row(escape(_below(entry.path, root)), entry.kind, format_bytes(entry.bytes), used)
         console.print(table)
-    verb = "freed" if is_removed else "would be freed; `orchestrate clean --yes` removes them"
-    lines = [f"{len(cleaning.removed)} entries, {format_bytes(cleaning.frees)} {verb}"]
+    count = f"{len(cleaning.removed)} {'entry' if len(cleaning.removed) == 1 else 'entries'}"
+    verb = "freed" if is_removed else f"would be freed; `{command}` removes them"
+    lines = [f"{count}, {format_bytes(cleaning.frees)} {verb}" if cleaning.removed else "nothing to remove"]
     if cleaning.recent:
         lines.append(f"stay as they were used lately, or the cache is small enough: {_counted(cleaning.recent)}")
     for reason in sorted({entry.needed_by for entry in cleaning.needed}):
         kept = [entry for entry in cleaning.needed if entry.needed_by == reason]
         lines.append(f"stay as {reason} may need them: {_counted(kept)}")
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=not console.is_terminal)
+
+
+def _below(path: Path, root: Path) -> str:
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _counted(entries: Sequence[CacheEntry]) -> str:

@@ -10,6 +10,7 @@ import click
 from orchestrator.api import open_sweep
 from orchestrator.api import unarchive as bring_back
 from orchestrator.cli.options import JSON, print_json, remote_sweep, server
+from orchestrator.errors import Declined
 from orchestrator.folders import existing_sweep, known_sweeps, runs_folder
 from orchestrator.terminal_streams import wrapped
 
@@ -138,11 +139,15 @@ def unarchive(name: str, url: str | None) -> None:
         service.unarchive(name, url, log=_log)
 
 
+_CLEANED_AGE = 30.0
+"""Days; the default of `clean --older-than`."""
+
+
 @click.command()
 @click.option(
     "--older-than",
     type=click.FloatRange(min=0),
-    default=30.0,
+    default=_CLEANED_AGE,
     show_default=True,
     metavar="DAYS",
     help="Leave what was used since.",
@@ -174,16 +179,19 @@ def clean(older_than: float, max_size: float | None, yes: bool, as_json: bool) -
     if as_json:
         print_json(cleaning_as_json(cleaning, is_removed=yes))
     else:
-        print_cleaning(cleaning, is_removed=yes)
+        given = "" if older_than == _CLEANED_AGE else f" --older-than {older_than:g}"
+        given += "" if max_size is None else f" --max-size {max_size:g}"
+        print_cleaning(cleaning, is_removed=yes, root=root, command=f"orchestrate clean{given} --yes")
 
 
 def _confirm(question: str, *, yes: bool) -> None:
-    """Ask, unless `yes`. Raises click.UsageError where there is no terminal to ask on, click.Abort after a no."""
+    """Ask, unless `yes`. Raises click.UsageError where there is no terminal to ask on, Declined after a no."""
     if yes:
         return
     if not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask on, and nothing was changed; add --yes")
-    click.confirm(question, abort=True, err=True)
+    if not click.confirm(question, err=True):
+        raise Declined
 
 
 def _log(text: str) -> None:

@@ -6,10 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from orchestrator.folders import ARCHIVED_SWEEPS
 from trainer.storage.atomic_files import write_json
-
-ARCHIVED_SWEEPS = ".archived"
-"""In the runs folder: a file about each archived sweep."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,9 @@ def test_there_and_back(folder: SweepFolder, url: str, capsys: pytest.CaptureFix
     assert [(sweep["name"], sweep["state"]) for sweep in listed] == [("a", "archived")]
     assert main(["list"]) == 0
     assert f"at {url}" in capsys.readouterr().out
+    for command in ("status", "resume", "best", "report", "logs"):
+        assert main([command, "a"]) == 2
+        assert "a is archived; `orchestrate unarchive a` brings it back" in capsys.readouterr().err
     assert main(["unarchive", "aa"]) == 2
     assert "did you mean 'a'?" in capsys.readouterr().err
     assert main(["unarchive", "a"]) == 0

@@ -64,7 +64,16 @@ def test_only_old_entries_that_no_sweep_needs_are_removed_and_only_with_yes(
         "needed": [],
     }
     assert main(["clean"]) == 0
-    assert "would be freed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 entries, " in said
+    assert "would be freed; `orchestrate clean --yes` removes them" in said
+    assert "\n cache/answers/older.jsonl" in said
+    assert main(["clean", "--older-than", "1", "--max-size", "0.0001"]) == 0
+    assert "`orchestrate clean --older-than 1 --max-size 0.0001 --yes` removes them" in capsys.readouterr().out
+    assert main(["clean", "--older-than", "1000"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing to remove" in said
+    assert "--yes" not in said
     assert planned(capsys, "--max-size", "0.00025")["unneeded"] == ["answers/older.jsonl"]
     assert planned(capsys, "--older-than", "1")["recent"] == []
     assert all(path.exists() for path in (old, new, older))

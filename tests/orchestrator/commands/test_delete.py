@@ -1,5 +1,6 @@
 """`delete`: the sweep, its study and its MLflow runs, each gone or not; killed in between, the next call ends it."""
 
+import io
 import sqlite3
 from pathlib import Path
 
@@ -74,6 +75,19 @@ def test_delete_says_what_it_frees_and_removes_folder_log_and_runs(
     assert "did you mean 'b'?" in capsys.readouterr().err
     assert main(["delete", "b", "--yes", "--keep-mlflow"]) == 0
     assert runs_of(home) == ["b 0", "b sweep"]
+
+
+def test_a_sweep_stays_after_a_no(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_sweep(home, make_spec("a", RATES), lambda _: Script(files=False))
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    assert main(["delete", "a"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith("nothing was changed\n")
+    assert "interrupted" not in said
+    assert known_sweeps(home) == ["a"]
 
 
 def test_a_running_sweep_is_not_deleted(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
