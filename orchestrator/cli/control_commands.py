@@ -67,7 +67,10 @@ def prune(name: str, trial: int, why: str) -> None:
 @click.argument("trials", type=click.IntRange(min=0), nargs=-1, required=True, metavar="TRIAL...")
 @_WHY
 def retry(name: str, trials: Sequence[int], why: str) -> None:
-    """Try failed trials again, each with its number and configuration."""
+    """Try failed trials again.
+
+    Each keeps its number and configuration, and begins from the initial model.
+    """
     _print(find_sweep(name).retry(trials, why=why))
 
 
@@ -102,9 +105,9 @@ def set_budget(name: str, settings: Sequence[str]) -> None:
 )
 @_WHY
 def clone(name: str, trial: int, overrides: Sequence[str], why: str, from_checkpoint: bool) -> None:
-    """Enqueue a copy of TRIAL with some settings changed; it runs next.
+    """Enqueue a copy of TRIAL with some settings changed.
 
-    It comes in addition to budget.trials. A FAILED trial may be cloned without changes.
+    It runs next, and comes in addition to budget.trials. A FAILED trial may be cloned without changes.
     """
     _print(find_sweep(name).clone(trial, overrides, from_checkpoint=from_checkpoint, why=why))
 

@@ -167,7 +167,7 @@ def slots_on(
         where = f"no machine of the cluster has them ({has})" if is_shared_cluster else f"this machine has {has}"
         label = "a trial needs" if trials_in_process == 1 else f"{trials_in_process} trials in one process need"
         problem = f"{label} {_amounts(cores, trials_in_process * gpus_per_trial)}; {where}"
-        raise SpecError([SpecProblem("resources", "resources", problem)])
+        raise SpecError([SpecProblem("", "resources", problem)])
     count = min(fitting, spec.budget.concurrency or fitting)
     # Fewer trials than would share a process have processes of their own, which may not fit another one.
     most = fitting if count >= trials_in_process else count

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from orchestrator.execution.messages import WORKER_FILE, AttemptResult, AttemptStatus
+from orchestrator.execution.stop_reasons import StopKind
 from orchestrator.interfaces import ProgressView
 from orchestrator.study.database import process_identity
 from orchestrator.study.study import Study
@@ -194,4 +195,4 @@ class RepeatedBug:
         self._last = result.bug_signature
         if max(self._count, self._study.consecutive_bugs()[0]) < MAX_SAME_BUGS:
             return ""
-        return f"the same bug ended {MAX_SAME_BUGS} trials in a row: {result.reason}"
+        return f"{StopKind.SAME_BUG.value} in {MAX_SAME_BUGS} trials in a row: {result.reason}"

@@ -45,7 +45,7 @@ def test_trials_that_failed_alike_are_trained_once_their_model_is_mended(tmp_pat
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 2 * config["intermediate_size"]}))
     err = finished(root, "sweep", str(file), code=3)[1]
-    assert "same bug: the same bug ended 3 trials in a row" in err
+    assert "same bug in 3 trials in a row: " in err
     assert "3 of 3 trials failed and were never trained to the end: 0, 1, 2." in err
     assert "resumed, the sweep tries those that failed alike again" in err
     assert "resume week --retry-failed tries them again" in (root / "week" / "report.html").read_text()
