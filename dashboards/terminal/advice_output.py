@@ -46,7 +46,7 @@ def _print_pairs(console: Console, name: str, scores: PairScores) -> None:
     console.print(Text(f"advice for {name}: {part} {split} pairs under {scores.initial_model}", style="bold"))
     console.print(
         Text(f"gap per token, chosen minus rejected, in nats: {listed}; mean {gaps.mean:+.3f}, sd {gaps.sd:.3f}"),
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
     )
 
 
@@ -68,7 +68,7 @@ def print_lines(console: Console, lines: Sequence[AdviceLine]) -> None:
     for line in lines:
         console.print(
             Text.assemble((f"{line.level}: ", _COLORS[line.level]), (f"{line.topic}: ", "bold"), line.text),
-            soft_wrap=True,
+            soft_wrap=not console.is_terminal,
         )
         if line.setting is not None:
             now = f"{line.setting}: {line.current}"

@@ -28,7 +28,7 @@ def print_data(made: Preview, rows: Sequence[PreviewRow]) -> None:
         _print_row(console, row, special)
     console.print("summary:", style="bold")
     for line in made.report.summary_lines():
-        _line(console, Text(f"  {_visible(line)}"))
+        console.print(Text(f"  {_visible(line)}"), soft_wrap=not console.is_terminal)
 
 
 def _print_row(console: Console, row: PreviewRow, special: re.Pattern[str] | None) -> None:
@@ -36,7 +36,8 @@ def _print_row(console: Console, row: PreviewRow, special: re.Pattern[str] | Non
     _line(console, Text(_visible(f"{row.split} row {row.row} of {row.source}{left_out}"), style="bold"))
     for notice in row.notices:
         severity = notice.severity.replace("_", " ")
-        _line(console, Text(f"  {severity}: {_visible(notice.text)} [{notice.kind}]", style=_SEVERITY[notice.severity]))
+        text = Text(f"  {severity}: {_visible(notice.text)} [{notice.kind}]", style=_SEVERITY[notice.severity])
+        console.print(text, soft_wrap=not console.is_terminal)
     for name, text in (("prompt", row.prompt), ("chosen", row.chosen), ("rejected", row.rejected)):
         if text is None or row.lengths is None:
             continue

@@ -56,7 +56,7 @@ class JudgeProgress:
 
     def log(self, text: str) -> None:
         """Print a line above the progress."""
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
 
     def pause(self) -> None:
         """Stop drawing, so that other output can follow; `set_activity` starts it again."""

@@ -42,7 +42,7 @@ def data(
 
     config, notices = config_of(file, overrides)
     for notice in notices:
-        click.echo(notice, err=True)
+        click.echo(wrapped(notice), err=True)
     preview = preview_here(config, runs_folder(), trust_remote_code=trust_remote_code)
     count = rows if rows is not None or as_json or row is not None else SHOWN
     shown, left = chosen_rows(preview, count, split, row)
@@ -56,7 +56,7 @@ def data(
     if left:
         click.echo(f"{left} more kind{'s' if left > 1 else ''} of notices; show more rows with --rows N", err=True)
     if preview.refused is not None:
-        click.echo(str(preview.refused), err=True)
+        click.echo(wrapped(str(preview.refused)), err=True)
         return ExitCode.USER
     return ExitCode.DONE
 
@@ -107,4 +107,6 @@ def advise(
     if done.backup is None:
         click.echo(f"{file}: nothing was written", err=True)
     else:
-        click.echo(f"{file}: {len(done.written)} settings written; as it was: {done.backup}", err=True)
+        count = len(done.written)
+        said = f"{file}: {count} setting{'s' if count > 1 else ''} written; as it was: {done.backup}"
+        click.echo(wrapped(said), err=True)

@@ -14,7 +14,7 @@ import click
 from orchestrator.api import RemoteSweep, Server, SweepHandle, load, open_sweep
 from orchestrator.errors import ExitCode
 from orchestrator.folders import existing_sweep, runs_folder
-from orchestrator.terminal_streams import encodes_unicode
+from orchestrator.terminal_streams import encodes_unicode, wrapped
 
 if TYPE_CHECKING:
     from orchestrator.execution.remote_cluster import ClusterAddress
@@ -62,8 +62,9 @@ def run_detached(folder: SweepFolder) -> ExitCode:
             err=True,
         )
         return ExitCode.DONE
+    started = f"{name} runs in the background (process {driver.pid}, output in {driver.log})"
     click.echo(
-        f"{name} runs in the background (process {driver.pid}, output in {driver.log})\n"
+        f"{wrapped(started)}\n"
         f"  orchestrate attach {name}    its table; Ctrl-C there leaves it running\n"
         f"  orchestrate stop {name}      stops it with checkpoints",
         err=True,

@@ -22,6 +22,7 @@ from orchestrator.cli.options import (
 )
 from orchestrator.errors import ExitCode
 from orchestrator.folders import existing_sweep, runs_folder
+from orchestrator.terminal_streams import wrapped
 
 if TYPE_CHECKING:
     from orchestrator.judge.endpoint_batch import UsageEstimate
@@ -145,7 +146,7 @@ def judge(
     else:
         print_judgements(found.judgements, wide_console())
     for notice in found.notices:
-        click.echo(notice, err=True)
+        click.echo(wrapped(notice), err=True)
     return found.code
 
 

@@ -226,7 +226,7 @@ def sweep(
 
     drop_failed_output()
     for notice in read.notices:
-        click.echo(notice, err=True)
+        click.echo(wrapped(notice), err=True)
     from orchestrator.spec.estimates.arrangement import DoesNotFit
 
     try:

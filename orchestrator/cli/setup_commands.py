@@ -97,7 +97,7 @@ def doctor(file: Path | None, overrides: Sequence[str], as_json: bool) -> ExitCo
 
     spec, notices = (None, ()) if file is None else read_spec(file, overrides, None, False)
     for notice in notices:
-        click.echo(notice, err=True)
+        click.echo(wrapped(notice), err=True)
     checks = run_checks(runs_folder(), spec)
     if as_json:
         counts = Counter(check.level.value for check in checks)
