@@ -33,7 +33,8 @@ def print_data(made: Preview, rows: Sequence[PreviewRow]) -> None:
 
 def _print_row(console: Console, row: PreviewRow, special: re.Pattern[str] | None) -> None:
     left_out = "" if row.kept else ": left out"
-    _line(console, Text(_visible(f"{row.split} row {row.row} of {row.source}{left_out}"), style="bold"))
+    title = Text(_visible(f"{row.split} row {row.row} of {row.source}{left_out}"), style="bold")
+    console.print(title, soft_wrap=not console.is_terminal)
     for notice in row.notices:
         severity = notice.severity.replace("_", " ")
         text = Text(f"  {severity}: {_visible(notice.text)} [{notice.kind}]", style=_SEVERITY[notice.severity])

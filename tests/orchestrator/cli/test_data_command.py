@@ -188,7 +188,7 @@ def test_a_trials_file_as_for_the_trainer_alone(tmp_path: Path, capsys: pytest.C
     model = saved(tokenizer(CHATML), tmp_path / "tokenizer")
     train, file = write_rows(tmp_path / "a.jsonl", good_rows(20)), tmp_path / "trial.yaml"
     file.write_text(f"model: {{generated: {{}}, tokenizer: {model.tokenizer}}}\ndata: {{train: {train}}}\n")
-    file.write_text(file.read_text() + "loss: {kind: simpo}\ntraining: {max_steps: 1}\n")
+    file.write_text(file.read_text() + "loss: {kind: simpo}\ntraining: {max_steps: 1, pairs_per_update: 4}\n")
     assert run(str(file), "--set", "data.max_length=24", "--json", "--rows", "1") == 0
     row, complete = objects(capsys.readouterr().out)
     assert sum(row["lengths"][name] for name in ("prompt", "chosen")) <= 24
@@ -218,7 +218,7 @@ def test_no_model_is_loaded_and_a_folder_without_weights_will_do(tmp_path: Path)
     saved(tokenizer(CHATML), tmp_path / "model")
     train, file = write_rows(tmp_path / "a.jsonl", good_rows(20)), tmp_path / "trial.yaml"
     file.write_text(f"model: {{name_or_path: {tmp_path / 'model'}}}\ndata: {{train: {train}}}\n")
-    file.write_text(file.read_text() + "loss: {kind: simpo}\ntraining: {max_steps: 1}\n")
+    file.write_text(file.read_text() + "loss: {kind: simpo}\ntraining: {max_steps: 1, pairs_per_update: 4}\n")
     code = (
         "import sys; from orchestrator import cli; code = cli.main(['data', sys.argv[1], '--json', '--rows', '1']); "
         "assert 'trainer.models' not in sys.modules and 'ray' not in sys.modules; sys.exit(code)"

@@ -1,18 +1,22 @@
 """Rows with one response and a label, before anything is trained: `plan`, `init` and `advise` by the command."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from dashboards.terminal.advice_output import print_lines
 from orchestrator import cli
 from orchestrator.commands.rehearsal import rehearse
 from orchestrator.driver.data_stage import check_data
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
+from orchestrator.spec.advice.advice_lines import AdviceLine
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from tests.support.preparation import PreparedHere
 from tests.support.recorders import SilentView
@@ -110,6 +114,20 @@ def test_a_line_that_is_no_json_is_located_once(tmp_path: Path, capsys: pytest.C
     (tmp_path / "rows.jsonl").write_text("\n".join([*lines, lines[0][:-1], ""]))
     assert cli.main(["data", str(file)]) == 0
     assert "line 201: Expecting ',' delimiter at character" in " ".join(capsys.readouterr().out.split())
+
+
+def test_notices_and_advice_are_broken_between_words_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    given = [*pairs(200), {"prompt": "p", "chosen": None, "rejected": "n"}]
+    assert cli.main(["data", str(written(tmp_path, given, PAIRS))]) == 0
+    text = "a keeps the gap per token of the chosen response over the rejected one " * 3
+    print_lines(Console(), [AdviceLine("margin", "keep", text, text)])
+    said = capsys.readouterr().out
+    assert "has a value that is not text" in " ".join(said.split())
+    assert max(len(re.sub("\x1b\\[[0-9;]*m", "", line)) for line in said.splitlines()) <= 80
 
 
 def test_all_settings_that_need_pairs_are_named_with_their_lines(
