@@ -157,7 +157,8 @@ def _first_stages(spec: SweepSpec, lines: Sequence[AdviceLine]) -> Iterator[Advi
         advised = [float(value) for value in line.value.strip("[]").split(",")]
         if not isinstance(current, int | float) or current in advised:
             continue
-        nearest = min(advised, key=lambda value: abs(value - current))
+        distances = [abs(value - current) for value in advised]
+        nearest = advised[distances.index(min(distances))]
         text = f"the stages before that of {path} train with the base's {current:g}, which is not advised"
         reason = "a stage starts from the base, or the best trial so far"
         yield AdviceLine(

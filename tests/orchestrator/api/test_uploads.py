@@ -274,6 +274,8 @@ def test_a_plan_is_of_the_files_that_would_be_sent(server: api.Server, sweep_fil
         assert ("is a file here" in words) is (option == ())
     assert stored(server, tmp_path) == {}
     sweep_file.write_text(SWEEP.replace("  loss:", "  training: {pairs_per_update: 8}\n  loss:"))
+    held_out = sweep_file.with_name("held-out.jsonl")
+    held_out.write_text(held_out.read_text().replace("Add ", "Sum "))  # pairs with held-out prompts are not trained on
     out, err = called(tmp_path / "nothing", "plan", str(sweep_file), "--json", "--upload", **variables)
     assert f"pairs.jsonl is a file here: {sweep_file.parent / 'pairs.jsonl'}" in err
     assert json.loads(out)["train_pairs"] == 64
