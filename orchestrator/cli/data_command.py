@@ -108,5 +108,5 @@ def advise(
         click.echo(f"{file}: nothing was written", err=True)
     else:
         count = len(done.written)
-        said = f"{file}: {count} setting{'s' if count > 1 else ''} written; as it was: {done.backup}"
-        click.echo(wrapped(said), err=True)
+        notice = f"{file}: {count} setting{'s' if count > 1 else ''} written; as it was: {done.backup}"
+        click.echo(wrapped(notice), err=True)

@@ -58,8 +58,8 @@ def check_whole_model(name_or_path: str, revision: str | None = None) -> None:
         raise ModelError(f"{folder} is no model: it has no config.json; save the model again with save_pretrained")
     if not any(folder.glob("*.safetensors")):
         pickled = ", ".join(sorted(file.name for file in folder.glob("*.bin")))
-        refused = f" ({pickled} in pickle form can run code when opened and is refused)" if pickled else ""
-        raise ModelError(f"{folder} has no .safetensors weights{refused}; save the model again with save_pretrained")
+        others = f" ({pickled} in pickle form can run code when opened and is refused)" if pickled else ""
+        raise ModelError(f"{folder} has no .safetensors weights{others}; save the model again with save_pretrained")
 
 
 def check_tokenizer_files(name_or_path: str) -> None:
