@@ -254,7 +254,7 @@ def run_trials(
             return stop
         stop_while_paused = wait_while_paused(study, view, signals, stop.text)
         if stop_while_paused is not None:
-            if stop_while_paused.kind is not StopKind.INTERRUPTED:  # by a signal: a person's last wish is the pause
+            if stop_while_paused.kind is not StopKind.INTERRUPTED:  # after a signal the sweep stays paused
                 study.add_event(STOPPING, str(stop_while_paused))
             return stop_while_paused
 
