@@ -83,6 +83,10 @@ class TinyTrainer:
         """Remove a trial's folder."""
         shutil.rmtree(self._runs / name, ignore_errors=True)
 
+    def forget_all(self) -> None:
+        """Remove the folders of all trials."""
+        shutil.rmtree(self._runs, ignore_errors=True)
+
 
 def fresh_prompts(config: TrialConfig, prompts: int) -> TrialConfig:
     """Return a configuration that is evaluated on rows of the task that no trial has trained or been chosen on."""

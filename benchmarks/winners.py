@@ -106,26 +106,42 @@ class SeedRun:
         return self._measured(f"trial {number}", apply_params(self._base, params))
 
     def finalist(self, number: int, params: Mapping[str, Any], place: int) -> dict[str, Any]:
-        """Return a finalist: its `metrics` and `pairs` (margins) on the rows kept for finalists, and `fresh`."""
+        """Return a finalist: its `metrics` and `pairs` (margins) on the rows kept for finalists. Its weights stay."""
         key = f"{self.seed} finalist {number} seed {place}"
         if key not in self._store.values:
-            seed = self.spec.base.training.seed + FIRST_SEED + place
-            config = with_confirm_rows(self._halves(apply_params(self._base, params)))
-            config = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
-            trained = self._trainer.train(config, "finalist")
-            last, fresh = _last(trained), 0.0
-            if trained.model is not None:
-                fresh = self._trainer.confirm(self._base, trained.model, self._fresh)
+            trained = self._train_finalist(key, params, place)
+            last = _last(trained)
             found = {
                 "metrics": dict(last.metrics),
                 "pairs": last.pair_margins,
                 "initial": dict(trained.history[0].metrics),
-                "fresh": fresh,
+                "model": None if trained.model is None else str(trained.model),
                 "finished": trained.model is not None,
             }
             self._put(key, found)
-            self._trainer.forget("finalist")
         return self._store.values[key]
+
+    def confirmed(self, number: int, params: Mapping[str, Any], place: int) -> float:
+        """Return the share of fresh prompts that a finalist answers right."""
+        key = f"{self.seed} finalist {number} seed {place}"
+        confirmed = f"{key} on fresh prompts"
+        if confirmed not in self._store.values:
+            model = Path(self._store.values[key]["model"])
+            if not model.exists():  # removed by a run that chose another one
+                model = self._train_finalist(key, params, place).model
+                assert model is not None
+            self._put(confirmed, {"fresh": self._trainer.confirm(self._base, model, self._fresh)})
+        return self._store.values[confirmed]["fresh"]
+
+    def _train_finalist(self, key: str, params: Mapping[str, Any], place: int) -> TrainedTrial:
+        seed = self.spec.base.training.seed + FIRST_SEED + place
+        config = with_confirm_rows(self._halves(apply_params(self._base, params)))
+        config = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
+        return self._trainer.train(config, key)
+
+    def remove_models(self) -> None:
+        """Remove the weights of all finalists."""
+        self._trainer.forget_all()
 
     def _halves(self, config: TrialConfig) -> TrialConfig:
         data = config.data.model_copy(update={"confirm_share": CONFIRM_SHARE})
@@ -198,6 +214,7 @@ def run_seed(run: SeedRun) -> SeedResult:
     }
     finalists = ranked("search_rows", required=True)[: FINALISTS.top]
     shipped[CONFIRMED] = confirm(run, finalists, grid, trials, start)
+    run.remove_models()
     best = max([start.fresh, *(trials[number].fresh for number in done)])
     return SeedResult(start.fresh, best, shipped, len(finalists))
 
@@ -237,8 +254,9 @@ def confirm(
         return start.fresh if best is None else trials[best].fresh
     recommended = compare_finalists(samples, [sample.of for sample in samples], 1.0).recommended
     found = seeds[recommended]
-    kept = [each for each in found if keeps(run.spec, each["metrics"], each["initial"])] or found
-    return max(kept, key=lambda each: each["metrics"][COMPARISON_METRIC])["fresh"]
+    keeping = [p for p, each in enumerate(found) if keeps(run.spec, each["metrics"], each["initial"])]
+    best = max(keeping or range(len(found)), key=lambda place: found[place]["metrics"][COMPARISON_METRIC])
+    return run.confirmed(recommended, grid[recommended], best)
 
 
 def _right_pairs(found: Sequence[Mapping[str, Any]]) -> Any:
@@ -270,6 +288,15 @@ def table(results: Mapping[int, SeedResult]) -> str:
     return markdown_table(head, rows)
 
 
+def seeds_table(results: Mapping[int, SeedResult]) -> str:
+    """Return the table of shares of fresh prompts answered right, a row for each seed."""
+    rows = [
+        [str(seed), *(f"{value:.3f}" for value in (r.initial, r.best, *(r.shipped[rule] for rule in RULES)))]
+        for seed, r in results.items()
+    ]
+    return markdown_table(["seed", "initial model", "best of the grid", *RULES], rows)
+
+
 def main() -> None:
     """Run the seeds, and print or write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -284,7 +311,7 @@ def main() -> None:
     trials = len(grid_of(spec_of(0, options.set)))
     settings = digest_of([SMALLER, options.set, options.fresh, FINALISTS.model_dump()])[:12]
     with JsonlStore(options.scratch / f"results-{settings}.jsonl") as store:
-        progress = Progress(options.seeds * (1 + trials + FINALISTS.trials) - len(store.values))
+        progress = Progress(options.seeds * (2 + trials + FINALISTS.trials) - len(store.values))
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             # A session a seed: data and models of earlier seeds do not stay loaded.
             run = SeedRun(seed, spec_of(seed, options.set), options.fresh, store, options.scratch, progress)
@@ -294,7 +321,8 @@ def main() -> None:
         f"`make winners`: {options.seeds} seeds, grids of {trials} trials, {FINALISTS.top} finalists of "
         f"{FINALISTS.seeds} seeds, exact answers on {options.fresh:,} fresh prompts ({EXACT_ANSWERS}); on average the "
         f"initial model answers {initial:.3f} right and the best of the grid {best:.3f}. Means with their standard "
-        f"errors; {machine()}.\n\n{table(results)}"
+        f"errors; {machine()}.\n\n{table(results)}\n\nEach seed, as the share of prompts answered right:\n\n"
+        f"{seeds_table(results)}"
     )
     if options.write:
         put_between(PAGE, BEGIN, END, text)
