@@ -62,7 +62,7 @@ def test_a_tokenizer_with_code_of_its_own_needs_the_flag(tmp_path: Path, capsys:
     model = own_code_model(tmp_path / "cache", tmp_path / "own")
     train, file = write_rows(tmp_path / "a.jsonl", good_rows(20)), tmp_path / "trial.yaml"
     file.write_text(f"model: {{name_or_path: {model}}}\ndata: {{train: {train}, max_length: 64}}\n")
-    file.write_text(file.read_text() + "loss: {kind: simpo}\ntraining: {max_steps: 1}\n")
+    file.write_text(file.read_text() + "loss: {kind: simpo}\ntraining: {max_steps: 1, pairs_per_update: 8}\n")
     assert cli.main(["data", str(file)]) == 2
     assert "--trust-remote-code" in capsys.readouterr().err
     assert cli.main(["data", str(file), "--trust-remote-code", "--json", "--rows", "1"]) == 0
@@ -75,7 +75,11 @@ def test_rows_without_a_score_are_shown_as_refused_where_the_loss_reads_scores(
     rows = [chat(f"ask {n}", f"yes {n}", "no") | {"score_chosen": 3, "score_rejected": 1} for n in range(12)]
     del rows[4]["score_rejected"]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    trial = {"model": model.model_dump(), "data": {"train": path, "max_length": 64}}
+    trial = {
+        "model": model.model_dump(),
+        "data": {"train": path, "max_length": 64},
+        "training": {"pairs_per_update": 8},
+    }
     for alpha, code in ((0.0, 0), (1.0, 2)):
         file = tmp_path / f"{alpha}.json"
         file.write_text(json.dumps(trial | {"loss": {"kind": "dpo", "odpo_alpha": alpha}}))
