@@ -138,7 +138,8 @@ def test_a_database_server_that_is_started_again_is_waited_for(root: Path) -> No
                     wait_until(lambda: problem(service))
                     server.start()
                     wait_until(lambda: not problem(service))
-            assert {status for _, status in found} == {200, 503}, found
+            # 429: a slow machine gives time for more requests than one person may make.
+            assert {status for _, status in found} - {429} == {200, 503}, found
             assert service.queued("driven") == ["a"]
             assert service.call("POST", "/sweeps/b/priority", {"priority": 7})[0] == 200
             events.until("reload")
