@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from orchestrator.errors import ExitCode, StudyMissing
 from orchestrator.execution.stop_reasons import stop_signals_blocked
@@ -32,6 +33,28 @@ class DetachedDriver:
     """For whose GPUs it waits before it drives the sweep."""
 
 
+def start_in_own_session(
+    command: Sequence[str], root: Path, output: IO[bytes], locks: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a process on the runs folder `root` that outlives this one, its terminal and its service.
+
+    Args:
+        command: what runs; `orchestrate` in it works here, whatever `ORCHESTRATE_SERVER` says.
+        root: the runs folder.
+        output: takes stdout and stderr.
+        locks: open files whose locks the process keeps while it lives.
+    """
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        pass_fds=locks,
+        env=os.environ | {"ORCHESTRATE_HOME": str(root), "ORCHESTRATE_SERVER": ""},
+    )
+
+
 def start_detached(folder: SweepFolder, arguments: Sequence[str], show: Callable[[str], None]) -> DetachedDriver:
     """Run `orchestrate ARGUMENTS` in a session of its own; return once it drives the sweep, waits for a GPU or ended.
 
@@ -45,14 +68,7 @@ def start_detached(folder: SweepFolder, arguments: Sequence[str], show: Callable
     with log.open("ab") as output:
         began = output.tell()
         with stop_signals_blocked():
-            process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.cli", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                env=os.environ | {"ORCHESTRATE_HOME": str(folder.root), "ORCHESTRATE_SERVER": ""},
-            )
+            process = start_in_own_session([sys.executable, "-m", "orchestrator.cli", *arguments], folder.root, output)
     with log.open("rb") as reader:
         reader.seek(began)
         waiting = ""

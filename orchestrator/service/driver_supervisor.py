@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import folders
+from orchestrator.commands.detached_driver import start_in_own_session
 from orchestrator.commands.runs_folder.queue_records import SERVICE_FOLDER
 from orchestrator.commands.status import sweep_state
 from orchestrator.errors import JUDGING, ExitCode, OrchestrateError, first_line
@@ -213,15 +214,8 @@ class DriverSupervisor:
             log.parent.mkdir(parents=True, exist_ok=True)
             marks = str(self._folder / sweep.name)
             with log.open("ab") as output:
-                child = subprocess.Popen(
-                    ["/bin/sh", "-c", _SHELL, marks, str(sweep.launch), *self._command(file)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                    pass_fds=[lock],
-                    env=os.environ | {"ORCHESTRATE_HOME": str(self._root), "ORCHESTRATE_SERVER": ""},
-                )
+                shell = ["/bin/sh", "-c", _SHELL, marks, str(sweep.launch), *self._command(file)]
+                child = start_in_own_session(shell, self._root, output, [lock])
             failpoint("service.launched")
             self._children.append(child)
         return sweep

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.commands.detached_driver import start_in_own_session
 from orchestrator.driver.judge_stage import JUDGE_FILE, JUDGE_FOLDER
 from orchestrator.errors import ExitCode
 from orchestrator.folders import SweepFolder
@@ -69,15 +70,8 @@ def begin_judging(folder: SweepFolder, options: Sequence[str]) -> subprocess.Pop
             _file(folder, suffix).unlink(missing_ok=True)
         output = stack.enter_context(folder.log.open("ab"))
         command = [sys.executable, "-m", "orchestrator.cli", "judge", *options, "--", folder.name]
-        return subprocess.Popen(
-            ["/bin/sh", "-c", _SHELL, str(marks), str(folder.log), str(output.tell()), *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            pass_fds=[lock],
-            env=os.environ | {"ORCHESTRATE_HOME": str(folder.root), "ORCHESTRATE_SERVER": ""},
-        )
+        shell = ["/bin/sh", "-c", _SHELL, str(marks), str(folder.log), str(output.tell()), *command]
+        return start_in_own_session(shell, folder.root, output, [lock])
 
 
 def judging(folder: SweepFolder) -> Judging | None:
